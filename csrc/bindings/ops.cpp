@@ -1,0 +1,239 @@
+// Every op callable from Python, by name, on NumPy arrays: arguments are checked against the schema of ops.h before a
+// kernel sees them, so a wrong shape is a ValueError and never a crash.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
+
+#include "../core/context.h"
+#include "../core/thread_pool.h"
+#include "../cpu/device.h"
+#include "bindings.h"
+#include "schema.h"
+
+namespace py = pybind11;
+
+namespace freedive {
+
+const fd_device_table* require_cpu() {
+  const fd_device_table* device = cpu_device();
+  if (!device) throw std::runtime_error(cpu_device_error());
+  return device;
+}
+
+ThreadPool* shared_pool(int threads) {
+  static std::map<int, std::unique_ptr<ThreadPool>> pools;
+  auto& pool = pools[threads];
+  if (!pool) pool = std::make_unique<ThreadPool>(threads);
+  return pool.get();
+}
+
+static const char* dtype_name(int32_t dtype) {
+  static const char* names[] = {"float32", "bfloat16", "int32", "int64", "uint64", "uint8"};
+  return names[dtype];
+}
+
+static bool same_dtype(const py::array& a, int32_t dtype) {
+  const char kind = a.dtype().kind();
+  const auto size = a.itemsize();
+  switch (dtype) {
+    case FD_F32: return kind == 'f' && size == 4;
+    case FD_BF16: return size == 2 && kind != 'f';
+    case FD_I32: return kind == 'i' && size == 4;
+    case FD_I64: return kind == 'i' && size == 8;
+    case FD_U64: return kind == 'u' && size == 8;
+    default: return kind == 'u' && size == 1;
+  }
+}
+
+static std::string shape_text(const py::array& a) {
+  std::string s = "[";
+  for (py::ssize_t i = 0; i < a.ndim(); ++i) s += (i ? "," : "") + std::to_string(a.shape(i));
+  return s + "]";
+}
+
+static std::string dims_text(const Field& f) {
+  std::string s = "[";
+  for (size_t i = 0; i < f.dims.size(); ++i) s += (i ? "," : "") + f.dims[i];
+  return s + "]";
+}
+
+static fd_tensor tensor_of(const std::string& op, const Field& f, const py::array& a, std::map<std::string, int64_t>& sizes) {
+  auto fail = [&](const std::string& why) -> fd_tensor {
+    throw py::value_error(op + ": argument '" + f.name + "' must be " + dtype_name(f.dtype) + dims_text(f) + ", " + why);
+  };
+  if (!same_dtype(a, f.dtype)) return fail("got dtype " + py::str(a.dtype()).cast<std::string>());
+  if (a.ndim() != static_cast<py::ssize_t>(f.dims.size())) return fail("got shape " + shape_text(a));
+  if (f.written && !a.writeable()) return fail("got a read-only array");
+  fd_tensor t{const_cast<void*>(a.data()), {1, 1, 1, 1}, {1, 1, 1, 1}, static_cast<int32_t>(a.ndim()), f.dtype};
+  for (int i = 0; i < t.ndim; ++i) {
+    const std::string& letter = f.dims[i];
+    const int64_t size = a.shape(i);
+    auto [known, fresh] = sizes.emplace(letter, size);
+    if (!fresh && known->second != size)
+      return fail("got shape " + shape_text(a) + " where " + letter + " = " + std::to_string(known->second) + " from another argument");
+    t.shape[i] = size;
+    if (a.strides(i) % a.itemsize() != 0) return fail("got strides that are not whole elements");
+    t.stride[i] = a.strides(i) / a.itemsize();
+  }
+  // Kernels read rows: the last dimension must be contiguous, the others may be strided (a slice of a wider buffer).
+  for (int i = t.ndim - 1; i >= 0; --i) {
+    if (t.shape[i] <= 1) t.stride[i] = i == t.ndim - 1 ? 1 : t.stride[i + 1] * t.shape[i + 1];
+    if (i == t.ndim - 1 && t.stride[i] != 1) return fail("got a last dimension that is not contiguous");
+    if (t.stride[i] < 0) return fail("got a negative stride");
+  }
+  if (t.ndim > 2 && t.stride[1] != t.shape[2] * (t.ndim > 3 ? t.shape[3] : 1)) return fail("only the first dimension may be strided");
+  return t;
+}
+
+// Values an op indexes with are checked too.
+static void check_indices(const std::string& op, const std::map<std::string, fd_tensor>& t, const std::map<std::string, int64_t>& sizes) {
+  auto range = [&](const char* name, const char* letter, int64_t low) {
+    auto it = t.find(name);
+    auto size = sizes.find(letter);
+    if (it == t.end() || size == sizes.end()) return;
+    int64_t count = 1;
+    for (int i = 0; i < it->second.ndim; ++i) count *= it->second.shape[i];
+    const auto* p = static_cast<const int32_t*>(it->second.data);
+    for (int64_t i = 0; i < count; ++i)
+      if (p[i] < low || p[i] >= size->second)
+        throw py::value_error(op + ": " + name + " holds " + std::to_string(p[i]) + ", allowed " + std::to_string(low) + " to " +
+                              std::to_string(size->second - 1));
+  };
+  range("tokens", "V", 0);
+  range("targets", "V", -1);
+  range("positions", op == "rope" ? "P" : "T", 0);
+  if (op != "attention_forward" && op != "attention_backward") range("block_table", "B", 0);
+  auto cu = t.find("cu_seqlens");
+  if (cu != t.end()) {
+    const auto* p = static_cast<const int32_t*>(cu->second.data);
+    const int64_t S = cu->second.shape[0] - 1, N = sizes.at("N");
+    if (S < 0 || p[0] != 0 || p[S] > N) throw py::value_error(op + ": cu_seqlens must begin with 0 and end at most at N = " + std::to_string(N));
+    for (int64_t s = 0; s < S; ++s)
+      if (p[s + 1] < p[s]) throw py::value_error(op + ": cu_seqlens must not decrease");
+    auto past = t.find("past_lens");
+    if (past != t.end()) {
+      const auto* q = static_cast<const int32_t*>(past->second.data);
+      if (past->second.shape[0] != S) throw py::value_error(op + ": cu_seqlens must have one more entry than past_lens");
+      const int64_t room = t.at("block_table").shape[1] * FD_KV_BLOCK;
+      for (int64_t s = 0; s < S; ++s)
+        if (q[s] < 0 || q[s] + p[s + 1] - p[s] > room)
+          throw py::value_error(op + ": sequence " + std::to_string(s) + " does not fit its " + std::to_string(room) + " cache positions");
+    }
+  }
+}
+
+static void op_call(const std::string& name, const py::object& variant, int threads, const py::dict& arguments) {
+  const OpSchema* schema = find_schema(name);
+  if (!schema) throw py::value_error("unknown op '" + name + "'");
+  if (threads < 1 || threads > 1024) throw py::value_error("threads must be between 1 and 1024");
+  std::vector<uint8_t> args(schema->bytes);
+  std::map<std::string, int64_t> sizes;
+  std::map<std::string, fd_tensor> tensors;
+  uint8_t* at = args.data();
+  size_t used = 0;
+  for (const Field& f : schema->fields) {
+    const bool given = arguments.contains(f.name.c_str()) && !arguments[f.name.c_str()].is_none();
+    used += arguments.contains(f.name.c_str());
+    if (!f.tensor) {
+      if (!given) throw py::value_error(name + ": argument '" + f.name + "' is missing");
+      if (f.scalar == 'f') {
+        const double x = arguments[f.name.c_str()].cast<double>();
+        std::memcpy(at, &x, 8);
+      } else {
+        const int64_t x = arguments[f.name.c_str()].cast<int64_t>();
+        std::memcpy(at, &x, 8);
+      }
+      at += 8;
+      continue;
+    }
+    fd_tensor t{nullptr, {0, 0, 0, 0}, {0, 0, 0, 0}, 0, f.dtype};
+    if (given) {
+      py::handle h = arguments[f.name.c_str()];
+      if (!py::isinstance<py::array>(h)) throw py::value_error(name + ": argument '" + f.name + "' must be a NumPy array");
+      t = tensor_of(name, f, py::reinterpret_borrow<py::array>(h), sizes);
+      tensors[f.name] = t;
+    } else if (!f.optional) {
+      throw py::value_error(name + ": argument '" + f.name + "' is missing");
+    }
+    std::memcpy(at, &t, sizeof t);
+    at += sizeof t;
+  }
+  if (used != arguments.size()) {
+    for (auto item : arguments) {
+      const std::string key = py::str(item.first);
+      bool known = false;
+      for (const Field& f : schema->fields) known |= f.name == key;
+      if (!known) throw py::value_error(name + ": unknown argument '" + key + "'; the arguments are: " + schema->text);
+    }
+  }
+  const fd_device_table* device = require_cpu();
+  auto divides = [&](const char* a, const char* b) {
+    if (sizes.count(a) && sizes.count(b) && (sizes[b] == 0 || sizes[a] % sizes[b]))
+      throw py::value_error(name + ": " + a + " = " + std::to_string(sizes[a]) + " must be a multiple of " + b + " = " + std::to_string(sizes[b]));
+  };
+  if (name.rfind("attention", 0) == 0) divides("H", "G");
+  if (name == "rope" && sizes["D"] != 2 * sizes["R"]) throw py::value_error("rope: D must be 2 R");
+  if (name.rfind("kv_cache", 0) == 0 || name == "attention_cached")
+    if (sizes["T"] != FD_KV_BLOCK) throw py::value_error(name + ": the cache's blocks hold " + std::to_string(FD_KV_BLOCK) + " positions");
+  if (name == "adamw" && (sizes["Z"] < 1 || sizes["Y"] != 8)) throw py::value_error("adamw: hyper must be float32[8] and norm float32[1]");
+  if (tensors.count("packed") && sizes.count("P")) {
+    const bool head = name.rfind("head", 0) == 0;
+    const int64_t want = device->matmul_packed_size(head ? sizes["V"] : sizes["O"], sizes["C"]);
+    if (sizes["P"] != want) throw py::value_error(name + ": packed must be float32[" + std::to_string(want) + "]");
+  }
+  if (name == "embedding_forward" && tensors.count("wpe") && !tensors.count("positions"))
+    throw py::value_error("embedding_forward: wpe needs positions");
+  if (name == "embedding_backward" && tensors.count("dwpe") && !tensors.count("positions"))
+    throw py::value_error("embedding_backward: dwpe needs positions");
+  check_indices(name, tensors, sizes);
+
+  const fd_variant* chosen = nullptr;
+  for (int i = 0; i < device->n_variants; ++i) {
+    const fd_variant& v = device->variants[i];
+    if (name != v.op) continue;
+    if (variant.is_none() ? (!chosen || v.priority > chosen->priority) : variant.cast<std::string>() == v.name) chosen = &v;
+  }
+  if (!chosen) throw py::value_error(name + ": no variant '" + py::str(variant).cast<std::string>() + "' on this device");
+  const size_t bytes = (chosen->workspace ? chosen->workspace(args.data(), threads) : 0) + 64;
+  std::unique_ptr<uint8_t, decltype(&std::free)> workspace(static_cast<uint8_t*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)), &std::free);
+  if (!workspace) throw std::bad_alloc();
+  ThreadPool* pool = shared_pool(threads);
+  fd_context ctx{pool, nullptr, workspace.get(), bytes, threads};
+  static std::mutex one_at_a_time;  // the shared pools are not reentrant
+  py::gil_scoped_release release;
+  std::lock_guard<std::mutex> lock(one_at_a_time);
+  chosen->run(&ctx, args.data());
+}
+
+void bind_ops(py::module_& m) {
+  m.def("op_list", [] {
+    std::vector<std::pair<std::string, std::string>> out;
+    for (const auto& s : op_schemas()) out.emplace_back(s.name, s.text);
+    return out;
+  });
+  m.def("op_variants", [](const std::string& op) {
+    if (!find_schema(op)) throw py::value_error("unknown op '" + op + "'");
+    const fd_device_table* device = require_cpu();
+    std::vector<std::pair<std::string, std::string>> out;
+    for (int i = 0; i < device->n_variants; ++i)
+      if (op == device->variants[i].op) out.emplace_back(device->variants[i].name, device->tier);
+    return out;
+  });
+  m.def("op_call", &op_call, py::arg("name"), py::arg("variant"), py::arg("threads"), py::arg("arguments"));
+  m.def("matmul_packed_size", [](int64_t O, int64_t C) { return require_cpu()->matmul_packed_size(O, C); });
+  m.def("cpu_tier", [] { return std::string(require_cpu()->tier); });
+  m.def("cpu_tiers", [] {
+    std::vector<std::string> out;
+    for (const char* t : cpu_tiers()) out.push_back(t);
+    return out;
+  });
+  m.attr("KV_BLOCK") = static_cast<int>(FD_KV_BLOCK);
+}
+
+}  // namespace freedive

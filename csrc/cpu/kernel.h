@@ -1,0 +1,119 @@
+// kernel.h: the register kernel under matmul, attention and the head: a tile of A·B where every element is one chain
+// of fused multiply-adds over k, so that how a product is cut into tiles never shows in its bits.
+#pragma once
+#include "simd.h"
+
+namespace freedive {
+namespace FREEDIVE_TIER_NAMESPACE {
+namespace {
+
+// Rows of the register tile: with 16 columns, 6 rows are 12 accumulators of the 16 AVX2 registers. SSE has half the width.
+#ifdef FREEDIVE_AVX2
+constexpr int MR = 6;
+#else
+constexpr int MR = 3;
+#endif
+
+// What happens to a finished chain before it is stored; pointers are NULL when absent.
+struct Finish {
+  const float* bias;      // [columns]
+  const float* residual;  // [rows, columns]
+  int64_t residual_row;
+};
+
+// C[R, V*8] = (load ? C : 0) + A[R, K] B[K, V*8].  A(i, k) = a[i*a_row + k*a_k].
+// B's row k is at b + k*b_k; its columns lie in panels of 16 at distance b_panel (16 when B is a plain matrix).
+template <int R, int V>
+__attribute__((noinline)) void tile(int64_t K, const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t b_k,
+                                    int64_t b_panel, float* c, int64_t c_row, bool load, Finish finish) {
+  vf acc[R][V];
+#pragma GCC unroll 8
+  for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < V; ++j) acc[i][j] = load ? vload(c + i * c_row + j * VL) : vset(0.0f);
+  }
+  for (int64_t k = 0; k < K; ++k) {
+    vf bv[V];
+#pragma GCC unroll 8
+    for (int j = 0; j < V; ++j) bv[j] = vload(b + (j / 2) * b_panel + (j % 2) * VL);
+#pragma GCC unroll 8
+    for (int i = 0; i < R; ++i) {
+      const vf av = vset(a[i * a_row]);
+#pragma GCC unroll 8
+      for (int j = 0; j < V; ++j) acc[i][j] = vfma(av, bv[j], acc[i][j]);
+    }
+    a += a_k;
+    b += b_k;
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < V; ++j) {
+      vf y = acc[i][j];
+      if (finish.bias != nullptr) y = y + vload(finish.bias + j * VL);
+      if (finish.residual != nullptr) y = y + vload(finish.residual + i * finish.residual_row + j * VL);
+      vstore(c + i * c_row + j * VL, y);
+    }
+  }
+}
+
+// The same with rows known at run time only, 1..MR.
+template <int V>
+FD_INLINE void tile_rows(int64_t rows, int64_t K, const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t b_k,
+                         int64_t b_panel, float* c, int64_t c_row, bool load, Finish finish) {
+  switch (rows) {
+    case 1: return tile<1, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
+    case 2: return tile<2, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
+    case 3: return tile<3, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
+#ifdef FREEDIVE_AVX2
+    case 4: return tile<4, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
+    case 5: return tile<5, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
+    case 6: return tile<6, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
+#endif
+  }
+}
+
+// Few columns (1..15) of a plain B: the same chains, one element at a time.
+FD_INLINE void tile_edge(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_row, int64_t a_k, const float* b,
+                         int64_t b_k, float* c, int64_t c_row, bool load, Finish finish) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < columns; ++j) {
+      float y = load ? c[i * c_row + j] : 0.0f;
+      for (int64_t k = 0; k < K; ++k) y = fma1(a[i * a_row + k * a_k], b[k * b_k + j], y);
+      if (finish.bias != nullptr) y = y + finish.bias[j];
+      if (finish.residual != nullptr) y = y + finish.residual[i * finish.residual_row + j];
+      c[i * c_row + j] = y;
+    }
+  }
+}
+
+// Any rows and columns with a plain B: what attention needs, and products with few rows. One and two rows take more
+// columns at once, so that eight chains hide the latency of a fused multiply-add.
+FD_INLINE void product(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_row, int64_t a_k, const float* b,
+                       int64_t b_k, float* c, int64_t c_row, bool load) {
+  const Finish none = {nullptr, nullptr, 0};
+  for (int64_t i = 0; i < rows; i += MR) {
+    const int64_t r = min64(MR, rows - i);
+    const float* ai = a + i * a_row;
+    float* ci = c + i * c_row;
+    int64_t j = 0;
+#ifdef FREEDIVE_AVX2
+    if (r == 1) {
+      for (; j + 64 <= columns; j += 64) tile<1, 8>(K, ai, a_row, a_k, b + j, b_k, 16, ci + j, c_row, load, none);
+    }
+    if (r <= 3) {
+      for (; j + 32 <= columns; j += 32) tile_rows<4>(r, K, ai, a_row, a_k, b + j, b_k, 16, ci + j, c_row, load, none);
+    }
+#endif
+    for (; j + 16 <= columns; j += 16) tile_rows<2>(r, K, ai, a_row, a_k, b + j, b_k, 16, ci + j, c_row, load, none);
+    if (j + 8 <= columns) {
+      tile_rows<1>(r, K, ai, a_row, a_k, b + j, b_k, 16, ci + j, c_row, load, none);
+      j += 8;
+    }
+    if (j < columns) tile_edge(r, columns - j, K, ai, a_row, a_k, b + j, b_k, ci + j, c_row, load, none);
+  }
+}
+
+}  // namespace
+}  // namespace FREEDIVE_TIER_NAMESPACE
+}  // namespace freedive

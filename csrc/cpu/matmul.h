@@ -1,0 +1,31 @@
+// matmul.h: the blocked product, as matmul.cpp lends it to the head.
+#pragma once
+#include "simd.h"
+
+namespace freedive {
+namespace FREEDIVE_TIER_NAMESPACE {
+
+// C[m,n] = (accumulate ? C : 0) + A[m,k] B[k,n] (+ bias[n]) (+ residual[m,n]): every element one chain over k.
+struct Gemm {
+  int64_t m, n, k;
+  const float* a;  // A(i, k) = a[i*a_row + k*a_k]; one of the two strides is 1
+  int64_t a_row, a_k;
+  const float* b;  // B(k, j) = b[k*b_k + j]; NULL when `packed` is given
+  int64_t b_k;
+  const float* packed;  // panels [ceil(n/16)][k][16], zero beyond n
+  float* c;
+  int64_t c_row;
+  bool accumulate;
+  const float* bias;      // or NULL
+  const float* residual;  // or NULL; may be c
+  int64_t residual_row;
+};
+
+size_t gemm_workspace(int32_t threads);  // bytes, whatever the shape
+void gemm(fd_context* ctx, uint8_t* workspace, const Gemm& g);
+
+int64_t matmul_packed_size(int64_t O, int64_t C);  // floats
+void pack_weight(fd_context* ctx, float* packed, const float* weight, int64_t weight_row, int64_t O, int64_t C);
+
+}  // namespace FREEDIVE_TIER_NAMESPACE
+}  // namespace freedive

@@ -1,0 +1,32 @@
+// tier.h: what the files of one tier show each other: the list of variants of each family.
+#pragma once
+#include "simd.h"
+
+namespace freedive {
+namespace FREEDIVE_TIER_NAMESPACE {
+
+struct VariantList {
+  const fd_variant* variants;
+  int n;
+};
+VariantList embedding_variants();
+VariantList norm_variants();
+VariantList rope_variants();
+VariantList activation_variants();
+VariantList matmul_variants();
+VariantList attention_variants();
+VariantList attention_backward_variants();
+VariantList head_variants();
+VariantList sampling_variants();
+VariantList optimizer_variants();
+
+const fd_device_table* device_table();
+
+#define FD_VARIANT_LIST(family, ...)                                            \
+  VariantList family##_variants() {                                             \
+    static const fd_variant list[] = {__VA_ARGS__};                             \
+    return {list, static_cast<int>(sizeof(list) / sizeof(list[0]))};            \
+  }
+
+}  // namespace FREEDIVE_TIER_NAMESPACE
+}  // namespace freedive

@@ -1,0 +1,297 @@
+// The decoder, forward and backward, one line of maths per call.
+//
+//   x = wte[tokens] (+ wpe[positions])
+//   per layer:  x2 = x  + W_o attention(rope(norm_q(W_q n)), rope(norm_k(W_k n)), W_v n),   n = norm1(x)
+//               x  = x2 + W_down act(W_up m),                                               m = norm2(x2)
+//   head:       logprobs, entropy, lse of W_head norm(x)
+//
+// Kept for the backward pass: what the comments of Activations list, 4 bytes a value. Everything lives in buffers taken
+// once (memory.cpp), so a step allocates nothing. Scoring and decoding reuse the buffers of layer 0 for every layer.
+#include "decoder.h"
+
+#include <cstring>
+#include <stdexcept>
+
+#include "view.h"
+
+namespace freedive {
+
+// ---- small pieces ----------------------------------------------------------------------------------------------
+
+void Decoder::norm_forward(float* out, float* stat, float* mean, const float* x, int64_t weight, int64_t bias, int64_t rows) {
+  const int64_t C = config_.d_model;
+  if (config_.layernorm) {
+    fd_layernorm_forward_args a{view(out, rows, C), view(mean, rows), view(stat, rows), view(x, rows, C), view(param(weight), C),
+                                view(param(bias), C), config_.norm_eps};
+    ops_.layernorm_forward(&ctx_, &a);
+  } else {
+    fd_rmsnorm_forward_args a{view(out, rows, 1, C), view(stat, rows, 1), view(x, rows, 1, C), view(param(weight), C), config_.norm_eps};
+    ops_.rmsnorm_forward(&ctx_, &a);
+  }
+}
+
+void Decoder::norm_backward(float* dx, bool accumulate, const float* dout, const float* x, int64_t weight, int64_t bias,
+                            const float* stat, const float* mean) {
+  const int64_t C = config_.d_model;
+  float* g = grads_.floats();
+  if (config_.layernorm) {
+    fd_layernorm_backward_args a{view(dx, n_, C),   view(g + weight, C),     view(g + bias, C), view(dout, n_, C), view(x, n_, C),
+                                 view(param(weight), C), view(mean, n_), view(stat, n_),   accumulate};
+    ops_.layernorm_backward(&ctx_, &a);
+  } else {
+    fd_rmsnorm_backward_args a{view(dx, n_, 1, C),     view(g + weight, C), view(dout, n_, 1, C), view(x, n_, 1, C),
+                               view(param(weight), C), view(stat, n_, 1),   accumulate};
+    ops_.rmsnorm_backward(&ctx_, &a);
+  }
+}
+
+// out = x W^T (+ bias) (+ residual)
+void Decoder::linear(float* out, const float* x, int64_t weight, int64_t bias, int64_t O, int64_t C, const float* residual) {
+  fd_matmul_forward_args a{view(out, n_, O),
+                           view(x, n_, C),
+                           view(param(weight), O, C),
+                           use_packed_ ? packed(weight, O, C) : absent(),
+                           bias >= 0 ? view(param(bias), O) : absent(),
+                           residual ? view(residual, n_, O) : absent(),
+                           0};
+  ops_.matmul_forward(&ctx_, &a);
+}
+
+// dx = dout W; dW += dout^T x; dbias += sum dout
+void Decoder::linear_backward(float* dx, const float* dout, const float* x, int64_t weight, int64_t bias, int64_t O, int64_t C) {
+  float* g = grads_.floats();
+  fd_matmul_backward_input_args i{view(dx, n_, C), view(dout, n_, O), view(param(weight), O, C), 0};
+  ops_.matmul_backward_input(&ctx_, &i);
+  fd_matmul_backward_weight_args w{view(g + weight, O, C), bias >= 0 ? view(g + bias, O) : absent(), view(dout, n_, O), view(x, n_, C)};
+  ops_.matmul_backward_weight(&ctx_, &w);
+}
+
+fd_tensor Decoder::head_weight(float* base) const { return view(base + head_, config_.vocab_size, config_.d_model); }
+
+// ---- one layer -------------------------------------------------------------------------------------------------
+
+void Decoder::attention_forward(int64_t layer, Activations& a, const Cached* cached) {
+  const Layer& w = layers_[layer];
+  const int64_t H = config_.n_head, G = config_.n_kv_head, D = config_.head_dim, E = config_.qkv_width(), C = config_.d_model;
+  const double scale = attention_scale(D);
+
+  norm_forward(a.norm1, a.stat1, a.mean1, a.x, w.input_norm, w.input_norm_bias, n_);
+  linear(a.qkv, a.norm1, w.qkv, w.qkv_bias, E, C, nullptr);
+
+  // q and k after QK-norm and rotation; without either they are read where the product left them
+  fd_tensor q = heads(a.qkv, n_, H, D, E), k = heads(a.qkv + H * D, n_, G, D, E), v = heads(a.qkv + (H + G) * D, n_, G, D, E);
+  if (a.qk) {
+    const int64_t R = (H + G) * D;
+    fd_tensor q2 = heads(a.qk, n_, H, D, R), k2 = heads(a.qk + H * D, n_, G, D, R);
+    if (config_.qk_norm) {
+      fd_rmsnorm_forward_args nq{q2, view(a.qk_stat, n_, H), q, view(param(w.q_norm), D), config_.norm_eps};
+      fd_rmsnorm_forward_args nk{k2, view(a.qk_stat + n_ * H, n_, G), k, view(param(w.k_norm), D), config_.norm_eps};
+      ops_.rmsnorm_forward(&ctx_, &nq);
+      ops_.rmsnorm_forward(&ctx_, &nk);
+      q = q2, k = k2;
+    }
+    if (!config_.learned_positions) {
+      const fd_tensor cos = view(cos_.floats(), config_.max_positions, D / 2), sin = view(sin_.floats(), config_.max_positions, D / 2);
+      fd_rope_args rq{q2, q, cos, sin, view(positions_, n_), 0}, rk{k2, k, cos, sin, view(positions_, n_), 0};
+      ops_.rope(&ctx_, &rq);
+      ops_.rope(&ctx_, &rk);
+    }
+    q = q2, k = k2;
+  }
+
+  const fd_tensor out = view(a.attention, n_, H, D), cu = view(cu_seqlens_, s_ + 1);
+  if (cached) {
+    KVCache& c = *cached->cache;
+    const int64_t T = FD_KV_BLOCK, block = c.blocks * G * D * T;
+    const fd_tensor kc = view(c.keys.floats() + layer * block, c.blocks, G, D, T), vc = view(c.values.floats() + layer * block, c.blocks, G, T, D);
+    const fd_tensor past = view(cached->past_lens, s_), table = view(cached->block_table, s_, cached->blocks_per_seq);
+    fd_kv_cache_write_args wr{kc, vc, k, v, cu, past, table};
+    ops_.kv_cache_write(&ctx_, &wr);
+    fd_attention_cached_args at{out, q, kc, vc, cu, past, table, scale};
+    ops_.attention_cached(&ctx_, &at);
+  } else {
+    fd_attention_forward_args at{out, view(a.lse, n_, H), q, k, v, cu, scale};
+    ops_.attention_forward(&ctx_, &at);
+  }
+  linear(a.x2, a.attention, w.o, w.o_bias, C, H * D, a.x);
+}
+
+void Decoder::mlp_forward(int64_t layer, Activations& a, float* x_next) {
+  const Layer& w = layers_[layer];
+  const int64_t C = config_.d_model, F = config_.d_ff, U = config_.up_width();
+  norm_forward(a.norm2, a.stat2, a.mean2, a.x2, w.mlp_norm, w.mlp_norm_bias, n_);
+  linear(a.up, a.norm2, w.up, w.up_bias, U, C, nullptr);
+  if (config_.gelu) {
+    fd_gelu_forward_args g{view(a.act, n_, F), view(a.up, n_, F)};
+    ops_.gelu_forward(&ctx_, &g);
+  } else {
+    fd_swiglu_forward_args g{view(a.act, n_, F), columns(a.up, n_, F, U), columns(a.up + F, n_, F, U)};
+    ops_.swiglu_forward(&ctx_, &g);
+  }
+  linear(x_next, a.act, w.down, w.down_bias, C, F, a.x2);
+}
+
+// In: dx_ = dL/d(output of the layer). Out: dx_ = dL/d(x2), the residual branch included.
+void Decoder::mlp_backward(int64_t layer, Activations& a) {
+  const Layer& w = layers_[layer];
+  const int64_t C = config_.d_model, F = config_.d_ff, U = config_.up_width();
+  linear_backward(dact_, dx_, a.act, w.down, w.down_bias, C, F);
+  if (config_.gelu) {
+    fd_gelu_backward_args g{view(dup_, n_, F), view(dact_, n_, F), view(a.up, n_, F)};
+    ops_.gelu_backward(&ctx_, &g);
+  } else {
+    fd_swiglu_backward_args g{columns(dup_, n_, F, U), columns(dup_ + F, n_, F, U), view(dact_, n_, F), columns(a.up, n_, F, U),
+                              columns(a.up + F, n_, F, U)};
+    ops_.swiglu_backward(&ctx_, &g);
+  }
+  linear_backward(dnorm_, dup_, a.norm2, w.up, w.up_bias, U, C);
+  norm_backward(dx_, true, dnorm_, a.x2, w.mlp_norm, w.mlp_norm_bias, a.stat2, a.mean2);
+}
+
+// In: dx_ = dL/d(x2). Out: dx_ = dL/d(x).
+void Decoder::attention_backward(int64_t layer, Activations& a) {
+  const Layer& w = layers_[layer];
+  const int64_t H = config_.n_head, G = config_.n_kv_head, D = config_.head_dim, E = config_.qkv_width(), C = config_.d_model;
+  linear_backward(dattention_, dx_, a.attention, w.o, w.o_bias, C, H * D);
+
+  fd_tensor q = heads(a.qkv, n_, H, D, E), k = heads(a.qkv + H * D, n_, G, D, E), v = heads(a.qkv + (H + G) * D, n_, G, D, E);
+  fd_tensor dq = heads(dqkv_, n_, H, D, E), dk = heads(dqkv_ + H * D, n_, G, D, E), dv = heads(dqkv_ + (H + G) * D, n_, G, D, E);
+  fd_tensor q2 = q, k2 = k, dq2 = dq, dk2 = dk;  // after norm and rotation, and their derivatives
+  if (a.qk) {
+    const int64_t R = (H + G) * D;
+    q2 = heads(a.qk, n_, H, D, R), k2 = heads(a.qk + H * D, n_, G, D, R);
+    dq2 = heads(dqk_, n_, H, D, R), dk2 = heads(dqk_ + H * D, n_, G, D, R);
+  }
+  fd_attention_backward_args at{dq2, dk2, dv, view(dattention_, n_, H, D), view(a.attention, n_, H, D), view(a.lse, n_, H), q2, k2, v,
+                                view(cu_seqlens_, s_ + 1), attention_scale(D)};
+  ops_.attention_backward(&ctx_, &at);
+  if (a.qk) {
+    if (!config_.learned_positions) {
+      const fd_tensor cos = view(cos_.floats(), config_.max_positions, D / 2), sin = view(sin_.floats(), config_.max_positions, D / 2);
+      const fd_tensor to_q = config_.qk_norm ? dq2 : dq, to_k = config_.qk_norm ? dk2 : dk;
+      fd_rope_args rq{to_q, dq2, cos, sin, view(positions_, n_), 1}, rk{to_k, dk2, cos, sin, view(positions_, n_), 1};
+      ops_.rope(&ctx_, &rq);
+      ops_.rope(&ctx_, &rk);
+    }
+    if (config_.qk_norm) {
+      float* g = grads_.floats();
+      fd_rmsnorm_backward_args nq{dq, view(g + w.q_norm, D), dq2, q, view(param(w.q_norm), D), view(a.qk_stat, n_, H), 0};
+      fd_rmsnorm_backward_args nk{dk, view(g + w.k_norm, D), dk2, k, view(param(w.k_norm), D), view(a.qk_stat + n_ * H, n_, G), 0};
+      ops_.rmsnorm_backward(&ctx_, &nq);
+      ops_.rmsnorm_backward(&ctx_, &nk);
+    }
+  }
+  linear_backward(dnorm_, dqkv_, a.norm1, w.qkv, w.qkv_bias, E, C);
+  norm_backward(dx_, true, dnorm_, a.x, w.input_norm, w.input_norm_bias, a.stat1, a.mean1);
+}
+
+// ---- the whole trunk -------------------------------------------------------------------------------------------
+
+void Decoder::trunk_forward(const BatchView& b, bool keep, const Cached* cached) {
+  accept(b);
+  const int64_t C = config_.d_model, last = config_.n_layer - 1;
+  fd_embedding_forward_args e{view(act_[0].x, n_, C), view(tokens_, n_), view(positions_, n_), view(param(embed_), config_.vocab_size, C),
+                              config_.learned_positions ? view(param(embed_positions_), config_.max_positions, C) : absent()};
+  ops_.embedding_forward(&ctx_, &e);
+  for (int64_t i = 0; i <= last; ++i) {
+    Activations& a = act_[keep ? i : 0];
+    attention_forward(i, a, cached);
+    mlp_forward(i, a, i == last ? x_last_ : act_[keep ? i + 1 : 0].x);
+  }
+  norm_forward(final_, final_stat_, final_mean_, x_last_, final_norm_, final_norm_bias_, n_);
+  kept_ = keep;
+}
+
+// In: dnorm_ = dL/d(final hidden states).
+void Decoder::trunk_backward() {
+  const int64_t C = config_.d_model;
+  norm_backward(dx_, false, dnorm_, x_last_, final_norm_, final_norm_bias_, final_stat_, final_mean_);
+  for (int64_t i = config_.n_layer - 1; i >= 0; --i) {
+    mlp_backward(i, act_[i]);
+    attention_backward(i, act_[i]);
+  }
+  float* g = grads_.floats();
+  fd_embedding_backward_args e{view(g + embed_, config_.vocab_size, C),
+                               config_.learned_positions ? view(g + embed_positions_, config_.max_positions, C) : absent(),
+                               view(dx_, n_, C), view(tokens_, n_), view(positions_, n_)};
+  ops_.embedding_backward(&ctx_, &e);
+  kept_ = false;
+}
+
+void Decoder::forward(const BatchView& b, float temperature, bool keep, const TokenOutputs& out) {
+  if (keep && !trainable_) throw std::logic_error("this model was made with trainable=False: use score()");
+  trunk_forward(b, keep, nullptr);
+  scalars_[0] = temperature;
+  const int64_t C = config_.d_model;
+  fd_head_forward_args h{view(out.logprobs, n_, k_), view(out.entropy, n_), view(out.lse, n_),
+                         view(final_, n_, C), head_weight(params_.floats()), absent(),
+                         view(targets_, n_, k_), view(scalars_, 1), mask_view(vocab_mask_)};
+  ops_.head_forward(&ctx_, &h);
+  std::memcpy(final_lse_, out.lse, n_ * sizeof(float));
+  std::memcpy(final_entropy_, out.entropy, n_ * sizeof(float));
+}
+
+void Decoder::backward(const float* dlogprobs, const float* dentropy, const float* dlse) {
+  if (!kept_) throw std::logic_error("backward() needs a forward() before it; each forward serves one backward");
+  const int64_t C = config_.d_model;
+  fd_head_backward_args h{view(dnorm_, n_, C), head_weight(grads_.floats()), view(final_, n_, C), head_weight(params_.floats()), absent(),
+                          view(targets_, n_, k_), view(scalars_, 1), mask_view(vocab_mask_), view(final_lse_, n_),
+                          view(final_entropy_, n_), dlogprobs ? view(dlogprobs, n_, k_) : absent(),
+                          dentropy ? view(dentropy, n_) : absent(), dlse ? view(dlse, n_) : absent()};
+  ops_.head_backward(&ctx_, &h);
+  trunk_backward();
+}
+
+void Decoder::forward_backward(const BatchView& b, float temperature, const float* dlogprobs, const TokenOutputs& out) {
+  if (!trainable_) throw std::logic_error("this model was made with trainable=False");
+  trunk_forward(b, true, nullptr);
+  scalars_[0] = temperature;
+  const int64_t C = config_.d_model;
+  fd_head_forward_backward_args h{view(out.logprobs, n_, k_), view(out.entropy, n_), view(out.lse, n_),
+                                  view(dnorm_, n_, C), head_weight(grads_.floats()), view(final_, n_, C),
+                                  head_weight(params_.floats()), absent(), view(targets_, n_, k_),
+                                  view(scalars_, 1), mask_view(vocab_mask_), view(dlogprobs, n_, k_)};
+  ops_.head_forward_backward(&ctx_, &h);
+  trunk_backward();
+}
+
+void Decoder::hidden(float* out) const { std::memcpy(out, final_, n_ * config_.d_model * sizeof(float)); }
+
+void Decoder::decode(KVCache& cache, const BatchView& b, const int32_t* past_lens, const int32_t* block_table, int64_t blocks_per_seq,
+                     const Sampling& p, int32_t* tokens, float* logprobs) {
+  Cached cached{&cache, past_lens, block_table, blocks_per_seq};
+  use_packed_ = true;
+  trunk_forward(b, false, &cached);
+  const int64_t C = config_.d_model, V = config_.vocab_size;
+  for (int64_t s = 0; s < s_; ++s)  // the last new token of each sequence predicts
+    std::memcpy(sampled_hidden_ + s * C, final_ + (cu_seqlens_[s + 1] - 1) * C, C * sizeof(float));
+  fd_head_sample_args h{view(tokens, s_), view(logprobs, s_), view(sampled_hidden_, s_, C), head_weight(params_.floats()),
+                        packed(head_, V, C), mask_view(vocab_mask_), view(p.temperature, s_), view(p.top_k, s_),
+                        view(p.top_p, s_), view(p.min_p, s_), view(p.seeds, s_), view(p.counters, s_)};
+  ops_.head_sample(&ctx_, &h);
+  use_packed_ = false;
+}
+
+// ---- optimizer -------------------------------------------------------------------------------------------------
+
+void Decoder::zero_gradients() { std::memset(grads_.floats(), 0, table_.total_floats * sizeof(float)); }
+
+float Decoder::adamw(const float hyper[8]) {
+  const int64_t total = table_.total_floats, matrices = table_.matrix_floats;
+  float* norm = scalars_ + 1;
+  float* h = scalars_ + 8;
+  fd_global_norm_args n{view(norm, 1), view(grads_.floats(), total)};
+  ops_.global_norm(&ctx_, &n);
+  for (int part = 0; part < 2; ++part) {  // matrices decay, vectors do not
+    const int64_t begin = part ? matrices : 0, size = part ? total - matrices : matrices;
+    std::memcpy(h, hyper, 8 * sizeof(float));
+    if (part) h[4] = 0.0f;
+    fd_adamw_args a{view(params_.floats() + begin, size), view(grads_.floats() + begin, size), view(m_.floats() + begin, size),
+                    view(v_.floats() + begin, size), view(norm, 1), view(h, 8)};
+    ops_.adamw(&ctx_, &a);
+  }
+  touch();
+  return *norm;
+}
+
+}  // namespace freedive

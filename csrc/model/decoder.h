@@ -1,0 +1,150 @@
+// The decoder: configuration in, explicit forward and backward out. Knows ops.h only: whatever device fills the table
+// runs it. All memory is planned for capacities (max_tokens, max_seqs) and taken once.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../core/context.h"
+#include "../core/thread_pool.h"
+#include "../ops.h"
+#include "parameters.h"
+
+namespace freedive {
+
+// One flat batch; see ops.h. Arrays belong to the caller and live for the call.
+struct BatchView {
+  const int32_t *tokens, *targets, *positions, *cu_seqlens;  // targets may be null when decoding
+  int64_t n_tokens, n_seqs, n_targets;                       // n_targets = K candidate ids per token
+};
+
+struct TokenOutputs {
+  float *logprobs, *entropy, *lse;  // [N,K], [N], [N]; caller's
+};
+
+struct PlanRow {
+  std::string name;
+  size_t bytes;
+};
+
+// Zero-filled, page-lazy, 64-byte aligned memory.
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(size_t bytes);
+  ~Buffer();
+  Buffer(Buffer&& o) noexcept;
+  Buffer& operator=(Buffer&& o) noexcept;
+  float* floats() const { return static_cast<float*>(data_); }
+  uint8_t* bytes() const { return static_cast<uint8_t*>(data_); }
+  size_t size() const { return size_; }
+
+ private:
+  void* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+struct KVCache {
+  int64_t blocks = 0, layers = 0;
+  Buffer keys, values;  // [layers, blocks, G, D, T] and [layers, blocks, G, T, D]
+};
+
+class Decoder {
+ public:
+  Decoder(const DecoderConfig& config, const fd_device_table* device, int threads, int64_t max_tokens, int64_t max_seqs,
+          int64_t max_targets, bool trainable, const float* cos, const float* sin);
+
+  // What the constructor will take, without taking it.
+  static std::vector<PlanRow> plan(const DecoderConfig& config, const fd_device_table* device, int threads, int64_t max_tokens,
+                                   int64_t max_seqs, bool trainable);
+
+  const ParameterTable& table() const { return table_; }
+  float* parameters() { return params_.floats(); }
+  float* gradients() { return grads_.floats(); }
+  float* moment1() { return m_.floats(); }
+  float* moment2() { return v_.floats(); }
+  bool trainable() const { return trainable_; }
+  void touch() { ++weight_version_; }  // parameters were written from outside: packed copies are stale
+  void set_vocab_mask(const uint8_t* mask) { vocab_mask_.assign(mask, mask + config_.vocab_size); }
+
+  void forward(const BatchView& b, float temperature, bool keep, const TokenOutputs& out);
+  void backward(const float* dlogprobs, const float* dentropy, const float* dlse);  // of the last forward(keep = true)
+  void forward_backward(const BatchView& b, float temperature, const float* dlogprobs, const TokenOutputs& out);
+  void hidden(float* out) const;  // final hidden states [N, C] of the last forward
+
+  void zero_gradients();
+  // hyper as in ops.h, without weight decay on vectors. Returns the gradient norm before clipping.
+  float adamw(const float hyper[8]);
+
+  KVCache new_cache(int64_t blocks) const;
+  struct Sampling {
+    const float *temperature, *top_p, *min_p;
+    const int32_t* top_k;
+    const uint64_t *seeds, *counters;
+  };
+  // Runs N new tokens of S sequences against the cache and samples one token for each sequence.
+  void decode(KVCache& cache, const BatchView& b, const int32_t* past_lens, const int32_t* block_table, int64_t blocks_per_seq,
+              const Sampling& sampling, int32_t* tokens, float* logprobs);
+
+ private:
+  struct Layer {  // parameters of one layer, as offsets into the flat buffer (-1 = absent)
+    int64_t input_norm, input_norm_bias, qkv, qkv_bias, q_norm, k_norm, o, o_bias, mlp_norm, mlp_norm_bias, up, up_bias, down, down_bias;
+  };
+  struct Activations {  // of one layer: [N, width] each
+    float *x, *norm1, *stat1, *mean1, *qkv, *qk, *qk_stat, *attention, *lse, *x2, *norm2, *stat2, *mean2, *up, *act;
+  };
+  struct Cached {  // decoding: where keys and values live
+    KVCache* cache;
+    const int32_t *past_lens, *block_table;
+    int64_t blocks_per_seq;
+  };
+  // The two halves of a layer, forward and backward; each reads like the maths.
+  void attention_forward(int64_t layer, Activations& a, const Cached* cached);
+  void mlp_forward(int64_t layer, Activations& a, float* x_next);
+  void attention_backward(int64_t layer, Activations& a);
+  void mlp_backward(int64_t layer, Activations& a);
+  void trunk_forward(const BatchView& b, bool keep, const Cached* cached);
+  void trunk_backward();
+  void norm_forward(float* out, float* stat, float* mean, const float* x, int64_t weight, int64_t bias, int64_t rows);
+  void norm_backward(float* dx, bool accumulate, const float* dout, const float* x, int64_t weight, int64_t bias, const float* stat,
+                     const float* mean);
+  void linear(float* out, const float* x, int64_t weight, int64_t bias, int64_t O, int64_t C, const float* residual);
+  void linear_backward(float* dx, const float* dout, const float* x, int64_t weight, int64_t bias, int64_t O, int64_t C);
+  void accept(const BatchView& b);
+  fd_tensor packed(int64_t weight, int64_t O, int64_t C);
+  fd_tensor head_weight(float* base) const;
+  float* param(int64_t offset) { return params_.floats() + offset; }
+
+  DecoderConfig config_;
+  ParameterTable table_;
+  const fd_device_table* device_;
+  fd_ops ops_;
+  std::unique_ptr<ThreadPool> pool_;
+  fd_context ctx_;
+  int64_t max_tokens_, max_seqs_, max_targets_;
+  bool trainable_;
+  std::vector<Layer> layers_;
+  int64_t embed_, embed_positions_, final_norm_, final_norm_bias_, head_;
+  std::vector<uint8_t> vocab_mask_;
+
+  Buffer params_, grads_, m_, v_, cos_, sin_, activations_, gradients_of_activations_, workspace_, batch_;
+  std::vector<Activations> act_;
+  float *x_last_, *final_, *final_stat_, *final_mean_, *final_lse_, *final_entropy_;
+  float *dx_, *dnorm_, *dqkv_, *dqk_, *dattention_, *dup_, *dact_, *sampled_hidden_;
+  int32_t *tokens_, *targets_, *positions_, *cu_seqlens_;
+  float* scalars_;  // temperature, norm, hyper[8]
+  int64_t n_ = 0, s_ = 0, k_ = 1;
+  bool kept_ = false;
+
+  // Packed copies of weights, for decoding; made when first asked for after a change.
+  struct Packed {
+    int64_t weight;
+    uint64_t version;
+    Buffer data;
+  };
+  std::vector<Packed> packs_;
+  uint64_t weight_version_ = 1;
+  bool use_packed_ = false;
+};
+
+}  // namespace freedive

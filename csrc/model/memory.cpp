@@ -1,0 +1,256 @@
+// The decoder's memory: a plan computed from configuration and capacities, then taken once. Nothing is allocated by a step
+// (except packed copies of weights, made by the first decode after the weights changed).
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <utility>
+
+#include "../core/dispatch.h"
+#include "decoder.h"
+#include "view.h"
+
+namespace freedive {
+
+// Anonymous mappings: zero-filled, and pages nobody touched cost nothing, so capacity may exceed what a run uses.
+Buffer::Buffer(size_t bytes) : size_(bytes) {
+  if (bytes == 0) return;
+  data_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (data_ == MAP_FAILED) data_ = nullptr, throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  if (bytes >= (size_t{4} << 20)) madvise(data_, bytes, MADV_HUGEPAGE);
+#endif
+}
+Buffer::~Buffer() {
+  if (data_) munmap(data_, size_);
+}
+Buffer::Buffer(Buffer&& o) noexcept : data_(std::exchange(o.data_, nullptr)), size_(std::exchange(o.size_, 0)) {}
+Buffer& Buffer::operator=(Buffer&& o) noexcept {
+  std::swap(data_, o.data_);
+  std::swap(size_, o.size_);
+  return *this;
+}
+
+namespace {
+
+// Hands out consecutive pieces of one buffer; with a null base it only counts.
+struct Arena {
+  float* base;
+  size_t used = 0;
+  float* take(int64_t floats) {
+    float* p = base ? base + used : nullptr;
+    used += (static_cast<size_t>(floats) + 15) / 16 * 16;
+    return p;
+  }
+};
+
+struct Sizes {
+  int64_t N, S, C, E, H, G, D, F, U;
+  bool separate_qk;
+};
+
+Sizes sizes_of(const DecoderConfig& c, int64_t max_tokens, int64_t max_seqs) {
+  return {max_tokens,    max_seqs,   c.d_model, c.qkv_width(), c.n_head,
+          c.n_kv_head,   c.head_dim, c.d_ff,    c.up_width(),  c.qk_norm || !c.learned_positions};
+}
+
+// The most workspace any op of this model asks for, at capacity.
+size_t workspace_bytes(const DecoderConfig& c, const fd_device_table* device, int threads, int64_t N, int64_t S, int64_t K, bool trainable) {
+  size_t most = 0;
+  auto ask = [&](const char* op, const void* args) {
+    int32_t best = -1;
+    size_t bytes = 0;
+    for (int i = 0; i < device->n_variants; ++i) {
+      const fd_variant& v = device->variants[i];
+      if (std::strcmp(v.op, op) == 0 && v.priority > best) best = v.priority, bytes = v.workspace ? v.workspace(args, threads) : 0;
+    }
+    most = std::max(most, bytes);
+  };
+  float* f = nullptr;
+  int32_t* i32 = nullptr;
+  const int64_t C = c.d_model, H = c.n_head, G = c.n_kv_head, D = c.head_dim, V = c.vocab_size;
+  fd_rmsnorm_forward_args rf{view(f, N, H, D), view(f, N, H), view(f, N, H, D), view(f, D), 0};
+  ask("rmsnorm_forward", &rf);
+  for (auto hd : {std::pair<int64_t, int64_t>{1, C}, {H, D}, {G, D}}) {
+    const int64_t h = hd.first, d = hd.second;
+    fd_rmsnorm_backward_args rb{view(f, N, h, d), view(f, d), view(f, N, h, d), view(f, N, h, d), view(f, d), view(f, N, h), 1};
+    ask("rmsnorm_backward", &rb);
+  }
+  fd_layernorm_forward_args lf{view(f, N, C), view(f, N), view(f, N), view(f, N, C), view(f, C), view(f, C), 0};
+  ask("layernorm_forward", &lf);
+  fd_layernorm_backward_args lb{view(f, N, C), view(f, C), view(f, C), view(f, N, C), view(f, N, C), view(f, C), view(f, N), view(f, N), 1};
+  ask("layernorm_backward", &lb);
+  const std::pair<int64_t, int64_t> products[] = {{c.qkv_width(), C}, {C, H * D}, {c.up_width(), C}, {C, c.d_ff}};
+  for (auto [O, I] : products) {
+    fd_matmul_forward_args mf{view(f, N, O), view(f, N, I), view(f, O, I), absent(), absent(), absent(), 0};
+    ask("matmul_forward", &mf);
+    fd_matmul_backward_input_args mi{view(f, N, I), view(f, N, O), view(f, O, I), 0};
+    ask("matmul_backward_input", &mi);
+    fd_matmul_backward_weight_args mw{view(f, O, I), view(f, O), view(f, N, O), view(f, N, I)};
+    ask("matmul_backward_weight", &mw);
+    fd_matmul_pack_args mp{view(f, device->matmul_packed_size(O, I)), view(f, O, I)};
+    ask("matmul_pack", &mp);
+  }
+  const fd_tensor q = view(f, N, H, D), k = view(f, N, G, D), cu = view(i32, S + 1);
+  fd_attention_forward_args af{q, view(f, N, H), q, k, k, cu, 1};
+  ask("attention_forward", &af);
+  fd_attention_backward_args ab{q, k, k, q, q, view(f, N, H), q, k, k, cu, 1};
+  ask("attention_backward", &ab);
+  const int64_t T = FD_KV_BLOCK, M = (c.max_positions + T - 1) / T;
+  fd_attention_cached_args ac{q, q, view(f, M, G, D, T), view(f, M, G, T, D), cu, view(i32, S), view(i32, S, M), 1};
+  ask("attention_cached", &ac);
+  const fd_tensor x = view(f, N, C), w = view(f, V, C), n = view(f, N), lp = view(f, N, K), t = view(i32, N, K), one = view(f, 1);
+  fd_head_forward_args hf{lp, n, n, x, w, absent(), t, one, absent()};
+  ask("head_forward", &hf);
+  fd_head_backward_args hb{x, w, x, w, absent(), t, one, absent(), n, n, lp, n, n};
+  ask("head_backward", &hb);
+  fd_head_forward_backward_args hfb{lp, n, n, x, w, x, w, absent(), t, one, absent(), lp};
+  ask("head_forward_backward", &hfb);
+  uint64_t* u64 = nullptr;
+  const fd_tensor s = view(f, S);
+  fd_head_sample_args hs{view(i32, S), s, view(f, S, C), w, absent(), absent(), s, view(i32, S), s, s, view(u64, S), view(u64, S)};
+  ask("head_sample", &hs);
+  fd_matmul_pack_args hp{view(f, device->matmul_packed_size(V, C)), w};
+  ask("matmul_pack", &hp);
+  const ParameterTable table(c);
+  fd_global_norm_args gn{one, view(f, table.total_floats)};
+  ask("global_norm", &gn);
+  (void)trainable;
+  return most;
+}
+
+}  // namespace
+
+Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int threads, int64_t max_tokens, int64_t max_seqs,
+                 int64_t max_targets, bool trainable, const float* cos, const float* sin)
+    : config_(config), table_(config), device_(device), max_tokens_(max_tokens), max_seqs_(max_seqs), max_targets_(max_targets), trainable_(trainable) {
+  fill_ops(device, &ops_);
+  pool_ = std::make_unique<ThreadPool>(threads);
+
+  auto at = [&](const std::string& name) { return table_.offset(name); };
+  embed_ = at("embed_tokens.weight");
+  embed_positions_ = at("embed_positions.weight");
+  final_norm_ = at("final_norm.weight");
+  final_norm_bias_ = at("final_norm.bias");
+  head_ = config.tie_embeddings ? embed_ : at("lm_head.weight");
+  for (int64_t i = 0; i < config.n_layer; ++i) {
+    const std::string p = "layers." + std::to_string(i) + ".";
+    const std::string up = config.gelu ? "up_proj" : "gate_proj";  // where [gate; up] begins
+    layers_.push_back({at(p + "input_norm.weight"), at(p + "input_norm.bias"), at(p + "q_proj.weight"), at(p + "q_proj.bias"),
+                       at(p + "q_norm.weight"), at(p + "k_norm.weight"), at(p + "o_proj.weight"), at(p + "o_proj.bias"),
+                       at(p + "mlp_norm.weight"), at(p + "mlp_norm.bias"), at(p + up + ".weight"), at(p + up + ".bias"),
+                       at(p + "down_proj.weight"), at(p + "down_proj.bias")});
+  }
+
+  const size_t floats = static_cast<size_t>(table_.total_floats) * sizeof(float);
+  params_ = Buffer(floats);
+  if (trainable) grads_ = Buffer(floats), m_ = Buffer(floats), v_ = Buffer(floats);
+  if (!config.learned_positions) {
+    const size_t bytes = config.max_positions * (config.head_dim / 2) * sizeof(float);
+    cos_ = Buffer(bytes), sin_ = Buffer(bytes);
+    std::memcpy(cos_.floats(), cos, bytes);
+    std::memcpy(sin_.floats(), sin, bytes);
+  }
+
+  const Sizes z = sizes_of(config, max_tokens, max_seqs);
+  const int64_t kept_layers = trainable ? config.n_layer : 1;
+  auto lay_out = [&](Arena& a) {
+    act_.assign(kept_layers, {});
+    for (auto& l : act_) {
+      l.x = a.take(z.N * z.C), l.norm1 = a.take(z.N * z.C), l.stat1 = a.take(z.N), l.mean1 = a.take(z.N);
+      l.qkv = a.take(z.N * z.E);
+      l.qk = z.separate_qk ? a.take(z.N * (z.H + z.G) * z.D) : nullptr;
+      l.qk_stat = a.take(z.N * (z.H + z.G));
+      l.attention = a.take(z.N * z.H * z.D), l.lse = a.take(z.N * z.H);
+      l.x2 = a.take(z.N * z.C), l.norm2 = a.take(z.N * z.C), l.stat2 = a.take(z.N), l.mean2 = a.take(z.N);
+      l.up = a.take(z.N * z.U), l.act = a.take(z.N * z.F);
+    }
+    x_last_ = a.take(z.N * z.C), final_ = a.take(z.N * z.C), final_stat_ = a.take(z.N), final_mean_ = a.take(z.N);
+    final_lse_ = a.take(z.N), final_entropy_ = a.take(z.N), sampled_hidden_ = a.take(z.S * z.C), scalars_ = a.take(16);
+  };
+  Arena count{nullptr};
+  lay_out(count);
+  activations_ = Buffer(count.used * sizeof(float));
+  Arena place{activations_.floats()};
+  lay_out(place);
+
+  if (trainable) {
+    auto lay_out_gradients = [&](Arena& a) {
+      dx_ = a.take(z.N * z.C), dnorm_ = a.take(z.N * z.C), dqkv_ = a.take(z.N * z.E), dqk_ = a.take(z.N * (z.H + z.G) * z.D);
+      dattention_ = a.take(z.N * z.H * z.D), dup_ = a.take(z.N * z.U), dact_ = a.take(z.N * z.F);
+    };
+    Arena c2{nullptr};
+    lay_out_gradients(c2);
+    gradients_of_activations_ = Buffer(c2.used * sizeof(float));
+    Arena p2{gradients_of_activations_.floats()};
+    lay_out_gradients(p2);
+  }
+
+  batch_ = Buffer((max_tokens * (2 + max_targets) + max_seqs + 1) * sizeof(int32_t));
+  tokens_ = reinterpret_cast<int32_t*>(batch_.bytes());
+  positions_ = tokens_ + max_tokens;
+  targets_ = positions_ + max_tokens;
+  cu_seqlens_ = targets_ + max_tokens * max_targets;
+
+  workspace_ = Buffer(workspace_bytes(config, device, threads, max_tokens, max_seqs, max_targets, trainable));
+  ctx_ = fd_context{pool_.get(), nullptr, workspace_.bytes(), workspace_.size(), threads};
+}
+
+std::vector<PlanRow> Decoder::plan(const DecoderConfig& c, const fd_device_table* device, int threads, int64_t max_tokens, int64_t max_seqs,
+                                   bool trainable) {
+  const ParameterTable table(c);
+  const Sizes z = sizes_of(c, max_tokens, max_seqs);
+  const size_t p = static_cast<size_t>(table.total_floats) * sizeof(float);
+  const size_t per_token = 4 * z.C + 4 + z.E + (z.separate_qk ? (z.H + z.G) * z.D : 0) + z.H + z.G + z.H * z.D + z.H + z.U + z.F;
+  const size_t layers = trainable ? c.n_layer : 1;
+  const size_t act = (per_token * layers + 2 * z.C + 4) * z.N * sizeof(float);
+  const size_t grad = trainable ? (2 * z.C + z.E + (z.H + z.G) * z.D + z.H * z.D + z.U + z.F) * z.N * sizeof(float) : 0;
+  return {{"parameters", p},
+          {"gradients", trainable ? p : 0},
+          {"AdamW moments", trainable ? 2 * p : 0},
+          {"activations", act},
+          {"activation gradients", grad},
+          {"workspace", workspace_bytes(c, device, threads, max_tokens, max_seqs, 1, trainable)}};
+}
+
+// Copies the batch in; the caller has checked ids, positions and cu_seqlens.
+void Decoder::accept(const BatchView& b) {
+  if (b.n_tokens > max_tokens_ || b.n_seqs > max_seqs_ || b.n_targets > max_targets_)
+    throw std::invalid_argument("batch of " + std::to_string(b.n_tokens) + " tokens in " + std::to_string(b.n_seqs) +
+                                " sequences exceeds the capacity of " + std::to_string(max_tokens_) + " tokens in " +
+                                std::to_string(max_seqs_) + " sequences this model was made with");
+  n_ = b.n_tokens, s_ = b.n_seqs, k_ = b.n_targets > 0 ? b.n_targets : 1;
+  std::memcpy(tokens_, b.tokens, n_ * sizeof(int32_t));
+  std::memcpy(positions_, b.positions, n_ * sizeof(int32_t));
+  std::memcpy(cu_seqlens_, b.cu_seqlens, (s_ + 1) * sizeof(int32_t));
+  if (b.targets) std::memcpy(targets_, b.targets, n_ * k_ * sizeof(int32_t));
+}
+
+KVCache Decoder::new_cache(int64_t blocks) const {
+  KVCache c;
+  c.blocks = blocks, c.layers = config_.n_layer;
+  const size_t bytes = static_cast<size_t>(c.layers) * blocks * config_.n_kv_head * config_.head_dim * FD_KV_BLOCK * sizeof(float);
+  c.keys = Buffer(bytes), c.values = Buffer(bytes);
+  return c;
+}
+
+fd_tensor Decoder::packed(int64_t weight, int64_t O, int64_t C) {
+  const int64_t size = device_->matmul_packed_size(O, C);
+  Packed* found = nullptr;
+  for (auto& p : packs_)
+    if (p.weight == weight) found = &p;
+  if (!found) {
+    packs_.push_back({weight, 0, Buffer(static_cast<size_t>(size) * sizeof(float))});
+    found = &packs_.back();
+  }
+  if (found->version != weight_version_) {
+    fd_matmul_pack_args a{view(found->data.floats(), size), view(param(weight), O, C)};
+    ops_.matmul_pack(&ctx_, &a);
+    found->version = weight_version_;
+  }
+  return view(found->data.floats(), size);
+}
+
+}  // namespace freedive

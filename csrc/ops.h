@@ -1,0 +1,176 @@
+// ops.h: THE list of operations. The contract between csrc/model and the devices.
+//
+// Every operation of the decoder, forward and backward, stands here once: its maths, its arguments and,
+// in FD_OPS at the end, the shapes and dtypes of those arguments in a form the bindings check by machine.
+// A device (csrc/cpu, csrc/cuda) is one table of function pointers, fd_ops, filled from its variants.
+//
+// Rules, for every op on every device:
+//  * ops never allocate, never synchronise, never return a value to the host, never throw. Scratch memory is
+//    the Context's workspace; how much a call needs is told by the variant's workspace function, which is
+//    monotone in every size, so a model asks once, at capacity.
+//  * sizes are int64; what changes from step to step (lr, temperature, lengths, seeds) is read from device memory.
+//  * a tensor is a view: last dimension contiguous, the others strided. data == NULL means "absent".
+//  * float atomics are forbidden; every reduction has a fixed order which depends on sizes only: never on the
+//    number of threads, nor on which other rows or sequences share the batch (DESIGN idea 4).
+//    matmul: every output element is ONE chain of fused multiply-adds over k = 0..K-1, then bias, then residual.
+//    attention: keys are visited in blocks of FD_KV_BLOCK from the start of the sequence, in order, in
+//    training, prefill and decode alike. So the sampler's log-prob is the trainer's, bit for bit.
+//  * "entry t is about targets[t]": per-token arrays are indexed by the predicting position.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum { FD_F32 = 0, FD_BF16 = 1, FD_I32 = 2, FD_I64 = 3, FD_U64 = 4, FD_U8 = 5 } fd_dtype;
+
+// Non-owning view. Strides count elements. Exactly 80 bytes: the bindings lay argument structs out by schema.
+typedef struct {
+  void* data;
+  int64_t shape[4];
+  int64_t stride[4];
+  int32_t ndim;
+  int32_t dtype;
+} fd_tensor;
+
+typedef struct fd_context fd_context;  // device, thread pool or stream, workspace: csrc/core/context.h
+
+enum { FD_KV_BLOCK = 32 };  // keys per block, in the cache and in every attention kernel
+
+// ---- embedding -------------------------------------------------------------------------------------------------
+// out[n] = wte[tokens[n]] (+ wpe[positions[n]])
+typedef struct { fd_tensor out, tokens, positions, wte, wpe; } fd_embedding_forward_args;
+// dwte[tokens[n]] += dout[n]; dwpe[positions[n]] += dout[n], in the order n = 0..N-1
+typedef struct { fd_tensor dwte, dwpe, dout, tokens, positions; } fd_embedding_backward_args;
+
+// ---- norms -----------------------------------------------------------------------------------------------------
+// out = x * rstd * weight, rstd = 1/sqrt(mean(x^2) + eps) over the last dimension. H = 1 for the residual stream,
+// H = heads for QK-norm. out may be x.
+typedef struct { fd_tensor out, rstd, x, weight; double eps; } fd_rmsnorm_forward_args;
+// dx = (or += when accumulate) rstd * (dout*weight - x*rstd^2 * mean(dout*weight*x)); dweight += sum_n dout*x*rstd.
+// dx may be dout when accumulate == 0. x is the op's input, so it must not have been overwritten.
+typedef struct { fd_tensor dx, dweight, dout, x, weight, rstd; int64_t accumulate; } fd_rmsnorm_backward_args;
+// out = (x - mean) * rstd * weight + bias
+typedef struct { fd_tensor out, mean, rstd, x, weight, bias; double eps; } fd_layernorm_forward_args;
+typedef struct { fd_tensor dx, dweight, dbias, dout, x, weight, mean, rstd; int64_t accumulate; } fd_layernorm_backward_args;
+
+// ---- rotary position embedding ---------------------------------------------------------------------------------
+// Half-rotation form (Hugging Face, Llama): with R = D/2 and p = positions[n],
+// out[i] = x[i] cos[p,i] - x[i+R] sin[p,i];  out[i+R] = x[i+R] cos[p,i] + x[i] sin[p,i].
+// inverse != 0 rotates back (the backward pass). out may be x.
+typedef struct { fd_tensor out, x, cos, sin, positions; int64_t inverse; } fd_rope_args;
+
+// ---- activations -----------------------------------------------------------------------------------------------
+// out = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
+typedef struct { fd_tensor out, x; } fd_gelu_forward_args;
+typedef struct { fd_tensor dx, dout, x; } fd_gelu_backward_args;  // dx may be dout
+// out = silu(gate) * up, silu(a) = a / (1 + exp(-a))
+typedef struct { fd_tensor out, gate, up; } fd_swiglu_forward_args;
+typedef struct { fd_tensor dgate, dup, dout, gate, up; } fd_swiglu_backward_args;  // dgate, dup may be gate, up
+
+// ---- matmul: the three layouts of training ---------------------------------------------------------------------
+// out[n,o] = (accumulate ? out : 0) + sum_c x[n,c] weight[o,c] + bias[o] + residual[n,o]. The chain starts from out when accumulating.
+// packed: the result of matmul_pack on the same weight, or absent (the op then packs into its workspace).
+// residual may be out.
+typedef struct { fd_tensor out, x, weight, packed, bias, residual; int64_t accumulate; } fd_matmul_forward_args;
+// dx[n,c] = (accumulate ? dx : 0) + sum_o dout[n,o] weight[o,c]
+typedef struct { fd_tensor dx, dout, weight; int64_t accumulate; } fd_matmul_backward_input_args;
+// dweight[o,c] += sum_n dout[n,o] x[n,c]; dbias[o] += sum_n dout[n,o]   (always accumulates)
+typedef struct { fd_tensor dweight, dbias, dout, x; } fd_matmul_backward_weight_args;
+// A weight in the layout the forward kernel reads; P = fd_matmul_packed_size(O, C) of the device.
+typedef struct { fd_tensor packed, weight; } fd_matmul_pack_args;
+
+// ---- attention -------------------------------------------------------------------------------------------------
+// Causal, on a flat batch: sequence s is rows cu_seqlens[s] .. cu_seqlens[s+1]-1; nothing attends across.
+// Grouped queries: head h reads key-value head h / (H/G). lse is the log-sum-exp of the scaled scores.
+typedef struct { fd_tensor out, lse, q, k, v, cu_seqlens; double scale; } fd_attention_forward_args;
+typedef struct { fd_tensor dq, dk, dv, dout, out, lse, q, k, v, cu_seqlens; double scale; } fd_attention_backward_args;
+// Append the N new keys and values to a paged cache. Sequence s has past_lens[s] tokens already; its position p
+// lives in block block_table[s, p / FD_KV_BLOCK]. Keys are stored transposed inside a block: k_cache[block,g,d,slot].
+typedef struct { fd_tensor k_cache, v_cache, k, v, cu_seqlens, past_lens, block_table; } fd_kv_cache_write_args;
+// As attention_forward, reading keys and values (the new ones included) from the cache.
+typedef struct { fd_tensor out, q, k_cache, v_cache, cu_seqlens, past_lens, block_table; double scale; } fd_attention_cached_args;
+
+// ---- language-model head ---------------------------------------------------------------------------------------
+// With z = weight x / temperature over the ids where vocab_mask is non-zero (absent: all):
+//   lse = log sum exp z;  logprobs[n,k] = z[targets[n,k]] - lse;  entropy = lse - sum p z.
+// In chunks of tokens: logits [N,V] never exist. Rows with targets[n,0] == -1 are skipped and give 0 everywhere.
+typedef struct { fd_tensor logprobs, entropy, lse, x, weight, packed, targets, temperature, vocab_mask; } fd_head_forward_args;
+// Given the derivatives of the loss by logprobs, entropy and lse (absent = 0):
+//   dz_j = sum_k dlogprobs[n,k] (1[j = targets[n,k]] - p_j) - dentropy p_j (log p_j + entropy) + dlse p_j,
+//   dx = weight^T dz / T (rows skipped get 0), dweight += dz x^T / T. Logits are recomputed.
+typedef struct { fd_tensor dx, dweight, x, weight, packed, targets, temperature, vocab_mask, lse, entropy, dlogprobs, dentropy, dlse; } fd_head_backward_args;
+// Both at once when dlogprobs is known beforehand (pretraining, SFT, on-policy RL): logits computed once.
+typedef struct { fd_tensor logprobs, entropy, lse, dx, dweight, x, weight, packed, targets, temperature, vocab_mask, dlogprobs; } fd_head_forward_backward_args;
+// One token per row. temperature[s] == 0: the largest logit (smallest id on ties), log-prob at T = 1. Else, at temperature[s]:
+// top_k (0 = off), then min_p (0 = off), then top_p (1 = off) cut, renormalise, and draw with the uniform number
+// fd_uniform(seeds[s], FD_STREAM_SAMPLE, counters[s]). logprobs is at T, before any truncation: bit-equal to head_forward's.
+typedef struct { fd_tensor tokens, logprobs, x, weight, packed, vocab_mask, temperature, top_k, top_p, min_p, seeds, counters; } fd_head_sample_args;
+
+// ---- optimizer -------------------------------------------------------------------------------------------------
+// out[0] = sqrt(sum x^2), partial sums in double over fixed chunks, added in order
+typedef struct { fd_tensor out, x; } fd_global_norm_args;
+// hyper = {lr, beta1, beta2, eps, weight_decay, max_norm (0 = off), 1-beta1^t, 1-beta2^t}. norm[0] is the global gradient norm:
+// g = grad * min(1, max_norm/norm); m,v moments; param -= lr * (m/bc1 / (sqrt(v/bc2) + eps) + weight_decay*param).
+// A non-finite norm skips the update.
+typedef struct { fd_tensor param, grad, m, v, norm, hyper; } fd_adamw_args;
+
+// ---- the list --------------------------------------------------------------------------------------------------
+// OP(name, schema). Schema: name:dtype[DIMS] in the order of the struct. '=' is written in full, '+' is read and written,
+// '?' may be absent; one letter means one size within a call ("S1" is S+1). Scalars: name:f (double), name:i (int64).
+#define FD_OPS(OP) \
+  OP(embedding_forward, "out:f32[N,C]= tokens:i32[N] positions:i32[N]? wte:f32[V,C] wpe:f32[T,C]?") \
+  OP(embedding_backward, "dwte:f32[V,C]+ dwpe:f32[T,C]+? dout:f32[N,C] tokens:i32[N] positions:i32[N]?") \
+  OP(rmsnorm_forward, "out:f32[N,H,D]= rstd:f32[N,H]= x:f32[N,H,D] weight:f32[D] eps:f") \
+  OP(rmsnorm_backward, "dx:f32[N,H,D]+ dweight:f32[D]+ dout:f32[N,H,D] x:f32[N,H,D] weight:f32[D] rstd:f32[N,H] accumulate:i") \
+  OP(layernorm_forward, "out:f32[N,C]= mean:f32[N]= rstd:f32[N]= x:f32[N,C] weight:f32[C] bias:f32[C]? eps:f") \
+  OP(layernorm_backward, "dx:f32[N,C]+ dweight:f32[C]+ dbias:f32[C]+? dout:f32[N,C] x:f32[N,C] weight:f32[C] mean:f32[N] rstd:f32[N] accumulate:i") \
+  OP(rope, "out:f32[N,H,D]= x:f32[N,H,D] cos:f32[P,R] sin:f32[P,R] positions:i32[N] inverse:i") \
+  OP(gelu_forward, "out:f32[N,F]= x:f32[N,F]") \
+  OP(gelu_backward, "dx:f32[N,F]= dout:f32[N,F] x:f32[N,F]") \
+  OP(swiglu_forward, "out:f32[N,F]= gate:f32[N,F] up:f32[N,F]") \
+  OP(swiglu_backward, "dgate:f32[N,F]= dup:f32[N,F]= dout:f32[N,F] gate:f32[N,F] up:f32[N,F]") \
+  OP(matmul_forward, "out:f32[N,O]+ x:f32[N,C] weight:f32[O,C] packed:f32[P]? bias:f32[O]? residual:f32[N,O]? accumulate:i") \
+  OP(matmul_backward_input, "dx:f32[N,C]+ dout:f32[N,O] weight:f32[O,C] accumulate:i") \
+  OP(matmul_backward_weight, "dweight:f32[O,C]+ dbias:f32[O]+? dout:f32[N,O] x:f32[N,C]") \
+  OP(matmul_pack, "packed:f32[P]= weight:f32[O,C]") \
+  OP(attention_forward, "out:f32[N,H,D]= lse:f32[N,H]= q:f32[N,H,D] k:f32[N,G,D] v:f32[N,G,D] cu_seqlens:i32[S1] scale:f") \
+  OP(attention_backward, "dq:f32[N,H,D]= dk:f32[N,G,D]= dv:f32[N,G,D]= dout:f32[N,H,D] out:f32[N,H,D] lse:f32[N,H] q:f32[N,H,D] k:f32[N,G,D] v:f32[N,G,D] cu_seqlens:i32[S1] scale:f") \
+  OP(kv_cache_write, "k_cache:f32[B,G,D,T]+ v_cache:f32[B,G,T,D]+ k:f32[N,G,D] v:f32[N,G,D] cu_seqlens:i32[S1] past_lens:i32[S] block_table:i32[S,M]") \
+  OP(attention_cached, "out:f32[N,H,D]= q:f32[N,H,D] k_cache:f32[B,G,D,T] v_cache:f32[B,G,T,D] cu_seqlens:i32[S1] past_lens:i32[S] block_table:i32[S,M] scale:f") \
+  OP(head_forward, "logprobs:f32[N,K]= entropy:f32[N]= lse:f32[N]= x:f32[N,C] weight:f32[V,C] packed:f32[P]? targets:i32[N,K] temperature:f32[Z] vocab_mask:u8[V]?") \
+  OP(head_backward, "dx:f32[N,C]= dweight:f32[V,C]+ x:f32[N,C] weight:f32[V,C] packed:f32[P]? targets:i32[N,K] temperature:f32[Z] vocab_mask:u8[V]? lse:f32[N] entropy:f32[N] dlogprobs:f32[N,K]? dentropy:f32[N]? dlse:f32[N]?") \
+  OP(head_forward_backward, "logprobs:f32[N,K]= entropy:f32[N]= lse:f32[N]= dx:f32[N,C]= dweight:f32[V,C]+ x:f32[N,C] weight:f32[V,C] packed:f32[P]? targets:i32[N,K] temperature:f32[Z] vocab_mask:u8[V]? dlogprobs:f32[N,K]") \
+  OP(head_sample, "tokens:i32[S]= logprobs:f32[S]= x:f32[S,C] weight:f32[V,C] packed:f32[P]? vocab_mask:u8[V]? temperature:f32[S] top_k:i32[S] top_p:f32[S] min_p:f32[S] seeds:u64[S] counters:u64[S]") \
+  OP(global_norm, "out:f32[Z]= x:f32[P]") \
+  OP(adamw, "param:f32[P]+ grad:f32[P] m:f32[P]+ v:f32[P]+ norm:f32[Z] hyper:f32[Y]")
+
+// The table of one device: ops.matmul_forward(ctx, &args).
+typedef struct {
+#define FD_MEMBER(name, schema) void (*name)(fd_context*, const fd_##name##_args*);
+  FD_OPS(FD_MEMBER)
+#undef FD_MEMBER
+} fd_ops;
+
+// One variant of one op. Tests and benchmarks enumerate these; a new variant is tested by existing.
+typedef struct {
+  const char* op;       // "matmul_forward"
+  const char* name;     // "naive", "avx2"; the tier is part of the name where the variant needs one
+  int32_t priority;     // the table takes the highest; naive is 0
+  void (*run)(fd_context*, const void* args);
+  size_t (*workspace)(const void* args, int32_t threads);  // bytes; NULL = none
+} fd_variant;
+
+typedef struct {
+  const char* name;                         // "cpu", "cuda", "cuda-emu"
+  const char* tier;                         // "baseline", "avx2", ...
+  const fd_variant* variants;
+  int32_t n_variants;
+  int64_t (*matmul_packed_size)(int64_t O, int64_t C);  // floats
+} fd_device_table;
+
+#ifdef __cplusplus
+}
+#endif

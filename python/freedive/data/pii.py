@@ -1,0 +1,43 @@
+"""Personal data out of text: e-mail addresses and public IPv4 addresses, replaced as datatrove's PIIFormatter does.
+
+Quantifiers are bounded (an address has at most 64 characters before the @): the unbounded pattern takes quadratic time on one long word.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+EMAILS = ("email@example.com", "firstname.lastname@example.org")
+ADDRESSES = ("22.214.171.124", "126.96.36.199", "188.8.131.52", "184.108.40.206", "220.127.116.11", "18.104.22.168")  # unused by hosts
+_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]{1,64}"
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_EMAIL = re.compile(rf"(?<![A-Za-z0-9]){_ATOM}(?:\.{_ATOM}){{0,8}}@(?:{_LABEL}\.){{1,8}}{_LABEL}")
+_OCTET = r"(?:25[0-5]|2[0-4][0-9]|[01]?[0-9][0-9]?)"
+_IPV4 = re.compile(rf"(?<![\d.]){_OCTET}(?:\.{_OCTET}){{3}}(?![\d])(?!\.\d)")
+
+
+def scrub(text: str) -> str:
+    """The text with addresses replaced, in turn, so that the same document always gives the same result."""
+    if "@" in text:
+        count = 0
+
+        def email(_: re.Match[str]) -> str:
+            nonlocal count
+            count += 1
+            return EMAILS[(count - 1) % len(EMAILS)]
+
+        text = _EMAIL.sub(email, text)
+    number = 0
+
+    def address(match: re.Match[str]) -> str:
+        nonlocal number
+        try:
+            if not ipaddress.ip_address(match.group()).is_global:
+                return match.group()
+        except ValueError:  # leading zeros
+            return match.group()
+        number += 1
+        return ADDRESSES[(number - 1) % len(ADDRESSES)]
+
+    return _IPV4.sub(address, text)

@@ -1,0 +1,137 @@
+"""Reading text the simple way: a file or a folder becomes a stream of documents, in the same order on every machine.
+
+Used by every verb that takes `--text` or a data artefact. No filtering happens here (that is `freedive.data.stage`); what cannot be read
+is a `UserError` that names the file and the byte, because a training run must not silently leave out half of somebody's folder.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from freedive.runs import UserError
+
+TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
+JSONL_SUFFIXES = (".jsonl", ".jsonl.gz")
+
+
+def iter_texts(path: str | os.PathLike[str], split: str | None = None) -> Iterator[str]:
+    """The text of every document of `iter_documents`."""
+    for document in iter_documents(path, split):
+        yield document["text"]
+
+
+def iter_documents(path: str | os.PathLike[str], split: str | None = None) -> Iterator[dict[str, Any]]:
+    """Documents of a text file, a JSONL(.gz) file, a folder of these or a data artefact, each with text, id, url and source.
+
+    `split` ("train" or "val") picks the shards of a data artefact, where the default is "train"; other inputs have no split.
+    Raises UserError for a missing, empty, binary, non-UTF-8 or damaged file, and for a folder without any text.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist", hint="give a text file, a .jsonl file or a folder of these")
+    if split not in (None, "train", "val"):
+        raise UserError(f'unknown split "{split}"', hint='a data artefact has "train" and "val"')
+    if is_artefact(path):
+        split = split or "train"
+        files = sorted(path.glob(f"{split}-*.jsonl"))
+        if not files:
+            raise UserError(f"{path} has no {split} documents", hint=f"expected {split}-00000.jsonl in the folder")
+    elif split is not None:
+        raise UserError(f"{path} has no train/val split, {split} was asked for", hint="`freedive data` makes a folder that has one")
+    else:
+        files = text_files(path)
+    found = False
+    for file in files:
+        name = file.name if path.is_file() else file.relative_to(path).as_posix()
+        for document in _documents(file, name):
+            found = True
+            yield document
+    if not found:
+        raise UserError(f"{path} is empty: no document with text in {len(files)} file(s)", hint="give a file that holds text")
+
+
+def is_artefact(path: str | os.PathLike[str]) -> bool:
+    """True for a folder that `freedive data` wrote (it holds train-*.jsonl)."""
+    path = Path(path)
+    return path.is_dir() and any(path.glob("train-*.jsonl"))
+
+
+def text_files(path: Path, suffixes: tuple[str, ...] = TEXT_SUFFIXES + JSONL_SUFFIXES) -> list[Path]:
+    """`path` itself, or the files below the folder with one of the suffixes, sorted by path; hidden ones are left out."""
+    if path.is_file():
+        return [path]
+    files = []
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files += [Path(folder, name) for name in names if not name.startswith(".") and name.lower().endswith(suffixes)]
+    if not files:
+        raise UserError(f"{path} holds no file that can be read", hint="looked for " + ", ".join(suffixes))
+    return sorted(files, key=lambda file: file.relative_to(path).parts)
+
+
+def decode_utf8(raw: bytes, file: Path | str, start: int = 0) -> str:
+    """Text of UTF-8 bytes that begin at byte `start` of `file`; a UserError names file and byte offset of what is not text."""
+    try:
+        text = raw.decode("utf-8-sig" if start == 0 else "utf-8")
+    except UnicodeDecodeError as error:
+        offset = start + error.start + (3 if start == 0 and raw.startswith(b"\xef\xbb\xbf") else 0)
+        value = raw[offset - start] if offset - start < len(raw) else 0
+        raise UserError(
+            f"{file} is not UTF-8 text: byte 0x{value:02x} at offset {offset}", hint="convert it, for example with iconv -t UTF-8"
+        ) from None
+    if "\0" in text:
+        raise UserError(
+            f"{file} looks binary: a zero byte at offset {start + raw.index(0)}", hint="give text files; `freedive data` reads HTML and WARC"
+        )
+    return text
+
+
+def _documents(file: Path, name: str) -> Iterator[dict[str, Any]]:
+    if file.name.lower().endswith(JSONL_SUFFIXES):
+        yield from _jsonl_documents(file, name)
+        return
+    try:
+        text = decode_utf8(file.read_bytes(), file)
+    except OSError as error:
+        raise UserError(f"{file} could not be read: {error.strerror}", hint="check the file and its permissions") from None
+    if text.strip():
+        yield {"text": text, "id": name, "url": "", "source": name}
+
+
+def _jsonl_documents(file: Path, name: str) -> Iterator[dict[str, Any]]:
+    for number, row in iter_rows(file):
+        text = row.get("text")
+        if not isinstance(text, str):
+            raise UserError(f'{file}, line {number} has no "text" string', hint='each line is {"text": "..."}')
+        if text.strip():
+            default = {"id": f"{name}:{number}", "url": "", "source": name}
+            yield {"text": text, **{key: str(row.get(key) or value) for key, value in default.items()}}
+
+
+def iter_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of every line of a JSONL(.gz) file. Raises UserError for what is damaged, not UTF-8 or no JSON object."""
+    file = Path(path)
+    opener = gzip.open if file.name.lower().endswith(".gz") else open
+    offset = 0  # bytes of (uncompressed) JSONL before the line
+    try:
+        with opener(file, "rb") as lines:
+            for number, raw in enumerate(lines, 1):
+                line = decode_utf8(raw, file, offset).strip()
+                offset += len(raw)
+                if not line:
+                    continue
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError):
+                    row = None
+                if not isinstance(row, dict):
+                    raise UserError(f"{file}, line {number} is no JSON object: {line[:60]!r}", hint="one JSON object a line")
+                yield number, row
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{file} could not be read to its end: {error}", hint="the file may be missing or truncated") from None

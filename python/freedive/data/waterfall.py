@@ -1,0 +1,88 @@
+"""Counts of what came in, what each step removed and why, and what came out: documents and bytes, adding up exactly.
+
+    documents_in = documents_out + sum of removed          at every step, and documents_out of one is documents_in of the next
+    bytes_in     = bytes_out + bytes of removed + trimmed  where trimmed is what a step cut from texts that stay (markup, lines)
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from freedive.runs import UserError, human_bytes
+
+STEPS = ("read", "extract", "language", "gopher_repetition", "gopher_quality", "c4", "fineweb", "pii", "exact_dedup", "line_dedup")
+
+
+class Waterfall:
+    """Adds up trails: for each document the bytes that left each step it passed, and the (step, rule) that removed it."""
+
+    def __init__(self, state: dict[str, Any] | None = None):
+        self.steps: dict[str, dict[str, Any]] = (state or {}).get("steps") or {}
+
+    def add(self, size: int, trail: list[tuple[str, int]], removed: tuple[str, str] | None) -> None:
+        """One document of `size` bytes that passed the steps of `trail` and was then removed, or not."""
+        for step, out in trail:
+            self._enter(step, size)
+            self.steps[step]["documents_out"] += 1
+            self.steps[step]["bytes_out"] += out
+            size = out
+        if removed is not None:
+            step, rule = removed
+            self._enter(step, size)
+            count = self.steps[step]["removed"].setdefault(rule, {"documents": 0, "bytes": 0})
+            count["documents"] += 1
+            count["bytes"] += size
+
+    def _enter(self, step: str, size: int) -> None:
+        empty = {"documents_in": 0, "bytes_in": 0, "documents_out": 0, "bytes_out": 0, "removed": {}}
+        counts = self.steps.setdefault(step, empty)
+        counts["documents_in"] += 1
+        counts["bytes_in"] += size
+
+    def state(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def result(self) -> dict[str, Any]:
+        """What waterfall.json holds: steps in order, rules from the most to the least frequent."""
+        steps = []
+        for name in [step for step in STEPS if step in self.steps]:
+            step = self.steps[name]
+            removed = dict(sorted(step["removed"].items(), key=lambda item: (-item[1]["documents"], item[0])))
+            lost = sum(count["bytes"] for count in removed.values())
+            steps.append({"step": name, **step, "removed": removed, "bytes_trimmed": step["bytes_in"] - step["bytes_out"] - lost})
+        first, last = steps[0], steps[-1]
+        return {
+            "documents_in": first["documents_in"],
+            "bytes_in": first["bytes_in"],
+            "documents_out": last["documents_out"],
+            "bytes_out": last["bytes_out"],
+            "steps": steps,
+        }
+
+
+def print_waterfall(waterfall: dict[str, Any] | str | Path, console: Any = None) -> None:
+    """Prints a waterfall (its dict, its file or the data artefact that holds it) as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if not isinstance(waterfall, dict):
+        path = Path(waterfall)
+        path = path / "waterfall.json" if path.is_dir() else path
+        try:
+            waterfall = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} holds no waterfall: {error}", hint="give a folder written by `freedive data`") from None
+    table = Table("step", "rule", box=None, pad_edge=False)
+    for name in ("documents", "bytes", "of input"):
+        table.add_column(name, justify="right")
+    total = max(1, waterfall["documents_in"])
+    table.add_row("input", "", f"{waterfall['documents_in']:,}", human_bytes(waterfall["bytes_in"]), "100.0 %")
+    for step in waterfall["steps"]:
+        for rule, count in step["removed"].items():
+            table.add_row(step["step"], rule, f"-{count['documents']:,}", f"-{human_bytes(count['bytes'])}", f"-{100 * count['documents'] / total:.1f} %")
+        if step["bytes_trimmed"] > 0:
+            table.add_row(step["step"], "(cut from pages)", "", f"-{human_bytes(step['bytes_trimmed'])}", "")
+    table.add_row("kept", "", f"{waterfall['documents_out']:,}", human_bytes(waterfall["bytes_out"]), f"{100 * waterfall['documents_out'] / total:.1f} %")
+    (console or Console()).print(table)

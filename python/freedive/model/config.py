@@ -1,0 +1,205 @@
+"""What a decoder is: DecoderConfig, the presets of published models, and the one dial `from_depth`.
+
+Knows nothing of weights or devices. `to_hf` / `from_hf` translate to and from Hugging Face's config.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from freedive.runs import UserError
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """One decoder-only transformer. Defaults are those of our own models: a Qwen3 subset."""
+
+    vocab_size: int
+    n_layer: int
+    n_head: int
+    n_kv_head: int
+    d_model: int
+    head_dim: int
+    d_ff: int
+    max_positions: int
+    norm: str = "rmsnorm"  # or "layernorm"
+    norm_eps: float = 1e-6
+    position: str = "rope"  # or "learned"
+    rope_theta: float = 10000.0
+    rope_scaling: dict[str, float] | None = None  # Llama 3's: factor, low_freq_factor, high_freq_factor, original_max_position_embeddings
+    mlp: str = "swiglu"  # or "gelu_tanh"
+    attention_bias: bool = False  # on q, k, v
+    attention_out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = True
+    tie_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        def need(ok: bool, what: str, hint: str = "") -> None:
+            if not ok:
+                raise UserError(f"model configuration: {what}", hint=hint)
+
+        for name in ("vocab_size", "n_layer", "n_head", "n_kv_head", "d_model", "head_dim", "d_ff", "max_positions"):
+            need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, it must be at least 1")
+        need(self.n_head % self.n_kv_head == 0, f"n_head = {self.n_head} is not a multiple of n_kv_head = {self.n_kv_head}")
+        need(self.head_dim % 2 == 0 or self.position != "rope", f"head_dim = {self.head_dim} must be even for rotary positions")
+        need(self.norm in ("rmsnorm", "layernorm"), f"norm is {self.norm!r}, allowed: rmsnorm, layernorm")
+        need(self.position in ("rope", "learned"), f"position is {self.position!r}, allowed: rope, learned")
+        need(self.mlp in ("swiglu", "gelu_tanh"), f"mlp is {self.mlp!r}, allowed: swiglu, gelu_tanh")
+        need(self.norm == "rmsnorm" or not self.qk_norm, "qk_norm needs norm = rmsnorm")
+
+    def core_dict(self) -> dict[str, Any]:
+        """The form the compiled core takes."""
+        names = ("vocab_size n_layer n_head n_kv_head d_model head_dim d_ff max_positions norm_eps attention_bias attention_out_bias "
+                 "mlp_bias qk_norm tie_embeddings").split()  # fmt: skip
+        d = {name: getattr(self, name) for name in names}
+        return d | {"layernorm": self.norm == "layernorm", "learned_positions": self.position == "learned", "gelu": self.mlp == "gelu_tanh"}
+
+    def n_params(self) -> int:
+        """Parameters, tied ones counted once."""
+        from freedive import _core
+
+        return sum(math.prod(shape) for _, shape, _, _ in _core.parameter_table(self.core_dict()))
+
+    def flops_per_token(self, context: int) -> float:
+        """Training FLOPs a token: 6 per matrix parameter (embedding look-up free, the head counted), plus causal attention."""
+        matrices = self.n_layer * self.d_model * (
+            (self.n_head + 2 * self.n_kv_head) * self.head_dim + self.n_head * self.head_dim + (2 if self.mlp == "gelu_tanh" else 3) * self.d_ff
+        )
+        return 6.0 * (matrices + self.vocab_size * self.d_model) + 6.0 * self.n_layer * self.n_head * self.head_dim * context
+
+    def rope_tables(self) -> tuple[np.ndarray, np.ndarray]:
+        """cos and sin, float32 [max_positions, head_dim/2], computed in float64."""
+        if self.position != "rope":
+            empty = np.zeros((0, 0), np.float32)
+            return empty, empty
+        frequency = self.rope_theta ** (-np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim)
+        s = self.rope_scaling
+        if s:  # Llama 3.1's schedule: long wavelengths are stretched by `factor`, short ones kept, the middle blended
+            low, high, old = s["low_freq_factor"], s["high_freq_factor"], s["original_max_position_embeddings"]
+            wavelength = 2 * math.pi / frequency
+            blend = np.clip((old / wavelength - low) / (high - low), 0.0, 1.0)
+            frequency = (1 - blend) * frequency / s["factor"] + blend * frequency
+        # Frequencies rounded to float32 first, as in Hugging Face, so that exports agree at long range too.
+        angle = np.arange(self.max_positions, dtype=np.float64)[:, None] * frequency.astype(np.float32).astype(np.float64)[None, :]
+        return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+    def replace(self, **changes: Any) -> DecoderConfig:
+        return dataclasses.replace(self, **changes)
+
+
+_GPT2 = dict(norm="layernorm", norm_eps=1e-5, position="learned", mlp="gelu_tanh", attention_bias=True, attention_out_bias=True, mlp_bias=True,
+             qk_norm=False, vocab_size=50257, max_positions=1024, head_dim=64)  # fmt: skip
+_LLAMA31 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+def _gpt2(n_layer: int, n_head: int, d_model: int) -> DecoderConfig:
+    return DecoderConfig(n_layer=n_layer, n_head=n_head, n_kv_head=n_head, d_model=d_model, d_ff=4 * d_model, **_GPT2)  # type: ignore[arg-type]
+
+
+PRESETS: dict[str, DecoderConfig] = {
+    "gpt2": _gpt2(12, 12, 768),
+    "gpt2-medium": _gpt2(24, 16, 1024),
+    "gpt2-large": _gpt2(36, 20, 1280),
+    "gpt2-xl": _gpt2(48, 25, 1600),
+    "llama3": DecoderConfig(128256, 32, 32, 8, 4096, 128, 14336, 8192, norm_eps=1e-5, rope_theta=500000.0, qk_norm=False, tie_embeddings=False),
+    "llama3.1": DecoderConfig(128256, 32, 32, 8, 4096, 128, 14336, 131072, norm_eps=1e-5, rope_theta=500000.0, rope_scaling=_LLAMA31,
+                              qk_norm=False, tie_embeddings=False),  # fmt: skip
+    "qwen3": DecoderConfig(151936, 28, 16, 8, 1024, 128, 3072, 40960, rope_theta=1e6),  # Qwen3-0.6B
+    "smollm2": DecoderConfig(49152, 30, 9, 3, 576, 64, 1536, 8192, norm_eps=1e-5, rope_theta=100000.0, qk_norm=False),  # 135M
+}
+
+
+def preset(name: str, **changes: Any) -> DecoderConfig:
+    """A published architecture by name; any field can be changed. Raises UserError for an unknown name."""
+    if name not in PRESETS:
+        raise UserError(f"unknown model preset {name!r}", hint="presets: " + ", ".join(PRESETS))
+    return PRESETS[name].replace(**changes)
+
+
+def from_depth(depth: int, vocab_size: int, max_positions: int = 1024) -> DecoderConfig:
+    """The one dial. Width 32 a layer up to 128 at four layers, then 64 a layer; SwiGLU at 8/3 of the width; heads of 32 while small, then 64, then 128.
+
+    Small models keep few and narrow heads, because below 64 wide a head of 64 would leave one; from 1024 wide on heads of 128 cost
+    least per FLOP on a GPU (research/kernels 4.3). Keys and values are shared by pairs of heads.
+    """
+    if depth < 1:
+        raise UserError(f"depth is {depth}, it must be at least 1")
+    d_model = 32 * depth if depth <= 4 else 64 * depth
+    head_dim = 32 if d_model < 384 else 64 if d_model < 1024 else 128
+    n_head = max(1, d_model // head_dim)
+    n_kv_head = n_head // 2 if n_head % 2 == 0 else n_head
+    d_ff = (8 * d_model // 3 + 31) // 32 * 32
+    return DecoderConfig(vocab_size, depth, n_head, n_kv_head, d_model, head_dim, d_ff, max_positions)
+
+
+# ---- Hugging Face's config.json --------------------------------------------------------------------------------
+
+
+def family(c: DecoderConfig) -> str:
+    """Which transformers architecture computes exactly this configuration: "gpt2", "qwen3" or "llama". Raises UserError if none does."""
+    if c.norm == "layernorm" and c.position == "learned" and c.mlp == "gelu_tanh" and c.attention_bias and c.attention_out_bias and c.mlp_bias:
+        if c.n_head == c.n_kv_head and c.n_head * c.head_dim == c.d_model and not c.qk_norm:
+            return "gpt2"
+    if c.norm == "rmsnorm" and c.position == "rope" and c.mlp == "swiglu" and not c.mlp_bias:
+        if c.qk_norm and not c.attention_bias and not c.attention_out_bias:
+            return "qwen3"
+        if not c.qk_norm and c.attention_bias == c.attention_out_bias:
+            return "llama"
+    raise UserError("this configuration has no Hugging Face equivalent", hint="use a preset (gpt2, llama3, qwen3, smollm2) or --depth to export")
+
+
+def to_hf(c: DecoderConfig, vocab_size: int | None = None, special: dict[str, int] | None = None) -> dict[str, Any]:
+    """config.json of the transformers class named by `family`. `special` may give bos_token_id and eos_token_id."""
+    kind = family(c)
+    vocab = vocab_size or c.vocab_size
+    ids: dict[str, Any] = dict(special or {})
+    if kind == "gpt2":
+        return {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": vocab, "n_positions": c.max_positions, "n_embd": c.d_model,
+                "n_layer": c.n_layer, "n_head": c.n_head, "n_inner": c.d_ff, "activation_function": "gelu_new", "layer_norm_epsilon": c.norm_eps,
+                "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "tie_word_embeddings": c.tie_embeddings, "torch_dtype": "float32", **ids}  # fmt: skip
+    out = {"architectures": ["Qwen3ForCausalLM" if kind == "qwen3" else "LlamaForCausalLM"], "model_type": kind, "vocab_size": vocab,
+           "hidden_size": c.d_model, "intermediate_size": c.d_ff, "num_hidden_layers": c.n_layer, "num_attention_heads": c.n_head,
+           "num_key_value_heads": c.n_kv_head, "head_dim": c.head_dim, "hidden_act": "silu", "max_position_embeddings": c.max_positions,
+           "rms_norm_eps": c.norm_eps, "rope_theta": c.rope_theta, "attention_bias": c.attention_bias, "attention_dropout": 0.0,
+           "tie_word_embeddings": c.tie_embeddings, "use_sliding_window": False, "torch_dtype": "float32", **ids}  # fmt: skip
+    if c.rope_scaling:
+        out["rope_scaling"] = {"rope_type": "llama3", **c.rope_scaling}
+    return out
+
+
+def from_hf(d: dict[str, Any]) -> DecoderConfig:
+    """The inverse of `to_hf`, for config.json files of gpt2, llama (SmolLM2 too) and qwen3 models. Raises UserError for what we cannot run."""
+    kind = d.get("model_type")
+    try:
+        if kind == "gpt2":
+            n_embd, n_head = d["n_embd"], d["n_head"]
+            return DecoderConfig(**(_GPT2 | dict(  # type: ignore[arg-type]
+                vocab_size=d["vocab_size"], max_positions=d["n_positions"], head_dim=n_embd // n_head, norm_eps=d.get("layer_norm_epsilon", 1e-5),
+                n_layer=d["n_layer"], n_head=n_head, n_kv_head=n_head, d_model=n_embd, d_ff=d.get("n_inner") or 4 * n_embd,
+                tie_embeddings=d.get("tie_word_embeddings", True))))  # fmt: skip
+        if kind in ("llama", "qwen3"):
+            n_head = d["num_attention_heads"]
+            rope = d.get("rope_parameters") or {}  # transformers 5 moved rope_theta and rope_scaling here
+            scaling = d.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None)
+            if scaling:
+                if scaling.get("rope_type", scaling.get("type")) != "llama3":
+                    raise UserError(f"rope_scaling {scaling} is not supported", hint="supported: none, llama3")
+                scaling = {k: scaling[k] for k in _LLAMA31}
+            if d.get("use_sliding_window"):
+                raise UserError("sliding-window attention is not supported")
+            bias = bool(d.get("attention_bias", False))
+            return DecoderConfig(
+                vocab_size=d["vocab_size"], n_layer=d["num_hidden_layers"], n_head=n_head, n_kv_head=d.get("num_key_value_heads") or n_head,
+                d_model=d["hidden_size"], head_dim=d.get("head_dim") or d["hidden_size"] // n_head, d_ff=d["intermediate_size"],
+                max_positions=d["max_position_embeddings"], norm_eps=d.get("rms_norm_eps", 1e-6),
+                rope_theta=float(rope.get("rope_theta", d.get("rope_theta", 10000.0))), rope_scaling=scaling, attention_bias=bias,
+                attention_out_bias=bias, qk_norm=kind == "qwen3", tie_embeddings=bool(d.get("tie_word_embeddings", False)))  # fmt: skip
+    except KeyError as error:
+        raise UserError(f"config.json of model_type {kind!r} lacks {error.args[0]!r}") from None
+    raise UserError(f"config.json says model_type {kind!r}", hint="freedive runs gpt2, llama and qwen3")

@@ -1,0 +1,219 @@
+"""Model: a decoder with its weights, forward, backward, optimizer step and cached decoding, on NumPy arrays.
+
+A thin face over the compiled core (csrc/model). Parameters and gradients are float32 views into one buffer each, so an
+algorithm written in NumPy reads and writes them in place.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from freedive import _core
+from freedive.model.batch import Batch
+from freedive.model.config import DecoderConfig
+from freedive.runs import UserError
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Per-token outputs, indexed by the predicting position; rows without a target are 0."""
+
+    logprobs: np.ndarray  # float32 [N] or [N, K], nats: log p of the target at the given temperature
+    entropy: np.ndarray  # float32 [N], nats
+    lse: np.ndarray  # float32 [N], log-sum-exp of the logits divided by the temperature
+
+
+def default_threads() -> int:
+    """Cores this process may run on; FREEDIVE_THREADS overrides."""
+    wanted = os.environ.get("FREEDIVE_THREADS", "")
+    if wanted.isdigit() and int(wanted) > 0:
+        return int(wanted)
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1
+
+
+def _bytes(n: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if n < 1000 or unit == "GB":
+            return f"{n:.0f} {unit}" if unit in ("B", "KB") else f"{n:.1f} {unit}"
+        n /= 1000
+    return ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes a model will take, by use."""
+
+    rows: tuple[tuple[str, int], ...]
+
+    @property
+    def total(self) -> int:
+        return sum(b for _, b in self.rows)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {_bytes(b)}" for name, b in self.rows if b) + f"; in all {_bytes(self.total)}"
+
+
+def plan(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable: bool = True, threads: int | None = None) -> Plan:
+    """The memory a Model of these capacities will take; allocates nothing."""
+    return Plan(tuple(_core.plan(config.core_dict(), threads or default_threads(), max_tokens, max_seqs, trainable)))
+
+
+def available_memory() -> int:
+    """Bytes this process can still take: the smaller of what the machine has free and what its cgroup leaves."""
+    free = 1 << 62
+    try:
+        with open("/proc/meminfo") as f:
+            free = next(int(line.split()[1]) * 1024 for line in f if line.startswith("MemAvailable"))
+        limit = open("/sys/fs/cgroup/memory.max").read().strip()
+        if limit != "max":
+            free = min(free, int(limit) - int(open("/sys/fs/cgroup/memory.current").read()))
+    except (OSError, StopIteration, ValueError):
+        pass
+    return free
+
+
+def check_fits(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable: bool) -> Plan:
+    """The plan, or a UserError that says what would fit."""
+    p, free = plan(config, max_tokens, max_seqs, trainable), available_memory()
+    if p.total <= free:
+        return p
+    tokens = max_tokens
+    while tokens > 32 and plan(config, tokens, max_seqs, trainable).total > free:
+        tokens //= 2
+    fits = plan(config, tokens, max_seqs, trainable).total <= free
+    hint = f"a batch of {tokens} tokens at a time would fit" if fits else "its weights alone do not fit: choose a smaller model (a lower --depth)"
+    raise UserError(f"this model needs {_bytes(p.total)} of memory ({p}), but {_bytes(free)} are available", hint=hint)
+
+
+class Model:
+    """A decoder and its weights. Not thread-safe: one call at a time.
+
+    Capacities max_tokens (N) and max_seqs (S) are fixed; max_targets is K, the candidate ids per token. Raises UserError if it does
+    not fit in memory.
+    """
+
+    def __init__(self, config: DecoderConfig, *, max_tokens: int = 4096, max_seqs: int = 256, max_targets: int = 1, threads: int | None = None,
+                 device: str = "cpu", trainable: bool = True):  # fmt: skip
+        if device != "cpu":
+            raise UserError(f"device {device!r} is not available in this build", hint="use --device cpu")
+        check_fits(config, max_tokens, max_seqs, trainable)
+        self.config, self.max_tokens, self.max_seqs, self.trainable = config, max_tokens, max_seqs, trainable
+        self.device, self.threads = device, threads or default_threads()
+        cos, sin = config.rope_tables()
+        self._core = _core.Decoder(config.core_dict(), self.threads, max_tokens, max_seqs, max_targets, trainable, cos, sin)
+        self._table = _core.parameter_table(config.core_dict())
+        self._parameters = self._views("parameters")
+        self._gradients = self._views("gradients") if trainable else {}
+        self.step_count = 0  # of the optimizer; bias correction depends on it
+
+    def _views(self, which: str) -> dict[str, np.ndarray]:
+        flat = self._core.buffer(which)
+        return {name: flat[at : at + int(np.prod(shape))].reshape(shape) for name, shape, at, _ in self._table}
+
+    @property
+    def parameters(self) -> dict[str, np.ndarray]:
+        """Name -> float32 view. After writing through a view you kept, call `touch()`."""
+        self.touch()
+        return self._parameters
+
+    @property
+    def gradients(self) -> dict[str, np.ndarray]:
+        """Name -> float32 view of dL/dparameter, accumulated by `backward` until `zero_grad`."""
+        return self._gradients
+
+    def touch(self) -> None:
+        """Weights were written from outside: forget packed copies of them."""
+        self._core.touch()
+
+    def init(self, seed: int = 0) -> Model:
+        """Normal weights of std 0.02, those that write into the residual stream divided by sqrt(2 n_layer) (GPT-2); norms 1, biases 0."""
+        rng = np.random.Generator(np.random.Philox(key=[seed, 1]))
+        for name, view in self.parameters.items():
+            if name.endswith("norm.weight"):
+                view[...] = 1.0
+            elif name.endswith(".bias"):
+                view[...] = 0.0
+            else:
+                into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                std = 0.02 / np.sqrt(2 * self.config.n_layer) if into_residual else 0.02
+                view[...] = rng.standard_normal(view.shape, dtype=np.float32) * np.float32(std)
+        return self
+
+    def set_vocab_mask(self, mask: np.ndarray) -> None:
+        """uint8 [vocab_size]; ids with 0 (padding rows, holes) get no probability and are never sampled."""
+        self._core.set_vocab_mask(np.ascontiguousarray(mask, np.uint8))
+
+    # ---- training ----------------------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch, temperature: float = 1.0) -> Outputs:
+        """Per-token outputs; activations are kept for one `backward`."""
+        return Outputs(*self._core.forward(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, temperature, True))
+
+    def score(self, batch: Batch, temperature: float = 1.0) -> Outputs:
+        """The same numbers as `forward`, bit for bit, keeping nothing."""
+        return Outputs(*self._core.forward(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, temperature, False))
+
+    def backward(self, dlogprobs: np.ndarray | None = None, dentropy: np.ndarray | None = None, dlse: np.ndarray | None = None) -> None:
+        """Accumulate gradients, given the loss's derivative by each per-token output of the last `forward` (None = 0)."""
+        f32 = lambda a: None if a is None else np.ascontiguousarray(a, np.float32)
+        self._core.backward(f32(dlogprobs), f32(dentropy), f32(dlse))
+
+    def forward_backward(self, batch: Batch, dlogprobs: np.ndarray, temperature: float = 1.0) -> Outputs:
+        """`forward` and `backward` in one, for derivatives known beforehand (pretraining, SFT): the head's logits are computed once."""
+        d = np.ascontiguousarray(dlogprobs, np.float32)
+        return Outputs(*self._core.forward_backward(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, d, temperature))
+
+    def zero_grad(self) -> None:
+        self._core.zero_gradients()
+
+    def adamw(self, lr: float, beta1: float = 0.9, beta2: float = 0.95, eps: float = 1e-8, weight_decay: float = 0.1, max_norm: float = 1.0) -> float:
+        """One AdamW step (decoupled decay, on matrices only; Loshchilov & Hutter 2019). Returns the gradient norm before clipping.
+
+        A non-finite norm leaves the weights as they were; the caller sees it in the return value.
+        """
+        t = self.step_count + 1
+        hyper = np.array([lr, beta1, beta2, eps, weight_decay, max_norm, 1 - beta1**t, 1 - beta2**t], np.float32)
+        norm = float(self._core.adamw(hyper))
+        if np.isfinite(norm):
+            self.step_count = t
+        return norm
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What a resumed run needs, as copies: parameters, moments, optimizer steps."""
+        out = {"parameters": self._core.buffer("parameters").copy(), "step_count": np.array([self.step_count], np.int64)}
+        if self.trainable:
+            out |= {which: self._core.buffer(which).copy() for which in ("m", "v")}
+        return out
+
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        for which in ("parameters", "m", "v") if self.trainable else ("parameters",):
+            buffer = self._core.buffer(which)
+            if state[which].shape != buffer.shape:
+                raise UserError(f"the checkpoint's {which} hold {state[which].size} numbers, this model has {buffer.size}")
+            buffer[...] = state[which]
+        self.step_count = int(state["step_count"][0])
+        self.touch()
+
+    # ---- decoding ----------------------------------------------------------------------------------------------
+
+    def new_cache(self, blocks: int) -> Any:
+        """A paged key-value cache of `blocks` blocks of 32 positions, for all layers."""
+        return self._core.new_cache(blocks)
+
+    def decode(self, cache: Any, batch: Batch, past_lens: np.ndarray, block_table: np.ndarray, *, temperature: np.ndarray, top_k: np.ndarray,
+               top_p: np.ndarray, min_p: np.ndarray, seeds: np.ndarray, counters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        """Run the new tokens of S sequences (targets ignored) and sample one token for each: (int32 [S], float32 [S] log-prob at T before truncation)."""
+        return self._core.decode(cache, batch.tokens, batch.positions, batch.cu_seqlens, np.ascontiguousarray(past_lens, np.int32),
+                                 np.ascontiguousarray(block_table, np.int32), np.ascontiguousarray(temperature, np.float32),
+                                 np.ascontiguousarray(top_k, np.int32), np.ascontiguousarray(top_p, np.float32),
+                                 np.ascontiguousarray(min_p, np.float32), np.ascontiguousarray(seeds, np.uint64),
+                                 np.ascontiguousarray(counters, np.uint64))  # fmt: skip

@@ -1,0 +1,425 @@
+"""Every kernel of csrc/ops.h callable from Python, NumPy in and out: for tests, benchmarks and the curious.
+
+`call` runs a kernel on arrays you bring; the functions named like the ops allocate their outputs, filled with NaN so that a
+forgotten element shows, and return them. Shapes and dtypes are checked against the schema of ops.h before a kernel sees them:
+what does not fit is a ValueError. The last dimension of an array must be contiguous; the first may be strided.
+
+All functions take `variant=` (a name of `variants(op)`, default the fastest) and `threads=`. Neither changes a bit of the
+result unless the variant says so. Floats are float32, ids and lengths int32, unless stated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from freedive import _core
+
+Array = np.ndarray
+KV_BLOCK: int = _core.KV_BLOCK  # positions per block of the paged cache
+
+DTYPES = {"f32": np.float32, "i32": np.int32, "i64": np.int64, "u64": np.uint64, "u8": np.uint8}
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of an op. Scalars have dtype "f" (double) or "i" (int64) and no dims"""
+
+    name: str
+    dtype: str
+    dims: tuple[str, ...] = ()  # one letter means one size within a call; "S1" is S + 1
+    written: bool = False
+    read: bool = True
+    optional: bool = False
+
+
+def schemas() -> dict[str, list[Argument]]:
+    """The arguments of every op, in order, from the schemas of ops.h"""
+    return {name: [parse(word) for word in text.split()] for name, text in _core.op_list()}
+
+
+def parse(word: str) -> Argument:
+    """ "dbias:f32[O]+?" -> Argument(name="dbias", dtype="f32", dims=("O",), written, read, optional)"""
+    name, _, rest = word.partition(":")
+    dtype, bracket, rest = rest.partition("[")
+    if not bracket:
+        return Argument(name, dtype)
+    dims, _, marks = rest.partition("]")
+    return Argument(name, dtype, tuple(dims.split(",")), "=" in marks or "+" in marks, "=" not in marks, "?" in marks)
+
+
+def variants(name: str) -> list[str]:
+    """Registered variants of an op on this machine, e.g. ["naive", "simd"]. ValueError for an unknown op."""
+    return [variant for variant, _ in _core.op_variants(name)]
+
+
+def tier() -> str:
+    """Instruction set the kernels run on: "baseline", "avx2", ..."""
+    return _core.cpu_tier()
+
+
+def call(name: str, *, variant: str | None = None, threads: int = 1, **arguments: Any) -> None:
+    """Run one kernel on the given arrays; outputs are written in place. Absent optionals are None or left out."""
+    _core.op_call(name, variant, threads, arguments)
+
+
+def poisoned(*shape: int, dtype: Any = np.float32) -> Array:
+    """An output nobody has written yet: NaN"""
+    return np.full(shape, np.nan, dtype=dtype)
+
+
+def zeros_like_rows(x: Array) -> Array:
+    return np.zeros(x.shape, dtype=np.float32)
+
+
+# ---- embedding ---------------------------------------------------------------------------------------------------
+
+
+def embedding_forward(tokens: Array, wte: Array, positions: Array | None = None, wpe: Array | None = None, **how: Any) -> Array:
+    """out[n] = wte[tokens[n]] (+ wpe[positions[n]]). tokens, positions [N], wte [V,C], wpe [T,C] -> [N,C]"""
+    out = poisoned(len(tokens), wte.shape[1])
+    call("embedding_forward", out=out, tokens=tokens, positions=positions, wte=wte, wpe=wpe, **how)
+    return out
+
+
+def embedding_backward(
+    dout: Array, tokens: Array, dwte: Array, positions: Array | None = None, dwpe: Array | None = None, **how: Any
+) -> None:
+    """dwte[tokens[n]] += dout[n], dwpe[positions[n]] += dout[n]. dout [N,C]; dwte [V,C] and dwpe [T,C] are added to"""
+    call("embedding_backward", dwte=dwte, dwpe=dwpe, dout=dout, tokens=tokens, positions=positions, **how)
+
+
+# ---- norms -------------------------------------------------------------------------------------------------------
+
+
+def with_heads(x: Array) -> Array:
+    """[N,D] as [N,1,D]"""
+    return x[:, None, :] if x.ndim == 2 else x
+
+
+def rmsnorm_forward(x: Array, weight: Array, eps: float = 1e-6, **how: Any) -> tuple[Array, Array]:
+    """out = x rstd weight, rstd = 1/sqrt(mean(x^2) + eps). x [N,H,D] or [N,D], weight [D] -> out like x, rstd [N,H] or [N]"""
+    x3 = with_heads(x)
+    out, rstd = poisoned(*x3.shape), poisoned(*x3.shape[:2])
+    call("rmsnorm_forward", out=out, rstd=rstd, x=x3, weight=weight, eps=eps, **how)
+    return out.reshape(x.shape), rstd.reshape(x.shape[:-1])
+
+
+def rmsnorm_backward(
+    dout: Array, x: Array, weight: Array, rstd: Array, *, dx: Array | None = None, dweight: Array | None = None, **how: Any
+) -> tuple[Array, Array]:
+    """dx = rstd (dout weight - x rstd^2 mean(dout weight x)); dweight = sum dout x rstd. Given dx or dweight are added to."""
+    into = poisoned(*x.shape) if dx is None else dx
+    dweight = zeros_like_rows(weight) if dweight is None else dweight
+    call(
+        "rmsnorm_backward",
+        dx=with_heads(into),
+        dweight=dweight,
+        dout=with_heads(dout),
+        x=with_heads(x),
+        weight=weight,
+        rstd=rstd.reshape(len(x), -1),
+        accumulate=dx is not None,
+        **how,
+    )
+    return into, dweight
+
+
+def layernorm_forward(
+    x: Array, weight: Array, bias: Array | None = None, eps: float = 1e-5, **how: Any
+) -> tuple[Array, Array, Array]:
+    """out = (x - mean) rstd weight + bias. x [N,C], weight, bias [C] -> out [N,C], mean [N], rstd [N]"""
+    out, mean, rstd = poisoned(*x.shape), poisoned(len(x)), poisoned(len(x))
+    call("layernorm_forward", out=out, mean=mean, rstd=rstd, x=x, weight=weight, bias=bias, eps=eps, **how)
+    return out, mean, rstd
+
+
+def layernorm_backward(
+    dout: Array,
+    x: Array,
+    weight: Array,
+    mean: Array,
+    rstd: Array,
+    *,
+    dx: Array | None = None,
+    dweight: Array | None = None,
+    dbias: Array | None = None,
+    **how: Any,
+) -> tuple[Array, Array, Array]:
+    """-> dx [N,C], dweight [C], dbias [C]. Given ones are added to."""
+    into = poisoned(*x.shape) if dx is None else dx
+    dweight = zeros_like_rows(weight) if dweight is None else dweight
+    dbias = zeros_like_rows(weight) if dbias is None else dbias
+    inputs = {"dout": dout, "x": x, "weight": weight, "mean": mean, "rstd": rstd}
+    call("layernorm_backward", dx=into, dweight=dweight, dbias=dbias, accumulate=dx is not None, **inputs, **how)
+    return into, dweight, dbias
+
+
+# ---- rotary position embedding, activations ------------------------------------------------------------------------
+
+
+def rope(x: Array, cos: Array, sin: Array, positions: Array, inverse: bool = False, **how: Any) -> Array:
+    """Turn each pair (x[i], x[i+D/2]) by its position's angle. x [N,H,D], cos, sin [P,D/2], positions [N] -> [N,H,D]"""
+    out = poisoned(*x.shape)
+    call("rope", out=out, x=x, cos=cos, sin=sin, positions=positions, inverse=inverse, **how)
+    return out
+
+
+def gelu_forward(x: Array, **how: Any) -> Array:
+    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))). x [N,F] -> [N,F]"""
+    out = poisoned(*x.shape)
+    call("gelu_forward", out=out, x=x, **how)
+    return out
+
+
+def gelu_backward(dout: Array, x: Array, **how: Any) -> Array:
+    """dx = dout gelu'(x). [N,F] -> [N,F]"""
+    dx = poisoned(*x.shape)
+    call("gelu_backward", dx=dx, dout=dout, x=x, **how)
+    return dx
+
+
+def swiglu_forward(gate: Array, up: Array, **how: Any) -> Array:
+    """silu(gate) up, silu(a) = a / (1 + exp(-a)). [N,F] -> [N,F]"""
+    out = poisoned(*gate.shape)
+    call("swiglu_forward", out=out, gate=gate, up=up, **how)
+    return out
+
+
+def swiglu_backward(dout: Array, gate: Array, up: Array, **how: Any) -> tuple[Array, Array]:
+    """-> dgate, dup [N,F]"""
+    dgate, dup = poisoned(*gate.shape), poisoned(*gate.shape)
+    call("swiglu_backward", dgate=dgate, dup=dup, dout=dout, gate=gate, up=up, **how)
+    return dgate, dup
+
+
+# ---- matmul --------------------------------------------------------------------------------------------------------
+
+
+def matmul_pack(weight: Array, **how: Any) -> Array:
+    """The weight [O,C] in the layout matmul_forward and the head read: float32 [P]"""
+    packed = poisoned(_core.matmul_packed_size(*weight.shape))
+    call("matmul_pack", packed=packed, weight=weight, **how)
+    return packed
+
+
+def matmul_forward(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    residual: Array | None = None,
+    *,
+    packed: Array | None = None,
+    out: Array | None = None,
+    **how: Any,
+) -> Array:
+    """out = x weight^T + bias + residual. x [N,C], weight [O,C], bias [O], residual [N,O] -> [N,O]. A given out is added to."""
+    into = poisoned(len(x), len(weight)) if out is None else out
+    inputs = {"x": x, "weight": weight, "packed": packed, "bias": bias, "residual": residual}
+    call("matmul_forward", out=into, accumulate=out is not None, **inputs, **how)
+    return into
+
+
+def matmul_backward_input(dout: Array, weight: Array, *, dx: Array | None = None, **how: Any) -> Array:
+    """dx = dout weight. dout [N,O], weight [O,C] -> [N,C]. A given dx is added to."""
+    into = poisoned(len(dout), weight.shape[1]) if dx is None else dx
+    call("matmul_backward_input", dx=into, dout=dout, weight=weight, accumulate=dx is not None, **how)
+    return into
+
+
+def matmul_backward_weight(dout: Array, x: Array, dweight: Array, dbias: Array | None = None, **how: Any) -> None:
+    """dweight += dout^T x, dbias += sum dout. dout [N,O], x [N,C]; dweight [O,C] and dbias [O] are added to"""
+    call("matmul_backward_weight", dweight=dweight, dbias=dbias, dout=dout, x=x, **how)
+
+
+# ---- attention -----------------------------------------------------------------------------------------------------
+
+
+def attention_forward(
+    q: Array, k: Array, v: Array, cu_seqlens: Array, scale: float | None = None, **how: Any
+) -> tuple[Array, Array]:
+    """Causal attention inside each sequence. q [N,H,D], k, v [N,G,D]; scale 1/sqrt(D) by default -> out [N,H,D], lse [N,H]"""
+    out, lse = poisoned(*q.shape), poisoned(*q.shape[:2])
+    scale = q.shape[2] ** -0.5 if scale is None else scale
+    call("attention_forward", out=out, lse=lse, q=q, k=k, v=v, cu_seqlens=cu_seqlens, scale=scale, **how)
+    return out, lse
+
+
+def attention_backward(
+    dout: Array, out: Array, lse: Array, q: Array, k: Array, v: Array, cu_seqlens: Array, scale: float | None = None, **how: Any
+) -> tuple[Array, Array, Array]:
+    """-> dq [N,H,D], dk, dv [N,G,D]"""
+    dq, dk, dv = poisoned(*q.shape), poisoned(*k.shape), poisoned(*v.shape)
+    scale = q.shape[2] ** -0.5 if scale is None else scale
+    inputs = {"dout": dout, "out": out, "lse": lse, "q": q, "k": k, "v": v, "cu_seqlens": cu_seqlens}
+    call("attention_backward", dq=dq, dk=dk, dv=dv, scale=scale, **inputs, **how)
+    return dq, dk, dv
+
+
+def new_cache(blocks: int, G: int, D: int) -> tuple[Array, Array]:
+    """An empty paged cache, all NaN: k_cache [blocks,G,D,32], v_cache [blocks,G,32,D]"""
+    return poisoned(blocks, G, D, KV_BLOCK), poisoned(blocks, G, KV_BLOCK, D)
+
+
+def kv_cache_write(
+    k_cache: Array,
+    v_cache: Array,
+    k: Array,
+    v: Array,
+    cu_seqlens: Array,
+    past_lens: Array,
+    block_table: Array,
+    **how: Any,
+) -> None:
+    """Append k, v [N,G,D] to the cache: position p of sequence s goes to block block_table[s, p // 32], slot p % 32"""
+    where = {"cu_seqlens": cu_seqlens, "past_lens": past_lens, "block_table": block_table}
+    call("kv_cache_write", k_cache=k_cache, v_cache=v_cache, k=k, v=v, **where, **how)
+
+
+def attention_cached(
+    q: Array,
+    k_cache: Array,
+    v_cache: Array,
+    cu_seqlens: Array,
+    past_lens: Array,
+    block_table: Array,
+    scale: float | None = None,
+    **how: Any,
+) -> Array:
+    """attention_forward of the newest rows, keys and values (theirs included) read from the cache -> [N,H,D]"""
+    out = poisoned(*q.shape)
+    scale = q.shape[2] ** -0.5 if scale is None else scale
+    inputs = {"q": q, "k_cache": k_cache, "v_cache": v_cache, "cu_seqlens": cu_seqlens, "past_lens": past_lens}
+    call("attention_cached", out=out, block_table=block_table, scale=scale, **inputs, **how)
+    return out
+
+
+# ---- language-model head: see head_inputs for what all of them take ------------------------------------------------
+
+
+def head_inputs(
+    x: Array, weight: Array, targets: Array, temperature: float, vocab_mask: Array | None, packed: Array | None
+) -> dict:
+    """x [N,C], weight [V,C], targets [N] or [N,K] (a row beginning with -1 is skipped), vocab_mask uint8 [V], packed [P]"""
+    T = np.array([temperature], dtype=np.float32)
+    targets = targets[:, None] if targets.ndim == 1 else targets
+    return {"x": x, "weight": weight, "packed": packed, "targets": targets, "temperature": T, "vocab_mask": vocab_mask}
+
+
+def head_forward(
+    x: Array,
+    weight: Array,
+    targets: Array,
+    temperature: float = 1.0,
+    vocab_mask: Array | None = None,
+    packed: Array | None = None,
+    **how: Any,
+) -> tuple[Array, Array, Array]:
+    """z = weight x / T over unmasked ids -> logprobs like targets, entropy [N], lse [N], nats"""
+    inputs = head_inputs(x, weight, targets, temperature, vocab_mask, packed)
+    logprobs, entropy, lse = poisoned(*inputs["targets"].shape), poisoned(len(x)), poisoned(len(x))
+    call("head_forward", logprobs=logprobs, entropy=entropy, lse=lse, **inputs, **how)
+    return logprobs.reshape(targets.shape), entropy, lse
+
+
+def head_backward(
+    x: Array,
+    weight: Array,
+    targets: Array,
+    lse: Array,
+    entropy: Array,
+    dlogprobs: Array | None = None,
+    dentropy: Array | None = None,
+    dlse: Array | None = None,
+    temperature: float = 1.0,
+    vocab_mask: Array | None = None,
+    packed: Array | None = None,
+    *,
+    dweight: Array | None = None,
+    **how: Any,
+) -> tuple[Array, Array]:
+    """Derivatives by logprobs (like targets), entropy and lse [N] -> dx [N,C], dweight [V,C]. A given dweight is added to."""
+    inputs = head_inputs(x, weight, targets, temperature, vocab_mask, packed)
+    dx = poisoned(*x.shape)
+    dweight = zeros_like_rows(weight) if dweight is None else dweight
+    dlogprobs = None if dlogprobs is None else dlogprobs.reshape(inputs["targets"].shape)
+    derivatives = {"lse": lse, "entropy": entropy, "dlogprobs": dlogprobs, "dentropy": dentropy, "dlse": dlse}
+    call("head_backward", dx=dx, dweight=dweight, **inputs, **derivatives, **how)
+    return dx, dweight
+
+
+def head_forward_backward(
+    x: Array,
+    weight: Array,
+    targets: Array,
+    dlogprobs: Array,
+    temperature: float = 1.0,
+    vocab_mask: Array | None = None,
+    packed: Array | None = None,
+    *,
+    dweight: Array | None = None,
+    **how: Any,
+) -> tuple[Array, Array, Array, Array, Array]:
+    """head_forward and head_backward in one pass over the logits -> logprobs, entropy, lse, dx, dweight"""
+    inputs = head_inputs(x, weight, targets, temperature, vocab_mask, packed)
+    shape = inputs["targets"].shape
+    logprobs, entropy, lse, dx = poisoned(*shape), poisoned(len(x)), poisoned(len(x)), poisoned(*x.shape)
+    dweight = zeros_like_rows(weight) if dweight is None else dweight
+    outputs = {"logprobs": logprobs, "entropy": entropy, "lse": lse, "dx": dx, "dweight": dweight}
+    call("head_forward_backward", dlogprobs=dlogprobs.reshape(shape), **outputs, **inputs, **how)
+    return logprobs.reshape(targets.shape), entropy, lse, dx, dweight
+
+
+def head_sample(
+    x: Array,
+    weight: Array,
+    temperature: Any = 1.0,
+    top_k: Any = 0,
+    top_p: Any = 1.0,
+    min_p: Any = 0.0,
+    seeds: Any = 0,
+    counters: Any = 0,
+    vocab_mask: Array | None = None,
+    packed: Array | None = None,
+    **how: Any,
+) -> tuple[Array, Array]:
+    """Draw a token per row of x [S,C] after top_k, min_p and top_p; temperature 0 takes the largest logit. Parameters are [S]
+    or one for all -> tokens int32 [S], logprobs [S] at the temperature, before truncation (at 1 for temperature 0)"""
+    S = len(x)
+    tokens, logprobs = np.full(S, -1, dtype=np.int32), poisoned(S)
+    given = {"temperature": temperature, "top_p": top_p, "min_p": min_p}
+    per_row = {name: np.array(np.broadcast_to(value, S), dtype=np.float32) for name, value in given.items()}
+    per_row["top_k"] = np.array(np.broadcast_to(top_k, S), dtype=np.int32)
+    per_row |= {
+        n: np.array(np.broadcast_to(value, S), dtype=np.uint64) for n, value in (("seeds", seeds), ("counters", counters))
+    }
+    call(
+        "head_sample",
+        tokens=tokens,
+        logprobs=logprobs,
+        x=x,
+        weight=weight,
+        packed=packed,
+        vocab_mask=vocab_mask,
+        **per_row,
+        **how,
+    )
+    return tokens, logprobs
+
+
+# ---- optimizer -----------------------------------------------------------------------------------------------------
+
+
+def global_norm(x: Array, **how: Any) -> Array:
+    """sqrt(sum x^2), summed in double. x [P] -> [1]"""
+    out = poisoned(1)
+    call("global_norm", out=out, x=x, **how)
+    return out
+
+
+def adamw(param: Array, grad: Array, m: Array, v: Array, norm: Array, hyper: Array, **how: Any) -> None:
+    """One AdamW step of param, m, v [P] in place. norm [1]; hyper [8] = lr, beta1, beta2, eps, weight_decay, max_norm,
+    1 - beta1^t, 1 - beta2^t. A non-finite norm changes nothing."""
+    call("adamw", param=param, grad=grad, m=m, v=v, norm=norm, hyper=hyper, **how)

@@ -1,0 +1,356 @@
+"""Every op of csrc/ops.h in NumPy float64: forward and backward, same names, same arguments.
+
+Functions are pure: they return what the kernel would write. Where a kernel accumulates ("+=") the function returns the
+increment, and the caller adds it. Shapes: N tokens, C channels, H query heads, G key-value heads, D head size,
+V vocabulary, K candidate ids a token, S sequences. The one idea: read the forward, then differentiate it line by line.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+KV_BLOCK = 32  # positions per block of the paged cache: FD_KV_BLOCK
+
+Array = np.ndarray
+
+
+def f64(x: ArrayLike) -> Array:
+    return np.asarray(x, dtype=np.float64)
+
+
+# ---- embedding -------------------------------------------------------------------------------------------------
+
+
+def embedding_forward(tokens: Array, positions: Array | None, wte: Array, wpe: Array | None = None) -> Array:
+    """out[n] = wte[tokens[n]] (+ wpe[positions[n]])  -> [N, C]"""
+    out = f64(wte)[tokens]
+    return out if wpe is None else out + f64(wpe)[positions]
+
+
+def embedding_backward(
+    dout: Array, tokens: Array, positions: Array | None, V: int, T: int | None = None
+) -> tuple[Array, Array | None]:
+    """A row that was read n times receives n gradients. -> dwte [V, C], dwpe [T, C] or None"""
+    dout = f64(dout)
+    dwte = np.zeros((V, dout.shape[1]))
+    np.add.at(dwte, tokens, dout)
+    if T is None or positions is None:
+        return dwte, None
+    dwpe = np.zeros((T, dout.shape[1]))
+    np.add.at(dwpe, positions, dout)
+    return dwte, dwpe
+
+
+# ---- norms, over the last dimension ------------------------------------------------------------------------------
+
+
+def rmsnorm_forward(x: Array, weight: Array, eps: float) -> tuple[Array, Array]:
+    """out = x * rstd * weight, rstd = 1/sqrt(mean(x^2) + eps). x [..., D] -> out [..., D], rstd [...]"""
+    x = f64(x)
+    rstd = 1 / np.sqrt((x**2).mean(-1) + eps)
+    return x * rstd[..., None] * f64(weight), rstd
+
+
+def rmsnorm_backward(dout: Array, x: Array, weight: Array, rstd: Array) -> tuple[Array, Array]:
+    """d rstd / dx = -rstd^3 x / D, hence the second term. -> dx, dweight"""
+    dout, x, rstd = f64(dout), f64(x), f64(rstd)[..., None]
+    dnormed = dout * f64(weight)
+    dx = rstd * (dnormed - x * rstd**2 * (dnormed * x).mean(-1, keepdims=True))
+    dweight = (dout * x * rstd).reshape(-1, x.shape[-1]).sum(0)
+    return dx, dweight
+
+
+def layernorm_forward(x: Array, weight: Array, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
+    """out = (x - mean) * rstd * weight + bias, rstd = 1/sqrt(var + eps). -> out, mean, rstd"""
+    x = f64(x)
+    mean = x.mean(-1)
+    rstd = 1 / np.sqrt(x.var(-1) + eps)
+    out = (x - mean[..., None]) * rstd[..., None] * f64(weight)
+    return (out if bias is None else out + f64(bias)), mean, rstd
+
+
+def layernorm_backward(dout: Array, x: Array, weight: Array, mean: Array, rstd: Array) -> tuple[Array, Array, Array]:
+    """Subtracting the mean and dividing by the deviation each remove one direction from the gradient. -> dx, dweight, dbias"""
+    dout, rstd = f64(dout), f64(rstd)[..., None]
+    normed = (f64(x) - f64(mean)[..., None]) * rstd
+    dnormed = dout * f64(weight)
+    dx = rstd * (dnormed - dnormed.mean(-1, keepdims=True) - normed * (dnormed * normed).mean(-1, keepdims=True))
+    C = normed.shape[-1]
+    return dx, (dout * normed).reshape(-1, C).sum(0), dout.reshape(-1, C).sum(0)
+
+
+# ---- rotary position embedding -----------------------------------------------------------------------------------
+
+
+def rope(x: Array, cos: Array, sin: Array, positions: Array, inverse: bool = False) -> Array:
+    """Turn the pair (x[i], x[i + D/2]) by the angle of (position, i). inverse turns back: the backward pass. x [N, H, D]"""
+    x = f64(x)
+    R = x.shape[-1] // 2
+    c, s = f64(cos)[positions][:, None, :], f64(sin)[positions][:, None, :]  # [N, 1, R]
+    if inverse:
+        s = -s
+    a, b = x[..., :R], x[..., R:]
+    return np.concatenate([a * c - b * s, b * c + a * s], axis=-1)
+
+
+# ---- activations -------------------------------------------------------------------------------------------------
+
+GELU_SCALE = np.sqrt(2 / np.pi)
+
+
+def gelu_forward(x: Array) -> Array:
+    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): the tanh form, GPT-2's"""
+    x = f64(x)
+    return 0.5 * x * (1 + np.tanh(GELU_SCALE * (x + 0.044715 * x**3)))
+
+
+def gelu_backward(dout: Array, x: Array) -> Array:
+    x = f64(x)
+    tanh = np.tanh(GELU_SCALE * (x + 0.044715 * x**3))
+    dinner = GELU_SCALE * (1 + 3 * 0.044715 * x**2)
+    return f64(dout) * (0.5 * (1 + tanh) + 0.5 * x * (1 - tanh**2) * dinner)
+
+
+def sigmoid(x: Array) -> Array:
+    return np.exp(-np.logaddexp(0, -x))
+
+
+def swiglu_forward(gate: Array, up: Array) -> Array:
+    """silu(gate) * up, silu(a) = a sigmoid(a)"""
+    gate = f64(gate)
+    return gate * sigmoid(gate) * f64(up)
+
+
+def swiglu_backward(dout: Array, gate: Array, up: Array) -> tuple[Array, Array]:
+    """-> dgate, dup"""
+    dout, gate, up = f64(dout), f64(gate), f64(up)
+    s = sigmoid(gate)
+    return dout * up * s * (1 + gate * (1 - s)), dout * gate * s
+
+
+# ---- matmul: the three layouts of training -----------------------------------------------------------------------
+
+
+def matmul_forward(x: Array, weight: Array, bias: Array | None = None, residual: Array | None = None) -> Array:
+    """out[n, o] = sum_c x[n, c] weight[o, c] + bias[o] + residual[n, o]"""
+    out = f64(x) @ f64(weight).T
+    if bias is not None:
+        out = out + f64(bias)
+    return out if residual is None else out + f64(residual)
+
+
+def matmul_backward_input(dout: Array, weight: Array) -> Array:
+    """dx[n, c] = sum_o dout[n, o] weight[o, c]"""
+    return f64(dout) @ f64(weight)
+
+
+def matmul_backward_weight(dout: Array, x: Array) -> tuple[Array, Array]:
+    """dweight[o, c] = sum_n dout[n, o] x[n, c]; dbias[o] = sum_n dout[n, o]"""
+    return f64(dout).T @ f64(x), f64(dout).sum(0)
+
+
+# ---- attention ---------------------------------------------------------------------------------------------------
+
+
+def causal_scores(q: Array, k: Array, scale: float) -> Array:
+    """scale q.k, with -inf where a query would see the future. The last query sees every key. q [n, D], k [m, D] -> [n, m]"""
+    n, m = len(q), len(k)
+    scores = scale * q @ k.T
+    query_position = np.arange(n)[:, None] + (m - n)
+    return np.where(np.arange(m)[None, :] <= query_position, scores, -np.inf)
+
+
+def log_sum_exp(x: Array) -> Array:
+    top = x.max(-1, keepdims=True)
+    return (top + np.log(np.exp(x - top).sum(-1, keepdims=True)))[..., 0]
+
+
+def attention_forward(q: Array, k: Array, v: Array, cu_seqlens: Array, scale: float) -> tuple[Array, Array]:
+    """Causal attention inside each sequence; head h reads key-value head h // (H/G). -> out [N, H, D], lse [N, H]"""
+    q, k, v = f64(q), f64(k), f64(v)
+    (N, H, _), G = q.shape, k.shape[1]
+    out, lse = np.zeros_like(q), np.zeros((N, H))
+    for begin, end in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True):
+        if begin == end:
+            continue
+        for h in range(H):
+            g, rows = h // (H // G), slice(begin, end)
+            scores = causal_scores(q[rows, h], k[rows, g], scale)
+            lse[rows, h] = log_sum_exp(scores)
+            p = np.exp(scores - lse[rows, h, None])
+            out[rows, h] = p @ v[rows, g]
+    return out, lse
+
+
+def attention_backward(
+    dout: Array, out: Array, lse: Array, q: Array, k: Array, v: Array, cu_seqlens: Array, scale: float
+) -> tuple[Array, Array, Array]:
+    """With p = softmax(scores): ds = p (dp - sum p dp), and sum p dp = dout.out. -> dq, dk, dv"""
+    dout, out, lse, q, k, v = f64(dout), f64(out), f64(lse), f64(q), f64(k), f64(v)
+    H, G = q.shape[1], k.shape[1]
+    dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
+    for begin, end in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True):
+        for h in range(H if begin < end else 0):
+            g, rows = h // (H // G), slice(begin, end)
+            p = np.exp(causal_scores(q[rows, h], k[rows, g], scale) - lse[rows, h, None])
+            dp = dout[rows, h] @ v[rows, g].T
+            ds = p * (dp - (dout[rows, h] * out[rows, h]).sum(-1, keepdims=True))
+            dq[rows, h] = scale * ds @ k[rows, g]
+            dk[rows, g] += scale * ds.T @ q[rows, h]
+            dv[rows, g] += p.T @ dout[rows, h]
+    return dq, dk, dv
+
+
+def kv_cache_write(
+    k_cache: Array, v_cache: Array, k: Array, v: Array, cu_seqlens: Array, past_lens: Array, block_table: Array
+) -> tuple[Array, Array]:
+    """Position p of sequence s lives in block block_table[s, p // 32], slot p % 32. k_cache [B,G,D,32], v_cache [B,G,32,D]"""
+    k_cache, v_cache = np.array(k_cache), np.array(v_cache)
+    for s in range(len(past_lens)):
+        for i, n in enumerate(range(cu_seqlens[s], cu_seqlens[s + 1])):
+            position = past_lens[s] + i
+            block, slot = block_table[s, position // KV_BLOCK], position % KV_BLOCK
+            k_cache[block, :, :, slot] = k[n]
+            v_cache[block, :, slot, :] = v[n]
+    return k_cache, v_cache
+
+
+def attention_cached(
+    q: Array, k_cache: Array, v_cache: Array, cu_seqlens: Array, past_lens: Array, block_table: Array, scale: float
+) -> Array:
+    """attention_forward of the last rows of each sequence, keys and values gathered from the cache. -> out [N, H, D]"""
+    q = f64(q)
+    H, G = q.shape[1], k_cache.shape[1]
+    out = np.zeros_like(q)
+    for s in range(len(past_lens)):
+        rows = slice(cu_seqlens[s], cu_seqlens[s + 1])
+        total = past_lens[s] + cu_seqlens[s + 1] - cu_seqlens[s]
+        if rows.start == rows.stop:
+            continue
+        blocks = block_table[s, : -(-total // KV_BLOCK)]
+        k = f64(np.concatenate([k_cache[b].transpose(2, 0, 1) for b in blocks]))[:total]  # [total, G, D]
+        v = f64(np.concatenate([v_cache[b].transpose(1, 0, 2) for b in blocks]))[:total]
+        for h in range(H):
+            scores = causal_scores(q[rows, h], k[:, h // (H // G)], scale)
+            out[rows, h] = np.exp(scores - log_sum_exp(scores)[:, None]) @ v[:, h // (H // G)]
+    return out
+
+
+# ---- language-model head -----------------------------------------------------------------------------------------
+
+
+def head_log_softmax(x: Array, weight: Array, temperature: float, vocab_mask: Array | None = None) -> tuple[Array, Array]:
+    """log p = z - lse with z = weight x / T, and -inf for ids outside the mask. -> log p [N, V], lse [N]"""
+    z = f64(x) @ f64(weight).T / float(temperature)
+    if vocab_mask is not None:
+        z = np.where(np.asarray(vocab_mask) != 0, z, -np.inf)
+    lse = log_sum_exp(z)
+    return z - lse[:, None], lse
+
+
+def plogp(logp: Array) -> Array:
+    """p log p, with 0 log 0 = 0"""
+    return np.where(np.isfinite(logp), np.exp(logp) * np.where(np.isfinite(logp), logp, 0), 0)
+
+
+def head_forward(
+    x: Array, weight: Array, targets: Array, temperature: float = 1.0, vocab_mask: Array | None = None
+) -> tuple[Array, Array, Array]:
+    """targets [N, K]; a row whose first target is -1 is skipped and gives 0. -> logprobs [N, K], entropy [N], lse [N]"""
+    trained = targets[:, 0] >= 0
+    logp, lse = head_log_softmax(x, weight, temperature, vocab_mask)
+    logprobs = np.take_along_axis(logp, np.where(trained[:, None], targets, 0), axis=1)
+    entropy = -plogp(logp).sum(-1)
+    return np.where(trained[:, None], logprobs, 0), np.where(trained, entropy, 0), np.where(trained, lse, 0)
+
+
+def head_backward(
+    x: Array,
+    weight: Array,
+    targets: Array,
+    temperature: float = 1.0,
+    vocab_mask: Array | None = None,
+    dlogprobs: Array | None = None,
+    dentropy: Array | None = None,
+    dlse: Array | None = None,
+) -> tuple[Array, Array]:
+    """d logprob_k / dz = 1[j = k] - p; d entropy / dz = -p (log p + entropy); d lse / dz = p. -> dx [N, C], dweight [V, C]"""
+    trained = targets[:, 0] >= 0
+    logp, _ = head_log_softmax(x, weight, temperature, vocab_mask)
+    p = np.exp(logp)
+    dz = np.zeros_like(p)
+    if dlogprobs is not None:
+        dlogprobs = f64(dlogprobs)
+        for k in range(targets.shape[1]):
+            dz[np.arange(len(dz)), np.where(trained, targets[:, k], 0)] += dlogprobs[:, k]
+        dz -= p * dlogprobs.sum(1, keepdims=True)
+    if dentropy is not None:
+        entropy = -plogp(logp).sum(-1, keepdims=True)
+        dz -= f64(dentropy)[:, None] * (plogp(logp) + p * entropy)
+    if dlse is not None:
+        dz += f64(dlse)[:, None] * p
+    dz[~trained] = 0
+    return dz @ f64(weight) / float(temperature), dz.T @ f64(x) / float(temperature)
+
+
+def head_forward_backward(
+    x: Array,
+    weight: Array,
+    targets: Array,
+    dlogprobs: Array,
+    temperature: float = 1.0,
+    vocab_mask: Array | None = None,
+) -> tuple[Array, Array, Array, Array, Array]:
+    """-> logprobs, entropy, lse, dx, dweight"""
+    forward = head_forward(x, weight, targets, temperature, vocab_mask)
+    return *forward, *head_backward(x, weight, targets, temperature, vocab_mask, dlogprobs)
+
+
+def sampling_probabilities(logits: Array, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Array:
+    """What head_sample draws from, for one row of logits [V] (-inf = masked): top_k, then min_p, then top_p. -> [V], sums to 1
+
+    Equal logits are ranked by id. Each cut works on what the one before left, renormalised; top_p keeps the fewest ids
+    whose probabilities reach it.
+    """
+    logits = f64(logits)
+    order = np.lexsort((np.arange(len(logits)), -logits))  # best first
+    order = order[np.isfinite(logits[order])]
+    if temperature == 0:
+        order = order[:1]
+        temperature = 1.0
+    p = np.exp((logits[order] - logits[order[0]]) / temperature)
+    if top_k > 0:
+        order, p = order[:top_k], p[:top_k]
+    if min_p > 0:
+        keep = p >= min_p * p[0]
+        order, p = order[keep], p[keep]
+    if top_p < 1:
+        before = np.cumsum(p / p.sum()) - p / p.sum()  # probability of everything better
+        keep = before < top_p
+        keep[0] = True
+        order, p = order[keep], p[keep]
+    out = np.zeros(len(logits))
+    out[order] = p / p.sum()
+    return out
+
+
+# ---- optimizer ---------------------------------------------------------------------------------------------------
+
+
+def global_norm(x: Array) -> float:
+    return float(np.sqrt((f64(x) ** 2).sum()))
+
+
+def adamw(param: Array, grad: Array, m: Array, v: Array, norm: float, hyper: ArrayLike) -> tuple[Array, Array, Array]:
+    """hyper = (lr, beta1, beta2, eps, weight_decay, max_norm, 1 - beta1^t, 1 - beta2^t); norm: gradient norm. -> param, m, v"""
+    lr, beta1, beta2, eps, weight_decay, max_norm, correction1, correction2 = f64(hyper)
+    param, grad, m, v = f64(param), f64(grad), f64(m), f64(v)
+    if not np.isfinite(norm):
+        return param, m, v
+    if max_norm > 0 and norm > max_norm:
+        grad = grad * (max_norm / norm)
+    m = beta1 * m + (1 - beta1) * grad
+    v = beta2 * v + (1 - beta2) * grad**2
+    param = param - lr * (m / correction1 / (np.sqrt(v / correction2) + eps) + weight_decay * param)
+    return param, m, v

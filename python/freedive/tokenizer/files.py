@@ -1,0 +1,156 @@
+"""A tokenizer's folder: `tokenizer.json` (ours, read by eye) and `ranks.tiktoken` (OpenAI's rank format). docs/tokenizer-format.md.
+
+Nothing in it is executed, and nothing is believed before it is checked: a truncated or mixed-up pair of files would give a model silently
+wrong ids (nanochat#291 was a pattern that differed between training and use).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from freedive.runs import UserError
+
+from .chat_config import ChatConfig
+from .tokenizer import KINDS, Tokenizer
+
+FORMAT = "freedive-tokenizer-1"
+RANKS = "ranks.tiktoken"
+CONFIG = "tokenizer.json"
+
+
+def save(tok: Tokenizer, folder: Path) -> None:
+    """Write the tokenizer's two files (one for bytes and chars) into `folder`, the JSON last: without it there is no tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config: dict[str, Any] = {
+        "format": FORMAT,
+        "kind": tok.kind,
+        "vocab_size": tok.vocab_size,
+        "pattern": tok.pattern,
+        "special_tokens": dict(sorted(tok.special_tokens.items(), key=lambda item: item[1])),
+        "chat": asdict(tok.chat) if tok.chat else None,
+    }
+    if tok.kind == "bpe":
+        ranks = format_ranks(tok.tokens)
+        config["ranks_sha256"] = hashlib.sha256(ranks).hexdigest()
+        (folder / RANKS).write_bytes(ranks)
+    elif tok.kind == "chars":
+        config["characters"] = b"".join(sorted(tok.tokens, key=tok.tokens.__getitem__)).decode("utf-8")
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+
+
+def load(folder: Path) -> Tokenizer:
+    """Read a tokenizer folder or the `tokenizer/` inside a model folder. Raises UserError saying which file is wrong and how."""
+    if (folder / "tokenizer" / CONFIG).is_file():
+        folder = folder / "tokenizer"
+    path = folder / CONFIG
+    if not path.is_file():
+        raise UserError(f"no tokenizer in {folder}: {CONFIG} is missing", hint="make one with: freedive tokenizer --text FILE_OR_FOLDER --out DIR")
+    config = _read_config(path)
+    kind = config["kind"]
+    if kind == "bpe":
+        tokens = _read_ranks(folder / RANKS, config)
+    elif kind == "bytes":
+        tokens = {bytes((b,)): b for b in range(256)}
+    else:
+        characters = _typed(config, "characters", str, path)
+        tokens = {c.encode("utf-8"): i for i, c in enumerate(characters)}
+        if len(tokens) != len(characters):
+            raise UserError(f"{path}: a character is listed twice")
+    try:
+        tok = Tokenizer(kind, tokens, config["special_tokens"], config["pattern"], _chat(config["chat"], path))
+    except UserError as error:
+        raise UserError(f"{path}: {error.message}", hint=error.hint) from error
+    if tok.vocab_size != config["vocab_size"]:
+        raise UserError(f"{path}: vocab_size is {config['vocab_size']}, but the highest id is {tok.vocab_size - 1}", hint="the file was changed")
+    return tok
+
+
+def format_ranks(tokens: dict[bytes, int]) -> bytes:
+    """`base64(token) rank` a line, in rank order: OpenAI's own files are exactly this."""
+    lines = (base64.b64encode(token) + b" %d\n" % rank for token, rank in sorted(tokens.items(), key=lambda item: item[1]))
+    return b"".join(lines)
+
+
+def parse_ranks(data: bytes, path: Path) -> dict[bytes, int]:
+    """Inverse of `format_ranks`. Raises UserError with the line number for anything else."""
+    ranks: dict[bytes, int] = {}
+    used: set[int] = set()
+    for number, line in enumerate(data.splitlines(), 1):
+        if not line:
+            continue
+        try:
+            word, digits = line.split(b" ")
+            token = base64.b64decode(word, validate=True)
+            rank = int(digits) if digits.isdigit() else -1
+        except (ValueError, binascii.Error) as error:
+            raise UserError(f"{path}, line {number}: not 'base64 rank': {line[:60]!r} ({error})", hint=_DAMAGED) from error
+        if not token or rank < 0:
+            raise UserError(f"{path}, line {number}: not 'base64 rank': {line[:60]!r}", hint=_DAMAGED)
+        if token in ranks or rank in used:
+            raise UserError(f"{path}, line {number}: {'token' if token in ranks else 'rank'} occurs twice: {line[:60]!r}", hint=_DAMAGED)
+        ranks[token] = rank
+        used.add(rank)
+    return ranks
+
+
+_DAMAGED = "the file is damaged: copy it again, or train the tokenizer again"
+
+
+def _read_ranks(path: Path, config: dict[str, Any]) -> dict[bytes, int]:
+    if not path.is_file():
+        raise UserError(f"{path} is missing", hint=_DAMAGED)
+    data = path.read_bytes()
+    ranks = parse_ranks(data, path)  # first, because it can name a line
+    if hashlib.sha256(data).hexdigest() != config["ranks_sha256"]:
+        raise UserError(f"{path} is not the file that {CONFIG} was written with ({len(ranks):,} ranks; the sha256 differs)", hint=_DAMAGED)
+    return ranks
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}", hint=_DAMAGED) from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        found = config.get("format") if isinstance(config, dict) else type(config).__name__
+        what = "a Hugging Face tokenizer" if isinstance(config, dict) and "model" in config else f"format {found!r}"
+        raise UserError(f"{path} is {what}, not {FORMAT!r}", hint="give a folder written by freedive tokenizer")
+    if config.get("kind") not in KINDS:
+        raise UserError(f"{path}: kind is {config.get('kind')!r}; allowed: {', '.join(KINDS)}")
+    _typed(config, "vocab_size", int, path)
+    if config["kind"] == "bpe":
+        _typed(config, "pattern", str, path)
+        _typed(config, "ranks_sha256", str, path)
+    else:
+        config["pattern"] = None
+    _typed(config, "special_tokens", dict, path)
+    config.setdefault("chat", None)
+    return config
+
+
+def _typed(config: dict[str, Any], key: str, kind: type, path: Path) -> Any:
+    value = config.get(key)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise UserError(f"{path}: {key!r} must be {kind.__name__}, is {value!r:.80}" if key in config else f"{path}: {key!r} is missing", hint=_DAMAGED)
+    return value
+
+
+def _chat(value: object, path: Path) -> ChatConfig | None:
+    if value is None:
+        return None
+    known = {f.name for f in fields(ChatConfig)}
+    if not isinstance(value, dict) or set(value) - known:
+        what = f"unknown keys {sorted(set(value) - known)}" if isinstance(value, dict) else f"is {value!r:.80}"
+        raise UserError(f"{path}: 'chat' {what}", hint=f"known keys: {', '.join(sorted(known))}")
+    roles = value.get("roles", list(ChatConfig.roles))
+    chat = ChatConfig(**{**value, "roles": tuple(roles) if isinstance(roles, list) else ()})
+    texts = (chat.start, chat.sep, chat.end, chat.assistant, *chat.roles)
+    if any(not isinstance(t, str) or not t for t in texts) or not isinstance(chat.bos, bool) or chat.assistant not in chat.roles:
+        raise UserError(f"{path}: 'chat' must give start, sep, end and assistant as texts, bos as true or false, and roles with the assistant in it")
+    return chat

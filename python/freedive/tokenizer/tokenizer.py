@@ -1,0 +1,270 @@
+"""The Tokenizer: ordinary text -> ids, ids -> text, and a table of what each id stands for.
+
+It may touch tiktoken and NumPy, nothing else of freedive but errors. Encoding is tiktoken's (about 3 M tokens/s on one core); decoding is a
+table of bytes, because a model may have id holes (cl100k has 16) and a library that panics on one would take the run with it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from freedive.runs import UserError
+
+from .chat_config import ChatConfig
+
+if TYPE_CHECKING:
+    import tiktoken
+
+END_OF_TEXT = "<|endoftext|>"
+KINDS = ("bpe", "bytes", "chars")
+MAX_IDS = 1 << 24  # a table larger than any published vocabulary (o200k: 200,265 ids) is a damaged file, not a tokenizer
+
+
+def well_formed(text: str) -> str:
+    """Return `text` with lone surrogates (which JSON can carry and UTF-8 can not) replaced by U+FFFD, as tiktoken does."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+class Tokenizer:
+    """Text <-> ids. Immutable; made by `train_tokenizer`, `byte_tokenizer`, `char_tokenizer`, `get` or `Tokenizer.load`."""
+
+    def __init__(
+        self,
+        kind: str,
+        tokens: Mapping[bytes, int],  # ordinary tokens: for bpe the ranks, for bytes and chars one entry a byte or character
+        special_tokens: Mapping[str, int],
+        pattern: str | None = None,
+        chat: ChatConfig | None = None,
+    ) -> None:
+        """Check the table and build the encoder. Raises UserError for a table that can't encode, or ids that collide."""
+        self.kind = kind
+        self.tokens = dict(tokens)
+        self.special_tokens = dict(special_tokens)
+        self.pattern = pattern
+        self.chat = chat
+        _check_table(self)
+        self.vocab_size = 1 + max([*self.tokens.values(), *self.special_tokens.values()])
+        self._table: list[bytes | None] = [None] * self.vocab_size
+        for token, index in self.tokens.items():
+            self._table[index] = token
+        for name, index in self.special_tokens.items():
+            self._table[index] = name.encode("utf-8")
+        if kind == "bpe":
+            self._encoding = _tiktoken_encoding(self)
+        elif kind == "chars":
+            self._char_ids = {token.decode("utf-8"): index for token, index in self.tokens.items()}
+
+    def __repr__(self) -> str:
+        return f"Tokenizer(kind={self.kind!r}, vocab_size={self.vocab_size}, special_tokens={len(self.special_tokens)})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Tokenizer):
+            return NotImplemented
+        mine, theirs = ((t.kind, t.tokens, t.special_tokens, t.pattern, t.chat) for t in (self, other))
+        return mine == theirs
+
+    __hash__ = object.__hash__
+
+    # -- text to ids ----------------------------------------------------------------------------------------------------
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text` as ordinary text: no string gives a special token, and nothing is ever added."""
+        if not isinstance(text, str):
+            raise UserError(f"encode needs text (str), got {type(text).__name__}", hint="decode bytes to str first")
+        if self.kind == "bpe":
+            return self._encoding.encode_ordinary(text)
+        text = well_formed(text)
+        if self.kind == "bytes":
+            return list(text.encode("utf-8"))
+        try:
+            return [self._char_ids[c] for c in text]
+        except KeyError as error:
+            raise UserError(
+                f"the character {error.args[0]!r} (U+{ord(error.args[0]):04X}) is not among this tokenizer's {len(self.tokens)} characters",
+                hint="characters come from the training text only; use kind = 'bpe' or 'bytes' for text of any kind",
+            ) from None
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """Return the ids of `text` as an array in `self.dtype`; for large texts the faster way, and it lets other threads run."""
+        if self.kind == "bpe" and isinstance(text, str):
+            ids = self._encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=())
+        else:
+            ids = np.asarray(self.encode(text), dtype=np.uint32)
+        return ids.astype(self.dtype, copy=False)
+
+    # -- ids to text ----------------------------------------------------------------------------------------------------
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes of one id (a special token: its name). Raises UserError for an id that stands for nothing."""
+        index = int(token)
+        found = self._table[index] if 0 <= index < self.vocab_size else None
+        if found is None:
+            what = "is a hole in" if 0 <= index < self.vocab_size else "is outside of"
+            raise UserError(
+                f"token id {index} {what} this vocabulary (ids 0 to {self.vocab_size - 1})", hint="mask logits with tok.vocab_mask"
+            )
+        return found
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Return the bytes of `ids`, joined."""
+        return b"".join([self.token_bytes(i) for i in ids])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def stream_decoder(self) -> StreamDecoder:
+        """Return a decoder which takes ids one at a time and gives whole characters."""
+        return StreamDecoder(self)
+
+    # -- what is in it --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def vocab_mask(self) -> np.ndarray:
+        """uint8 [vocab_size]: 1 where an id stands for something, 0 at holes."""
+        mask = np.array([entry is not None for entry in self._table], dtype=np.uint8)
+        mask.flags.writeable = False
+        return mask
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The smallest type which holds every id: uint16 up to 65,536 ids, else uint32."""
+        return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of all special tokens."""
+        return frozenset(self.special_tokens.values())
+
+    def special(self, name: str) -> int:
+        """Return the id of a special token. Raises UserError naming those that exist."""
+        if name not in self.special_tokens:
+            known = ", ".join(self.special_tokens) or "none"
+            raise UserError(f"this tokenizer has no special token {name!r}", hint=f"its special tokens: {known}")
+        return self.special_tokens[name]
+
+    @property
+    def bos_id(self) -> int:
+        """Id of <|endoftext|>, which stands before every document."""
+        return self.special(END_OF_TEXT)
+
+    @property
+    def im_start(self) -> int:
+        """Id that opens a turn of a conversation."""
+        return self.special(self.require_chat().start)
+
+    @property
+    def im_sep(self) -> int:
+        """Id between a turn's role and its content."""
+        return self.special(self.require_chat().sep)
+
+    @property
+    def im_end(self) -> int:
+        """Id that ends a turn: what an assistant must learn to say."""
+        return self.special(self.require_chat().end)
+
+    def require_chat(self) -> ChatConfig:
+        """Return the chat form, or raise UserError if this tokenizer has none."""
+        if self.chat is None:
+            raise UserError("this tokenizer has no chat form", hint="take one with chat tokens: a trained one, or get('o200k_chatml')")
+        return self.chat
+
+    # -- files ----------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Write `tokenizer.json` and, for bpe, `ranks.tiktoken` (docs/tokenizer-format.md)."""
+        from .files import save
+
+        save(self, Path(folder))
+
+    @staticmethod
+    def load(folder: str | Path) -> Tokenizer:
+        """Read a tokenizer folder, or the `tokenizer/` inside a model folder. Everything is checked; raises UserError."""
+        from .files import load
+
+        return load(Path(folder))
+
+
+class StreamDecoder:
+    """Ids in, text out, whole UTF-8 characters only: joined, the pieces equal `tok.decode(ids)`."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        """Take one id, return the characters which it completes (possibly none)."""
+        return self._utf8.decode(self._tokenizer.token_bytes(token))
+
+    def flush(self) -> str:
+        """End the stream: an unfinished character becomes U+FFFD. The decoder can be used again."""
+        text = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return text
+
+
+def encode_documents(tok: Tokenizer, texts: Sequence[str] | Iterable[str], threads: int | None = None) -> list[np.ndarray]:
+    """Return one array of ids per text, in `tok.dtype`, in the order of the texts whatever the number of threads."""
+    if threads is None:
+        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if threads <= 1 or tok.kind != "bpe":  # bytes and chars are Python loops: threads would only queue for the interpreter
+        return [tok.encode_array(text) for text in texts]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(tok.encode_array, texts))
+
+
+def _check_table(tok: Tokenizer) -> None:
+    if tok.kind not in KINDS:
+        raise UserError(f"unknown kind of tokenizer {tok.kind!r}", hint=f"allowed: {', '.join(KINDS)}")
+    ids = [*tok.tokens.values(), *tok.special_tokens.values()]
+    if not ids:
+        raise UserError("a tokenizer needs at least one token")
+    if any(not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < MAX_IDS for i in ids):
+        bad = next(i for i in ids if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < MAX_IDS)
+        raise UserError(f"token id {bad!r} is not a whole number from 0 to {MAX_IDS - 1}")
+    if len(set(ids)) != len(ids):
+        seen: set[int] = set()
+        twice = next(i for i in ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
+        raise UserError(f"token id {twice} stands for two tokens")
+    if "" in tok.special_tokens or b"" in tok.tokens:
+        raise UserError("a token can't be empty")
+    if tok.kind in ("bpe", "bytes"):
+        missing = [b for b in range(256) if bytes((b,)) not in tok.tokens]
+        if missing:
+            raise UserError(f"{len(missing)} of the 256 single bytes have no token (the first: 0x{missing[0]:02x}); text with them can't be encoded")
+    if tok.kind == "bytes" and any(tok.tokens[bytes((b,))] != b for b in range(256)):
+        raise UserError("in a bytes tokenizer the id of a byte is its value")
+    if tok.chat is not None:
+        names = {"start": tok.chat.start, "sep": tok.chat.sep, "end": tok.chat.end}
+        if tok.chat.bos:
+            names["bos"] = END_OF_TEXT
+        for role, name in names.items():
+            if name not in tok.special_tokens:
+                raise UserError(
+                    f"the chat form's {role} token {name!r} is not among the special tokens", hint=f"there are: {', '.join(tok.special_tokens)}"
+                )
+        if len({tok.chat.start, tok.chat.sep, tok.chat.end}) < 3:
+            raise UserError("the chat form's start, sep and end tokens must be three different tokens")
+
+
+def _tiktoken_encoding(tok: Tokenizer) -> tiktoken.Encoding:
+    import tiktoken  # 40 ms: not paid by `import freedive`
+
+    if not tok.pattern:
+        raise UserError("a bpe tokenizer needs the split pattern which it was trained with")
+    try:
+        return tiktoken.Encoding("freedive", pat_str=tok.pattern, mergeable_ranks=tok.tokens, special_tokens=tok.special_tokens)
+    except ValueError as error:
+        raise UserError(f"the split pattern is not a valid regular expression: {error}", hint=f"pattern: {tok.pattern[:200]}") from error

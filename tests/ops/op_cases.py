@@ -1,0 +1,412 @@
+"""What every op is tested on: inputs, and what the NumPy float64 reference says should come out.
+
+`CASES[op]` is a list of `Case`; tests run each on every registered variant of the op, so a new variant is tested by
+existing, and test_ops_reference.py fails when an op of ops.h has no case. Sizes are chosen around vector widths (4, 8, 16),
+the attention block (32) and the matmul blocks (240, 256), and away from all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from freedive import ops
+from freedive.reference import ops as reference
+
+KV_BLOCK = ops.KV_BLOCK
+
+
+@dataclass
+class Case:
+    name: str
+    inputs: dict[str, Any]  # everything but pure outputs; what an op adds to has its first value here
+    expected: dict[str, np.ndarray]  # float64
+
+    def arguments(self) -> dict[str, Any]:
+        """Fresh copies of the inputs, and outputs nobody has written: NaN"""
+        outputs = {key: np.full(value.shape, np.nan, np.float32) for key, value in self.expected.items()}
+        if "tokens" in outputs:
+            outputs["tokens"] = np.full(outputs["tokens"].shape, -1, np.int32)
+        copies = {key: value.copy() if isinstance(value, np.ndarray) else value for key, value in self.inputs.items()}
+        return outputs | copies
+
+
+CASES: dict[str, list[Case]] = {}
+
+
+def cases(op: str) -> Callable:
+    def register(make: Callable[[np.random.Generator], Iterator[Case]]) -> Callable:
+        CASES[op] = list(make(np.random.Generator(np.random.Philox(key=[len(op), 5]))))
+        return make
+
+    return register
+
+
+def normal(r: np.random.Generator, *shape: int) -> np.ndarray:
+    return r.standard_normal(shape, dtype=np.float32)
+
+
+def ids(r: np.random.Generator, high: int, *shape: int, low: int = 0) -> np.ndarray:
+    return r.integers(low, high, size=shape, dtype=np.int32)
+
+
+def lengths_to_cu(lengths: tuple[int, ...]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+
+
+# ---- embedding, norms, rope, activations ---------------------------------------------------------------------------
+
+
+@cases("embedding_forward")
+def embedding_forward(r):
+    for N, C, V, T in ((7, 5, 11, 9), (1, 1, 1, 1), (33, 64, 20, 40), (0, 8, 4, 4)):
+        for learned in (False, True):
+            x = {"tokens": ids(r, V, N), "wte": normal(r, V, C)}
+            if learned:
+                x |= {"positions": ids(r, T, N), "wpe": normal(r, T, C)}
+            out = reference.embedding_forward(x["tokens"], x.get("positions"), x["wte"], x.get("wpe"))
+            yield Case(f"{N}x{C}{'+positions' * learned}", x, {"out": out})
+
+
+@cases("embedding_backward")
+def embedding_backward(r):
+    for N, C, V, T in ((7, 5, 3, 9), (1, 1, 1, 1), (100, 64, 20, 40), (0, 8, 4, 4)):
+        for learned in (False, True):
+            x = {"tokens": ids(r, V, N), "dout": normal(r, N, C), "dwte": normal(r, V, C)}
+            if learned:
+                x |= {"positions": ids(r, T, N), "dwpe": normal(r, T, C)}
+            dwte, dwpe = reference.embedding_backward(x["dout"], x["tokens"], x.get("positions"), V, T if learned else None)
+            expected = {"dwte": x["dwte"] + dwte} | ({"dwpe": x["dwpe"] + dwpe} if learned else {})
+            yield Case(f"{N}x{C}{'+positions' * learned}", x, expected)
+
+
+NORM_SHAPES = ((1, 1, 2), (5, 1, 7), (3, 4, 16), (17, 2, 33), (40, 1, 256), (70, 3, 20), (0, 1, 8))
+
+
+@cases("rmsnorm_forward")
+def rmsnorm_forward(r):
+    for N, H, D in NORM_SHAPES:
+        x = {"x": normal(r, N, H, D), "weight": normal(r, D), "eps": 1e-6}
+        out, rstd = reference.rmsnorm_forward(x["x"], x["weight"], 1e-6)
+        yield Case(f"{N}x{H}x{D}", x, {"out": out, "rstd": rstd})
+    x = {"x": np.zeros((2, 1, 9), np.float32), "weight": normal(r, 9), "eps": 1e-6}
+    yield Case("zeros", x, {"out": np.zeros((2, 1, 9)), "rstd": np.full((2, 1), 1e3)})
+
+
+@cases("rmsnorm_backward")
+def rmsnorm_backward(r):
+    for N, H, D in NORM_SHAPES:
+        for accumulate in (0, 1):
+            x = {"dout": normal(r, N, H, D), "x": normal(r, N, H, D), "weight": normal(r, D), "accumulate": accumulate}
+            x["rstd"] = reference.rmsnorm_forward(x["x"], x["weight"], 1e-2)[1].astype(np.float32)
+            x["dweight"] = normal(r, D)
+            dx, dweight = reference.rmsnorm_backward(x["dout"], x["x"], x["weight"], x["rstd"])
+            if accumulate:
+                x["dx"] = normal(r, N, H, D)
+                dx = dx + x["dx"]
+            yield Case(f"{N}x{H}x{D}{'+=' * accumulate}", x, {"dx": dx, "dweight": x["dweight"] + dweight})
+
+
+@cases("layernorm_forward")
+def layernorm_forward(r):
+    for N, H, D in NORM_SHAPES:
+        C = H * D
+        for bias in (None, normal(r, C)):
+            x = {"x": normal(r, N, C) + 2, "weight": normal(r, C), "bias": bias, "eps": 1e-5}
+            out, mean, rstd = reference.layernorm_forward(x["x"], x["weight"], bias, 1e-5)
+            yield Case(f"{N}x{C}{'+bias' * (bias is not None)}", x, {"out": out, "mean": mean, "rstd": rstd})
+
+
+@cases("layernorm_backward")
+def layernorm_backward(r):
+    for N, H, D in NORM_SHAPES:
+        C = H * D
+        for accumulate in (0, 1):
+            x = {"dout": normal(r, N, C), "x": normal(r, N, C) + 2, "weight": normal(r, C), "accumulate": accumulate}
+            _, mean, rstd = reference.layernorm_forward(x["x"], x["weight"], None, 0.1)
+            x |= {"mean": mean.astype(np.float32), "rstd": rstd.astype(np.float32), "dweight": normal(r, C)}
+            dx, dweight, dbias = reference.layernorm_backward(x["dout"], x["x"], x["weight"], x["mean"], x["rstd"])
+            expected = {"dx": dx, "dweight": x["dweight"] + dweight}
+            if accumulate:
+                x |= {"dx": normal(r, N, C), "dbias": normal(r, C)}
+                expected |= {"dx": x["dx"] + dx, "dbias": x["dbias"] + dbias}
+            yield Case(f"{N}x{C}{'+=' * accumulate}", x, expected)
+
+
+@cases("rope")
+def rope(r):
+    for N, H, D in ((1, 1, 2), (5, 3, 8), (9, 2, 34), (33, 4, 64), (0, 2, 4)):
+        for inverse in (0, 1):
+            angle = normal(r, 50, D // 2)
+            x = {
+                "x": normal(r, N, H, D),
+                "cos": np.cos(angle),
+                "sin": np.sin(angle),
+                "positions": ids(r, 50, N),
+                "inverse": inverse,
+            }
+            out = reference.rope(x["x"], x["cos"], x["sin"], x["positions"], bool(inverse))
+            yield Case(f"{N}x{H}x{D}{'-inverse' * inverse}", x, {"out": out})
+
+
+ACTIVATION_SHAPES = ((1, 1), (3, 5), (4, 64), (7, 129), (0, 6))
+EXTREME = np.array([[0, -0.0, 1e-6, -1e-6, 5, -5, 20, -20, 90, -90, 1e4, -1e4]], dtype=np.float32)
+
+
+def activation_inputs(r):
+    for N, F in ACTIVATION_SHAPES:
+        yield f"{N}x{F}", 2 * normal(r, N, F)
+    yield "extreme", EXTREME
+
+
+@cases("gelu_forward")
+def gelu_forward(r):
+    for name, x in activation_inputs(r):
+        yield Case(name, {"x": x}, {"out": reference.gelu_forward(x)})
+
+
+@cases("gelu_backward")
+def gelu_backward(r):
+    for name, x in activation_inputs(r):
+        dout = normal(r, *x.shape)
+        yield Case(name, {"x": x, "dout": dout}, {"dx": reference.gelu_backward(dout, x)})
+
+
+@cases("swiglu_forward")
+def swiglu_forward(r):
+    for name, gate in activation_inputs(r):
+        up = normal(r, *gate.shape)
+        yield Case(name, {"gate": gate, "up": up}, {"out": reference.swiglu_forward(gate, up)})
+
+
+@cases("swiglu_backward")
+def swiglu_backward(r):
+    for name, gate in activation_inputs(r):
+        up, dout = normal(r, *gate.shape), normal(r, *gate.shape)
+        dgate, dup = reference.swiglu_backward(dout, gate, up)
+        yield Case(name, {"gate": gate, "up": up, "dout": dout}, {"dgate": dgate, "dup": dup})
+
+
+# ---- matmul --------------------------------------------------------------------------------------------------------
+
+MATMUL_SHAPES = (
+    (1, 1, 1),
+    (1, 64, 48),
+    (2, 3, 5),
+    (7, 13, 17),
+    (16, 32, 16),
+    (33, 65, 31),
+    (6, 300, 270),
+    (250, 20, 30),
+    (245, 260, 261),
+    (0, 4, 4),
+)
+
+
+@cases("matmul_forward")
+def matmul_forward(r):
+    for N, C, O in MATMUL_SHAPES:
+        for extras in ("", "packed", "bias", "packed+bias+residual", "accumulate", "packed+accumulate+bias"):
+            x = {"x": normal(r, N, C), "weight": normal(r, O, C), "accumulate": int("accumulate" in extras)}
+            x["packed"] = ops.matmul_pack(x["weight"]) if "packed" in extras else None
+            x["bias"] = normal(r, O) if "bias" in extras else None
+            x["residual"] = normal(r, N, O) if "residual" in extras else None
+            out = reference.matmul_forward(x["x"], x["weight"], x["bias"], x["residual"])
+            if x["accumulate"]:
+                x["out"] = normal(r, N, O)
+                out = out + x["out"]
+            yield Case(f"{N}x{C}x{O} {extras}", x, {"out": out})
+
+
+@cases("matmul_backward_input")
+def matmul_backward_input(r):
+    for N, C, O in MATMUL_SHAPES:
+        for accumulate in (0, 1):
+            x = {"dout": normal(r, N, O), "weight": normal(r, O, C), "accumulate": accumulate}
+            dx = reference.matmul_backward_input(x["dout"], x["weight"])
+            if accumulate:
+                x["dx"] = normal(r, N, C)
+                dx = dx + x["dx"]
+            yield Case(f"{N}x{C}x{O}{'+=' * accumulate}", x, {"dx": dx})
+
+
+@cases("matmul_backward_weight")
+def matmul_backward_weight(r):
+    for N, C, O in MATMUL_SHAPES:
+        for bias in (False, True):
+            x = {"dout": normal(r, N, O), "x": normal(r, N, C), "dweight": normal(r, O, C)}
+            dweight, dbias = reference.matmul_backward_weight(x["dout"], x["x"])
+            expected = {"dweight": x["dweight"] + dweight}
+            if bias:
+                x["dbias"] = normal(r, O)
+                expected["dbias"] = x["dbias"] + dbias
+            yield Case(f"{N}x{C}x{O}{'+bias' * bias}", x, expected)
+
+
+@cases("matmul_pack")
+def matmul_pack(r):
+    """The layout is the device's own: here only its size; that it is right is matmul_forward's `packed` cases"""
+    return iter(())
+
+
+# ---- attention -----------------------------------------------------------------------------------------------------
+
+HEADS = ((1, 1, 4), (4, 2, 16), (3, 1, 20), (2, 2, 64))
+LENGTHS = ((5,), (1, 1, 1), (0, 3, 0, 1, 70, 33, 0), (32, 64, 31, 65), ())
+
+
+def attention_inputs(r):
+    """The last rows belong to no sequence: an unused tail, which must come out as 0"""
+    for H, G, D in HEADS:
+        for lengths in LENGTHS:
+            for tail in (0, 3):
+                N = sum(lengths) + tail
+                x = {"q": normal(r, N, H, D), "k": normal(r, N, G, D), "v": normal(r, N, G, D)}
+                yield f"{H}/{G}x{D} {lengths}+{tail}", x | {"cu_seqlens": lengths_to_cu(lengths), "scale": D**-0.5}
+
+
+@cases("attention_forward")
+def attention_forward(r):
+    for name, x in attention_inputs(r):
+        out, lse = reference.attention_forward(**x)
+        yield Case(name, x, {"out": out, "lse": lse})
+
+
+@cases("attention_backward")
+def attention_backward(r):
+    for name, x in attention_inputs(r):
+        out, lse = reference.attention_forward(**x)
+        x |= {"dout": normal(r, *out.shape), "out": out.astype(np.float32), "lse": lse.astype(np.float32)}
+        yield Case(name, x, dict(zip(("dq", "dk", "dv"), reference.attention_backward(**x))))
+
+
+def cache_inputs(r):
+    """Three sequences with a past, in shuffled blocks; everything not written is NaN"""
+    for H, G, D in HEADS:
+        past, new, M = np.array([0, 40, 95], np.int32), (33, 1, 2), 4
+        cu, N, B = lengths_to_cu(new), sum(new), 14
+        table = r.permutation(B)[: 3 * M].reshape(3, M).astype(np.int32)
+        k_cache, v_cache = ops.new_cache(B, G, D)
+        for s, n in enumerate(past):
+            for position in range(n):
+                block, slot = table[s, position // KV_BLOCK], position % KV_BLOCK
+                k_cache[block, :, :, slot], v_cache[block, :, slot, :] = normal(r, G, D), normal(r, G, D)
+        where = {"cu_seqlens": cu, "past_lens": past, "block_table": table}
+        yield (
+            f"{H}/{G}x{D}",
+            normal(r, N, H, D),
+            {"k_cache": k_cache, "v_cache": v_cache, "k": normal(r, N, G, D), "v": normal(r, N, G, D)} | where,
+        )
+
+
+@cases("kv_cache_write")
+def kv_cache_write(r):
+    for name, _, x in cache_inputs(r):
+        yield Case(name, x, dict(zip(("k_cache", "v_cache"), reference.kv_cache_write(**x))))
+
+
+@cases("attention_cached")
+def attention_cached(r):
+    for name, q, x in cache_inputs(r):
+        k_cache, v_cache = reference.kv_cache_write(**x)
+        where = {key: x[key] for key in ("cu_seqlens", "past_lens", "block_table")}
+        y = {"q": q, "k_cache": k_cache, "v_cache": v_cache, "scale": q.shape[2] ** -0.5} | where
+        yield Case(name, y, {"out": reference.attention_cached(**y)})
+
+
+# ---- head ----------------------------------------------------------------------------------------------------------
+
+
+def head_inputs(r):
+    for N, C, V, K in ((1, 4, 7, 1), (5, 16, 33, 1), (9, 65, 300, 3), (150, 32, 1000, 1), (70, 12, 520, 2), (0, 4, 9, 1)):
+        for extras in ("", "packed", "mask", "packed+mask+skip", "skip", "all skipped"):
+            x = {"x": normal(r, N, C), "weight": normal(r, V, C), "packed": None, "vocab_mask": None}
+            x["temperature"] = np.array([0.7 if "mask" in extras else 1.0], np.float32)
+            if "packed" in extras:
+                x["packed"] = ops.matmul_pack(x["weight"])
+            allowed = np.arange(V)
+            if "mask" in extras:
+                x["vocab_mask"] = (r.random(V) < 0.6).astype(np.uint8)
+                x["vocab_mask"][V // 2] = 1
+                allowed = np.flatnonzero(x["vocab_mask"])
+            x["targets"] = r.choice(allowed, size=(N, K)).astype(np.int32)
+            if "skip" in extras:
+                x["targets"][(r.random(N) < 0.5) | ("all" in extras)] = -1
+            yield f"{N}x{C}x{V}x{K} {extras}", x
+
+
+def for_reference(x):
+    keep = {key: value for key, value in x.items() if key not in ("packed", "lse", "entropy", "dweight")}
+    return keep | {"temperature": float(x["temperature"][0])}
+
+
+@cases("head_forward")
+def head_forward(r):
+    for name, x in head_inputs(r):
+        yield Case(name, x, dict(zip(("logprobs", "entropy", "lse"), reference.head_forward(**for_reference(x)))))
+
+
+@cases("head_backward")
+def head_backward(r):
+    for name, x in head_inputs(r):
+        _, entropy, lse = reference.head_forward(**for_reference(x))
+        x |= {"entropy": entropy.astype(np.float32), "lse": lse.astype(np.float32), "dweight": normal(r, *x["weight"].shape)}
+        N, K = x["targets"].shape
+        every = {"dlogprobs": normal(r, N, K), "dentropy": normal(r, N), "dlse": normal(r, N)}
+        for given in ("dlogprobs", "dentropy", "dlse", "dlogprobs dentropy dlse"):
+            y = x | {key: every[key] for key in given.split()}
+            dx, dweight = reference.head_backward(**for_reference(y))
+            yield Case(f"{name} {given}", y, {"dx": dx, "dweight": y["dweight"] + dweight})
+
+
+@cases("head_forward_backward")
+def head_forward_backward(r):
+    for name, x in head_inputs(r):
+        x |= {"dlogprobs": normal(r, *x["targets"].shape), "dweight": normal(r, *x["weight"].shape)}
+        *forward, dx, dweight = reference.head_forward_backward(**for_reference(x))
+        expected = dict(zip(("logprobs", "entropy", "lse"), forward))
+        yield Case(name, x, expected | {"dx": dx, "dweight": x["dweight"] + dweight})
+
+
+@cases("head_sample")
+def head_sample(r):
+    """Greedy here: its answer is known. What random draws follow is in test_ops_sampling.py"""
+    for S, C, V in ((1, 4, 7), (5, 16, 33), (40, 32, 1000), (0, 4, 9)):
+        for masked in (False, True):
+            x = {"x": normal(r, S, C), "weight": normal(r, V, C), "vocab_mask": None}
+            if masked:
+                x["vocab_mask"] = (np.arange(V) % 3 != 0).astype(np.uint8)
+            for key, dtype, value in (("temperature", "f4", 0), ("top_k", "i4", 3), ("top_p", "f4", 0.5), ("min_p", "f4", 0.1)):
+                x[key] = np.full(S, value, dtype)
+            x |= {key: r.integers(0, 2**63, size=S).astype(np.uint64) for key in ("seeds", "counters")}
+            logp, _ = reference.head_log_softmax(x["x"], x["weight"], 1.0, x["vocab_mask"])
+            yield Case(f"{S}x{C}x{V}{'+mask' * masked}", x, {"tokens": logp.argmax(1), "logprobs": logp.max(1)})
+
+
+# ---- optimizer -----------------------------------------------------------------------------------------------------
+
+
+@cases("global_norm")
+def global_norm(r):
+    for P in (0, 1, 17, 1000, 100_003):
+        x = normal(r, P)
+        yield Case(str(P), {"x": x}, {"out": np.array([reference.global_norm(x)])})
+
+
+@cases("adamw")
+def adamw(r):
+    for P in (0, 1, 17, 1000):
+        for name, norm, max_norm in (
+            ("no clip", 5.0, 0.0),
+            ("clip", 5.0, 1.0),
+            ("small", 0.5, 1.0),
+            ("nan", np.nan, 1.0),
+            ("inf", np.inf, 0.0),
+        ):
+            x = {"param": normal(r, P), "grad": normal(r, P), "m": normal(r, P), "v": normal(r, P) ** 2}
+            x["hyper"] = np.array([1e-2, 0.9, 0.95, 1e-8, 0.1, max_norm, 1 - 0.9**3, 1 - 0.95**3], np.float32)
+            x["norm"] = np.array([norm], np.float32)
+            yield Case(f"{P} {name}", x, dict(zip(("param", "m", "v"), reference.adamw(**(x | {"norm": norm})))))

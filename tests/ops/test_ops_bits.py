@@ -1,0 +1,192 @@
+"""Paths that must agree to the last bit: matmul variants, packed weights and sequences, the cache, the passes of the head."""
+
+import numpy as np
+import op_cases
+import pytest
+from op_cases import lengths_to_cu, normal
+
+from freedive import ops
+
+ATTENTION = ops.variants("attention_forward")
+
+
+def rng(seed=0):
+    return np.random.Generator(np.random.Philox(key=[seed, 6]))
+
+
+@pytest.mark.parametrize("op", ["matmul_forward", "matmul_backward_input", "matmul_backward_weight"])
+def test_matmul_variants_agree(op):
+    """Every element is one chain of fused multiply-adds, whoever computes it"""
+    for case in op_cases.CASES[op]:
+        results = []
+        for variant in ops.variants(op):
+            arguments = case.arguments()
+            ops.call(op, **arguments, variant=variant)
+            results.append({key: arguments[key] for key in case.expected})
+        for other in results[1:]:
+            for key in other:
+                np.testing.assert_array_equal(results[0][key], other[key], err_msg=case.name)
+
+
+def test_matmul_in_halves_is_the_matmul():
+    """The chain starts from out when accumulating: k = 0..a, then a..K, is the same chain"""
+    r = rng()
+    x, weight = normal(r, 19, 300), normal(r, 23, 300)
+    want = ops.matmul_forward(x, weight)
+    for cut in (1, 128, 256, 299):
+        for variant in ops.variants("matmul_forward"):
+            first = ops.matmul_forward(x[:, :cut], weight[:, :cut], variant=variant)
+            np.testing.assert_array_equal(ops.matmul_forward(x[:, cut:], weight[:, cut:], out=first, variant=variant), want)
+
+
+@pytest.mark.parametrize("variant", ops.variants("matmul_forward"))
+def test_packed_weight_is_the_weight(variant):
+    r = rng()
+    for N, C, O in op_cases.MATMUL_SHAPES:
+        x, weight, bias = normal(r, N, C), normal(r, O, C), normal(r, O)
+        want = ops.matmul_forward(x, weight, bias, variant=variant)
+        np.testing.assert_array_equal(ops.matmul_forward(x, weight, bias, packed=ops.matmul_pack(weight), variant=variant), want)
+
+
+# ---- attention -----------------------------------------------------------------------------------------------------
+
+
+def qkv(r, N, H=4, G=2, D=16):
+    return normal(r, N, H, D), normal(r, N, G, D), normal(r, N, G, D)
+
+
+@pytest.mark.parametrize("variant", ATTENTION)
+def test_packed_sequences_are_separate_sequences(variant):
+    r = rng()
+    lengths = (5, 1, 0, 70, 33, 32, 1)
+    cu = lengths_to_cu(lengths)
+    q, k, v = qkv(r, sum(lengths))
+    dout = normal(r, *q.shape)
+    out, lse = ops.attention_forward(q, k, v, cu, variant=variant)
+    gradients = ops.attention_backward(dout, out, lse, q, k, v, cu)
+    for begin, end in zip(cu[:-1], cu[1:]):
+        rows, alone = slice(begin, end), np.array([0, end - begin], np.int32)
+        out1, lse1 = ops.attention_forward(q[rows], k[rows], v[rows], alone, variant=variant)
+        np.testing.assert_array_equal(out[rows], out1)
+        np.testing.assert_array_equal(lse[rows], lse1)
+        for whole, part in zip(gradients, ops.attention_backward(dout[rows], out1, lse1, q[rows], k[rows], v[rows], alone)):
+            np.testing.assert_array_equal(whole[rows], part)
+
+
+@pytest.mark.parametrize("variant", ops.variants("attention_backward"))
+def test_backward_packed_is_separate(variant):
+    r = rng(1)
+    cu = lengths_to_cu((40, 1, 65))
+    q, k, v = qkv(r, 106)
+    out, lse = ops.attention_forward(q, k, v, cu)
+    dout = normal(r, *q.shape)
+    whole = ops.attention_backward(dout, out, lse, q, k, v, cu, variant=variant, threads=2)
+    for begin, end in zip(cu[:-1], cu[1:]):
+        parts = [x[begin:end] for x in (dout, out, lse, q, k, v)]
+        for got, want in zip(ops.attention_backward(*parts, np.array([0, end - begin], np.int32), variant=variant), whole):
+            np.testing.assert_array_equal(got, want[begin:end])
+
+
+@pytest.mark.parametrize("cached_variant", ops.variants("attention_cached"))
+@pytest.mark.parametrize("variant", ATTENTION)
+@pytest.mark.parametrize("chunks", [(129,), (40, 89), (1, 31, 32, 1, 64), (100,) + 29 * (1,)])
+def test_cache_is_training(variant, cached_variant, chunks):
+    """Prefill whole or in chunks, decode token by token, in shuffled blocks full of NaN: the bits of training's attention"""
+    r = rng(2)
+    H, G, D, L = 4, 2, 16, 129
+    sequences = [qkv(r, L, H, G, D) for _ in range(2)]
+    want = [ops.attention_forward(*x, np.array([0, L], np.int32), variant=variant)[0] for x in sequences]
+    blocks_each = -(-L // ops.KV_BLOCK)
+    table = r.permutation(2 * blocks_each + 3)[: 2 * blocks_each].reshape(2, blocks_each).astype(np.int32)
+    k_cache, v_cache = ops.new_cache(2 * blocks_each + 3, G, D)
+    # The second sequence is one chunk behind: its neighbours differ from the first's at every step
+    at = [0, 0]
+    for step in range(len(chunks) + 1):
+        sizes = [chunks[step - late] if 0 <= step - late < len(chunks) else 0 for late in (0, 1)]
+        q, k, v = (np.concatenate([sequences[s][i][at[s] : at[s] + sizes[s]] for s in (0, 1)]) for i in range(3))
+        where = (lengths_to_cu(tuple(sizes)), np.array(at, np.int32), table)
+        ops.kv_cache_write(k_cache, v_cache, k, v, *where)
+        out = ops.attention_cached(q, k_cache, v_cache, *where, variant=cached_variant, threads=1 + step % 2)
+        np.testing.assert_array_equal(out[: sizes[0]], want[0][at[0] : at[0] + sizes[0]])
+        np.testing.assert_array_equal(out[sizes[0] :], want[1][at[1] : at[1] + sizes[1]])
+        at = [a + n for a, n in zip(at, sizes)]
+    assert at == [L, L]
+
+
+def test_attention_with_scores_far_apart():
+    """Softmax must not overflow, nor lose a row when the largest score comes last or first"""
+    q, k, v = qkv(rng(3), 80)
+    q *= 60
+    cu = np.array([0, 80], np.int32)
+    from freedive.reference import ops as reference
+
+    want, _ = reference.attention_forward(q, k, v, cu, 0.25)
+    for variant in ATTENTION:
+        out, _ = ops.attention_forward(q, k, v, cu, 0.25, variant=variant)
+        assert np.linalg.norm(out - want) < 1e-4 * np.linalg.norm(want)
+
+
+# ---- head ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", op_cases.CASES["head_forward_backward"], ids=lambda case: case.name)
+def test_one_pass_is_two_passes(case):
+    inputs = dict(case.inputs)
+    temperature, dlogprobs, dweight = float(inputs.pop("temperature")[0]), inputs.pop("dlogprobs"), inputs.pop("dweight")
+    for variant in ops.variants("head_forward_backward"):
+        both = ops.head_forward_backward(
+            **inputs, temperature=temperature, dlogprobs=dlogprobs, dweight=dweight.copy(), variant=variant
+        )
+        logprobs, entropy, lse = ops.head_forward(**inputs, temperature=temperature, variant=variant)
+        gradients = ops.head_backward(
+            **inputs,
+            temperature=temperature,
+            lse=lse,
+            entropy=entropy,
+            dlogprobs=dlogprobs,
+            dweight=dweight.copy(),
+            variant=variant,
+        )
+        for got, want in zip(both, (logprobs, entropy, lse, *gradients)):
+            np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("variant", ops.variants("head_forward"))
+def test_head_with_packed_weight_and_skipped_neighbours(variant):
+    r = rng(4)
+    x, weight = normal(r, 90, 33), normal(r, 500, 33)
+    targets = r.integers(0, 500, size=90).astype(np.int32)
+    want = ops.head_forward(x, weight, targets, variant=variant)
+    for got, expected in zip(ops.head_forward(x, weight, targets, packed=ops.matmul_pack(weight), variant=variant), want):
+        np.testing.assert_array_equal(got, expected)
+    skipped = np.where(r.random(90) < 0.7, -1, targets).astype(np.int32)
+    for got, expected in zip(ops.head_forward(x, weight, skipped, variant=variant), want):
+        np.testing.assert_array_equal(got[skipped >= 0], expected[skipped >= 0])
+        assert (got[skipped < 0] == 0).all()
+
+
+def test_candidates_are_columns():
+    """K > 1 gives what K calls with one target give"""
+    r = rng(5)
+    x, weight = normal(r, 20, 16), normal(r, 64, 16)
+    targets = r.integers(0, 64, size=(20, 4)).astype(np.int32)
+    together = ops.head_forward(x, weight, targets)[0]
+    for k in range(4):
+        np.testing.assert_array_equal(together[:, k], ops.head_forward(x, weight, targets[:, k].copy())[0])
+
+
+@pytest.mark.parametrize("forward", ops.variants("head_forward"))
+@pytest.mark.parametrize("variant", ops.variants("head_sample"))
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 1.3])
+@pytest.mark.parametrize("masked", [False, True])
+def test_sampler_reports_the_trainers_log_probs(variant, forward, temperature, masked):
+    r = rng(6)
+    S, C, V = 60, 40, 300
+    x, weight = normal(r, S, C), normal(r, V, C)
+    mask = (r.random(V) < 0.5).astype(np.uint8) if masked else None
+    tokens, logprobs = ops.head_sample(
+        x, weight, temperature, top_k=20, top_p=0.9, seeds=np.arange(S), vocab_mask=mask, variant=variant
+    )
+    np.testing.assert_array_equal(logprobs, ops.head_forward(x, weight, tokens, temperature, vocab_mask=mask, variant=forward)[0])
+    greedy, logprobs = ops.head_sample(x, weight, 0.0, vocab_mask=mask, variant=variant)
+    np.testing.assert_array_equal(logprobs, ops.head_forward(x, weight, greedy, 1.0, vocab_mask=mask, variant=forward)[0])

@@ -1,0 +1,156 @@
+"""The Python front: schemas, and errors that name the argument, what was wrong and what is allowed."""
+
+import numpy as np
+import pytest
+
+from freedive import ops
+from freedive.ops import Argument, parse
+
+f32, i32 = np.float32, np.int32
+
+
+def test_every_op_has_a_function_and_a_naive_variant():
+    for name in ops.schemas():
+        assert callable(getattr(ops, name)) and getattr(ops, name).__doc__
+        assert "naive" in ops.variants(name)
+
+
+def test_parse():
+    assert parse("eps:f") == Argument("eps", "f")
+    assert parse("dbias:f32[O]+?") == Argument("dbias", "f32", ("O",), written=True, read=True, optional=True)
+    assert parse("out:f32[N,H,D]=") == Argument("out", "f32", ("N", "H", "D"), written=True, read=False)
+    assert parse("bias:f32[C]?") == Argument("bias", "f32", ("C",), optional=True)
+
+
+def test_tier():
+    assert isinstance(ops.tier(), str) and ops.tier()
+
+
+def test_rmsnorm_without_heads():
+    x = np.arange(6, dtype=f32).reshape(2, 3)
+    out, rstd = ops.rmsnorm_forward(x, np.ones(3, f32))
+    assert out.shape == (2, 3) and rstd.shape == (2,)
+    dx, dweight = ops.rmsnorm_backward(x, x, np.ones(3, f32), rstd)
+    assert dx.shape == (2, 3) and dweight.shape == (3,) and np.isfinite(dx).all()
+
+
+def readonly(x):
+    x = x.copy()
+    x.flags.writeable = False
+    return x
+
+
+Z = np.zeros
+GOOD = {
+    "matmul_forward": {"out": Z((2, 3), f32), "x": Z((2, 4), f32), "weight": Z((3, 4), f32), "accumulate": 0},
+    "embedding_forward": {"out": Z((2, 4), f32), "tokens": Z(2, i32), "wte": Z((5, 4), f32)},
+    "rope": {
+        "out": Z((2, 1, 4), f32),
+        "x": Z((2, 1, 4), f32),
+        "cos": Z((3, 2), f32),
+        "sin": Z((3, 2), f32),
+        "positions": Z(2, i32),
+        "inverse": 0,
+    },
+    "attention_forward": {
+        "out": Z((2, 4, 8), f32),
+        "lse": Z((2, 4), f32),
+        "q": Z((2, 4, 8), f32),
+        "k": Z((2, 2, 8), f32),
+        "v": Z((2, 2, 8), f32),
+        "cu_seqlens": np.array([0, 2], i32),
+        "scale": 1.0,
+    },
+    "head_forward": {
+        "logprobs": Z((2, 1), f32),
+        "entropy": Z(2, f32),
+        "lse": Z(2, f32),
+        "x": Z((2, 4), f32),
+        "weight": Z((5, 4), f32),
+        "targets": Z((2, 1), i32),
+        "temperature": np.ones(1, f32),
+    },
+    "kv_cache_write": {
+        "k_cache": Z((2, 1, 4, 32), f32),
+        "v_cache": Z((2, 1, 32, 4), f32),
+        "k": Z((2, 1, 4), f32),
+        "v": Z((2, 1, 4), f32),
+        "cu_seqlens": np.array([0, 2], i32),
+        "past_lens": Z(1, i32),
+        "block_table": Z((1, 2), i32),
+    },
+    "global_norm": {"out": Z(1, f32), "x": Z(4, f32)},
+    "rmsnorm_forward": {
+        "out": Z((2, 1, 4), f32),
+        "rstd": Z((2, 1), f32),
+        "x": Z((2, 1, 4), f32),
+        "weight": Z(4, f32),
+        "eps": 1e-6,
+    },
+}
+
+BAD = [
+    ("matmul_forward", {"x": Z((2, 4))}, "x.*float64"),
+    ("matmul_forward", {"x": Z((2, 5), f32)}, "C = "),
+    ("matmul_forward", {"x": Z(4, f32)}, r"x.*\[4\]"),
+    ("matmul_forward", {"x": Z((4, 2), f32).T}, "contiguous"),
+    ("matmul_forward", {"x": Z((4, 4), f32)[::-2]}, "negative"),
+    ("matmul_forward", {"x": None}, "x.*missing"),
+    ("matmul_forward", {"x": [[1.0, 2.0]]}, "NumPy array"),
+    ("matmul_forward", {"out": readonly(Z((2, 3), f32))}, "read-only"),
+    ("matmul_forward", {"packed": Z(7, f32)}, "packed"),
+    ("matmul_forward", {"extra": 1}, "extra"),
+    ("matmul_forward", {"accumulate": None}, "accumulate.*missing"),
+    ("matmul_forward", {"accumulate": "yes"}, "accumulate"),
+    ("matmul_forward", {"variant": "quick"}, "quick"),
+    ("matmul_forward", {"threads": 0}, "threads"),
+    ("embedding_forward", {"tokens": np.array([0, 5], i32)}, "tokens holds 5"),
+    ("embedding_forward", {"tokens": np.array([0, -1], i32)}, "tokens holds -1"),
+    ("embedding_forward", {"tokens": np.array([0, 1])}, "tokens.*int64"),
+    ("embedding_forward", {"wpe": Z((3, 4), f32)}, "positions"),
+    ("rope", {"positions": np.array([0, 3], i32)}, "positions holds 3"),
+    ("rope", {"cos": Z((3, 1), f32), "sin": Z((3, 1), f32)}, "D must be 2 R"),
+    ("rmsnorm_forward", {"eps": "small"}, "eps"),
+    ("attention_forward", {"k": Z((2, 3, 8), f32), "v": Z((2, 3, 8), f32)}, "multiple of G"),
+    ("attention_forward", {"cu_seqlens": np.array([0, 3], i32)}, "cu_seqlens"),
+    ("attention_forward", {"cu_seqlens": np.array([1, 2], i32)}, "cu_seqlens"),
+    ("attention_forward", {"cu_seqlens": np.array([0, 2, 1], i32)}, "cu_seqlens"),
+    ("attention_forward", {"cu_seqlens": Z(0, i32)}, "cu_seqlens"),
+    ("attention_forward", {"scale": "big"}, "scale"),
+    ("head_forward", {"targets": np.array([[0], [5]], i32)}, "targets holds 5"),
+    ("head_forward", {"targets": np.array([[0], [-2]], i32)}, "targets holds -2"),
+    ("head_forward", {"targets": np.array([[0, 9], [5, 9]], i32)[:, :1]}, "targets holds 5"),
+    ("head_forward", {"temperature": Z(0, f32)}, "temperature"),
+    ("head_forward", {"vocab_mask": Z(4, np.uint8)}, "vocab_mask"),
+    ("kv_cache_write", {"block_table": np.array([[0, 2]], i32)}, "block_table holds 2"),
+    ("kv_cache_write", {"past_lens": np.array([63], i32)}, "does not fit"),
+    ("kv_cache_write", {"past_lens": np.array([-1], i32)}, "fit|past_lens"),
+    ("kv_cache_write", {"past_lens": Z(2, i32), "block_table": Z((2, 2), i32)}, "cu_seqlens"),
+    ("kv_cache_write", {"k_cache": Z((2, 1, 4, 16), f32), "v_cache": Z((2, 1, 16, 4), f32)}, "32"),
+    ("global_norm", {"out": Z(0, f32)}, "out"),
+]
+
+
+@pytest.mark.parametrize("op", GOOD)
+def test_good_arguments(op):
+    ops.call(op, **GOOD[op])
+
+
+@pytest.mark.parametrize("op, change, message", BAD)
+def test_bad_arguments(op, change, message):
+    with pytest.raises(ValueError, match=message) as error:
+        ops.call(op, **(GOOD[op] | change))
+    assert op in str(error.value) or "threads" in str(error.value)
+
+
+def test_strided_targets_are_read_where_they_are():
+    """A column of a wider array, whose neighbours would be bad ids"""
+    targets = np.array([[0, 9], [4, 9]], i32)[:, :1]
+    ops.call("head_forward", **(GOOD["head_forward"] | {"targets": targets}))
+
+
+def test_unknown_op():
+    with pytest.raises(ValueError, match="unknown op 'softmax'"):
+        ops.call("softmax")
+    with pytest.raises(ValueError, match="unknown op 'softmax'"):
+        ops.variants("softmax")

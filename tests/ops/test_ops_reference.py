@@ -1,0 +1,145 @@
+"""Every op, every variant, every case against the NumPy float64 reference; and what must not change a single bit."""
+
+import numpy as np
+import op_cases
+import pytest
+
+from freedive import ops
+
+ALL = [
+    pytest.param(op, variant, case, id=f"{op}-{variant}-{case.name}")
+    for op, cases in op_cases.CASES.items()
+    for variant in ops.variants(op)
+    for case in cases
+]
+TOLERANCE = 1e-5
+
+
+def outputs_of(op, case, arguments=None, **how):
+    arguments = case.arguments() if arguments is None else arguments
+    ops.call(op, **arguments, **how)
+    return {key: arguments[key] for key in case.expected}
+
+
+def assert_same_bits(a, b, what=""):
+    for key in a:
+        assert np.array_equal(a[key], b[key], equal_nan=True), f"{what} changed {key}"
+
+
+def test_every_op_has_cases():
+    assert set(op_cases.CASES) == set(ops.schemas())
+
+
+@pytest.mark.parametrize("op, variant, case", ALL)
+def test_against_reference(op, variant, case):
+    for key, got in outputs_of(op, case, variant=variant).items():
+        want = case.expected[key]
+        if key == "tokens":
+            np.testing.assert_array_equal(got, want)
+            continue
+        known = np.isfinite(want)  # what nobody wrote in a cache is NaN, and stays so
+        assert np.isfinite(got[known]).all(), f"{key} was not written in full"
+        assert np.isnan(got[~known]).all(), f"{key} was written where nothing should be"
+        error, size = np.linalg.norm((got - want)[known]), np.linalg.norm(want[known])
+        assert error <= TOLERANCE * size if size > 0 else error < 1e-6, f"{key}: {error:.3g} of {size:.3g}"
+
+
+def biggest(op):
+    return max(op_cases.CASES[op], key=lambda case: sum(np.size(value) for value in case.inputs.values()), default=None)
+
+
+@pytest.mark.parametrize("op, variant, case", ALL)
+def test_threads_change_no_bit(op, variant, case):
+    one = outputs_of(op, case, variant=variant, threads=1)
+    for threads in (2, 3) if case is biggest(op) else (2,):
+        assert_same_bits(one, outputs_of(op, case, variant=variant, threads=threads), f"{threads} threads")
+
+
+def in_a_wider_buffer(x):
+    """The same array as a slice: rows are further apart than they are long, and NaN lies between them"""
+    if not isinstance(x, np.ndarray) or x.ndim < 2:
+        return x
+    wide = np.zeros((x.shape[0], x.shape[1] + 3, *x.shape[2:]), x.dtype)
+    if x.dtype == np.float32:
+        wide[:] = np.nan
+    wide[:, 1 : 1 + x.shape[1]] = x
+    return wide[:, 1 : 1 + x.shape[1]]
+
+
+@pytest.mark.parametrize("op, variant, case", ALL)
+def test_strides_change_no_bit(op, variant, case):
+    wide = {key: in_a_wider_buffer(value) for key, value in case.arguments().items()}
+    got = outputs_of(op, case, wide, variant=variant)
+    assert_same_bits(outputs_of(op, case, variant=variant), got, "strides")
+    for key in case.expected:
+        buffer = wide[key].base
+        if buffer is not None and buffer.dtype == np.float32 and buffer.ndim > 1 and buffer.shape != wide[key].shape:
+            assert np.isnan(buffer[:, 0]).all() and np.isnan(buffer[:, -2:]).all(), f"{key}: wrote outside its rows"
+
+
+ALIASES = [
+    ("rmsnorm_forward", {"out": "x"}),
+    ("rmsnorm_backward", {"dx": "dout"}),
+    ("rope", {"out": "x"}),
+    ("gelu_backward", {"dx": "dout"}),
+    ("swiglu_backward", {"dgate": "gate", "dup": "up"}),
+    ("matmul_forward", {"out": "residual"}),
+]
+
+
+@pytest.mark.parametrize("op, alias", ALIASES)
+def test_outputs_may_be_the_inputs_ops_h_names(op, alias):
+    for variant in ops.variants(op):
+        for case in op_cases.CASES[op]:
+            if case.inputs.get("accumulate") or any(case.inputs.get(source) is None for source in alias.values()):
+                continue
+            arguments = case.arguments()
+            for out, source in alias.items():
+                arguments[out] = arguments[source]
+            for threads in (1, 2):
+                again = {key: value.copy() if isinstance(value, np.ndarray) else value for key, value in arguments.items()}
+                again |= {out: again[source] for out, source in alias.items()}
+                got = outputs_of(op, case, again, variant=variant, threads=threads)
+                assert_same_bits(outputs_of(op, case, variant=variant), got, f"{variant} {case.name}: alias")
+
+
+# Row n of these depends on row n of the inputs (and on shared ones) only. op -> (per-row arguments, per-row outputs)
+ROW_WISE = {
+    "embedding_forward": ("tokens positions", "out"),
+    "rmsnorm_forward": ("x", "out rstd"),
+    "rmsnorm_backward": ("x dout rstd dx", "dx"),
+    "layernorm_forward": ("x", "out mean rstd"),
+    "layernorm_backward": ("x dout mean rstd dx", "dx"),
+    "rope": ("x positions", "out"),
+    "gelu_forward": ("x", "out"),
+    "gelu_backward": ("x dout", "dx"),
+    "swiglu_forward": ("gate up", "out"),
+    "swiglu_backward": ("gate up dout", "dgate dup"),
+    "matmul_forward": ("x residual out", "out"),
+    "matmul_backward_input": ("dout dx", "dx"),
+    "head_forward": ("x targets", "logprobs entropy lse"),
+    "head_backward": ("x targets lse entropy dlogprobs dentropy dlse", "dx"),
+    "head_forward_backward": ("x targets dlogprobs", "logprobs entropy lse dx"),
+    "head_sample": ("x temperature top_k top_p min_p seeds counters", "tokens logprobs"),
+}
+
+
+@pytest.mark.parametrize("op", ROW_WISE)
+def test_other_rows_change_no_bit(op):
+    """One row alone, a few, or the whole batch: the same bits. What makes sampler and trainer agree"""
+    rows_in, rows_out = (names.split() for names in ROW_WISE[op])
+    for variant in ops.variants(op):
+        for case in op_cases.CASES[op]:
+            whole = case.arguments()
+            N = len(whole[rows_in[0]])
+            if N < 2:
+                continue
+            ops.call(op, **whole, variant=variant)
+            for begin, end in {(0, 1), (N - 1, N), (N // 3, N // 3 + min(7, N // 2)), (1, N)}:
+                some = case.arguments()
+                for key in {*rows_in, *rows_out}:
+                    if some.get(key) is not None:
+                        some[key] = some[key][begin:end].copy()
+                ops.call(op, **some, variant=variant)
+                for key in rows_out:
+                    assert np.array_equal(whole[key][begin:end], some[key]), f"{variant} {case.name}: {key} rows {begin}:{end}"

@@ -1,0 +1,104 @@
+"""head_sample draws from the distribution the reference computes: supports, frequencies, ties, seeds."""
+
+import numpy as np
+import pytest
+from op_cases import normal
+
+from freedive import ops
+from freedive.reference import ops as reference
+
+VARIANTS = ops.variants("head_sample")
+SETTINGS = [
+    {},
+    {"temperature": 0.6},
+    {"temperature": 1.7},
+    {"top_k": 1},
+    {"top_k": 3},
+    {"top_k": 100},
+    {"top_p": 0.5},
+    {"top_p": 0.9, "temperature": 1.5},
+    {"top_p": 1e-6},
+    {"min_p": 0.1},
+    {"min_p": 1.0},
+    {"top_k": 6, "min_p": 0.15, "top_p": 0.8},
+]
+
+
+def rng(seed):
+    return np.random.Generator(np.random.Philox(key=[seed, 8]))
+
+
+def one_row(seed, V=12, C=5):
+    r = rng(seed)
+    return normal(r, 1, C), normal(r, V, C)
+
+
+def draw(x, weight, n, variant, seed=0, **settings):
+    """n draws for the one row x, by counter"""
+    return ops.head_sample(np.repeat(x, n, axis=0), weight, seeds=seed, counters=np.arange(n), variant=variant, **settings)[0]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_frequencies(variant, settings):
+    """Chi-square against the exact probabilities. Seeds are fixed, so this either always passes or always fails"""
+    n = 4000
+    for seed in (0, 1):
+        x, weight = one_row(seed)
+        mask = np.ones(12, np.uint8)
+        mask[seed] = 0
+        logits = np.where(mask == 0, -np.inf, reference.f64(weight) @ reference.f64(x[0]))
+        p = reference.sampling_probabilities(logits, **({"temperature": 1.0} | settings))
+        counts = np.bincount(draw(x, weight, n, variant, vocab_mask=mask, **settings), minlength=12)
+        assert (counts[p == 0] == 0).all(), "drew what was cut off"
+        support = p > 0
+        chi2 = ((counts - n * p)[support] ** 2 / (n * p[support])).sum()
+        freedom = support.sum() - 1
+        assert chi2 <= freedom + 5 * np.sqrt(2 * freedom) + 5
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_supports_of_a_large_vocabulary(variant):
+    """Many rows, settings differing by row: every draw lies in the support NumPy computes"""
+    r = rng(3)
+    S, C, V = 200, 16, 700
+    x, weight = normal(r, S, C), normal(r, V, C)
+    top_k, top_p = r.choice([0, 1, 5, 50], size=S), r.choice([0.2, 0.7, 1.0], size=S)
+    min_p, temperature = r.choice([0, 0.05, 0.5], size=S), r.choice([0.0, 0.5, 1.0, 2.0], size=S)
+    tokens, _ = ops.head_sample(x, weight, temperature, top_k, top_p, min_p, seeds=np.arange(S), variant=variant)
+    logits = reference.f64(x) @ reference.f64(weight).T
+    for s in range(S):
+        # A hair of slack in the cuts: float32 logits may land on the other side of one
+        p = reference.sampling_probabilities(
+            logits[s], temperature[s], int(top_k[s]), min(1.0, top_p[s] + 1e-5), min_p[s] * (1 - 1e-5)
+        )
+        assert p[tokens[s]] > 0
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_ties_go_to_the_smallest_id(variant):
+    weight = np.zeros((40, 3), np.float32)
+    weight[[7, 20, 33]] = 1
+    x = np.ones((5, 3), np.float32)
+    assert (ops.head_sample(x, weight, 0.0, variant=variant)[0] == 7).all()
+    assert set(draw(x[:1], weight, 300, variant, top_k=2)) == {7, 20}
+    mask = np.ones(40, np.uint8)
+    mask[7] = 0
+    assert (ops.head_sample(x, weight, 0.0, vocab_mask=mask, variant=variant)[0] == 20).all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_seed_and_counter_decide(variant):
+    x, weight = one_row(5, V=200)
+    first, again, other = draw(x, weight, 200, variant), draw(x, weight, 200, variant), draw(x, weight, 200, variant, seed=2**63)
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).mean() > 0.5
+    assert len(set(first)) > 10
+
+
+def test_variants_draw_the_same_tokens():
+    x, weight = one_row(6, V=300)
+    for settings in SETTINGS:
+        draws = [draw(x, weight, 300, variant, **settings) for variant in VARIANTS]
+        for other in draws[1:]:
+            np.testing.assert_array_equal(draws[0], other)
