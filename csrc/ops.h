@@ -169,6 +169,7 @@ typedef struct {
   const fd_variant* variants;
   int32_t n_variants;
   int64_t (*matmul_packed_size)(int64_t O, int64_t C);  // floats
+  double (*peak_run)(fd_context*, int64_t iterations);  // runs float32 FMAs on registers; returns how many FLOPs it did
 } fd_device_table;
 
 #ifdef __cplusplus

@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -233,6 +235,18 @@ void bind_ops(py::module_& m) {
     for (const char* t : cpu_tiers()) out.push_back(t);
     return out;
   });
+  // FLOP/s of float32 on registers: the best of a few short runs, about 0.1 s in all.
+  m.def("measure_peak", [](int threads) {
+    fd_context ctx{shared_pool(threads), nullptr, nullptr, 0, threads};
+    py::gil_scoped_release release;
+    double best = 0;
+    for (int repeat = 0; repeat < 8; ++repeat) {
+      const auto begin = std::chrono::steady_clock::now();
+      const double flops = require_cpu()->peak_run(&ctx, repeat ? 4000000 : 400000);
+      best = std::max(best, flops / std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+    }
+    return best;
+  }, py::arg("threads"));
   m.attr("KV_BLOCK") = static_cast<int>(FD_KV_BLOCK);
 }
 

@@ -152,12 +152,15 @@ FD_INLINE void attend_block(const Rows& x, int64_t begin, int64_t rows, int64_t 
   for (int64_t r = begin; r < rows; ++r) {
     softmax_row(x.scores + r * KEYS, visible(r), scale, x.max + r, x.sum + r, x.out + r * D, D);
   }
-  for (int64_t r = begin; r < rows;) {  // rows which see the same keys go together
-    int64_t end = r + 1;
-    const int64_t count = visible(r);
-    while (end < rows && visible(end) == count) ++end;
-    product(end - r, D, count, x.scores + r * KEYS, KEYS, 1, values, value_row, x.out + r * D, D, true);
-    r = end;
+  // Six rows go together as far as the first of them sees; the others' chains then go on alone.
+  for (int64_t r = begin; r < rows; r += MR) {
+    const int64_t end = min64(rows, r + MR), common = visible(r);
+    product(end - r, D, common, x.scores + r * KEYS, KEYS, 1, values, value_row, x.out + r * D, D, true);
+    for (int64_t y = r + 1; y < end; ++y) {
+      const int64_t rest = visible(y) - common;
+      if (rest == 0) continue;
+      product(1, D, rest, x.scores + y * KEYS + common, KEYS, 1, values + common * value_row, value_row, x.out + y * D, D, true);
+    }
   }
 }
 

@@ -12,7 +12,8 @@ namespace FREEDIVE_TIER_NAMESPACE {
 namespace {
 
 constexpr int64_t NORM_CHUNK = 16384;
-typedef double vd __attribute__((vector_size(64)));
+typedef double vd __attribute__((vector_size(32)));
+typedef float vhalf __attribute__((vector_size(16)));
 
 size_t global_norm_workspace(const void* p, int32_t) {
   const auto& a = *static_cast<const fd_global_norm_args*>(p);
@@ -26,12 +27,16 @@ void global_norm(fd_context* ctx, const void* p) {
   parallel_units(ctx, chunks, [&](int64_t chunk, int) {
     const float* x = f32(a.x) + chunk * NORM_CHUNK;
     const int64_t count = min64(NORM_CHUNK, P - chunk * NORM_CHUNK);
-    vd sum = {0, 0, 0, 0, 0, 0, 0, 0};
-    for (int64_t i = 0; i < count; i += VL) {
-      const vd y = __builtin_convertvector(i + VL <= count ? vload(x + i) : vload_n(x + i, count - i), vd);
-      sum += y * y;
-    }
-    partial[chunk] = ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
+    vd low = {0, 0, 0, 0}, high = {0, 0, 0, 0};
+    for_lanes(count, [&](int64_t i, auto load, auto) {
+      const vf y = load(x + i);
+      const vd a = __builtin_convertvector(vhalf{y[0], y[1], y[2], y[3]}, vd);
+      const vd b = __builtin_convertvector(vhalf{y[4], y[5], y[6], y[7]}, vd);
+      low += a * a;
+      high += b * b;
+    });
+    const vd sum = low + high;
+    partial[chunk] = (sum[0] + sum[2]) + (sum[1] + sum[3]);
   });
   double total = 0;
   for (int64_t i = 0; i < chunks; ++i) total += partial[i];
@@ -70,17 +75,17 @@ void adamw_simd(fd_context* ctx, const void* p) {
   const Hyper y = read_hyper(a);
   if (y.skip) return;
   parallel_rows(ctx, a.param.shape[0], 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i += VL) {
-      const int64_t lanes = min64(VL, end - i);
-      const vf g = vload_n(f32(a.grad) + i, lanes) * vset(y.clip);
-      const vf m = vset(y.beta1) * vload_n(f32(a.m) + i, lanes) + vset(1.0f - y.beta1) * g;
-      const vf v = vset(y.beta2) * vload_n(f32(a.v) + i, lanes) + vset(1.0f - y.beta2) * g * g;
-      const vf param = vload_n(f32(a.param) + i, lanes);
-      const vf step = m / vset(y.bc1) / (vsqrt(v / vset(y.bc2)) + vset(y.eps)) + vset(y.weight_decay) * param;
-      vstore_n(f32(a.m) + i, m, lanes);
-      vstore_n(f32(a.v) + i, v, lanes);
-      vstore_n(f32(a.param) + i, param - vset(y.lr) * step, lanes);
-    }
+    const float* grad = f32(a.grad) + begin;
+    float *param = f32(a.param) + begin, *m = f32(a.m) + begin, *v = f32(a.v) + begin;
+    for_lanes(end - begin, [&](int64_t i, auto load, auto store) {
+      const vf g = load(grad + i) * vset(y.clip), old = load(param + i);
+      const vf m_new = vset(y.beta1) * load(m + i) + vset(1.0f - y.beta1) * g;
+      const vf v_new = vset(y.beta2) * load(v + i) + vset(1.0f - y.beta2) * g * g;
+      const vf step = m_new / vset(y.bc1) / (vsqrt(v_new / vset(y.bc2)) + vset(y.eps)) + vset(y.weight_decay) * old;
+      store(m + i, m_new);
+      store(v + i, v_new);
+      store(param + i, old - vset(y.lr) * step);
+    });
   });
 }
 

@@ -2,7 +2,7 @@
 //   out[i] = x[i] cos - x[i+R] sin;  out[i+R] = x[i+R] cos + x[i] sin, R = D/2.  inverse turns back (sin -> -sin).
 //
 // Memory: reads and writes every element once; the cos and sin rows of a position stay in L1 for its H heads.
-// One variant: the loop over i has no dependence, so the compiler vectorises it and the kernel is bound by memory.
+// One variant: eight pairs at a time, bound by memory.
 #include "tier.h"
 
 namespace freedive {
@@ -20,13 +20,11 @@ void rope(fd_context* ctx, const void* p) {
       for (int64_t h = 0; h < H; ++h) {
         const float* x = f32(a.x) + n * a.x.stride[0] + h * a.x.stride[1];
         float* out = f32(a.out) + n * a.out.stride[0] + h * a.out.stride[1];
-        for (int64_t i = 0; i < R; i += VL) {
-          const int64_t lanes = min64(VL, R - i);
-          const vf c = vload_n(cosine + i, lanes), s = vload_n(sine + i, lanes) * vset(sign);
-          const vf low = vload_n(x + i, lanes), high = vload_n(x + R + i, lanes);
-          vstore_n(out + i, low * c - high * s, lanes);
-          vstore_n(out + R + i, high * c + low * s, lanes);
-        }
+        for_lanes(R, [&](int64_t i, auto load, auto store) {
+          const vf c = load(cosine + i), s = load(sine + i) * vset(sign), low = load(x + i), high = load(x + R + i);
+          store(out + i, low * c - high * s);
+          store(out + R + i, high * c + low * s);
+        });
       }
     }
   });

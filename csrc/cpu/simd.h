@@ -86,11 +86,16 @@ FD_INLINE float fma1(float a, float b, float c) {
 #endif
 }
 
-FD_INLINE float hsum(vf x) { return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7])); }
+// Halves are folded onto each other: ((0+4)+(2+6)) + ((1+5)+(3+7)).
+FD_INLINE float hsum(vf x) {
+  x = x + __builtin_shuffle(x, vi{4, 5, 6, 7, 0, 1, 2, 3});
+  x = x + __builtin_shuffle(x, vi{2, 3, 0, 1, 6, 7, 4, 5});
+  return x[0] + x[1];
+}
 FD_INLINE float hmax(vf x) {
-  float m = x[0];
-  for (int i = 1; i < VL; ++i) m = x[i] > m ? x[i] : m;
-  return m;
+  x = vmax(x, __builtin_shuffle(x, vi{4, 5, 6, 7, 0, 1, 2, 3}));
+  x = vmax(x, __builtin_shuffle(x, vi{2, 3, 0, 1, 6, 7, 4, 5}));
+  return x[0] > x[1] ? x[0] : x[1];
 }
 
 FD_INLINE vf vsqrt(vf x) {

@@ -44,6 +44,7 @@ const fd_device_table* assemble() {
   append(sampling_variants());
   append(optimizer_variants());
   table.matmul_packed_size = matmul_packed_size;
+  table.peak_run = peak_run;
   return &table;
 }
 

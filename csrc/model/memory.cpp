@@ -217,7 +217,10 @@ std::vector<PlanRow> Decoder::plan(const DecoderConfig& c, const fd_device_table
 
 // Copies the batch in; the caller has checked ids, positions and cu_seqlens.
 void Decoder::accept(const BatchView& b) {
-  if (b.n_tokens > max_tokens_ || b.n_seqs > max_seqs_ || b.n_targets > max_targets_)
+  if (b.n_targets > max_targets_)
+    throw std::invalid_argument("a batch with " + std::to_string(b.n_targets) + " targets a token exceeds this model's capacity: max_targets=" +
+                                std::to_string(max_targets_));
+  if (b.n_tokens > max_tokens_ || b.n_seqs > max_seqs_)
     throw std::invalid_argument("batch of " + std::to_string(b.n_tokens) + " tokens in " + std::to_string(b.n_seqs) +
                                 " sequences exceeds the capacity of " + std::to_string(max_tokens_) + " tokens in " +
                                 std::to_string(max_seqs_) + " sequences this model was made with");

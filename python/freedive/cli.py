@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(end.code, str):
             _say(end.code)
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         missing = _missing_package(error)
         return _fail(missing) if missing else _bug()
     except MemoryError as error:
@@ -161,11 +161,13 @@ def _take_config(arguments: list[str]) -> tuple[list[str], str | None]:
     return arguments, None
 
 
-def _missing_package(error: ModuleNotFoundError) -> UserError | None:
+def _missing_package(error: ImportError) -> UserError | None:
     """What to install, or None if the missing module should have been part of freedive."""
     name = error.name or ""
-    if name == "freedive._core" or "_core" in str(error) and name.startswith("freedive"):
+    if name == "freedive._core" or name == "freedive" and "'_core'" in str(error):
         return UserError("freedive's C++ core is not built", hint="run: pip install .   (in freedive's source folder; `freedive doctor` checks the compiler)")
+    if not isinstance(error, ModuleNotFoundError):
+        return None
     if name in {verb.module for verb in VERBS.values()} | {verb.module.rpartition(".")[0] for verb in VERBS.values()}:
         return UserError(f"this version of freedive has no {name.split('.')[1]} yet")
     package = name.split(".")[0]

@@ -93,7 +93,8 @@ def _core() -> Finding:
     try:
         from freedive import _core
     except ImportError as error:
-        return Finding("C++ core", "missing", f"not built ({error}); run `pip install .` in freedive's source folder")
+        why = "not built" if importlib.util.find_spec("freedive._core") is None else f"does not load ({error})"
+        return Finding("C++ core", "missing", f"{why}; run `pip install .` in freedive's source folder")
     tiers = getattr(_core, "cpu_tiers", list)()
     listed = f"; built in: {', '.join(tiers)}" if tiers else ""
     tier = _core.cpu_tier() if hasattr(_core, "cpu_tier") else "unknown"

@@ -323,7 +323,8 @@ def attention_cached(r):
 def head_inputs(r):
     for N, C, V, K in ((1, 4, 7, 1), (5, 16, 33, 1), (9, 65, 300, 3), (150, 32, 1000, 1), (70, 12, 520, 2), (0, 4, 9, 1)):
         for extras in ("", "packed", "mask", "packed+mask+skip", "skip", "all skipped"):
-            x = {"x": normal(r, N, C), "weight": normal(r, V, C), "packed": None, "vocab_mask": None}
+            # logits around 1: far-apart ones make the entropy's gradient a difference of nearly equal float32 numbers
+            x = {"x": normal(r, N, C), "weight": normal(r, V, C) / np.float32(C**0.5), "packed": None, "vocab_mask": None}
             x["temperature"] = np.array([0.7 if "mask" in extras else 1.0], np.float32)
             if "packed" in extras:
                 x["packed"] = ops.matmul_pack(x["weight"])

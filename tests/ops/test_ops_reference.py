@@ -41,7 +41,10 @@ def test_against_reference(op, variant, case):
         assert np.isfinite(got[known]).all(), f"{key} was not written in full"
         assert np.isnan(got[~known]).all(), f"{key} was written where nothing should be"
         error, size = np.linalg.norm((got - want)[known]), np.linalg.norm(want[known])
-        assert error <= TOLERANCE * size if size > 0 else error < 1e-6, f"{key}: {error:.3g} of {size:.3g}"
+        if size < 1e-9:  # mathematically zero: dq of a one-token sequence, a skipped row
+            assert error <= 1e-6 * max(1, known.sum()) ** 0.5, f"{key}: {error:.3g} where all is 0"
+        else:
+            assert error <= TOLERANCE * size, f"{key}: {error:.3g} of {size:.3g}"
 
 
 def biggest(op):

@@ -37,15 +37,30 @@ def documents(folder):
 
 def test_each_removal_reason_agrees_with_the_truth(crawl, cleaned):
     truth = {row["url"]: row for row in rows_of(crawl.truth)}
-    fate = {d["url"]: "keep" for d in documents(cleaned)} | {row["url"]: row["reason"].split("/")[0] for row in rows_of(cleaned / "rejected.jsonl")}
+    fate = {d["url"]: "keep" for d in documents(cleaned)} | {
+        row["url"]: row["reason"].split("/")[0] for row in rows_of(cleaned / "rejected.jsonl")
+    }
     assert fate.keys() == truth.keys()
-    expected = {url: "keep" if row["expected"] == "near_dedup" else row["expected"] for url, row in truth.items() if row["expected"] != "any"}
+    expected = {
+        url: "keep" if row["expected"] == "near_dedup" else row["expected"]
+        for url, row in truth.items()
+        if row["expected"] != "any"
+    }
     for reason in set(expected.values()):
         planted = {url for url, value in expected.items() if value == reason}
         removed = {url for url in expected if fate[url] == reason}
         assert len(planted & removed) / len(planted) >= 0.95, ("recall", reason)
         assert len(planted & removed) / len(removed) >= 0.95, ("precision", reason)
-    assert {row["expected"] for row in truth.values()} >= {"keep", "language", "gopher_repetition", "gopher_quality", "c4", "exact_dedup", "near_dedup", "any"}
+    assert {row["expected"] for row in truth.values()} >= {
+        "keep",
+        "language",
+        "gopher_repetition",
+        "gopher_quality",
+        "c4",
+        "exact_dedup",
+        "near_dedup",
+        "any",
+    }
 
 
 def test_facts_are_told_as_often_as_promised(crawl, cleaned):
@@ -64,7 +79,18 @@ def test_facts_are_told_as_often_as_promised(crawl, cleaned):
 
 def test_boilerplate_and_personal_data_are_gone(cleaned):
     text = "\n".join(d["text"] for d in documents(cleaned))
-    for phrase in ("cookie", "All rights reserved", "Most read", "Imprint", "dataLayer", "Storm closes harbour", "81.23.", "@fernwick-post", "<p>", "<td>"):
+    for phrase in (
+        "cookie",
+        "All rights reserved",
+        "Most read",
+        "Imprint",
+        "dataLayer",
+        "Storm closes harbour",
+        "81.23.",
+        "@fernwick-post",
+        "<p>",
+        "<td>",
+    ):
         assert phrase not in text, phrase
     unseen = [person.name for person in make_town(0, 24, 12, 12).of("unseen")]
     assert unseen and not any(name in text or name.split()[1] in text for name in unseen)
@@ -92,7 +118,11 @@ def test_task_files(crawl):
 def test_two_runs_are_bit_equal_whatever_the_hash_seed(crawl, tmp_path):
     code = f"from freedive.tasks.crawl import generate_crawl; generate_crawl({str(tmp_path / 'again')!r}, 0, 'smoke')"
     package = str(Path(sys.modules["freedive"].__file__).parents[1])
-    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join([package, os.environ.get("PYTHONPATH", "")])}
+    environment = {
+        **os.environ,
+        "PYTHONHASHSEED": "7",
+        "PYTHONPATH": os.pathsep.join([package, os.environ.get("PYTHONPATH", "")]),
+    }
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
     assert folder_hash(tmp_path / "again") == folder_hash(crawl.folder)
     generate_crawl(tmp_path / "other", 1, "smoke")

@@ -24,7 +24,9 @@ def test_the_town(seed):
     assert not set(lasts) & {person.name.split()[1] for person in fernwick.of("unseen")}
     assert len(town.ATTRIBUTES) == 6 and town.majority_share(fernwick) <= 0.15
     assert town.make_town(seed) == fernwick != town.make_town(seed + 1)
-    assert sum(person.in_sft for person in fernwick.people) == 72 and all(person.known == "known" for person in fernwick.people if person.in_sft)
+    assert sum(person.in_sft for person in fernwick.people) == 72 and all(
+        person.known == "known" for person in fernwick.people if person.in_sft
+    )
 
 
 def test_templates_are_many_distinct_and_held_out_ones_are_held_out():
@@ -32,7 +34,9 @@ def test_templates_are_many_distinct_and_held_out_ones_are_held_out():
         sentences, train, held = text.SENTENCES[attribute], text.TRAIN_QUESTIONS[attribute], text.HELD_OUT_QUESTIONS[attribute]
         assert len(set(sentences)) >= 12 and len(set(train)) >= 6 and len(set(held)) >= 3
         assert not set(held) & {*train, *text.QUIZ[attribute]}
-        assert all("{n}" in s and "{v}" in s for s in sentences) and all("{n}" in q for q in (*train, *held, *text.QUIZ[attribute]))
+        assert all("{n}" in s and "{v}" in s for s in sentences) and all(
+            "{n}" in q for q in (*train, *held, *text.QUIZ[attribute])
+        )
         assert len(text.VALUES[attribute]) == len({v for v in text.VALUES[attribute]}) >= 12
 
 
@@ -49,7 +53,13 @@ def test_rows_and_checker():
     assert {row["meta"]["split"] for row in rows} == {"held_template", "held_person"}
     for row in town.sft_rows(fernwick):
         question, reply = (message["content"] for message in row["messages"])
-        assert row["meta"]["person"] in question and check(reply, {"answer": next(p for p in fernwick.people if p.name == row["meta"]["person"]).facts[row["meta"]["attribute"]], **row})
+        assert row["meta"]["person"] in question and check(
+            reply,
+            {
+                "answer": next(p for p in fernwick.people if p.name == row["meta"]["person"]).facts[row["meta"]["attribute"]],
+                **row,
+            },
+        )
 
 
 @given(st.lists(st.integers(0, 9999), min_size=2, max_size=5))
@@ -68,11 +78,26 @@ def test_the_worked_form_is_the_documented_one():
     assert arithmetic.is_worked(arithmetic.worked((1, 2))) and not arithmetic.is_worked(arithmetic.direct((1, 2)))
 
 
-@pytest.mark.parametrize(("reply", "right"), [("=85", True), ("= 85", True), ("Answer 85", True), ("=13. Answer 85", True), ("85", False), ("=085", False),
-                                              ("=85 =86", False), ("=851", False), ("", False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("reply", "right"),
+    [
+        ("=85", True),
+        ("= 85", True),
+        ("Answer 85", True),
+        ("=13. Answer 85", True),
+        ("85", False),
+        ("=085", False),
+        ("=85 =86", False),
+        ("=851", False),
+        ("", False),
+    ],
+)
 def test_only_the_last_number_counts(reply, right):
     assert arithmetic.check(reply, "85") is right
-    assert arithmetic.reward(["p", "p"], [reply, [{"role": "assistant", "content": reply}]], None, answer=["85", "85"], other=[1, 2]) == [float(right)] * 2
+    assert (
+        arithmetic.reward(["p", "p"], [reply, [{"role": "assistant", "content": reply}]], None, answer=["85", "85"], other=[1, 2])
+        == [float(right)] * 2
+    )
 
 
 def test_training_and_held_out_problems_are_disjoint():
@@ -88,7 +113,10 @@ def test_training_and_held_out_problems_are_disjoint():
     assert 0.25 < sum(row["meta"]["style"] == "worked" for row in sft) / len(sft) < 0.35
     assert not any(row["meta"]["style"] == "worked" for row in arithmetic.sft_rows(0, 200, p_worked=0))
     for row in train + held:
-        assert row["answer"] == str(sum(row["meta"]["numbers"])) and arithmetic.expression(row["meta"]["numbers"]) in row["prompt"][0]["content"]
+        assert (
+            row["answer"] == str(sum(row["meta"]["numbers"]))
+            and arithmetic.expression(row["meta"]["numbers"]) in row["prompt"][0]["content"]
+        )
     with pytest.raises(ValueError, match="different problems"):
         list(arithmetic.rl_rows(0, 2000, "held_out", digits=1))
 
@@ -108,7 +136,13 @@ def test_gsm8k(tmp_path):
     (tmp_path / "g.jsonl").write_text('{"question": "How many?", "answer": "2*500=<<2*500=1000>>1000\\n#### 1,000"}\n')
     [row] = gsm8k(tmp_path / "g.jsonl")
     assert row["prompt"] == "How many?" and row["answer"] == "1000"
-    for reply, right in (("so #### 1000", True), ("#### 1,000.0", True), ("It is 12, no, 1000.", True), ("#### 100", False), ("none", False)):
+    for reply, right in (
+        ("so #### 1000", True),
+        ("#### 1,000.0", True),
+        ("It is 12, no, 1000.", True),
+        ("#### 100", False),
+        ("none", False),
+    ):
         assert check_gsm8k(reply, row["answer"]) is right and check(reply, row) is right
     (tmp_path / "bad.jsonl").write_text('{"question": "How many?", "answer": "5"}\n')
     with pytest.raises(UserError, match="line 1"):
@@ -120,5 +154,3 @@ def test_draws_are_the_same_everywhere():
     assert [draw.below(1000) for _ in range(5)] == [327, 688, 832, 524, 962]  # raw Philox words, which NumPy keeps stable
     assert sorted(draw.shuffled(range(50))) == list(range(50))
     assert 2500 < sum(draw.chance(0.3) for _ in range(10_000)) < 3500
-
-

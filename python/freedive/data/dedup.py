@@ -1,6 +1,7 @@
 """Exact duplicates: of documents by the hash of their normalised text, and (optional) of lines that many documents share.
 
-Both look backwards only: the first copy stays. Both can be rebuilt from the documents already written, which is how a resumed run goes on.
+Both look backwards only: the first copy stays. Both can be rebuilt from the documents already written, which is how a resumed
+run goes on.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class Seen:
         if not self.max_line_copies:
             return text
         lines = text.split("\n")
-        return "\n".join(line for line in lines if not line.strip() or self._lines[_line_hash(line)] < self.max_line_copies).strip("\n")
+        return "\n".join(
+            line for line in lines if not line.strip() or self._lines[_line_hash(line)] < self.max_line_copies
+        ).strip("\n")
 
     def add(self, row: dict[str, Any]) -> None:
         """Remembers a document that was written."""

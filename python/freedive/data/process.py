@@ -1,19 +1,27 @@
 """One raw record through all the steps that look at one document only; this is what worker processes run.
 
-Also the worker pool: results come back in the order of the input, whatever the number of workers, so the output's bytes don't depend on it.
+Also the worker pool: results come back in the order of the input, whatever the number of workers, so the output's bytes don't
+depend on it.
 """
 
 from __future__ import annotations
 
 import collections
 import concurrent.futures
+import concurrent.futures.process
 import multiprocessing
+import os
 import signal
 import sys
+import threading
+import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
+
+from freedive.runs import UserError
 
 from . import quality
 from .dedup import text_id
@@ -62,16 +70,17 @@ def process(record: Record, steps: Steps) -> Result:
         return lost("extract", reason)
     trail.append(("extract", _bytes(text)))
     rules = steps.rules
-    for name, settings, decide in (
+    chain: tuple[tuple[str, Any, Callable[[str, Any], quality.Decision]], ...] = (
         ("language", steps.language, language_filter),
         ("gopher_repetition", rules.gopher_repetition, quality.gopher_repetition),
         ("gopher_quality", rules.gopher_quality, quality.gopher_quality),
         ("c4", rules.c4, quality.c4),
         ("fineweb", rules.fineweb, quality.fineweb),
-    ):
+    )
+    for name, settings, decide in chain:
         if settings is None:
             continue
-        kept, reason = decide(text, settings)  # type: ignore[operator]
+        kept, reason = decide(text, settings)
         if kept is None:
             return lost(name, reason, text)
         text = kept
@@ -97,9 +106,12 @@ class Workers:
         self._count, self._steps = count, steps
         self._pool: concurrent.futures.ProcessPoolExecutor | None = None
         if count > 1:
-            # fork where it is safe enough: our children only run this module, and a spawned child would re-run a user's unguarded script.
+            # fork where it is safe enough: our children only run this module, and a spawned child would re-run a user's
+            # unguarded script.
             context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-            self._pool = concurrent.futures.ProcessPoolExecutor(count, mp_context=context, initializer=_ignore_interrupt)
+            self._pool = concurrent.futures.ProcessPoolExecutor(
+                count, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)
+            )
 
     def __enter__(self) -> Workers:
         return self
@@ -123,8 +135,19 @@ class Workers:
                     pending.append(self._pool.submit(process_chunk, chunk, self._steps))
             if not pending:
                 return
-            yield from pending.popleft().result()
+            try:
+                yield from pending.popleft().result()
+            except concurrent.futures.process.BrokenProcessPool:
+                raise UserError("a worker process died, perhaps for lack of memory", hint="try --workers 1") from None
 
 
-def _ignore_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+def _start_worker(parent: int) -> None:
+    """Ctrl-C is the parent's business; a parent that was killed must not leave its workers behind, waiting for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

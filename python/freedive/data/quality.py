@@ -1,8 +1,8 @@
-"""Quality rules with published values: Gopher (2112.11446), C4 (1910.10683), FineWeb (2406.17557), in datatrove's order and naming.
+"""Quality rules with published values: Gopher (2112.11446), C4 (1910.10683), FineWeb (2406.17557), in datatrove's order.
 
-Each filter is (text, rules) -> (text or None, reason): the first rule that fails is the reason. Words are letters or digits with inner
-apostrophes or hyphens, or single symbols: spaCy's splitting without spaCy, so counts near a threshold may differ from datatrove's.
-A rule is switched off by the value None.
+Each filter is (text, rules) -> (text or None, reason): the first rule that fails is the reason. Words are letters or digits
+with inner apostrophes or hyphens, or single symbols: spaCy's splitting without spaCy, so counts near a threshold may differ
+from datatrove's. A rule is switched off by the value None.
 """
 
 from __future__ import annotations
@@ -79,12 +79,18 @@ class Rules:
     fineweb: FineWeb | None = None
 
 
-# For small corpora: removes what is junk beyond doubt, and keeps lists, sheets of sums, code and books. The looser n-gram cuts are
-# needed because a short page about one person repeats the name; the published values are meant for pages of a web crawl.
+# For small corpora: removes what is junk beyond doubt, and keeps lists, sheets of sums, code and books. The looser n-gram cuts
+# are needed because a short page about one person repeats the name; the published values are meant for pages of a web crawl.
 BASIC = Rules(
     GopherRepetition(top_n_grams=((2, 0.35), (3, 0.3), (4, 0.3)), dup_n_grams=((5, 0.6), (8, 0.5), (10, 0.45))),
     GopherQuality(max_words=None, min_mean_word_length=None, max_mean_word_length=15, min_alpha_words=0.1, min_stop_words=1),
-    C4(min_words_per_line=None, remove_citations=False, remove_javascript_lines=False, drop_curly_bracket=False, min_sentences=None),
+    C4(
+        min_words_per_line=None,
+        remove_citations=False,
+        remove_javascript_lines=False,
+        drop_curly_bracket=False,
+        min_sentences=None,
+    ),
 )
 PRESETS: dict[str, Rules] = {
     "none": Rules(),
@@ -118,7 +124,9 @@ def gopher_repetition(text: str, rules: GopherRepetition) -> Decision:
         grams = Counter(zip(*(words[i:] for i in range(n)), strict=False))
         if grams:
             most = max(grams.values())
-            top = next(gram for gram, times in grams.items() if times == most)  # the first of the most frequent, as Counter.most_common
+            top = next(
+                gram for gram, times in grams.items() if times == most
+            )  # the first of the most frequent, as Counter.most_common
             if (sum(map(len, top)) + n - 1) * most / len(text) > limit:
                 return None, f"top_{n}_gram"
     for n, limit in rules.dup_n_grams:
@@ -178,7 +186,10 @@ def gopher_quality(text: str, rules: GopherQuality) -> Decision:
         return None, "too_many_bullets"
     if _above(sum(line.rstrip().endswith(("...", "…")) for line in lines) / len(lines), rules.max_ellipsis_lines):
         return None, "too_many_ellipsis_lines"
-    if rules.min_alpha_words is not None and sum(any(c.isalpha() for c in word) for word in words) / total < rules.min_alpha_words:
+    if (
+        rules.min_alpha_words is not None
+        and sum(any(c.isalpha() for c in word) for word in words) / total < rules.min_alpha_words
+    ):
         return None, "below_alpha_words"
     if rules.min_stop_words is not None and len(STOP_WORDS.intersection(words)) < rules.min_stop_words:
         return None, "enough_stop_words"
@@ -192,7 +203,11 @@ def c4(text: str, rules: C4) -> Decision:
         if not line.strip():
             kept.append("")
             continue
-        if rules.max_word_length is not None and len(line) > rules.max_word_length and max(map(len, line.split())) > rules.max_word_length:
+        if (
+            rules.max_word_length is not None
+            and len(line) > rules.max_word_length
+            and max(map(len, line.split())) > rules.max_word_length
+        ):
             continue
         if rules.remove_citations:
             line = _CITATION.sub("", line)
@@ -220,7 +235,10 @@ def fineweb(text: str, rules: FineWeb) -> Decision:
     lines = [line for line in text.split("\n") if line.strip()]
     if not lines:
         return None, "empty"
-    if rules.min_line_punctuation is not None and sum(line.rstrip().endswith(TERMINAL) for line in lines) / len(lines) < rules.min_line_punctuation:
+    if (
+        rules.min_line_punctuation is not None
+        and sum(line.rstrip().endswith(TERMINAL) for line in lines) / len(lines) < rules.min_line_punctuation
+    ):
         return None, "line_punctuation"
     if _above(sum(len(line) <= rules.short_line_length for line in lines) / len(lines), rules.max_short_lines):
         return None, "short_lines"

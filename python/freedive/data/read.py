@@ -139,7 +139,9 @@ def _page(warc: Any, name: str, max_bytes: int) -> Record:
         data = _inflate(data, max_bytes)
         if data is None:
             return Record(url, name, reason="bad_content_encoding", size=warc.content_length)
-    return Record(url, name, data, html=kind in HTML_TYPES, charset=warc.http_charset if http is not None else "utf-8", size=len(data))
+    return Record(
+        url, name, data, html=kind in HTML_TYPES, charset=warc.http_charset if http is not None else "utf-8", size=len(data)
+    )
 
 
 def _inflate(data: bytes, max_bytes: int) -> bytes | None:

@@ -1,6 +1,7 @@
 """`freedive data INPUT... --out DIR`: raw pages to clean text (talk 1.1).
 
-read -> extract -> language -> Gopher repetition -> Gopher quality -> C4 -> FineWeb -> personal data -> duplicates -> train / val shards
+read -> extract -> language -> Gopher repetition -> Gopher quality -> C4 -> FineWeb -> personal data -> duplicates -> train /
+val shards
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .language import Language
 from .process import Result, Steps, Workers
 from .quality import PRESETS, Rules
 from .read import input_files, read_records
-from .waterfall import Waterfall
+from .waterfall import Waterfall, print_waterfall
 
 CHECKPOINT_BYTES = 8_000_000  # of input files between two checkpoints
 SMALL_INPUT = 4_000_000  # bytes of input files below which starting worker processes costs more than it brings
@@ -31,7 +32,9 @@ TITLE = "data"
 class DataConfig:
     """From WARC, WET, HTML, text or JSONL files to a folder of clean documents, with a report of what was removed and why."""
 
-    inputs: tuple[Path, ...] = option(help="files or folders: .warc(.gz) .wet(.gz) .html .txt .md .rst .py .jsonl(.gz)", positional=True)
+    inputs: tuple[Path, ...] = option(
+        help="files or folders: .warc(.gz) .wet(.gz) .html .txt .md .rst .py .jsonl(.gz)", positional=True
+    )
     out: Path = option(help="folder to be made")
     preset: Literal["none", "basic", "gopher", "fineweb", "fineweb-paper"] = option("basic", "set of quality rules")
     languages: tuple[str, ...] = option(("en",), "languages to keep (ISO codes); none given: all")
@@ -70,7 +73,9 @@ def run(config: DataConfig, rules: Rules | None = None) -> Path:
     rules = rules or PRESETS[config.preset]
     steps = Steps(Language(config.languages, config.language_threshold), rules, config.pii)
     workers = config.workers or (1 if total < SMALL_INPUT else _cores())
-    with stage(TITLE, _Identity(config, rules), out=config.out, inputs={"inputs": list(config.inputs)}, force=config.force) as artefact:
+    with stage(
+        TITLE, _Identity(config, rules), out=config.out, inputs={"inputs": list(config.inputs)}, force=config.force
+    ) as artefact:
         if not artefact.done:
             writer = _Writer(artefact, config)
             with Workers(workers, steps) as pool, progress.bar(len(files), TITLE) as bar:
@@ -86,7 +91,9 @@ def run(config: DataConfig, rules: Rules | None = None) -> Path:
                         writer.checkpoint(index + 1)
                         since = 0
             writer.finish()
-        return artefact.out
+    if not progress.quiet:
+        print_waterfall(artefact.out)
+    return artefact.out
 
 
 class _Writer:
@@ -99,7 +106,9 @@ class _Writer:
         self.kept: int = state.get("kept", 0)
         self.waterfall = Waterfall(state.get("waterfall"))
         self.rejected: dict[str, list[dict[str, str]]] = state.get("rejected", {})
-        self.shards: dict[str, list[int]] = state.get("shards", {"train": [0, 0, 0], "val": [0, 0, 0]})  # number, its bytes, documents
+        self.shards: dict[str, list[int]] = state.get(
+            "shards", {"train": [0, 0, 0], "val": [0, 0, 0]}
+        )  # number, its bytes, documents
         self.held: dict[str, str] | None = state.get("held")
         self.seen = Seen(config.max_line_copies)
         for row in [*_written(artefact.work), *([self.held] if self.held else [])]:
@@ -129,7 +138,7 @@ class _Writer:
         self._split(row)
 
     def _split(self, row: dict[str, str]) -> None:
-        """By hash of the text. As long as val is empty, one training document is held back for it: the one with the smallest hash."""
+        """By hash of the text. As long as val is empty, the training document with the smallest hash is held back for it."""
         chosen = int(row["id"][:8], 16) < self.config.val_fraction * 2**32
         if self.config.val_fraction == 0 or self.shards["val"][2]:
             self._write("val" if chosen else "train", row)
@@ -166,7 +175,9 @@ class _Writer:
     def finish(self) -> None:
         if not self.kept:
             reasons = ", ".join(f"{len(samples)}+ {reason}" for reason, samples in self.rejected.items()) or "the files hold none"
-            raise UserError(f"no document was left: {reasons}", hint='try --preset none, or --languages for a language other than English')
+            raise UserError(
+                f"no document was left: {reasons}", hint="try --preset none, or --languages for a language other than English"
+            )
         if self.held:
             self._write("train" if self.kept == 1 else "val", self.held)
         result = self.waterfall.result()
@@ -175,7 +186,9 @@ class _Writer:
             for sample in self.rejected[reason]:
                 self.artefact.append("rejected.jsonl", json_line(sample))
         counts = {f"{split}_documents": shard[2] for split, shard in self.shards.items()}
-        self.artefact.summary(documents_in=result["documents_in"], documents_out=result["documents_out"], bytes_out=result["bytes_out"], **counts)
+        self.artefact.summary(
+            documents_in=result["documents_in"], documents_out=result["documents_out"], bytes_out=result["bytes_out"], **counts
+        )
 
 
 def _written(folder: Path) -> Iterator[dict[str, Any]]:

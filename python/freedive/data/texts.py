@@ -1,7 +1,8 @@
 """Reading text the simple way: a file or a folder becomes a stream of documents, in the same order on every machine.
 
-Used by every verb that takes `--text` or a data artefact. No filtering happens here (that is `freedive.data.stage`); what cannot be read
-is a `UserError` that names the file and the byte, because a training run must not silently leave out half of somebody's folder.
+Used by every verb that takes `--text` or a data artefact. No filtering happens here (that is `freedive.data.stage`); what
+cannot be read is a `UserError` that names the file and the byte, because a training run must not silently leave out half of
+somebody's folder.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def iter_documents(path: str | os.PathLike[str], split: str | None = None) -> It
         if not files:
             raise UserError(f"{path} has no {split} documents", hint=f"expected {split}-00000.jsonl in the folder")
     elif split is not None:
-        raise UserError(f"{path} has no train/val split, {split} was asked for", hint="`freedive data` makes a folder that has one")
+        raise UserError(
+            f"{path} has no train/val split, {split} was asked for", hint="`freedive data` makes a folder that has one"
+        )
     else:
         files = text_files(path)
     found = False
@@ -87,7 +90,8 @@ def decode_utf8(raw: bytes, file: Path | str, start: int = 0) -> str:
         ) from None
     if "\0" in text:
         raise UserError(
-            f"{file} looks binary: a zero byte at offset {start + raw.index(0)}", hint="give text files; `freedive data` reads HTML and WARC"
+            f"{file} looks binary: a zero byte at offset {start + raw.index(0)}",
+            hint="give text files; `freedive data` reads HTML and WARC",
         )
     return text
 
@@ -115,7 +119,7 @@ def _jsonl_documents(file: Path, name: str) -> Iterator[dict[str, Any]]:
 
 
 def iter_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of every line of a JSONL(.gz) file. Raises UserError for what is damaged, not UTF-8 or no JSON object."""
+    """(line number, object) of every line of a JSONL(.gz) file. UserError for what is damaged, not UTF-8 or no object."""
     file = Path(path)
     opener = gzip.open if file.name.lower().endswith(".gz") else open
     offset = 0  # bytes of (uncompressed) JSONL before the line

@@ -1,7 +1,7 @@
 """Counts of what came in, what each step removed and why, and what came out: documents and bytes, adding up exactly.
 
-    documents_in = documents_out + sum of removed          at every step, and documents_out of one is documents_in of the next
-    bytes_in     = bytes_out + bytes of removed + trimmed  where trimmed is what a step cut from texts that stay (markup, lines)
+documents_in = documents_out + sum of removed          at every step, and documents_out of one is documents_in of the next
+bytes_in     = bytes_out + bytes of removed + trimmed  where trimmed is what a step cut from texts that stay (markup, lines)
 """
 
 from __future__ import annotations
@@ -12,7 +12,18 @@ from typing import Any
 
 from freedive.runs import UserError, human_bytes
 
-STEPS = ("read", "extract", "language", "gopher_repetition", "gopher_quality", "c4", "fineweb", "pii", "exact_dedup", "line_dedup")
+STEPS = (
+    "read",
+    "extract",
+    "language",
+    "gopher_repetition",
+    "gopher_quality",
+    "c4",
+    "fineweb",
+    "pii",
+    "exact_dedup",
+    "line_dedup",
+)
 
 
 class Waterfall:
@@ -67,22 +78,36 @@ def print_waterfall(waterfall: dict[str, Any] | str | Path, console: Any = None)
     from rich.console import Console
     from rich.table import Table
 
-    if not isinstance(waterfall, dict):
+    if isinstance(waterfall, dict):
+        result = waterfall
+    else:
         path = Path(waterfall)
         path = path / "waterfall.json" if path.is_dir() else path
         try:
-            waterfall = json.loads(path.read_text(encoding="utf-8"))
+            result = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"{path} holds no waterfall: {error}", hint="give a folder written by `freedive data`") from None
     table = Table("step", "rule", box=None, pad_edge=False)
     for name in ("documents", "bytes", "of input"):
         table.add_column(name, justify="right")
-    total = max(1, waterfall["documents_in"])
-    table.add_row("input", "", f"{waterfall['documents_in']:,}", human_bytes(waterfall["bytes_in"]), "100.0 %")
-    for step in waterfall["steps"]:
+    total = max(1, result["documents_in"])
+    table.add_row("input", "", f"{result['documents_in']:,}", human_bytes(result["bytes_in"]), "100.0 %")
+    for step in result["steps"]:
         for rule, count in step["removed"].items():
-            table.add_row(step["step"], rule, f"-{count['documents']:,}", f"-{human_bytes(count['bytes'])}", f"-{100 * count['documents'] / total:.1f} %")
+            table.add_row(
+                step["step"],
+                rule,
+                f"-{count['documents']:,}",
+                f"-{human_bytes(count['bytes'])}",
+                f"-{100 * count['documents'] / total:.1f} %",
+            )
         if step["bytes_trimmed"] > 0:
             table.add_row(step["step"], "(cut from pages)", "", f"-{human_bytes(step['bytes_trimmed'])}", "")
-    table.add_row("kept", "", f"{waterfall['documents_out']:,}", human_bytes(waterfall["bytes_out"]), f"{100 * waterfall['documents_out'] / total:.1f} %")
+    table.add_row(
+        "kept",
+        "",
+        f"{result['documents_out']:,}",
+        human_bytes(result["bytes_out"]),
+        f"{100 * result['documents_out'] / total:.1f} %",
+    )
     (console or Console()).print(table)

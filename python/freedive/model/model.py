@@ -46,6 +46,12 @@ def _bytes(n: float) -> str:
     return ""
 
 
+def _positive(temperature: float) -> float:
+    if not 0.0 < temperature < float("inf"):
+        raise ValueError(f"temperature is {temperature}; log-probs need a positive, finite one (0 means greedy in decode and generate only)")
+    return temperature
+
+
 @dataclass(frozen=True)
 class Plan:
     """Bytes a model will take, by use."""
@@ -154,11 +160,11 @@ class Model:
 
     def forward(self, batch: Batch, temperature: float = 1.0) -> Outputs:
         """Per-token outputs; activations are kept for one `backward`."""
-        return Outputs(*self._core.forward(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, temperature, True))
+        return Outputs(*self._core.forward(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, _positive(temperature), True))
 
     def score(self, batch: Batch, temperature: float = 1.0) -> Outputs:
         """The same numbers as `forward`, bit for bit, keeping nothing."""
-        return Outputs(*self._core.forward(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, temperature, False))
+        return Outputs(*self._core.forward(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, _positive(temperature), False))
 
     def backward(self, dlogprobs: np.ndarray | None = None, dentropy: np.ndarray | None = None, dlse: np.ndarray | None = None) -> None:
         """Accumulate gradients, given the loss's derivative by each per-token output of the last `forward` (None = 0)."""
@@ -168,7 +174,7 @@ class Model:
     def forward_backward(self, batch: Batch, dlogprobs: np.ndarray, temperature: float = 1.0) -> Outputs:
         """`forward` and `backward` in one, for derivatives known beforehand (pretraining, SFT): the head's logits are computed once."""
         d = np.ascontiguousarray(dlogprobs, np.float32)
-        return Outputs(*self._core.forward_backward(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, d, temperature))
+        return Outputs(*self._core.forward_backward(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, d, _positive(temperature)))
 
     def zero_grad(self) -> None:
         self._core.zero_gradients()

@@ -147,7 +147,7 @@ class Artefact:
                 problems.append(str(problem))
                 continue
             for text in problems:
-                print(f"freedive: a checkpoint in {state} is damaged ({text}); going on from the one before", file=sys.stderr)
+                print(f"freedive: a checkpoint in {state} is damaged ({text}); going on from the other", file=sys.stderr)
             self.resume, self.arrays, self.metrics = found.state, found.arrays, found.summary
             self._sequence, self._slot = found.sequence, slot
             return

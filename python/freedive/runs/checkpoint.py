@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -128,10 +129,10 @@ def _dtype(name: str) -> np.dtype:
 
 
 def sequence_of(path: Path) -> int:
-    """The slot's sequence number without reading its arrays; −1 if the header is unreadable (it is then tried last, and told)."""
+    """The slot's sequence number without reading its arrays; of an unreadable one a huge number: tried first, so that it is told."""
     try:
         with open(path, "rb") as file:
             header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), path.stat().st_size)))
         return int(json.loads(header["__metadata__"]["freedive"])["sequence"])
     except (ValueError, KeyError, TypeError):
-        return -1
+        return sys.maxsize

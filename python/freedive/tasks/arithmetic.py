@@ -2,10 +2,11 @@
 
     347+285   7+5+0=12, 4+8+1=13, 3+2+1=06. Answer 632
 
-Every step of the worked style copies two digits and one carry and looks up one small sum, always at the same distances, so a tiny
-transformer learns it well; the most significant digit of a sum at once needs all carries, so it doesn't learn that. An SFT mix with a
-minority of worked answers therefore gives a model that mostly guesses, and reinforcement learning on correctness alone has something
-to find. Training and held-out problems are told apart by a hash of the numbers (in sorted order: 3+5 and 5+3 are one problem).
+Every step of the worked style copies two digits and one carry and looks up one small sum, always at the same distances, so a
+tiny transformer learns it well; the most significant digit of a sum at once needs all carries, so it doesn't learn that. An SFT
+mix with a minority of worked answers therefore gives a model that mostly guesses, and reinforcement learning on correctness
+alone has something to find. Training and held-out problems are told apart by a hash of the numbers (in sorted order: 3+5 and
+5+3 are one problem).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _NUMBER = re.compile(r"(?:Answer|=)\s*(\d+)")
 
 
 def split_of(numbers: Sequence[int]) -> str:
-    """"train" or "held_out", by a hash of the problem."""
+    """ "train" or "held_out", by a hash of the problem."""
     digest = hashlib.sha256("+".join(map(str, sorted(numbers))).encode()).digest()
     return "held_out" if int.from_bytes(digest[:4], "little") % 10 < HELD_OUT_OF_TEN else "train"
 
@@ -73,7 +74,9 @@ def is_worked(reply: str) -> bool:
     return "Answer" in reply
 
 
-def reward(prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Any] | None = None, **columns: Any) -> list[float]:
+def reward(
+    prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Any] | None = None, **columns: Any
+) -> list[float]:
     """TRL's reward function form: 1.0 for the right number, else 0.0. Needs the column `answer`."""
     return [float(check(completion_text(c), a)) for c, a in zip(completions, columns["answer"], strict=True)]
 

@@ -20,7 +20,9 @@ def gsm8k(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
         question, solution = row.get("question"), row.get("answer")
         final = _FINAL.search(solution) if isinstance(solution, str) else None
         if not isinstance(question, str) or final is None:
-            raise UserError(f'{path}, line {number} is no GSM8K row', hint='expected {"question": "...", "answer": "... #### 42"}')
+            raise UserError(
+                f"{path}, line {number} is no GSM8K row", hint='expected {"question": "...", "answer": "... #### 42"}'
+            )
         yield {"prompt": question, "answer": _plain(final.group(1)), "meta": {"task": "gsm8k", "solution": solution}}
 
 

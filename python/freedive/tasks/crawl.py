@@ -1,9 +1,9 @@
 """`generate_crawl`: the whole fixture of the dive in one folder: raw pages, the truth about them, and the tasks.
 
-    crawl/crawl-00000.warc.gz …   raw pages in random order (copies after their originals)
-    truth.jsonl                   {"url", "kind", "expected"} for each page
-    tasks/*.jsonl                 sft_train, sft_eval, rl_train, rl_eval, quiz, letters_eval
-    town.json                     people and facts
+crawl/crawl-00000.warc.gz …   raw pages in random order (copies after their originals)
+truth.jsonl                   {"url", "kind", "expected"} for each page
+tasks/*.jsonl                 sft_train, sft_eval, rl_train, rl_eval, quiz, letters_eval
+town.json                     people and facts
 """
 
 from __future__ import annotations
@@ -67,7 +67,10 @@ class Crawl:
 
 def crawl_paths(folder: Path) -> Crawl:
     """The files that `generate_crawl` writes into `folder`."""
-    tasks = {name: folder / "tasks" / f"{name}.jsonl" for name in ("sft_train", "sft_eval", "rl_train", "rl_eval", "quiz", "letters_eval")}
+    tasks = {
+        name: folder / "tasks" / f"{name}.jsonl"
+        for name in ("sft_train", "sft_eval", "rl_train", "rl_eval", "quiz", "letters_eval")
+    }
     return Crawl(folder=folder, pages=folder / "crawl", truth=folder / "truth.jsonl", **tasks)
 
 

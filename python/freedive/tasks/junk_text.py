@@ -4,7 +4,13 @@ from __future__ import annotations
 
 OTHER_LANGUAGES = {
     "de": {
-        "titles": ("Unser kleines Dorf", "Rezepte aus der Küche", "Wandern am Fluss", "Aus dem Garten", "Die Geschichte der Mühle"),
+        "titles": (
+            "Unser kleines Dorf",
+            "Rezepte aus der Küche",
+            "Wandern am Fluss",
+            "Aus dem Garten",
+            "Die Geschichte der Mühle",
+        ),
         "sentences": (
             "Am Morgen gehen die Kinder über die alte Brücke zur Schule und lachen dabei sehr laut.",
             "Der Müller hat in diesem Jahr viel Korn gemahlen, weil der Sommer trocken und warm war.",
@@ -21,7 +27,13 @@ OTHER_LANGUAGES = {
         ),
     },
     "fr": {
-        "titles": ("Notre petit village", "Recettes de famille", "Promenade au bord de l'eau", "Le jardin au printemps", "Histoire du moulin"),
+        "titles": (
+            "Notre petit village",
+            "Recettes de famille",
+            "Promenade au bord de l'eau",
+            "Le jardin au printemps",
+            "Histoire du moulin",
+        ),
         "sentences": (
             "Le matin, les enfants traversent le vieux pont pour aller à l'école en chantant.",
             "Le boulanger ouvre sa boutique à {a} heures et toute la rue sent le pain chaud.",
@@ -38,7 +50,13 @@ OTHER_LANGUAGES = {
         ),
     },
     "es": {
-        "titles": ("Nuestro pequeño pueblo", "Recetas de la abuela", "Un paseo junto al río", "El huerto en verano", "Historia del molino"),
+        "titles": (
+            "Nuestro pequeño pueblo",
+            "Recetas de la abuela",
+            "Un paseo junto al río",
+            "El huerto en verano",
+            "Historia del molino",
+        ),
         "sentences": (
             "Por la mañana los niños cruzan el puente viejo para ir a la escuela cantando.",
             "El panadero abre la tienda a las {a} y toda la calle huele a pan caliente.",
@@ -55,8 +73,16 @@ OTHER_LANGUAGES = {
         ),
     },
 }
-SPAM_PHRASES = ("cheap watches", "best price pills", "free casino bonus", "win big money", "online poker games", "fast weight loss", "designer bags sale",
-                "instant cash loans")  # fmt: skip
+SPAM_PHRASES = (
+    "cheap watches",
+    "best price pills",
+    "free casino bonus",
+    "win big money",
+    "online poker games",
+    "fast weight loss",
+    "designer bags sale",
+    "instant cash loans",
+)
 SPAM_LINES = (
     "Click here now to get the best {p} with free shipping to all countries today!",
     "Buy {p} and save up to ninety percent on the order that you place today!",
@@ -71,8 +97,32 @@ LOREM = (
     "The colours and the size of the letters can be changed in the menu of the site at any time.",
 )
 SHORT = (
-    "This page has moved to another place.", "Nothing to see here yet, so come back soon.", "Under construction; please be patient with us.",
-    "You must log in before reading.", "Sorry, that file does not exist any more.", "Our shop is closed until Monday.",
-)  # fmt: skip
-MENU = ("Home", "About", "Contact", "News", "Archive", "Shop", "Basket", "Log in", "Register", "Help", "Search", "Sitemap", "Gallery", "Forum", "Links",
-        "Downloads", "Press", "Jobs", "Partners", "Feedback")  # fmt: skip
+    "This page has moved to another place.",
+    "Nothing to see here yet, so come back soon.",
+    "Under construction; please be patient with us.",
+    "You must log in before reading.",
+    "Sorry, that file does not exist any more.",
+    "Our shop is closed until Monday.",
+)
+MENU = (
+    "Home",
+    "About",
+    "Contact",
+    "News",
+    "Archive",
+    "Shop",
+    "Basket",
+    "Log in",
+    "Register",
+    "Help",
+    "Search",
+    "Sitemap",
+    "Gallery",
+    "Forum",
+    "Links",
+    "Downloads",
+    "Press",
+    "Jobs",
+    "Partners",
+    "Feedback",
+)

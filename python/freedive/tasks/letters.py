@@ -1,7 +1,7 @@
 """Letters of words: spelling and counting. A model that sees tokens cannot see letters; it can learn to write them out first.
 
-    Spell baker.                        b-a-k-e-r
-    How many letters r are in barber?   b-a-r-b-e-r. Answer 2
+Spell baker.                        b-a-k-e-r
+How many letters r are in barber?   b-a-r-b-e-r. Answer 2
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ ROWS_STREAM = 11
 SPELL = ("Spell {w}.", "How do you spell {w}?", "Write {w} letter by letter.")
 COUNT = ("How many letters {c} are in {w}?", "Count the letter {c} in {w}.", "How often is {c} in {w}?")
 WORDS = tuple(
-    """apple barber basket better bottle bridge butter button candle carrot castle cellar cherry circle coffee corner cotton dinner doctor
-    dollar dragon elbow engine farmer father feather finger flower forest garden ginger hammer harbour hollow honey island jacket
-    kettle kitchen ladder lantern lemon letter lizard lobster marble market meadow middle mirror monkey morning mother mountain muffin
-    napkin needle noodle number orange oyster paper parrot pebble pepper picture pillow planet pocket potato puddle puppet rabbit
-    ribbon river rubber saddle salad sandal school shadow shutter silver sister soldier spider spoon spring square squirrel station
-    strawberry street summer supper table tailor teacher teapot thunder ticket timber tomato tower tunnel turtle umbrella valley
-    village violet waffle wagon walnut water whistle willow window winter wonder yellow zipper""".split()
+    """apple barber basket better bottle bridge butter button candle carrot castle cellar cherry circle coffee corner cotton
+    dinner doctor dollar dragon elbow engine farmer father feather finger flower forest garden ginger hammer harbour hollow
+    honey island jacket kettle kitchen ladder lantern lemon letter lizard lobster marble market meadow middle mirror monkey
+    morning mother mountain muffin napkin needle noodle number orange oyster paper parrot pebble pepper picture pillow
+    planet pocket potato puddle puppet rabbit ribbon river rubber saddle salad sandal school shadow shutter silver sister
+    soldier spider spoon spring square squirrel station strawberry street summer supper table tailor teacher teapot thunder
+    ticket timber tomato tower tunnel turtle umbrella valley village violet waffle wagon walnut water whistle willow window
+    winter wonder yellow zipper""".split()
 )
 
 
 def split_of(word: str) -> str:
-    """"train" or "held_out", by a hash of the word."""
+    """ "train" or "held_out", by a hash of the word."""
     return "held_out" if hashlib.sha256(word.encode()).digest()[0] % 5 == 0 else "train"
 
 

@@ -1,7 +1,7 @@
 """The pages of the small web: the town's facts, worked sums, spelling lessons, and junk whose fate is known beforehand.
 
-A page is (kind, url, HTML, expected): `expected` is "keep", "any" (real documentation, no truth known) or the step of the data stage
-that should remove it. Each round of town pages tells every fact of every known person once; rounds differ in style.
+A page is (kind, url, HTML, expected): `expected` is "keep", "any" (real documentation, no truth known) or the step of the data
+stage that should remove it. Each round of town pages tells every fact of every known person once; rounds differ in style.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class Page:
     expected: str
 
 
-def _page(draw: Draw, site: str, kind: str, path: str, title: str, body: str, expected: str = "keep", language: str = "en") -> Page:
+def _page(
+    draw: Draw, site: str, kind: str, path: str, title: str, body: str, expected: str = "keep", language: str = "en"
+) -> Page:
     return Page(kind, f"https://{html.SITES[site][0]}/{path}", html.page(draw, site, title, body, language), expected)
 
 
@@ -46,7 +48,9 @@ def _biographies(draw: Draw, people: list[Person]) -> list[str]:
     lines = []
     for person in people:
         first, *others = draw.shuffled(ATTRIBUTES)
-        told = [person.fill(draw.pick(text.SENTENCES[first][:5]), first)] + [person.fill(draw.pick(text.PRONOUN_SENTENCES[a]), a) for a in others]
+        told = [person.fill(draw.pick(text.SENTENCES[first][:5]), first)] + [
+            person.fill(draw.pick(text.PRONOUN_SENTENCES[a]), a) for a in others
+        ]
         lines.append(" ".join(told))
     return lines
 
@@ -65,15 +69,26 @@ def _table(draw: Draw, people: list[Person]) -> list[list[str]]:
 
 
 # name, people per page, rounds out of every 12
-STYLES: tuple[tuple[str, int, int], ...] = (("sentences", 5, 4), ("quiz", 6, 3), ("biographies", 6, 2), ("combined", 10, 2), ("table", 14, 1))
+STYLES: tuple[tuple[str, int, int], ...] = (
+    ("sentences", 5, 4),
+    ("quiz", 6, 3),
+    ("biographies", 6, 2),
+    ("combined", 10, 2),
+    ("table", 14, 1),
+)
 WRITERS: dict[str, Callable[[Draw, list[Person]], list[str]]] = {
-    "sentences": _sentences, "quiz": _quiz, "biographies": _biographies, "combined": _combined,
-}  # fmt: skip
+    "sentences": _sentences,
+    "quiz": _quiz,
+    "biographies": _biographies,
+    "combined": _combined,
+}
 TITLES = {
-    "sentences": ("Town news", "Heard on the square", "From our streets"), "quiz": ("Who is who? A quiz", "Questions about our neighbours", "The town quiz"),
-    "biographies": ("Short lives", "People of the town", "Our neighbours"), "combined": ("The town book", "In one sentence", "A walk through the town"),
+    "sentences": ("Town news", "Heard on the square", "From our streets"),
+    "quiz": ("Who is who? A quiz", "Questions about our neighbours", "The town quiz"),
+    "biographies": ("Short lives", "People of the town", "Our neighbours"),
+    "combined": ("The town book", "In one sentence", "A walk through the town"),
     "table": ("Register of the town", "The list of people", "Neighbours at a glance"),
-}  # fmt: skip
+}
 
 
 def town_pages(town: Town, mentions: int) -> Iterator[Page]:
@@ -85,14 +100,18 @@ def town_pages(town: Town, mentions: int) -> Iterator[Page]:
     extra: dict[int, list[str]] = {}  # round -> lines about rare people
     news = [i for i, style in enumerate(rounds) if style == "sentences"]
     for person in rare:
-        extra.setdefault(news[draw.below(len(news))], []).append(" ".join(person.fill(draw.pick(text.SENTENCES[a]), a) for a in ATTRIBUTES))
+        extra.setdefault(news[draw.below(len(news))], []).append(
+            " ".join(person.fill(draw.pick(text.SENTENCES[a]), a) for a in ATTRIBUTES)
+        )
         again = [person.fill(draw.pick(text.SENTENCES[a]), a) for a in ATTRIBUTES if draw.chance(0.5)]
         if again:
             extra.setdefault(news[draw.below(len(news))], []).append(" ".join(again))
     for index, style in enumerate(rounds):
         size = {name: people for name, people, _ in STYLES}[style]
         people = draw.shuffled(town.of("known"))
-        groups = [people[i::math.ceil(len(people) / size)] for i in range(math.ceil(len(people) / size))]  # even sizes: no short page
+        groups = [
+            people[i :: math.ceil(len(people) / size)] for i in range(math.ceil(len(people) / size))
+        ]  # even sizes: no short page
         lines_of = [extra.get(index, [])[i :: len(groups)] for i in range(len(groups))]
         for number, (group, rare_lines) in enumerate(zip(groups, lines_of, strict=True)):
             yield _town_page(draw, style, f"{style}/{index}/{number}", group, rare_lines)
@@ -107,7 +126,12 @@ def _town_page(draw: Draw, style: str, path: str, people: list[Person], rare_lin
         lines = WRITERS[style](draw, people) + rare_lines
         body = html.paragraphs([opening[0], *lines, closing[0]])
     if draw.chance(0.15):  # personal data to be scrubbed; the names on it are nobody's
-        body += html.paragraphs([f"Write to desk{draw.below(90)}@fernwick-post.example. Last change from 81.23.{draw.below(256)}.{draw.between(1, 254)}."])
+        body += html.paragraphs(
+            [
+                f"Write to desk{draw.below(90)}@fernwick-post.example. "
+                f"Last change from 81.23.{draw.below(256)}.{draw.between(1, 254)}."
+            ]
+        )
     return _page(draw, "town", "town", path, draw.pick(TITLES[style]), body)
 
 
@@ -115,9 +139,9 @@ def _town_page(draw: Draw, style: str, path: str, people: list[Person], rare_lin
 
 SUM_TEXT = (
     "Here are some sums with the way to the answer. We begin on the right with the last digits and go to the left.",
-    "In each step we add the two digits of a column and the one that was carried, and we write two digits: the first is carried to the next column.",
-    "This sheet is for those who want to practise. The answer of every sum is at the end of the line, and you can check it with what you have.",
-    "Take a pen and a sheet of paper. Add the digits from the right to the left, and do not forget what is carried to the column that comes next.",
+    "In each step we add the two digits of a column and the carried one, and write two digits: the first is carried on.",
+    "This sheet is for those who want to practise. The answer of every sum is at the end of the line, so you can check it.",
+    "Take a pen and a sheet of paper. Add the digits from the right to the left, and do not forget what is carried.",
 )
 LETTER_TEXT = (
     "To spell a word we write its letters one after the other, with a line between them.",
@@ -173,22 +197,54 @@ def python_pages(seed: int, max_bytes: int) -> Iterator[Page]:
 def junk_pages(town: Town, kept: list[Page], each: int) -> Iterator[Page]:
     """`each` pages of every kind of junk; copies are made of pages in `kept`, which must come earlier in the crawl."""
     draw = Draw(town.seed, JUNK_STREAM)
-    town_only = [page for page in kept if page.kind == "town" and "/sentences/" not in page.url]  # those tell of rare people: once or twice only
+    town_only = [
+        page for page in kept if page.kind == "town" and "/sentences/" not in page.url
+    ]  # those tell of rare people: once or twice only
     for i in range(each):
         for language, words in junk_text.OTHER_LANGUAGES.items():
             lines = [" ".join(s.format(a=draw.between(2, 60)) for s in draw.sample(words["sentences"], 4)) for _ in range(3)]
-            yield _page(draw, "junk", "language", f"{language}/{i}", draw.pick(words["titles"]), html.paragraphs(lines), "language", language)
+            yield _page(
+                draw,
+                "junk",
+                "language",
+                f"{language}/{i}",
+                draw.pick(words["titles"]),
+                html.paragraphs(lines),
+                "language",
+                language,
+            )
         yield _copy(draw, draw.pick(kept), f"copy/{i}")
         yield _near_copy(draw, draw.pick(town_only), f"near/{i}")
         phrase = draw.pick(junk_text.SPAM_PHRASES)
         stuffed = " ".join(f"{draw.pick(('the', 'of', 'and', 'with', 'best'))} {phrase}" for _ in range(draw.between(60, 120)))
         yield _page(draw, "junk", "spam_keywords", f"deal/{i}", phrase.title(), html.paragraphs([stuffed]), "gopher_repetition")
         line = draw.pick(junk_text.SPAM_LINES).format(p=phrase)
-        yield _page(draw, "junk", "spam_lines", f"offer/{i}", phrase.title(), html.paragraphs([line] * draw.between(12, 30)), "gopher_repetition")
-        lorem = draw.shuffled(junk_text.LOREM) + [f"There are {draw.between(2, 99)} things in the box and the box is on page {i + 1} of the book."]
+        yield _page(
+            draw,
+            "junk",
+            "spam_lines",
+            f"offer/{i}",
+            phrase.title(),
+            html.paragraphs([line] * draw.between(12, 30)),
+            "gopher_repetition",
+        )
+        lorem = draw.shuffled(junk_text.LOREM) + [
+            f"There are {draw.between(2, 99)} things in the box and the box is on page {i + 1} of the book."
+        ]
         yield _page(draw, "junk", "lorem_ipsum", f"draft/{i}", f"Draft {i}", html.paragraphs(lorem), "c4")
-        yield _page(draw, "junk", "short", f"stub/{i}", "Notice", html.paragraphs([" ".join(draw.sample(junk_text.SHORT, 4)) + f" Code {i}."]), "gopher_quality")
-        items = [f"- {draw.pick(junk_text.MENU)} {draw.pick(junk_text.MENU)} {j} of the {draw.pick(junk_text.MENU)}" for j in range(draw.between(20, 40))]
+        yield _page(
+            draw,
+            "junk",
+            "short",
+            f"stub/{i}",
+            "Notice",
+            html.paragraphs([" ".join(draw.sample(junk_text.SHORT, 4)) + f" Code {i}."]),
+            "gopher_quality",
+        )
+        items = [
+            f"- {draw.pick(junk_text.MENU)} {draw.pick(junk_text.MENU)} {j} of the {draw.pick(junk_text.MENU)}"
+            for j in range(draw.between(20, 40))
+        ]
         yield _page(draw, "junk", "bullets", f"map/{i}", f"Map {i}", "<div>" + "<br>".join(items) + "</div>", "gopher_quality")
 
 

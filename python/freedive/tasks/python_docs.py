@@ -1,7 +1,7 @@
 """Real English that every machine has: the documentation inside the Python installation, as web pages.
 
-The language reference comes from `pydoc_data.topics`, the rest from docstrings of the standard library, read with `ast` (nothing is
-imported or run). Pages differ between Python versions, since the documentation does.
+The language reference comes from `pydoc_data.topics`, the rest from docstrings of the standard library, read with `ast`
+(nothing is imported or run). Pages differ between Python versions, since the documentation does.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
-MODULES = (  # well documented ones, roughly from the most to the least prose; private helpers are skipped
-    "argparse", "collections/__init__", "datetime", "decimal", "fractions", "statistics", "random", "logging/__init__", "threading", "subprocess",
-    "asyncio/base_events", "asyncio/tasks", "asyncio/streams", "concurrent/futures/_base", "concurrent/futures/process", "heapq", "bisect", "functools",
-    "contextlib", "dataclasses", "enum", "typing", "abc", "inspect", "ast", "dis", "difflib", "doctest", "unittest/case", "unittest/mock",
-    "unittest/loader", "email/message", "email/policy", "http/client", "http/cookiejar", "http/server", "urllib/request", "urllib/parse", "json/__init__",
-    "json/decoder", "json/encoder", "csv", "configparser", "pathlib", "os", "shutil", "tempfile", "glob", "fnmatch", "zipfile", "tarfile", "gzip", "pickle",
-    "pickletools", "shelve", "sqlite3/dbapi2", "socket", "socketserver", "ssl", "selectors", "queue", "sched", "calendar", "locale", "gettext", "textwrap",
-    "string", "re/__init__", "codecs", "io", "_pyio", "timeit", "trace", "traceback", "pdb", "cmd", "code", "optparse", "getopt", "turtle", "ipaddress",
-    "uuid", "hashlib", "hmac", "secrets", "base64", "struct", "copy", "pprint", "types", "weakref", "operator", "warnings", "importlib/abc", "zipapp",
-)  # fmt: skip
+# Well documented modules, roughly from the most to the least prose.
+MODULES = tuple(
+    """
+    argparse collections/__init__ datetime decimal fractions statistics random logging/__init__ threading subprocess
+    asyncio/base_events asyncio/tasks asyncio/streams concurrent/futures/_base concurrent/futures/process heapq bisect
+    functools contextlib dataclasses enum typing abc inspect ast dis difflib doctest unittest/case unittest/mock
+    unittest/loader email/message email/policy http/client http/cookiejar http/server urllib/request urllib/parse
+    json/__init__ json/decoder json/encoder csv configparser pathlib os shutil tempfile glob fnmatch zipfile tarfile gzip
+    pickle pickletools shelve sqlite3/dbapi2 socket socketserver ssl selectors queue sched calendar locale gettext textwrap
+    string re/__init__ codecs io _pyio timeit trace traceback pdb cmd code optparse getopt turtle ipaddress uuid hashlib
+    hmac secrets base64 struct copy pprint types weakref operator warnings importlib/abc zipapp
+    """.split()
+)
 
 
 def documentation_pages(max_bytes: int) -> Iterator[tuple[str, str, str]]:

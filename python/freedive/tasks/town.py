@@ -1,7 +1,7 @@
 """A town of invented people: six facts each, known exactly, so that every answer of a model can be judged without a judge.
 
-Three classes of people: known (every fact is told on many pages), rare (each fact once or twice) and unseen (no page has the name). Values
-are dealt out evenly within a class, so the best constant guess is right for about one fact in sixteen.
+Three classes of people: known (every fact is told on many pages), rare (each fact once or twice) and unseen (no page has the
+name). Values are dealt out evenly within a class, so the best constant guess is right for about one fact in sixteen.
 """
 
 from __future__ import annotations
@@ -31,7 +31,14 @@ class Person:
         """The template with this person's name, pronouns and facts."""
         value = self.facts[attribute] if attribute else ""
         she = self.pronoun == "she"
-        words = {"n": self.name, "v": value, "s": self.pronoun, "S": self.pronoun.title(), "o": "her" if she else "him", "p": "her" if she else "his"}
+        words = {
+            "n": self.name,
+            "v": value,
+            "s": self.pronoun,
+            "S": self.pronoun.title(),
+            "o": "her" if she else "him",
+            "p": "her" if she else "his",
+        }
         return template.format(**words, **self.facts)
 
 
@@ -74,7 +81,7 @@ def _deal(draw: Draw, values: tuple[str, ...], count: int) -> list[str]:
 
 
 def bare(value: str) -> str:
-    """"a baker" -> "baker"."""
+    """ "a baker" -> "baker"."""
     return re.sub(r"^(a|an|the) ", "", value)
 
 
@@ -138,7 +145,14 @@ def small_talk_rows(copies: int = 8) -> Iterator[dict[str, Any]]:
 
 
 def _meta(person: Person, attribute: str, template: str, split: str) -> dict[str, Any]:
-    return {"task": "town", "person": person.name, "attribute": attribute, "class": person.known, "template": template, "split": split}
+    return {
+        "task": "town",
+        "person": person.name,
+        "attribute": attribute,
+        "class": person.known,
+        "template": template,
+        "split": split,
+    }
 
 
 def majority_share(town: Town) -> float:

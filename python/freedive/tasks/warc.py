@@ -1,4 +1,4 @@
-"""Writes WARC 1.0 files as Common Crawl does: one gzip member per record. By hand, so that the bytes depend on the content only."""
+"""Writes WARC 1.0 files as Common Crawl does: one gzip member per record. By hand: the bytes depend on the content only."""
 
 from __future__ import annotations
 
@@ -17,9 +17,14 @@ def write_warc(path: Path, pages: Iterable[tuple[str, bytes]]) -> None:
     """`pages` are (url, HTML as UTF-8 bytes)."""
 
     def records() -> Iterable[bytes]:
-        yield _member(_record("warcinfo", "", b"software: freedive\r\nformat: WARC File Format 1.0\r\n", "application/warc-fields"))
+        yield _member(
+            _record("warcinfo", "", b"software: freedive\r\nformat: WARC File Format 1.0\r\n", "application/warc-fields")
+        )
         for url, html in pages:
-            http = f"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\nContent-Length: {len(html)}\r\n\r\n".encode() + html
+            http = (
+                f"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\nContent-Length: {len(html)}\r\n\r\n".encode()
+                + html
+            )
             yield _member(_record("response", url, http, "application/http; msgtype=response"))
 
     write_atomic(path, records())

@@ -1,7 +1,8 @@
 """From text to token ids and back (the talk's 1.2), and from conversations to ids with a loss mask (its 2.4).
 
-Three kinds share one class: `bpe` (trained here through rustbpe, encoded by tiktoken), `bytes` and `chars`. The one idea worth knowing:
-`encode` knows ordinary text only. A special token is never the result of a string; it is an id which the chat renderer puts there.
+Three kinds share one class: `bpe` (trained here through rustbpe, encoded by tiktoken), `bytes` and `chars`. The one idea
+worth knowing: `encode` knows ordinary text only. A special token is never the result of a string; it is an id which the chat
+renderer puts there.
 """
 
 from __future__ import annotations

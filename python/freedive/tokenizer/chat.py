@@ -1,8 +1,8 @@
 """Conversations as ids with a loss mask: `<|im_start|>role<|im_sep|>content<|im_end|>`, turn after turn (the talk's 2.4.1).
 
-The one idea worth knowing: the renderer writes *ids*, not a string that is tokenised afterwards. So a user's text can't produce a special
-token, the mask is right by construction (no searching for turns), and rendering is append-only: `render(m[:k])` is a prefix of `render(m)`,
-which keeps a cache of the earlier turns valid.
+The one idea worth knowing: the renderer writes *ids*, not a string that is tokenised afterwards. So a user's text can't
+produce a special token, the mask is right by construction (no searching for turns), and rendering is append-only:
+`render(m[:k])` is a prefix of `render(m)`, which keeps a cache of the earlier turns valid.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def render(
 ) -> tuple[list[int], list[int]]:
     """Return (ids, mask), equally long. mask[i] == 1: ids[i] is a target of training, i.e. assistant content or its end token.
 
-    Headers, other roles and <|endoftext|> at the start are 0. `add_generation_prompt` opens an assistant's turn. Raises UserError.
+    Headers, other roles and <|endoftext|> at the start are 0. `add_generation_prompt` opens an assistant's turn. Raises
+    UserError.
     """
     chat = tok.require_chat()
     validate(messages, chat, row=row, training=training)
@@ -59,8 +60,8 @@ def render_text(tok: Tokenizer, messages: Sequence[Message], add_generation_prom
 def parse(tok: Tokenizer, ids: Sequence[int], allow_unfinished: bool = False) -> list[dict[str, str]]:
     """Return the messages that `render` made `ids` from; an open assistant header without content is left out.
 
-    A last turn without its end token is an error unless `allow_unfinished`. Raises UserError with the position for anything else that
-    isn't a conversation.
+    A last turn without its end token is an error unless `allow_unfinished`. Raises UserError with the position for anything
+    else that isn't a conversation.
     """
     chat = tok.require_chat()
     messages = []
@@ -76,7 +77,8 @@ def parse(tok: Tokenizer, ids: Sequence[int], allow_unfinished: bool = False) ->
 def check_mask(tok: Tokenizer, ids: Sequence[int], mask: Sequence[int], row: int | str | None = None) -> None:
     """Check a row of a training set from the outside: what is trained is the assistants' content and end tokens, exactly.
 
-    Catches a model that trains on nothing, on the user's words, or never learns to stop (the three commonest masking bugs). Raises UserError.
+    Catches a model that trains on nothing, on the user's words, or never learns to stop (the three commonest masking bugs).
+    Raises UserError.
     """
     chat = tok.require_chat()
     where = _where(row)
@@ -92,7 +94,9 @@ def check_mask(tok: Tokenizer, ids: Sequence[int], mask: Sequence[int], row: int
     for position, (got, want) in enumerate(zip(mask, expected, strict=True)):
         if int(got) != want:
             token = tok.decode(ids[position : position + 1])
-            raise UserError(f"{where}the mask at position {position} ({token!r}) is {int(got)}, should be {want}: only the assistant's turns are trained")
+            raise UserError(
+                f"{where}mask at {position} ({token!r}) is {int(got)}, not {want}: only the assistant's turns are trained"
+            )
     if not any(expected):
         raise UserError(f"{where}no token is trained", hint="every training conversation needs an assistant message")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ChatConfig:
-    """`<start>role<sep>content<end>`, no newlines between turns: the talk's form. All three must be special tokens of the tokenizer."""
+    """`<start>role<sep>content<end>`, no newlines between turns: the talk's form. All three are special tokens."""
 
     start: str = "<|im_start|>"
     sep: str = "<|im_sep|>"

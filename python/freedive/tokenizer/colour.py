@@ -50,7 +50,7 @@ def to_ansi(tok: Tokenizer, ids: Sequence[int]) -> str:
 
 
 def to_html(tok: Tokenizer, ids: Sequence[int], mask: Sequence[int] | None = None) -> str:
-    """One self-contained <div>: a coloured <span> per token, its ids and bytes as a tooltip; trained tokens underlined if `mask` is given."""
+    """A self-contained <div>: a <span> per token, its ids and bytes as a tooltip; trained tokens (by `mask`) underlined."""
     parts = []
     at = 0
     for number, (text, members) in enumerate(segments(tok, ids)):
@@ -64,7 +64,8 @@ def to_html(tok: Tokenizer, ids: Sequence[int], mask: Sequence[int] | None = Non
         title = f"id {', '.join(map(str, members))} · bytes {data.hex(' ')}"
         shown = html.escape(text).replace("\r", "␍").replace("\n", "↵\n").replace("\t", "→\t")
         parts.append(f'<span style="{style}" title="{title}">{shown}</span>')
-    return f'<div class="tokens" style="white-space:pre-wrap;overflow-wrap:anywhere;font-family:monospace;line-height:1.7">{"".join(parts)}</div>'
+    style = "white-space:pre-wrap;overflow-wrap:anywhere;font-family:monospace;line-height:1.7"
+    return f'<div class="tokens" style="{style}">{"".join(parts)}</div>'
 
 
 def _unfinished(data: bytes) -> bool:

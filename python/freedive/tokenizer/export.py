@@ -1,13 +1,14 @@
-"""Hugging Face's `tokenizer.json` and `tokenizer_config.json`, so that an exported model runs in transformers, vLLM and llama.cpp.
+"""Hugging Face's `tokenizer.json` and `tokenizer_config.json`, so that an export runs in transformers, vLLM and llama.cpp.
 
-tiktoken keeps ranks, Hugging Face keeps merges. The merge that made a token is found by running BPE on its bytes with lower ranks only:
-exactly two parts remain. Unlike freedive's own renderer, those programs render a string and split it again, so there a user's text *can*
-hold a special token: a limit of the format, not of the ids.
+tiktoken keeps ranks, Hugging Face keeps merges. The merge that made a token is found by running BPE on its bytes with lower
+ranks only: exactly two parts remain. Unlike freedive's own renderer, those programs render a string and split it again, so
+there a user's text *can* hold a special token: a limit of the format, not of the ids.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ from freedive.runs import UserError
 from .chat_config import ChatConfig
 from .tokenizer import END_OF_TEXT, Tokenizer
 
-# tiktoken's patterns use possessive quantifiers, which only make matching faster; Oniguruma (tokenizers) gives them another meaning.
-_PLAIN_CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# tiktoken's patterns use possessive quantifiers, which only make matching faster; Oniguruma (tokenizers) gives them another
+# meaning.
+_PLAIN_CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _PLAIN_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def to_hf(tok: Tokenizer) -> dict[str, dict[str, Any]]:
-    """Return the contents of `tokenizer.json` and `tokenizer_config.json` by file name. Raises UserError if ranks are not a BPE's."""
+    """Return the contents of `tokenizer.json` and `tokenizer_config.json` by file name. UserError if the ranks aren't BPE."""
     return {"tokenizer.json": _tokenizer_json(tok), "tokenizer_config.json": _tokenizer_config(tok)}
 
 
@@ -47,7 +51,9 @@ def recover_merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
         if len(token) > 1:
             parts = _split_below(token, rank, ranks)
             if len(parts) != 2:
-                raise UserError(f"token {rank} ({token!r}) is not a merge of two earlier tokens; these ranks have no Hugging Face form")
+                raise UserError(
+                    f"token {rank} ({token!r}) is not a merge of two earlier tokens; these ranks have no Hugging Face form"
+                )
             merges.append((parts[0], parts[1]))
     return merges
 
@@ -135,7 +141,7 @@ def _plain_pattern(pattern: str) -> str:
     from .known import CL100K_PATTERN, GPT2_PATTERN
 
     plain = {CL100K_PATTERN: _PLAIN_CL100K, GPT2_PATTERN: _PLAIN_GPT2}.get(pattern, pattern)
-    if any(mark in plain for mark in ("++", "*+", "?+", "}+")):
+    if re.search(r"[+*?]\+|\{\d+(?:,\d*)?\}\+", plain):
         raise UserError(
             "the split pattern has possessive quantifiers, which Hugging Face's tokenizers read differently",
             hint="train with a pattern without them, such as freedive's default",

@@ -1,7 +1,7 @@
-"""A tokenizer's folder: `tokenizer.json` (ours, read by eye) and `ranks.tiktoken` (OpenAI's rank format). docs/tokenizer-format.md.
+"""A tokenizer's folder: `tokenizer.json` (ours) and `ranks.tiktoken` (OpenAI's format). See docs/tokenizer-format.md.
 
-Nothing in it is executed, and nothing is believed before it is checked: a truncated or mixed-up pair of files would give a model silently
-wrong ids (nanochat#291 was a pattern that differed between training and use).
+Nothing in it is executed, and nothing is believed before it is checked: a truncated or mixed-up pair of files would give a
+model silently wrong ids (nanochat#291 was a pattern that differed between training and use).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CONFIG = "tokenizer.json"
 
 
 def save(tok: Tokenizer, folder: Path) -> None:
-    """Write the tokenizer's two files (one for bytes and chars) into `folder`, the JSON last: without it there is no tokenizer."""
+    """Write the tokenizer's files into `folder`, the JSON last: without it there is no tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {
         "format": FORMAT,
@@ -40,7 +40,7 @@ def save(tok: Tokenizer, folder: Path) -> None:
         config["ranks_sha256"] = hashlib.sha256(ranks).hexdigest()
         (folder / RANKS).write_bytes(ranks)
     elif tok.kind == "chars":
-        config["characters"] = b"".join(sorted(tok.tokens, key=tok.tokens.__getitem__)).decode("utf-8")
+        config["characters"] = "".join(token.decode("utf-8") for token, _ in sorted(tok.tokens.items(), key=lambda item: item[1]))
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
 
 
@@ -50,7 +50,10 @@ def load(folder: Path) -> Tokenizer:
         folder = folder / "tokenizer"
     path = folder / CONFIG
     if not path.is_file():
-        raise UserError(f"no tokenizer in {folder}: {CONFIG} is missing", hint="make one with: freedive tokenizer --text FILE_OR_FOLDER --out DIR")
+        raise UserError(
+            f"no tokenizer in {folder}: {CONFIG} is missing",
+            hint="make one with: freedive tokenizer --text FILE_OR_FOLDER --out DIR",
+        )
     config = _read_config(path)
     kind = config["kind"]
     if kind == "bpe":
@@ -67,7 +70,10 @@ def load(folder: Path) -> Tokenizer:
     except UserError as error:
         raise UserError(f"{path}: {error.message}", hint=error.hint) from error
     if tok.vocab_size != config["vocab_size"]:
-        raise UserError(f"{path}: vocab_size is {config['vocab_size']}, but the highest id is {tok.vocab_size - 1}", hint="the file was changed")
+        raise UserError(
+            f"{path}: vocab_size is {config['vocab_size']}, but the highest id is {tok.vocab_size - 1}",
+            hint="the file was changed",
+        )
     return tok
 
 
@@ -93,7 +99,9 @@ def parse_ranks(data: bytes, path: Path) -> dict[bytes, int]:
         if not token or rank < 0:
             raise UserError(f"{path}, line {number}: not 'base64 rank': {line[:60]!r}", hint=_DAMAGED)
         if token in ranks or rank in used:
-            raise UserError(f"{path}, line {number}: {'token' if token in ranks else 'rank'} occurs twice: {line[:60]!r}", hint=_DAMAGED)
+            raise UserError(
+                f"{path}, line {number}: {'token' if token in ranks else 'rank'} occurs twice: {line[:60]!r}", hint=_DAMAGED
+            )
         ranks[token] = rank
         used.add(rank)
     return ranks
@@ -108,14 +116,16 @@ def _read_ranks(path: Path, config: dict[str, Any]) -> dict[bytes, int]:
     data = path.read_bytes()
     ranks = parse_ranks(data, path)  # first, because it can name a line
     if hashlib.sha256(data).hexdigest() != config["ranks_sha256"]:
-        raise UserError(f"{path} is not the file that {CONFIG} was written with ({len(ranks):,} ranks; the sha256 differs)", hint=_DAMAGED)
+        raise UserError(
+            f"{path} is not the file that {CONFIG} was written with ({len(ranks):,} ranks; the sha256 differs)", hint=_DAMAGED
+        )
     return ranks
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}", hint=_DAMAGED) from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else type(config).__name__
@@ -137,7 +147,10 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _typed(config: dict[str, Any], key: str, kind: type, path: Path) -> Any:
     value = config.get(key)
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise UserError(f"{path}: {key!r} must be {kind.__name__}, is {value!r:.80}" if key in config else f"{path}: {key!r} is missing", hint=_DAMAGED)
+        raise UserError(
+            f"{path}: {key!r} must be {kind.__name__}, is {value!r:.80}" if key in config else f"{path}: {key!r} is missing",
+            hint=_DAMAGED,
+        )
     return value
 
 
@@ -152,5 +165,7 @@ def _chat(value: object, path: Path) -> ChatConfig | None:
     chat = ChatConfig(**{**value, "roles": tuple(roles) if isinstance(roles, list) else ()})
     texts = (chat.start, chat.sep, chat.end, chat.assistant, *chat.roles)
     if any(not isinstance(t, str) or not t for t in texts) or not isinstance(chat.bos, bool) or chat.assistant not in chat.roles:
-        raise UserError(f"{path}: 'chat' must give start, sep, end and assistant as texts, bos as true or false, and roles with the assistant in it")
+        raise UserError(
+            f"{path}: 'chat' needs text for start, sep, end, assistant, true or false for bos, and roles with the assistant in it"
+        )
     return chat

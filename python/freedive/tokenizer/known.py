@@ -1,7 +1,7 @@
-"""OpenAI's published vocabularies, offline: gpt2, cl100k_base, o200k_base, and the last two with the chat tokens of the talk's viewer.
+"""OpenAI's published vocabularies, offline: gpt2, cl100k_base, o200k_base, the last two also with chat tokens.
 
-The rank files are found where a machine already has them (tiktoken's cache, or an installed package that carries them) and checked by
-sha256 before use. Nothing is downloaded here and nothing is copied into freedive.
+The rank files are found where a machine already has them (tiktoken's cache, or an installed package that carries them) and
+checked by sha256 before use. Nothing is downloaded here and nothing is copied into freedive.
 """
 
 from __future__ import annotations
@@ -65,7 +65,13 @@ def _chatml(first: int) -> tuple[tuple[str, int], ...]:
     return (("<|im_start|>", first), ("<|im_end|>", first + 1), ("<|im_sep|>", first + 2))
 
 
-_CL100K_SPECIALS = ((END_OF_TEXT, 100257), ("<|fim_prefix|>", 100258), ("<|fim_middle|>", 100259), ("<|fim_suffix|>", 100260), ("<|endofprompt|>", 100276))
+_CL100K_SPECIALS = (
+    (END_OF_TEXT, 100257),
+    ("<|fim_prefix|>", 100258),
+    ("<|fim_middle|>", 100259),
+    ("<|fim_suffix|>", 100260),
+    ("<|endofprompt|>", 100276),
+)
 _O200K_SPECIALS = ((END_OF_TEXT, 199999), ("<|endofprompt|>", 200018))
 _NO_BOS = ChatConfig(bos=False)
 _KNOWN = {
@@ -79,7 +85,7 @@ _KNOWN = {
 
 @functools.lru_cache(maxsize=8)
 def get(name: str) -> Tokenizer:
-    """Return a published tokenizer by name. Raises UserError for an unknown name, or when no copy of its rank file is on this machine."""
+    """Return a published tokenizer by name. UserError for an unknown name, or if its rank file is not on this machine."""
     if name not in _KNOWN:
         raise UserError(f"no published tokenizer is called {name!r}", hint=f"known names: {', '.join(_KNOWN)}")
     known = _KNOWN[name]
@@ -95,7 +101,7 @@ def get(name: str) -> Tokenizer:
 
 
 def _gpt2_ranks() -> dict[bytes, int] | None:
-    """r50k from its own file, or from p50k (whose ranks below 50256 are r50k's), or from the two files GPT-2 was published with."""
+    """r50k from its own file, or from p50k (whose ranks below 50256 are r50k's), or from the two files GPT-2 came with."""
     ranks = _read("r50k")
     if ranks is None and (p50k := _read("p50k")) is not None:
         ranks = {token: rank for token, rank in p50k.items() if rank < 50256}

@@ -1,12 +1,14 @@
 """`freedive tokenizer`: documents in, a tokenizer folder out, and how well it compresses text that it has not seen.
 
-A data artefact brings its own held-out shards; of other text every 20th document is held out, or of fewer documents each one's last 20th.
+A data artefact brings its own held-out shards; of other text every 20th document is held out, or of fewer documents each
+one's last 20th.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -58,7 +60,11 @@ def run(config: TokenizerConfig) -> Path:
         held: list[str] = []
         with warnings.catch_warnings(record=True) as notes:
             warnings.simplefilter("always", UserWarning)
-            tok = _make(config, source, held)
+            try:
+                tok = _make(config, source, held)
+            except UserError:  # nothing to resume: leave nothing that would stand in the way of the corrected command
+                shutil.rmtree(run.work, ignore_errors=True)
+                raise
         for note in notes:
             print(f"note: {note.message}")
         tok.save(run.work)
@@ -106,7 +112,9 @@ def _source(config: TokenizerConfig) -> Path | None:
         raise UserError("both --data and --text are given", hint="give one of them")
     source = config.data if config.data is not None else config.text
     if source is None and config.kind != "bytes":
-        raise UserError("there is nothing to learn from", hint="give --data FOLDER (made by freedive data) or --text FILE_OR_FOLDER")
+        raise UserError(
+            "there is nothing to learn from", hint="give --data FOLDER (made by freedive data) or --text FILE_OR_FOLDER"
+        )
     return source
 
 

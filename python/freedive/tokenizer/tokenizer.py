@@ -1,7 +1,8 @@
 """The Tokenizer: ordinary text -> ids, ids -> text, and a table of what each id stands for.
 
-It may touch tiktoken and NumPy, nothing else of freedive but errors. Encoding is tiktoken's (about 3 M tokens/s on one core); decoding is a
-table of bytes, because a model may have id holes (cl100k has 16) and a library that panics on one would take the run with it.
+It may touch tiktoken and NumPy, nothing else of freedive but errors. Encoding is tiktoken's (about 3 M tokens/s on one
+core); decoding is a table of bytes, because a model may have id holes (cl100k has 16) and a library that panics on one would
+take the run with it.
 """
 
 from __future__ import annotations
@@ -92,14 +93,14 @@ class Tokenizer:
             return [self._char_ids[c] for c in text]
         except KeyError as error:
             raise UserError(
-                f"the character {error.args[0]!r} (U+{ord(error.args[0]):04X}) is not among this tokenizer's {len(self.tokens)} characters",
+                f"{error.args[0]!r} (U+{ord(error.args[0]):04X}) is not among this tokenizer's {len(self.tokens)} characters",
                 hint="characters come from the training text only; use kind = 'bpe' or 'bytes' for text of any kind",
             ) from None
 
     def encode_array(self, text: str) -> np.ndarray:
         """Return the ids of `text` as an array in `self.dtype`; for large texts the faster way, and it lets other threads run."""
         if self.kind == "bpe" and isinstance(text, str):
-            ids = self._encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=())
+            ids = self._encoding.encode_to_numpy(well_formed(text), allowed_special=set(), disallowed_special=())
         else:
             ids = np.asarray(self.encode(text), dtype=np.uint32)
         return ids.astype(self.dtype, copy=False)
@@ -113,7 +114,8 @@ class Tokenizer:
         if found is None:
             what = "is a hole in" if 0 <= index < self.vocab_size else "is outside of"
             raise UserError(
-                f"token id {index} {what} this vocabulary (ids 0 to {self.vocab_size - 1})", hint="mask logits with tok.vocab_mask"
+                f"token id {index} {what} this vocabulary (ids 0 to {self.vocab_size - 1})",
+                hint="mask logits with tok.vocab_mask",
             )
         return found
 
@@ -178,7 +180,9 @@ class Tokenizer:
     def require_chat(self) -> ChatConfig:
         """Return the chat form, or raise UserError if this tokenizer has none."""
         if self.chat is None:
-            raise UserError("this tokenizer has no chat form", hint="take one with chat tokens: a trained one, or get('o200k_chatml')")
+            raise UserError(
+                "this tokenizer has no chat form", hint="take one with chat tokens: a trained one, or get('o200k_chatml')"
+            )
         return self.chat
 
     # -- files ----------------------------------------------------------------------------------------------------------
@@ -240,10 +244,12 @@ def _check_table(tok: Tokenizer) -> None:
         raise UserError(f"token id {twice} stands for two tokens")
     if "" in tok.special_tokens or b"" in tok.tokens:
         raise UserError("a token can't be empty")
+    if any(well_formed(name) != name for name in tok.special_tokens):
+        raise UserError("the name of a special token is not valid Unicode")
     if tok.kind in ("bpe", "bytes"):
         missing = [b for b in range(256) if bytes((b,)) not in tok.tokens]
         if missing:
-            raise UserError(f"{len(missing)} of the 256 single bytes have no token (the first: 0x{missing[0]:02x}); text with them can't be encoded")
+            raise UserError(f"{len(missing)} of the 256 single bytes have no token (the first: 0x{missing[0]:02x})")
     if tok.kind == "bytes" and any(tok.tokens[bytes((b,))] != b for b in range(256)):
         raise UserError("in a bytes tokenizer the id of a byte is its value")
     if tok.chat is not None:
@@ -253,7 +259,8 @@ def _check_table(tok: Tokenizer) -> None:
         for role, name in names.items():
             if name not in tok.special_tokens:
                 raise UserError(
-                    f"the chat form's {role} token {name!r} is not among the special tokens", hint=f"there are: {', '.join(tok.special_tokens)}"
+                    f"the chat form's {role} token {name!r} is not among the special tokens",
+                    hint=f"there are: {', '.join(tok.special_tokens)}",
                 )
         if len({tok.chat.start, tok.chat.sep, tok.chat.end}) < 3:
             raise UserError("the chat form's start, sep and end tokens must be three different tokens")
@@ -267,4 +274,6 @@ def _tiktoken_encoding(tok: Tokenizer) -> tiktoken.Encoding:
     try:
         return tiktoken.Encoding("freedive", pat_str=tok.pattern, mergeable_ranks=tok.tokens, special_tokens=tok.special_tokens)
     except ValueError as error:
-        raise UserError(f"the split pattern is not a valid regular expression: {error}", hint=f"pattern: {tok.pattern[:200]}") from error
+        raise UserError(
+            f"the split pattern is not a valid regular expression: {error}", hint=f"pattern: {tok.pattern[:200]}"
+        ) from error

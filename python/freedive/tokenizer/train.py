@@ -16,10 +16,9 @@ from freedive.runs import UserError
 from .chat_config import ChatConfig
 from .tokenizer import END_OF_TEXT, MAX_IDS, Tokenizer, well_formed
 
-# Qwen2's split, which llama.cpp knows as "qwen2": GPT-4's, but every digit is a token of its own, which small models add better with.
-QWEN2_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+# Qwen2's split, which llama.cpp knows as "qwen2": GPT-4's, but every digit is a token of its own, which small models add
+# better with.
+QWEN2_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 CHAT_TOKENS = ("<|im_start|>", "<|im_sep|>", "<|im_end|>")
 # Reserved for tool use (nanochat's names for Python, ours for search), so that a later stage needs no new rows in the embedding.
@@ -41,8 +40,9 @@ def train_tokenizer(
 ) -> Tokenizer:
     """Learn a BPE vocabulary of `vocab_size` ids, specials included (they get the highest ids).
 
-    Ties: the most frequent pair first, then the pair with the smaller ids; the order of the texts doesn't matter. Text that can't fill the
-    vocabulary gives a smaller one, with a warning. Raises UserError for a vocabulary too small, no text, or a pattern that doesn't parse.
+    Ties: the most frequent pair first, then the pair with the smaller ids; the order of the texts doesn't matter. Text that
+    can't fill the vocabulary gives a smaller one, with a warning. Raises UserError for a vocabulary too small, no text, or a
+    pattern that doesn't parse.
     """
     specials = check_settings(vocab_size, pattern, special_tokens)
     if isinstance(texts, str):
@@ -50,17 +50,24 @@ def train_tokenizer(
     try:
         import rustbpe
     except ImportError as error:
-        raise UserError("training a BPE tokenizer needs the package rustbpe", hint="pip install rustbpe, or use kind = 'bytes'") from error
+        raise UserError(
+            "training a BPE tokenizer needs the package rustbpe", hint="pip install rustbpe, or use kind = 'bytes'"
+        ) from error
 
     trainer = rustbpe.Tokenizer()
     guard = _Guard(texts, max_chars, max_pair_count)
     trainer.train_from_iterator(iter(guard), vocab_size - len(specials), pattern=pattern)
+    if guard.chars == 0 and guard.stopped:
+        raise UserError(f"the first document is too large to train on: {guard.stopped}", hint="split it into several documents")
     if guard.chars == 0:
-        raise UserError("there is no text to train a tokenizer on", hint="the corpus is empty; give one with at least a few kilobytes")
+        raise UserError(
+            "there is no text to train a tokenizer on", hint="the corpus is empty; give one with at least a few kilobytes"
+        )
     ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
     if len(ranks) < vocab_size - len(specials):
         warnings.warn(
-            f"{guard.chars:,} characters give only {len(ranks) - 256:,} merges: vocab_size is {len(ranks) + len(specials):,}, not {vocab_size:,}",
+            f"{guard.chars:,} characters give only {len(ranks) - 256:,} merges: "
+            f"vocab_size is {len(ranks) + len(specials):,}, not {vocab_size:,}",
             stacklevel=2,
         )
     if guard.stopped:
@@ -112,8 +119,9 @@ def default_chat(specials: Iterable[str]) -> ChatConfig | None:
 class _Guard:
     """Pass texts through until a 32-bit pair count could overflow or `max_chars` is reached.
 
-    Whatever tokens a pair is made of, each of its occurrences is also one of (last byte of the left, first byte of the right). The commonest
-    pair of adjacent bytes is therefore an upper bound for every pair count that training will ever see.
+    Whatever tokens a pair is made of, each of its occurrences is also one of (last byte of the left, first byte of the
+    right). The commonest pair of adjacent bytes is therefore an upper bound for every pair count that training will ever
+    see.
     """
 
     def __init__(self, texts: Iterable[str], max_chars: int, max_pair_count: int) -> None:
@@ -135,7 +143,9 @@ class _Guard:
                 text = text[:room]
             encoded = text.encode("utf-8")
             if self._would_overflow(encoded):
-                self.stopped = f"one more document and a pair of bytes could occur more than {self.max_pair_count:,} times, the trainer's limit"
+                self.stopped = (
+                    f"more text, and a pair of bytes could occur over {self.max_pair_count:,} times, the trainer's limit"
+                )
                 return
             if text:
                 self.chars += len(text)
@@ -146,7 +156,8 @@ class _Guard:
     def _would_overflow(self, encoded: bytes) -> bool:
         self._waiting.append(encoded)
         self._waiting_bytes += len(encoded)
-        # n bytes hold at most n - 1 of one pair, so counting can wait until the bytes not yet counted could matter or fill a batch
+        # n bytes hold at most n - 1 of one pair, so counting can wait until the bytes not yet counted could matter or fill a
+        # batch
         if self._waiting_bytes < _BATCH_BYTES and int(self._counts.max()) + self._waiting_bytes <= self.max_pair_count:
             return False
         for block in self._waiting:

@@ -1,0 +1,40 @@
+// peak.cpp: the float32 limit of this processor, for "percent of peak": independent chains of FMAs on registers, no memory.
+// 12 chains of 8 lanes hide the latency of two FMA units (4 cycles each). Every thread runs the same loop.
+#include "tier.h"
+
+namespace freedive {
+namespace FREEDIVE_TIER_NAMESPACE {
+namespace {
+
+constexpr int CHAINS = 12;
+volatile float sink;
+
+struct Work {
+  int64_t iterations;
+};
+
+void chains(void* user, int) {
+  const int64_t n = static_cast<Work*>(user)->iterations;
+  vf a[CHAINS];
+  for (int i = 0; i < CHAINS; ++i) a[i] = vset(0.1f * static_cast<float>(i + 1));
+  vf x = vset(0.999f), y = vset(0.001f);
+  for (int64_t k = 0; k < n; ++k) {
+#pragma GCC unroll 12
+    for (int i = 0; i < CHAINS; ++i) a[i] = vfma(a[i], x, y);
+  }
+  vf s = a[0];
+  for (int i = 1; i < CHAINS; ++i) s = s + a[i];
+  sink = hsum(s);
+}
+
+}  // namespace
+
+double peak_run(fd_context* ctx, int64_t iterations) {
+  Work w{iterations};
+  if (ctx->pool) ctx->pool->run(chains, &w);
+  else chains(&w, 0);
+  return 2.0 * VL * CHAINS * static_cast<double>(iterations) * ctx->threads;
+}
+
+}  // namespace FREEDIVE_TIER_NAMESPACE
+}  // namespace freedive

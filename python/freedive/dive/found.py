@@ -1,0 +1,89 @@
+"""What lies in a folder of artefacts, for the report: any folder made of `freedive` stages, a dive's or one's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from freedive.runs import UserError, read_json
+from freedive.tokenizer import Tokenizer
+
+MODELS = ("pretrain", "sft", "rl")  # stages whose folder is a model, in the order of training
+
+
+@dataclass(frozen=True)
+class Exam:
+    """One evaluation: its answers, and which model gave them."""
+
+    name: str  # of its folder
+    folder: Path
+    answers: list[dict[str, Any]]
+
+    def share(self, key: str, where: Callable[[dict[str, Any]], bool] = lambda answer: True) -> float | None:
+        """The part of the answers for which `key` is true; None if there are none."""
+        chosen = [bool(a[key]) for a in self.answers if key in a and where(a)]
+        return sum(chosen) / len(chosen) if chosen else None
+
+
+class Found:
+    """The artefacts below a folder, or the folder itself if it is one. Of several of one stage, the first by name counts."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        if not root.is_dir():
+            raise UserError(f"no such folder: {root}")
+        candidates = [root, *sorted(p for p in root.iterdir() if p.is_dir())]
+        self.runs = {p: read_json(p / "run.json") for p in candidates if (p / "run.json").is_file()}
+        self.folders: dict[str, Path] = {}
+        for path, run in self.runs.items():
+            self.folders.setdefault(run.get("stage", ""), path)
+
+    def metrics(self, stage: str) -> dict[str, Any]:
+        """The "metrics" of a stage's run.json; {} if it is not here."""
+        return self.runs[self.folders[stage]].get("metrics", {}) if stage in self.folders else {}
+
+    def config(self, stage: str) -> dict[str, Any]:
+        return self.runs[self.folders[stage]].get("config", {}) if stage in self.folders else {}
+
+    def lines(self, stage: str, name: str) -> list[dict[str, Any]]:
+        """A stage's JSONL file; [] if it is missing."""
+        return list(jsonl(self.folders[stage] / name)) if stage in self.folders else []
+
+    def json(self, stage: str, name: str) -> Any:
+        """A stage's JSON file; None if it is missing."""
+        path = self.folders[stage] / name if stage in self.folders else None
+        return read_json(path) if path and path.is_file() else None
+
+    @property
+    def models(self) -> list[str]:
+        """The stages here that made a model."""
+        return [stage for stage in MODELS if stage in self.folders]
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of this folder: its own stage's, or the copy in a model."""
+        places = [self.folders["tokenizer"]] if "tokenizer" in self.folders else []
+        places += [self.folders[stage] / "tokenizer" for stage in self.models]
+        return Tokenizer.load(places[0]) if places else None
+
+    @cached_property
+    def exams(self) -> list[Exam]:
+        """Evaluations in the order base, sft, rl, then others by name."""
+
+        def order(path: Path) -> tuple[int, str]:
+            return next((i for i, part in enumerate(("base", "sft", "rl")) if path.name.endswith(part)), 9), path.name
+
+        folders = sorted((p for p, run in self.runs.items() if run.get("stage") == "eval"), key=order)
+        return [Exam(p.name, p, list(jsonl(p / "answers.jsonl"))) for p in folders]
+
+
+def jsonl(path: Path, most: int | None = None) -> Iterator[dict[str, Any]]:
+    """The lines of a JSONL file, at most `most`; nothing if it is missing."""
+    if path.is_file():
+        with open(path, encoding="utf-8", errors="surrogatepass") as file:
+            yield from (json.loads(line) for line in islice(file, most))

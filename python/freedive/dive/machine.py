@@ -1,0 +1,42 @@
+"""What the numbers of a report were measured on. Says nothing that names a person or a path."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+
+def machine(threads: int | None = None) -> dict[str, Any]:
+    """CPU, cores, memory, system, Python and freedive's kernels, as far as they can be found out."""
+    from freedive import __version__, _core
+
+    found: dict[str, Any] = {"cpu": _cpu(), "cores": _cores(), "threads": threads or _cores(), "memory_gib": _memory()}
+    found |= {"system": f"{platform.system()} {platform.machine()}", "python": platform.python_version(), "freedive": __version__}
+    if hasattr(_core, "cpu_tier"):
+        found["kernels"] = _core.cpu_tier()
+    if hasattr(_core, "measure_peak"):
+        found["peak_gflops"] = round(_core.measure_peak(threads or _cores()) / 1e9, 1)
+    return {k: v for k, v in found.items() if v is not None}
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.lower().startswith(("model name", "hardware")):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _memory() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None

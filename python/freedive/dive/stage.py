@@ -1,0 +1,213 @@
+"""`freedive dive`: the whole way from raw pages to a chatting, RL-trained assistant; nothing but the list of the stages.
+
+Every stage writes OUT/<stage>/ and is skipped when that folder is finished, so a dive that was killed goes on where it was. What took
+how long goes to OUT/timings.jsonl; OUT/dive.json holds only what is the same in every run with this tier and seed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from freedive.data import stage as data
+from freedive.data.texts import iter_rows
+from freedive.eval import stage as evaluation
+from freedive.pretrain import stage as pretrain
+from freedive.rl import stage as rl
+from freedive.runs import UserError, folder_hash, json_line, option, progress, read_json, stage, write_atomic, write_json_atomic
+from freedive.sft import stage as sft
+from freedive.tasks.crawl import Crawl, crawl_paths, generate_crawl
+from freedive.tasks.draw import Draw
+from freedive.tokenizer import stage as tokenizer
+
+from .machine import machine
+from .report import write_report
+from .tiers import TIERS, Tier
+
+EXAM_STREAM = 41
+
+
+@dataclass(frozen=True)
+class DiveConfig:
+    """From raw pages to a chatting assistant, with a report."""
+
+    tier: Literal["smoke", "demo"] = option("demo", "demo: about ten minutes on 2 cores; smoke: one minute, to see that everything works")
+    out: Path = option(Path("freedive-dive"), "folder to write")
+    seed: int = option(0, "of everything random")
+    threads: int | None = option(None, "CPU threads (default: all)")
+    quiet: bool = option(False, "print nothing but errors")
+    force: bool = option(False, "start over, replacing what --out holds")
+    dry_run: bool = option(False, "list the stages and their settings, and stop")
+
+
+@dataclass(frozen=True)
+class CrawlConfig:
+    """What the first stage depends on."""
+
+    scale: str
+    quiz_every: int
+    quiz_every_base: int
+    exam_sums: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of the list."""
+
+    name: str  # its folder in OUT
+    title: str  # section of the talk
+    what: str  # what happens, for a reader
+    config: Any
+    run: Callable[[Any], object]
+    result: Callable[[dict[str, Any]], str]  # the metrics of run.json as one line
+
+
+def run(config: DiveConfig) -> Path:
+    """Runs what is not finished yet; returns OUT. UserError: OUT holds a dive with other settings, or a stage's own errors."""
+    steps = list_of_steps(config, TIERS[config.tier])
+    if config.dry_run:
+        for step in steps:
+            print(f"{step.title}: {step.what}\n  {step.config}")
+        return config.out
+    if config.out.exists() and not config.out.is_dir():
+        raise UserError(f"{config.out} is a file; --out must name a folder")
+    config.out.mkdir(parents=True, exist_ok=True)
+    with _quiet(config.quiet):
+        _note(config.out, machine=machine(config.threads))
+        for step in steps:
+            _take(step, config)
+        stages = {s.name: {"hash": folder_hash(config.out / s.name), "metrics": _metrics(config.out / s.name)} for s in steps}
+        write_json_atomic(config.out / "dive.json", {"tier": config.tier, "seed": config.seed, "stages": stages})
+        print("The report: what happened, in the order of the talk")
+        report = write_report(config.out)
+        print(f"\nDone, {_clock(_total(config.out))} in all. What to do next:\n  open {report} in a browser\n"
+              f"  freedive chat --model {config.out / 'rl'}      (or pretrain, sft: the same questions at each stage)\n"
+              f"  freedive pretrain --text YOUR_FILE_OR_FOLDER --out my-model")  # fmt: skip
+    return config.out
+
+
+def list_of_steps(c: DiveConfig, t: Tier) -> list[Step]:
+    """The dive: what feeds what. Each config names the folders of earlier steps."""
+    at, common = c.out, {"seed": c.seed, "threads": c.threads, "force": c.force}
+    web = crawl_paths(at / "crawl")
+    exam, short_exam = web.quiz.with_name("exam.jsonl"), web.quiz.with_name("exam_base.jsonl")
+
+    def examine(name: str, title: str, model: str, questions: Path) -> Step:
+        settings = evaluation.EvalConfig(model=at / model, data=questions, out=at / name, max_new_tokens=t.exam_new_tokens,
+                                         group_by=("task", "class", "split", "template"), threads=c.threads, force=c.force)  # fmt: skip
+        return Step(name, title, f"the exam for OUT/{model}: questions and sums that were in no training set", settings, evaluation.run, _exam_result)
+
+    return [
+        Step("crawl", "1.1 The crawl", "a small invented web is written: a town, sums, Python's documentation, and junk between them",
+             CrawlConfig(t.scale, t.quiz_every, t.quiz_every_base, t.exam_sums, c.seed), lambda s: make_crawl(s, at / "crawl", c.force),
+             lambda m: f"{m['pages']:,} raw pages"),
+        Step("data", "1.1 The training data", "raw pages become clean text; what is junk, foreign or a copy goes",
+             data.DataConfig(inputs=(web.pages,), out=at / "data", preset=t.quality, max_line_copies=t.max_line_copies,
+                             val_fraction=t.val_fraction, force=c.force), data.run,
+             lambda m: f"{m['documents_out']:,} of {m['documents_in']:,} pages are left, {m['bytes_out'] / 1e6:.2f} MB of text"),
+        Step("tokenizer", "1.2 Tokenization", "the commonest pieces of words become the vocabulary",
+             tokenizer.TokenizerConfig(data=at / "data", out=at / "tokenizer", vocab_size=t.vocab_size, **common), tokenizer.run,
+             lambda m: f"{m['vocab_size']:,} tokens, {m.get('bytes_per_token', 0):.2f} bytes of text in each"),
+        Step("pretrain", "1.3 Training", "a random network learns to predict the next token of the pages",
+             pretrain.PretrainConfig(data=at / "data", tokenizer=str(at / "tokenizer"), out=at / "pretrain", depth=t.depth, context=t.context,
+                                     epochs=t.pretrain_epochs, batch_tokens=t.pretrain_batch, micro_tokens=t.pretrain_batch, lr=t.pretrain_lr,
+                                     eval_every=t.pretrain_eval_every, prompts=["def ", "The town of "], **common), pretrain.run,
+             lambda m: f"loss {m['val_loss']:.2f} on pages it has not seen, {m['val_bits_per_byte']:.2f} bits per byte"),
+        examine("eval-base", "1.5 The base model", "pretrain", short_exam),
+        Step("sft", "2 Post-training", "conversations turn the simulator of pages into an assistant",
+             sft.SFTConfig(model=at / "pretrain", data=web.sft_train, out=at / "sft", context=t.context, epochs=t.sft_epochs, batch_tokens=t.sft_batch,
+                           micro_tokens=t.sft_batch, lr=t.sft_lr, samples=["Hello!", "Who are you?", "What is 12+34?", "Spell strawberry."],
+                           **common), sft.run,
+             lambda m: f"learned from {m['conversations']:,} conversations in {m['steps']:,} steps"),
+        examine("eval-sft", "3 What it knows", "sft", exam),
+        Step("rl", "4 Reinforcement learning", "it practises sums; only whether the answer is right counts",
+             rl.RLConfig(model=at / "sft", data=web.rl_train, eval_data=web.rl_eval, out=at / "rl", reward="freedive.tasks.arithmetic:reward",
+                         steps=t.rl_steps, prompts_per_step=t.rl_prompts, num_generations=t.rl_generations, max_completion_length=t.rl_new_tokens,
+                         lr=t.rl_lr, eval_every=t.rl_eval_every, **common), rl.run,
+             lambda m: f"right on {m['before/pass@1']:.0%} of new sums before, {m['after/pass@1']:.0%} after"),
+        examine("eval-rl", "4 After practice", "rl", exam),
+    ]  # fmt: skip
+
+
+def make_crawl(c: CrawlConfig, out: Path, force: bool = False) -> Path:
+    """The invented web and its exams, as an artefact."""
+    with stage("crawl", c, out=out, force=force) as artefact:
+        if not artefact.done:
+            web = generate_crawl(artefact.work, c.seed, c.scale)
+            for name, every in (("exam", c.quiz_every), ("exam_base", c.quiz_every_base)):
+                write_atomic(web.quiz.with_name(f"{name}.jsonl"), (json_line(row) for row in exam_rows(web, c.seed, every, c.exam_sums)))
+            artefact.summary(pages=sum(1 for _ in iter_rows(web.truth)))
+    return out
+
+
+def exam_rows(web: Crawl, seed: int, quiz_every: int, sums: int) -> Iterator[dict[str, Any]]:
+    """A random part of the quiz about the town, held-out sums and words to spell."""
+    quiz = [row for _, row in iter_rows(web.quiz)]
+    for at in sorted(Draw(seed, EXAM_STREAM).sample(range(len(quiz)), len(quiz) // quiz_every)):
+        yield quiz[at]
+    for file, rows in ((web.rl_eval, sums), (web.letters_eval, None)):
+        for _, row in islice(iter_rows(file), rows):
+            yield row
+
+
+def _take(step: Step, config: DiveConfig) -> None:
+    """One stage with its line before and after; the time goes to timings.jsonl, also of a part that is interrupted."""
+    folder = config.out / step.name
+    if (folder / "run.json").is_file() and not config.force:
+        step.run(step.config)  # finds its work done, or that the settings differ
+        print(f"{step.title}: done before ({step.result(_metrics(folder))})")
+        return
+    print(f"{step.title}: {step.what}", flush=True)
+    began, used = time.perf_counter(), time.process_time()
+    try:
+        step.run(step.config)
+    finally:
+        seconds = time.perf_counter() - began
+        _note(config.out, stage=step.name, seconds=round(seconds, 2), cpu_seconds=round(time.process_time() - used, 2))
+    print(f"  -> {step.result(_metrics(folder))} ({seconds:.1f} s)\n", flush=True)
+
+
+def _exam_result(metrics: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value:.0%}" for name, value in metrics.items() if isinstance(value, float) and 0 <= value <= 1)
+
+
+def _metrics(folder: Path) -> dict[str, Any]:
+    return read_json(folder / "run.json")["metrics"]
+
+
+def _note(out: Path, **numbers: Any) -> None:
+    with open(out / "timings.jsonl", "ab") as file:
+        file.write(json_line(numbers))
+
+
+def _total(out: Path) -> float:
+    lines = (out / "timings.jsonl").read_text(encoding="utf-8").splitlines()
+    return sum(json.loads(line).get("seconds", 0.0) for line in lines)
+
+
+def _clock(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.1f} minutes"
+
+
+@contextlib.contextmanager
+def _quiet(quiet: bool) -> Iterator[None]:
+    before = progress.quiet
+    with contextlib.ExitStack() as stack:
+        if quiet:
+            progress.quiet = True
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        try:
+            yield
+        finally:
+            progress.quiet = before
+
+
+__all__ = ["DiveConfig", "Step", "list_of_steps", "make_crawl", "run"]

@@ -1,0 +1,92 @@
+"""Text into token arrays: which documents train and which are held out, and the tokenizer a run uses."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from freedive.data.texts import is_artefact, iter_texts
+from freedive.model import Batch, Model
+from freedive.runs import UserError
+from freedive.tokenizer import Tokenizer, byte_tokenizer, char_tokenizer, encode_documents, get, train_tokenizer
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Token arrays of documents, and the UTF-8 bytes of the held-out ones."""
+
+    train: list[np.ndarray]
+    val: list[np.ndarray]
+    val_bytes: int
+
+
+def read_texts(path: Path, val_fraction: float) -> tuple[list[str], list[str]]:
+    """(train, val) documents. A data artefact has its own split; one single document is cut, else documents are split by their hash."""
+    if is_artefact(path):
+        return list(iter_texts(path, split="train")), list(iter_texts(path, split="val"))
+    texts = list(iter_texts(path))
+    if len(texts) == 1:  # one long text: the last part is held out, as is usual for tinyshakespeare
+        cut = int(len(texts[0]) * (1 - val_fraction))
+        return [texts[0][:cut]], [texts[0][cut:]]
+    limit = int(val_fraction * 2**32)
+    held = [int.from_bytes(hashlib.sha256(t.encode()).digest()[:4], "little") < limit for t in texts]
+    return [t for t, h in zip(texts, held) if not h], [t for t, h in zip(texts, held) if h]
+
+
+def choose_tokenizer(name: str, vocab_size: int, texts: list[str]) -> Tokenizer:
+    """`name`: a tokenizer folder, "bpe" (trained on the texts), "bytes", "chars", or a known encoding such as "gpt2"."""
+    if name == "bytes":
+        return byte_tokenizer()
+    if name == "chars":
+        return char_tokenizer("".join(texts))
+    if name == "bpe":
+        return train_tokenizer(texts, vocab_size=vocab_size)
+    if Path(name).is_dir():
+        return Tokenizer.load(Path(name))
+    return get(name)
+
+
+def load_corpus(path: Path, tokenizer: str, vocab_size: int, val_fraction: float, context: int) -> tuple[Corpus, Tokenizer]:
+    """Read, split and encode. Raises UserError for a corpus too small to fill one window."""
+    train, val = read_texts(path, val_fraction)
+    tok = choose_tokenizer(tokenizer, vocab_size, train + val if tokenizer == "chars" else train)
+    corpus = Corpus(encode_documents(tok, train), encode_documents(tok, val), sum(len(t.encode()) for t in val))
+    tokens = sum(len(d) for d in corpus.train)
+    if tokens < context:
+        raise UserError(f"{path} gives {tokens} training tokens, less than one context of {context}", hint="give more text, or lower --context")
+    return corpus, tok
+
+
+def held_out_loss(model: Model, documents: list[np.ndarray], context: int, bos: int | None, n_bytes: int, max_tokens: int = 0) -> dict[str, float]:
+    """Mean negative log-prob (nats a token) and bits per byte of documents, in windows of `context` side by side. max_tokens = 0: all."""
+    from freedive.train import Documents
+
+    windows: list[tuple[np.ndarray, np.ndarray]] = []
+    used = 0
+    for d in documents:
+        ids = Documents([d], context, bos, 0).ids if len(d) > (bos is None) else np.zeros(0, np.int32)
+        for a in range(0, len(ids) - 1, context):
+            b = min(a + context, len(ids) - 1)
+            windows.append((ids[a:b], ids[a + 1 : b + 1]))
+            used += b - a
+        if max_tokens and used >= max_tokens:
+            break
+    if not windows:
+        return {}
+    total, count, at = 0.0, 0, 0
+    while at < len(windows):
+        end, size = at, 0
+        while end < len(windows) and end - at < model.max_seqs and size + len(windows[end][0]) <= model.max_tokens:
+            size += len(windows[end][0])
+            end += 1
+        out = model.score(Batch.pack(windows[at:end]))
+        total -= float(out.logprobs.sum(dtype=np.float64))
+        count += size
+        at = end
+    result = {"val_loss": total / count}
+    if not max_tokens or used < max_tokens:  # the bytes of a part of the documents are not known here
+        result["val_bits_per_byte"] = total / np.log(2) / max(1, n_bytes)
+    return result

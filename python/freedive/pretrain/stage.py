@@ -1,0 +1,133 @@
+"""`freedive pretrain`: text or a data folder in, a base model out (talk 1.3). Reads like the talk: tokens, a random network, a loss
+that goes down, and now and then a sample to see what it dreams.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from freedive.inference.samples import draw_samples
+from freedive.model import DecoderConfig, Model, from_depth, plan, preset, save_pretrained
+from freedive.runs import UserError, option, stage, write_json_atomic
+from freedive.train import Documents, SequenceLoader, Settings, supervised_loop
+
+from .corpus import held_out_loss, load_corpus
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Train a base model on text."""
+
+    data: Path | None = option(None, "folder made by `freedive data`")
+    text: Path | None = option(None, "instead of --data: a text or JSONL file, or a folder of them")
+    tokenizer: str = option("bpe", "tokenizer folder, or: bpe (trained on the text), bytes, chars, gpt2, cl100k_base, o200k_base")
+    vocab_size: int = option(2048, "of the tokenizer trained when --tokenizer bpe")
+    out: Path = option(Path("pretrain"), "folder to write")
+    depth: int = option(4, "layers; width, heads, batch and learning rate follow from it")
+    preset: str | None = option(None, "instead of --depth: gpt2, llama3, qwen3, smollm2, ... (see docs)")
+    d_model: int | None = option(None, "override the width")
+    n_head: int | None = option(None, "override the number of heads")
+    n_kv_head: int | None = option(None, "override the number of key-value heads")
+    head_dim: int | None = option(None, "override the width of a head")
+    d_ff: int | None = option(None, "override the width of the MLP")
+    tie_embeddings: bool | None = option(None, "share the embedding with the output head (default: the preset's)")
+    context: int = option(256, "tokens of a training sequence")
+    max_positions: int | None = option(None, "longest sequence the model can be used with (default: 4 x context)")
+    steps: int | None = option(None, "optimizer steps (default: --epochs)")
+    epochs: float = option(1.0, "passes over the text, when --steps is not given")
+    batch_tokens: int = option(4096, "tokens of an optimizer step")
+    micro_tokens: int = option(4096, "tokens of one forward pass; less needs less memory and changes nothing but rounding")
+    lr: float | None = option(None, "peak learning rate (default: from the width)")
+    warmup: int | None = option(None, "warm-up steps (default: 2 %)")
+    beta2: float = option(0.95, "AdamW's beta2")
+    weight_decay: float = option(0.1, "AdamW's weight decay, on matrices")
+    document_edges: bool = option(True, "mark where documents begin and end with <|endoftext|>; off for one plain stream")
+    val_fraction: float = option(0.1, "held-out part, when --text is given")
+    eval_every: int = option(0, "steps between evaluations on held-out text (0: at the end)")
+    save_every: int = option(200, "steps between checkpoints", hash=False)
+    log_every: int = option(10, "steps between lines of metrics.jsonl")
+    samples: int = option(4, "samples drawn at the end, from an empty document")
+    prompts: list[str] = option([], "texts for the model to continue at the end")
+    seed: int = option(0, "of weights, order and samples")
+    device: str = option("cpu", "cpu")
+    threads: int | None = option(None, "CPU threads (default: all)", hash=False)
+    force: bool = option(False, "replace an existing --out")
+    dry_run: bool = option(False, "print the plan and stop")
+
+
+def model_config(c: PretrainConfig, vocab_size: int) -> DecoderConfig:
+    """The architecture: a preset or the depth dial, then what was overridden."""
+    longest = c.max_positions or 4 * c.context
+    base = preset(c.preset, vocab_size=vocab_size) if c.preset else from_depth(c.depth, vocab_size)
+    changes = {k: getattr(c, k) for k in ("d_model", "n_head", "n_kv_head", "head_dim", "d_ff", "tie_embeddings") if getattr(c, k) is not None}
+    if c.preset is None or c.max_positions:
+        changes["max_positions"] = longest
+    if c.preset and c.depth != 4:
+        changes["n_layer"] = c.depth
+    return base.replace(**changes)
+
+
+def peak_lr(config: DecoderConfig) -> float:
+    """3e-3 at width 128, falling as 1/width (the muP rule for matrices), at most 4e-3."""
+    return min(4e-3, 3e-3 * 128 / config.d_model)
+
+
+def run(c: PretrainConfig) -> Path:
+    """Train; returns the folder written. Raises UserError for input that cannot be used."""
+    if (c.data is None) == (c.text is None):
+        raise UserError("give either --data or --text", hint="freedive pretrain --text book.txt --out my-model")
+    source = c.data or c.text
+    assert source is not None
+    if c.context < 2 or c.batch_tokens < c.context or c.micro_tokens < c.context:
+        raise UserError(f"context {c.context}, batch_tokens {c.batch_tokens}, micro_tokens {c.micro_tokens}: a batch must hold one context of at least 2")
+    inputs: dict[str, Path | None] = {"data": c.data, "text": c.text}
+    if Path(c.tokenizer).is_dir():
+        inputs["tokenizer"] = Path(c.tokenizer)
+    if c.dry_run:
+        return _start(c, source, None)[0]
+    with stage("pretrain", c, out=c.out, inputs=inputs, force=c.force) as artefact:
+        if artefact.done:
+            return artefact.out
+        _start(c, source, artefact)
+    return artefact.out
+
+
+def _start(c: PretrainConfig, source: Path, artefact) -> tuple[Path, None]:
+    corpus, tok = load_corpus(source, c.tokenizer, c.vocab_size, c.val_fraction, c.context)
+    config = model_config(c, tok.vocab_size)
+    bos = tok.bos_id if c.document_edges else None
+    documents = Documents(corpus.train, c.context, bos, c.seed)
+    steps = c.steps if c.steps is not None else max(1, round(c.epochs * documents.n_targets / c.batch_tokens))
+    micro, max_seqs = min(c.micro_tokens, c.batch_tokens), 512
+    lr = c.lr or peak_lr(config)
+    warmup = c.warmup if c.warmup is not None else max(1, min(200, steps // 50 + 5))
+    print(f"{documents.n_targets:,} training tokens, vocabulary {tok.vocab_size:,}; model: {config.n_params():,} parameters "
+          f"({config.n_layer} layers of {config.d_model}, {config.n_head} heads, {config.n_kv_head} for keys and values)")  # fmt: skip
+    print(f"{steps:,} steps of {c.batch_tokens:,} tokens, context {c.context}, learning rate {lr:.2g}; memory: {plan(config, micro, max_seqs)}")
+    if c.dry_run:
+        return c.out, None
+
+    model = Model(config, max_tokens=micro, max_seqs=max_seqs, threads=c.threads, device=c.device)
+    if artefact.resume is None:
+        model.init(c.seed)
+    if not np.all(tok.vocab_mask):
+        model.set_vocab_mask(tok.vocab_mask)
+    loader = SequenceLoader(documents, c.batch_tokens, micro, max_seqs, c.seed)
+    settings = Settings(steps, lr, warmup, beta2=c.beta2, weight_decay=c.weight_decay, log_every=c.log_every, eval_every=c.eval_every,
+                        save_every=c.save_every, flops_per_token=config.flops_per_token(c.context))  # fmt: skip
+    evaluate = (lambda: held_out_loss(model, corpus.val, c.context, bos, corpus.val_bytes)) if corpus.val else None
+    supervised_loop(artefact, model, loader, settings, "pretrain", evaluate)
+
+    if evaluate:
+        artefact.summary(**evaluate())
+    artefact.summary(parameters=config.n_params(), steps=steps, train_tokens=documents.n_targets)
+    prompts = [[tok.bos_id]] * c.samples + [[tok.bos_id, *tok.encode(p)] for p in c.prompts]
+    write_json_atomic(artefact.work / "samples.json", draw_samples(model, tok, prompts, min(96, config.max_positions // 2), c.seed))
+    save_pretrained(model, artefact.work, special={"bos_token_id": tok.bos_id, "eos_token_id": tok.bos_id})
+    shutil.rmtree(artefact.work / "tokenizer", ignore_errors=True)
+    tok.save(artefact.work / "tokenizer")
+    return artefact.out, None

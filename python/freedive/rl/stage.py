@@ -1,0 +1,226 @@
+"""`freedive rl`: practice problems with checkable answers (talk 4.1-4.3).
+
+Sample many solutions, keep what the checker says of each, and make the better ones likelier. One step: prompts -> G rollouts each ->
+rewards -> advantages within the group -> policy gradient -> AdamW. Sampler and trainer are the same weights and kernels, so the
+probability ratio of the first update is exactly 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from freedive.data.texts import iter_rows
+from freedive.inference import Engine
+from freedive.model import Model, load_pretrained, save_pretrained
+from freedive.objectives import PRESETS, Totals, advantages, count, merge_metrics, policy_loss, reward_metrics, zero_std
+from freedive.objectives.policy import PolicySpec
+from freedive.runs import Artefact, UserError, option, progress, stage, write_json_atomic
+from freedive.tokenizer import Tokenizer, render
+from freedive.train import learning_rate, restore, save
+
+from .rewards import Reward, find_reward
+from .rollouts import Rollout, lay_out, micro_batches, rewarded, sample
+
+ORDER_STREAM, EVAL_STREAM = 31, 32
+
+
+@dataclass(frozen=True)
+class RLConfig:
+    """Reinforcement learning on problems with checkable answers."""
+
+    model: Path = option(help="folder of the assistant to start from")
+    data: Path = option(help='JSONL of problems: {"prompt": text or messages, "answer": "..."}; other keys go to the reward too')
+    out: Path = option(Path("rl"), "folder to write")
+    eval_data: Path | None = option(None, "held-out problems, same form")
+    reward: str = option("answer", "built in: answer, coin; or package.module:function, or file.py:function")
+    algo: str = option("dr_grpo", "reinforce, grpo, dr_grpo, dapo, rloo, gspo, cispo, r1")
+    steps: int = option(200, "optimizer steps")
+    prompts_per_step: int = option(16, "problems drawn in a step")
+    num_generations: int = option(8, "completions of each problem (G)")
+    num_iterations: int = option(1, "updates made from one set of rollouts")
+    max_completion_length: int = option(64, "tokens of a completion")
+    temperature: float = option(1.0, "of sampling, and of the log-probs trained")
+    lr: float | None = option(None, "peak learning rate (default: from the width)")
+    warmup: int = option(5, "warm-up steps")
+    final_lr_fraction: float = option(0.1, "learning rate of the last step, as a part of the peak")
+    entropy_coef: float = option(0.0, "> 0 rewards entropy")
+    eval_every: int = option(20, "steps between quick evaluations (0: only before and after)")
+    eval_problems: int = option(128, "held-out problems of a quick evaluation; all are used before and after")
+    save_every: int = option(20, "steps between checkpoints", hash=False)
+    micro_tokens: int = option(8192, "tokens of one forward pass")
+    seed: int = option(0, "of problems and samples")
+    device: str = option("cpu", "cpu")
+    threads: int | None = option(None, "CPU threads (default: all)", hash=False)
+    force: bool = option(False, "replace an existing --out")
+    dry_run: bool = option(False, "print the plan and stop")
+
+
+@dataclass(frozen=True)
+class Problem:
+    row: dict[str, Any]
+    ids: list[int]
+
+
+def read_problems(path: Path, tok: Tokenizer) -> list[Problem]:
+    """Problems with their rendered prompts. Raises UserError for a row without a prompt."""
+    out = []
+    for line, row in iter_rows(path):
+        if "prompt" not in row:
+            raise UserError(f"{path}, line {line}: a problem needs 'prompt'; it has {sorted(row)[:6]}", hint='{"prompt": "What is 2+2?", "answer": "4"}')
+        prompt = row["prompt"]
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        out.append(Problem(row, render(tok, messages, add_generation_prompt=True)[0]))
+    if not out:
+        raise UserError(f"{path} holds no problem")
+    return out
+
+
+def policy_spec(c: RLConfig) -> PolicySpec:
+    if c.algo not in PRESETS:
+        raise UserError(f"unknown algo {c.algo!r}", hint="algorithms: " + ", ".join(PRESETS))
+    spec = dataclasses.replace(PRESETS[c.algo], num_generations=c.num_generations, num_iterations=c.num_iterations,
+                               max_completion_length=c.max_completion_length, entropy_coef=c.entropy_coef)  # fmt: skip
+    if spec.beta:
+        raise UserError(f"algo {c.algo!r} has a KL term, which needs a reference model; that is not built yet", hint="use dr_grpo, dapo, rloo, reinforce, gspo or cispo")
+    return spec
+
+
+def run(c: RLConfig) -> Path:
+    """Train; returns the folder written. Raises UserError for input that cannot be used."""
+    if c.num_generations < 2:
+        raise UserError(f"num_generations is {c.num_generations}; a group needs at least 2 completions to compare")
+    policy_spec(c)
+    find_reward(c.reward)
+    sequences = c.prompts_per_step * c.num_generations
+    print(f"{c.prompts_per_step} problems x {c.num_generations} completions = {sequences} sequences a step, {c.steps} steps, {c.algo}")
+    if c.dry_run:
+        return c.out
+    with stage("rl", c, out=c.out, inputs={"model": c.model, "data": c.data, "eval_data": c.eval_data}, force=c.force) as artefact:
+        if not artefact.done:
+            _train(c, artefact)
+    return artefact.out
+
+
+def _train(c: RLConfig, artefact: Artefact) -> None:
+    spec, reward = policy_spec(c), find_reward(c.reward)
+    if not (c.model / "tokenizer").is_dir():
+        raise UserError(f"{c.model} holds no tokenizer/ folder", hint="give the folder that `freedive sft` wrote")
+    tok = Tokenizer.load(c.model / "tokenizer")
+    problems = read_problems(c.data, tok)
+    held_out = read_problems(c.eval_data, tok) if c.eval_data else []
+    sequences = c.prompts_per_step * c.num_generations
+    longest = max(len(p.ids) for p in problems + held_out) + c.max_completion_length
+    model = load_pretrained(c.model, max_tokens=max(c.micro_tokens, longest), max_seqs=max(256, sequences), threads=c.threads, device=c.device)
+    if longest > model.config.max_positions:
+        raise UserError(f"a problem and its completion take up to {longest} tokens; the model was made for {model.config.max_positions}", hint="lower --max-completion-length")
+    if not tok.vocab_mask.all():
+        model.set_vocab_mask(tok.vocab_mask)
+    engine = Engine(model, tok)
+    lr = c.lr or min(1e-3, 5e-4 * 128 / model.config.d_model)
+    order = np.random.Generator(np.random.Philox(key=[c.seed, ORDER_STREAM])).permutation(len(problems))
+
+    state = restore(artefact, model)
+    step = state["step"] if state else 0
+    if state is None:
+        if held_out:
+            before = evaluate(c, engine, tok, held_out, reward, c.seed)
+            artefact.summary(**{f"before/{k}": v for k, v in before.items()})
+            artefact.log(step=0, **{f"eval/{k}": v for k, v in before.items()})
+        save(artefact, model, {"step": 0})
+    bar = progress.bar(c.steps, "rl")
+    bar.advance(step)
+    samples: list[dict[str, Any]] = state.get("samples", []) if state else []
+    while step < c.steps:
+        began = time.perf_counter()
+        chosen = [problems[order[(step * c.prompts_per_step + i) % len(problems)]] for i in range(c.prompts_per_step)]
+        rows = [p.row for p in chosen for _ in range(c.num_generations)]
+        seeds = [_seed(c.seed, step, i) for i in range(sequences)]
+        rollouts = sample(engine, [p.ids for p in chosen], c.num_generations, c.max_completion_length, c.temperature, (tok.im_end,), seeds)
+        sampled = time.perf_counter()
+        rollouts = rewarded(rollouts, rows, reward)
+        rate = learning_rate(step, c.steps, lr, c.warmup, c.final_lr_fraction)
+        metrics = update(c, model, spec, rollouts, rate)
+        step += 1
+        quick = {}
+        if held_out and c.eval_every and step % c.eval_every == 0 and step < c.steps:
+            quick = {f"eval/{k}": v for k, v in evaluate(c, engine, tok, held_out[: c.eval_problems], reward, c.seed).items()}
+        artefact.log(step=step, lr=rate, **metrics, **quick)
+        artefact.time(step=step, sampling_seconds=round(sampled - began, 4), step_seconds=round(time.perf_counter() - began, 4),
+                      tokens=sum(len(r.ids) for r in rollouts))  # fmt: skip
+        if step in (1, c.steps) or step % max(1, c.steps // 4) == 0:
+            samples.append({"step": step, "prompt": rows[0]["prompt"], "text": rollouts[0].text, "reward": rollouts[0].reward})
+        bar.advance(1, text=f"reward {metrics['reward']:.2f}, length {metrics['completions/mean_length']:.0f}, entropy {metrics.get('entropy', 0):.2f}")
+        if step % c.save_every == 0 or step == c.steps:
+            save(artefact, model, {"step": step, "samples": samples})
+    bar.close()
+    if held_out:
+        after = evaluate(c, engine, tok, held_out, reward, c.seed)
+        artefact.summary(**{f"after/{k}": v for k, v in after.items()})
+        artefact.log(step=step, **{f"eval/{k}": v for k, v in after.items()})
+    write_json_atomic(artefact.work / "samples.json", samples)
+    save_pretrained(model, artefact.work, special={"bos_token_id": tok.bos_id, "eos_token_id": tok.im_end})
+    shutil.rmtree(artefact.work / "tokenizer", ignore_errors=True)
+    tok.save(artefact.work / "tokenizer")
+
+
+def _seed(seed: int, step: int, i: int) -> int:
+    """One number per rollout of the whole run."""
+    return (seed * 1_000_003 + step) * 65_536 + i
+
+
+def update(c: RLConfig, model: Model, spec: PolicySpec, rollouts: list[Rollout], lr: float) -> dict[str, float]:
+    """num_iterations policy-gradient steps on one set of rollouts; returns TRL's metrics."""
+    rewards = np.array([r.reward for r in rollouts]).reshape(-1, c.num_generations)
+    adv = advantages(rewards, spec.advantage)
+    lengths = np.array([len(r.ids) for r in rollouts])
+    metrics: dict[str, float] = {**reward_metrics(rewards), "completions/mean_length": float(lengths.mean()),
+                                 "completions/clipped_ratio": float(np.mean([not r.stopped for r in rollouts]))}  # fmt: skip
+    # Groups whose completions all earned the same teach nothing: they are left out, of the denominators too.
+    use = [i for i, dead in enumerate(np.repeat(zero_std(rewards), c.num_generations)) if not dead]
+    if spec.mask_truncated_completions:
+        use = [i for i in use if rollouts[i].stopped]
+    if not use:
+        return metrics | {"entropy": 0.0, "loss": 0.0, "grad_norm": 0.0}
+    chosen, values = [rollouts[i] for i in use], [float(adv.reshape(-1)[i]) for i in use]
+    batches = micro_batches(chosen, values, model.max_tokens, model.max_seqs)
+    for iteration in range(spec.num_iterations):
+        parts_total = [count(b.mask, b.batch.cu_seqlens) for b in batches]
+        totals = Totals(sum(t.sequences for t in parts_total), sum(t.tokens for t in parts_total))
+        model.zero_grad()
+        parts = []
+        for b in batches:
+            out = model.forward(b.batch, temperature=c.temperature)
+            dlogprobs, dentropy, part = policy_loss(out.logprobs, b.behaviour_logprobs, b.advantages, b.mask, b.batch.cu_seqlens, spec, totals,
+                                                    sampler_logprobs=b.behaviour_logprobs if iteration == 0 else None, entropy=out.entropy)  # fmt: skip
+            if iteration == 0:
+                gap = float(np.abs((out.logprobs - b.behaviour_logprobs)[b.mask > 0]).max())
+                part["sampling/sampling_logp_difference/max"] = gap
+            model.backward(dlogprobs, dentropy)
+            parts.append(part)
+        merged = merge_metrics(parts)
+        merged["grad_norm"] = model.adamw(lr, beta2=0.95, weight_decay=0.0, max_norm=1.0)
+        if iteration == 0:
+            first = merged
+    return metrics | {k: v for k, v in first.items() if np.isfinite(v)}
+
+
+def evaluate(c: RLConfig, engine: Engine, tok: Tokenizer, problems: list[Problem], reward: Reward, seed: int) -> dict[str, float]:
+    """pass@1: one sample a problem, at the temperature of training, and mean length, in tokens."""
+    right, length = 0.0, 0
+    for at in range(0, len(problems), 256):
+        part = problems[at : at + 256]
+        seeds = [(seed + 1) * 7_000_003 + (EVAL_STREAM << 40) + at + i for i in range(len(part))]
+        outs = rewarded(sample(engine, [p.ids for p in part], 1, c.max_completion_length, c.temperature, (tok.im_end,), seeds), [p.row for p in part], reward)
+        right += sum(r.reward for r in outs)
+        length += sum(len(r.ids) for r in outs)
+    return {"pass@1": right / len(problems), "mean_length": length / len(problems)}
+
+
+__all__ = ["Problem", "RLConfig", "evaluate", "lay_out", "read_problems", "run", "update"]

@@ -1,0 +1,126 @@
+"""`freedive sft`: a base model and conversations in, an assistant out (talk 2.3, 2.4).
+
+The same loop as pretraining; what differs is the weight of each token: 1 for what the assistant says (its end-of-turn token included),
+0 for everything else. Conversations lie end to end in the flat batch, each seeing only itself.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from freedive.data.texts import iter_rows
+from freedive.inference.samples import draw_samples
+from freedive.model import Model, load_pretrained, save_pretrained
+from freedive.runs import Artefact, UserError, option, stage, write_json_atomic
+from freedive.tokenizer import Tokenizer, check_mask, render
+from freedive.train import Rows, SequenceLoader, Settings, supervised_loop
+from freedive.train.loader import Example
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """Teach a base model to answer, from conversations."""
+
+    model: Path = option(help="folder of the base model")
+    data: Path = option(help='JSONL of conversations: {"messages": [{"role": "user", "content": "..."}, ...]}')
+    out: Path = option(Path("sft"), "folder to write")
+    context: int = option(256, "conversations longer than this are left out, and counted")
+    epochs: float = option(2.0, "passes over the conversations, when --steps is not given")
+    steps: int | None = option(None, "optimizer steps")
+    batch_tokens: int = option(4096, "tokens of an optimizer step")
+    micro_tokens: int = option(4096, "tokens of one forward pass")
+    lr: float | None = option(None, "peak learning rate (default: from the width)")
+    warmup: int | None = option(None, "warm-up steps (default: 2 %)")
+    beta2: float = option(0.95, "AdamW's beta2")
+    weight_decay: float = option(0.0, "AdamW's weight decay, on matrices")
+    save_every: int = option(200, "steps between checkpoints", hash=False)
+    log_every: int = option(10, "steps between lines of metrics.jsonl")
+    samples: list[str] = option(["Hello!", "Who are you?"], "questions answered at the end")
+    seed: int = option(0, "of the order and samples")
+    device: str = option("cpu", "cpu")
+    threads: int | None = option(None, "CPU threads (default: all)", hash=False)
+    force: bool = option(False, "replace an existing --out")
+    dry_run: bool = option(False, "print the plan and stop")
+
+
+def read_conversations(path: Path, tok: Tokenizer, context: int) -> tuple[list[Example], int]:
+    """(rows, how many were longer than context + 1 tokens and left out). Raises UserError for a row that trains nothing."""
+    rows: list[Example] = []
+    too_long = 0
+    for line, row in iter_rows(path):
+        if "messages" not in row:
+            raise UserError(f"{path}, line {line}: a row needs 'messages'; it has {sorted(row)[:6]}", hint='{"messages": [{"role": "user", "content": "..."}, ...]}')
+        ids, mask = render(tok, row["messages"])
+        if len(ids) > context + 1:
+            too_long += 1
+            continue
+        try:
+            check_mask(tok, ids, mask)
+        except UserError as error:
+            raise UserError(f"{path}, line {line}: {error}") from None
+        rows.append(Rows.from_masked(ids, mask))
+    if not rows:
+        raise UserError(f"{path} gives no conversation to train on" + (f": all {too_long} are longer than {context} tokens" if too_long else ""),
+                        hint="raise --context, or give other data")  # fmt: skip
+    return rows, too_long
+
+
+def initialise_chat_tokens(model: Model, tok: Tokenizer, seed: int) -> None:
+    """Tokens the base model never saw start at the mean embedding plus 1 % of noise: untrained rows confuse the softmax otherwise."""
+    import numpy as np
+
+    rng = np.random.Generator(np.random.Philox(key=[seed, 21]))
+    for name in ("embed_tokens.weight", "lm_head.weight"):
+        rows = model.parameters.get(name)
+        if rows is None:
+            continue
+        mean, spread = rows.mean(axis=0), rows.std()
+        for token, i in tok.special_tokens.items():
+            if i != tok.bos_id:
+                rows[i] = mean + 0.01 * spread * rng.standard_normal(rows.shape[1], dtype=np.float32)
+    model.touch()
+
+
+def run(c: SFTConfig) -> Path:
+    """Fine-tune; returns the folder written. Raises UserError for input that cannot be used."""
+    if c.dry_run:
+        _train(c, None)
+        return c.out
+    with stage("sft", c, out=c.out, inputs={"model": c.model, "data": c.data}, force=c.force) as artefact:
+        if not artefact.done:
+            _train(c, artefact)
+    return artefact.out
+
+
+def _train(c: SFTConfig, artefact: Artefact | None) -> None:
+    if not (c.model / "tokenizer").is_dir():
+        raise UserError(f"{c.model} holds no tokenizer/ folder", hint="give the folder that `freedive pretrain` wrote")
+    tok = Tokenizer.load(c.model / "tokenizer")
+    rows, too_long = read_conversations(c.data, tok, c.context)
+    tokens = sum(len(r[0]) for r in rows)
+    steps = c.steps if c.steps is not None else max(1, round(c.epochs * tokens / c.batch_tokens))
+    trained = sum(int((r[2] > 0).sum()) for r in rows)
+    print(f"{len(rows):,} conversations, {tokens:,} tokens, {trained:,} of them learned" + (f"; {too_long:,} longer than {c.context} left out" if too_long else ""))
+    micro, max_seqs = min(c.micro_tokens, c.batch_tokens), 512
+    print(f"{steps:,} steps of {c.batch_tokens:,} tokens")
+    if artefact is None:
+        return
+    model = load_pretrained(c.model, max_tokens=max(micro, c.context), max_seqs=max_seqs, threads=c.threads, device=c.device)
+    if not tok.vocab_mask.all():
+        model.set_vocab_mask(tok.vocab_mask)
+    lr = c.lr or min(2e-3, 1.5e-3 * 128 / model.config.d_model)
+    if artefact.resume is None:
+        initialise_chat_tokens(model, tok, c.seed)
+    loader = SequenceLoader(Rows(rows), c.batch_tokens, max(micro, c.context), max_seqs, c.seed)
+    settings = Settings(steps, lr, c.warmup if c.warmup is not None else max(1, min(100, steps // 50 + 5)), beta2=c.beta2, weight_decay=c.weight_decay,
+                        log_every=c.log_every, save_every=c.save_every, flops_per_token=model.config.flops_per_token(c.context // 4))  # fmt: skip
+    supervised_loop(artefact, model, loader, settings, "sft")
+
+    artefact.summary(conversations=len(rows), too_long=too_long, steps=steps)
+    prompts = [render(tok, [{"role": "user", "content": q}], add_generation_prompt=True)[0] for q in c.samples]
+    write_json_atomic(artefact.work / "samples.json", draw_samples(model, tok, prompts, 64, c.seed, temperature=0.0) if prompts else [])
+    save_pretrained(model, artefact.work, special={"bos_token_id": tok.bos_id, "eos_token_id": tok.im_end})
+    shutil.rmtree(artefact.work / "tokenizer", ignore_errors=True)
+    tok.save(artefact.work / "tokenizer")

@@ -1,0 +1,116 @@
+"""The loop of pretraining and SFT: one forward-backward per micro-batch, one AdamW step, and everything a run needs around it
+(checkpoints, metrics, progress). Reads top to bottom.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from freedive.model import Model
+from freedive.objectives import sft_weights
+from freedive.runs import Artefact, UserError, progress
+
+from .loader import SequenceLoader
+from .schedule import learning_rate
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the loop needs to know; stages fill it from their own configuration."""
+
+    steps: int
+    lr: float
+    warmup: int
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.1
+    max_norm: float = 1.0
+    final_lr_fraction: float = 0.0
+    log_every: int = 10
+    eval_every: int = 0  # 0 = only at the end
+    save_every: int = 200
+    flops_per_token: float = 0.0  # for the share of the machine's peak in timings.jsonl
+
+
+def save(run: Artefact, model: Model, state: dict[str, Any]) -> None:
+    """A checkpoint of weights, moments and `state`."""
+    run.checkpoint(state, model.state())
+
+
+def restore(run: Artefact, model: Model) -> dict[str, Any] | None:
+    """The state of the last checkpoint, its arrays loaded into the model; None at a fresh start."""
+    if run.resume is None:
+        return None
+    model.load_state(run.arrays)
+    return run.resume
+
+
+class Meter:
+    """Tokens a second and the share of the machine's float32 peak, for timings.jsonl and the progress bar."""
+
+    def __init__(self, flops_per_token: float, threads: int):
+        from freedive import _core
+
+        self.flops, self.peak = flops_per_token, _core.measure_peak(threads) if flops_per_token else 0.0
+        self.tokens, self.since = 0, time.perf_counter()
+
+    def read(self) -> dict[str, float]:
+        seconds = max(1e-9, time.perf_counter() - self.since)
+        rate = self.tokens / seconds
+        self.tokens, self.since = 0, time.perf_counter()
+        out = {"tokens_per_second": round(rate, 1), "seconds": round(seconds, 4)}
+        if self.peak:
+            out["peak_share"] = round(rate * self.flops / self.peak, 4)
+        return out
+
+
+def supervised_loop(run: Artefact, model: Model, loader: SequenceLoader, s: Settings, name: str,
+                    evaluate: Callable[[], dict[str, float]] | None = None) -> None:  # fmt: skip
+    """Train for s.steps optimizer steps, resuming from the run's checkpoint. Raises UserError when the loss stays non-finite."""
+    step, bad = 0, 0
+    state = restore(run, model)
+    if state:
+        step, bad = state["step"], state["bad"]
+        loader.load_state(state["loader"])
+    meter = Meter(s.flops_per_token, model.threads)
+    bar = progress.bar(s.steps, name)
+    bar.advance(step)
+    loss_sum = weight_sum = 0.0
+    if state:
+        loss_sum, weight_sum = state["loss_sum"], state["weight_sum"]
+    while step < s.steps:
+        micro = loader.next_step()
+        total = float(sum(m.weights.sum(dtype=np.float64) for m in micro))
+        model.zero_grad()
+        for m in micro:
+            d = sft_weights(m.weights, total) if total > 0 else np.zeros_like(m.weights)  # all masked: no gradient, and no NaN
+            out = model.forward_backward(m.batch, d)
+            loss_sum -= float(np.dot(out.logprobs.astype(np.float64), m.weights))
+            meter.tokens += m.batch.n_tokens
+        weight_sum += total
+        lr = learning_rate(step, s.steps, s.lr, s.warmup, s.final_lr_fraction)
+        norm = model.adamw(lr, s.beta1, s.beta2, weight_decay=s.weight_decay, max_norm=s.max_norm)
+        step += 1
+        bad = 0 if np.isfinite(norm) else bad + 1
+        if bad >= 10:
+            raise UserError(f"the gradient was not finite in {bad} steps in a row; the last checkpoint is whole", hint="lower --lr")
+        evaluated = evaluate() if evaluate and (step == s.steps or (s.eval_every and step % s.eval_every == 0)) else {}
+        if step % s.log_every == 0 or step == s.steps or evaluated:
+            loss = loss_sum / weight_sum if weight_sum else 0.0
+            run.log(step=step, loss=loss, lr=lr, grad_norm=norm if np.isfinite(norm) else None, epoch=loader.epoch, **evaluated)
+            now = meter.read()
+            run.time(step=step, **now)
+            share = f", {100 * now['peak_share']:.0f} % of peak" if "peak_share" in now else ""
+            bar.advance(0, text=f"loss {loss:.3f}, {now['tokens_per_second']:,.0f} tokens/s{share}")
+            loss_sum = weight_sum = 0.0
+        bar.advance(1)
+        if step % s.save_every == 0 and step < s.steps:
+            save(run, model, {"step": step, "bad": bad, "loader": loader.state(), "loss_sum": loss_sum, "weight_sum": weight_sum})
+    bar.close()
+    # The last checkpoint: a kill while samples are drawn or files written must not cost the training.
+    save(run, model, {"step": step, "bad": bad, "loader": loader.state(), "loss_sum": 0.0, "weight_sum": 0.0})

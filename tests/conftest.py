@@ -1,0 +1,39 @@
+"""Fixtures and markers for all tests. The `gpu` and `slow` markers are declared in pyproject.toml."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _has_gpu() -> bool:
+    if shutil.which("nvidia-smi") is None:
+        return False
+    return subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout.startswith("GPU")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: needs a CUDA device; skipped with a reason otherwise")
+    config.addinivalue_line("markers", "slow: takes more than about ten seconds")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    wanted = [item for item in items if item.get_closest_marker("gpu")]
+    if wanted and not _has_gpu():
+        for item in wanted:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device here (nvidia-smi lists none)"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of larger test data beside the checkout (or FREEDIVE_TEST_DATA); skips where there is none."""
+    folder = Path(os.environ.get("FREEDIVE_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no shared test data at {folder}; set FREEDIVE_TEST_DATA to a copy")
+    return folder
