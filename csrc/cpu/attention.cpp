@@ -13,8 +13,9 @@
 // outputs (2 x 48 x D floats), scores (48 x 32) and the key and value block (2 x 32 x D) stay in L1 and L2.
 //
 // Variants:
-//   naive   a row and a head at a time, keys three times over (max, sum, values); nothing is stored
-//   simd    as above
+// (GFLOP/s on one Zen 3 core, peak 104, 4 sequences of 256, 4 heads of 32; masked half not counted)
+//   naive   a row and a head at a time, keys three times over (max, sum, values); nothing is stored      1.3
+//   simd    as above; the exp of a score costs as much as 20 of its multiply-adds                        42 (D=128: 64)
 #include "attention.h"
 
 #include "tier.h"
@@ -99,9 +100,9 @@ void cached_naive(fd_context* ctx, const void* p) {
 
 // A thread's rows. Row r = (position i, head hh of the group) with r = i * group + hh.
 struct Rows {
-  float *q, *out;   // [rows, D]
-  float* scores;    // [rows, 32]
-  float *max, *sum; // [rows]
+  float *q, *out;    // [rows, D]
+  float* scores;     // [rows, 32]
+  float *max, *sum;  // [rows]
 };
 FD_INLINE Rows take_rows(Space& space, int64_t capacity, int64_t D) {
   Rows r;
@@ -113,7 +114,8 @@ FD_INLINE Rows take_rows(Space& space, int64_t capacity, int64_t D) {
   return r;
 }
 size_t rows_bytes(int64_t capacity, int64_t D) {
-  return 2 * bytes64(capacity * D, sizeof(float)) + bytes64(capacity * KEYS, sizeof(float)) + 2 * bytes64(capacity, sizeof(float));
+  return 2 * bytes64(capacity * D, sizeof(float)) + bytes64(capacity * KEYS, sizeof(float)) +
+         2 * bytes64(capacity, sizeof(float));
 }
 
 // Scores of one row in one block become probabilities relative to the running maximum; `visible` keys count.
@@ -197,7 +199,6 @@ FD_INLINE void attend(const Rows& x, const fd_tensor& q, const fd_tensor& out, c
 FD_INLINE int64_t unit_positions(int64_t group) { return max64(1, UNIT_ROWS / group); }
 
 // ---- simd: training --------------------------------------------------------------------------------------------
-
 
 size_t forward_workspace(const void* p, int32_t threads) {
   const auto& a = *static_cast<const fd_attention_forward_args*>(p);

@@ -8,10 +8,11 @@
 // so all operands stay in L1 and L2.
 //
 // Variants:
-//   naive   the formulas, a (row, key) pair at a time, sums in double
-//   simd    as above
+// (GFLOP/s as in attention.cpp, 5 products counted)
+//   naive   the formulas, a (row, key) pair at a time, dot products in double      3.1
+//   simd    as above                                                               56
+// Known gap: parallel over (sequence, key-value head) only, so one long sequence with one such head uses one thread.
 #include "attention.h"
-
 #include "tier.h"
 
 namespace freedive {
@@ -73,8 +74,8 @@ size_t backward_workspace(const void* p, int32_t threads) {
 }
 
 // One tile: rows i0.. of head h against the keys j0.. of its group.
-FD_INLINE void backward_tile(const fd_attention_backward_args& a, const TileSpace& x, const float* delta, int64_t i0, int64_t rows,
-                             int64_t j0, int64_t keys, int64_t h, int64_t g) {
+FD_INLINE void backward_tile(const fd_attention_backward_args& a, const TileSpace& x, const float* delta, int64_t i0,
+                             int64_t rows, int64_t j0, int64_t keys, int64_t h, int64_t g) {
   const int64_t H = a.q.shape[1], D = a.q.shape[2];
   const vf scale = vset(static_cast<float>(a.scale));
   const float *q = row_of(a.q, i0, h), *dout = row_of(a.dout, i0, h), *k = row_of(a.k, j0, g);
@@ -131,7 +132,8 @@ void backward_simd(fd_context* ctx, const void* p) {
       memset(x.dk, 0, KEYS * D * sizeof(float));
       memset(x.dv, 0, KEYS * D * sizeof(float));
       for (int64_t i0 = j0; i0 < end; i0 += TILE) {
-        for (int64_t h = g * group; h < (g + 1) * group; ++h) backward_tile(a, x, delta, i0, min64(TILE, end - i0), j0, keys, h, g);
+        for (int64_t h = g * group; h < (g + 1) * group; ++h)
+          backward_tile(a, x, delta, i0, min64(TILE, end - i0), j0, keys, h, g);
       }
       for (int64_t j = 0; j < keys; ++j) {
         memcpy(row_of(a.dk, j0 + j, g), x.dk + j * D, D * sizeof(float));

@@ -33,9 +33,11 @@ const fd_device_table* choose() {
   if (wanted == nullptr || *wanted == 0) return cpu_tier(cpu_tiers().back());
   const fd_device_table* table = cpu_tier(wanted);
   if (table == nullptr) {
-    int at = std::snprintf(error_text, sizeof(error_text), "FREEDIVE_CPU_ISA=%.40s cannot run here; this build and processor have:", wanted);
+    int at = std::snprintf(error_text, sizeof(error_text),
+                           "FREEDIVE_CPU_ISA=%.40s cannot run here; this build and processor have:", wanted);
     for (const char* name : cpu_tiers()) {
-      if (at > 0 && at < static_cast<int>(sizeof(error_text))) at += std::snprintf(error_text + at, sizeof(error_text) - at, " %s", name);
+      if (at > 0 && at < static_cast<int>(sizeof(error_text)))
+        at += std::snprintf(error_text + at, sizeof(error_text) - at, " %s", name);
     }
   }
   return table;
@@ -78,10 +80,10 @@ const fd_variant* find_variant(const fd_device_table* table, const char* op, con
 }
 
 void fill_ops(const fd_device_table* table, fd_ops* ops) {
-#define FD_FILL(op, schema)                                                                                            \
-  {                                                                                                                    \
-    const fd_variant* v = find_variant(table, #op);                                                                    \
-    ops->op = v == nullptr ? nullptr : reinterpret_cast<void (*)(fd_context*, const fd_##op##_args*)>(v->run);         \
+#define FD_FILL(op, schema)                                                                                    \
+  {                                                                                                            \
+    const fd_variant* v = find_variant(table, #op);                                                            \
+    ops->op = v == nullptr ? nullptr : reinterpret_cast<void (*)(fd_context*, const fd_##op##_args*)>(v->run); \
   }
   FD_OPS(FD_FILL)
 #undef FD_FILL

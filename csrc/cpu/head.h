@@ -36,7 +36,7 @@ FD_INLINE vi allowed(const uint8_t* mask, int64_t lanes) {
 }
 
 struct RowStats {
-  float max, sum;     // sum of exp(z - max)
+  float max, sum;  // sum of exp(z - max)
   double log_sum;
   float lse, entropy;
 };
@@ -46,7 +46,8 @@ FD_INLINE RowStats row_stats(float* z, int64_t V, const uint8_t* mask, float tem
   RowStats s;
   vf top = vset(NEG_INF);
   for (int64_t j = 0; j < V; j += VL) {  // rows are padded to 16, so whole vectors may be read and written
-    const vf x = vselect(allowed(mask == nullptr ? nullptr : mask + j, min64(VL, V - j)), vload(z + j) / vset(temperature), vset(NEG_INF));
+    const vf x =
+        vselect(allowed(mask == nullptr ? nullptr : mask + j, min64(VL, V - j)), vload(z + j) / vset(temperature), vset(NEG_INF));
     vstore(z + j, x);
     top = vmax(x, top);
   }

@@ -62,13 +62,19 @@ template <int V>
 FD_INLINE void tile_rows(int64_t rows, int64_t K, const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t b_k,
                          int64_t b_panel, float* c, int64_t c_row, bool load, Finish finish) {
   switch (rows) {
-    case 1: return tile<1, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
-    case 2: return tile<2, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
-    case 3: return tile<3, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
+    case 1:
+      return tile<1, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
+    case 2:
+      return tile<2, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
+    case 3:
+      return tile<3, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
 #ifdef FREEDIVE_AVX2
-    case 4: return tile<4, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
-    case 5: return tile<5, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
-    case 6: return tile<6, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
+    case 4:
+      return tile<4, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
+    case 5:
+      return tile<5, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
+    case 6:
+      return tile<6, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
 #endif
   }
 }

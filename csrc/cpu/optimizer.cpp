@@ -2,8 +2,9 @@
 //   norm = sqrt(sum x^2);  g = grad min(1, max_norm/norm);  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;
 //   param -= lr (m/bc1 / (sqrt(v/bc2) + eps) + weight_decay param)
 //
-// Memory: the norm reads 4 bytes a parameter; AdamW reads 16 and writes 12. Both are bound by memory, so one variant
-// each is fast enough; "naive" AdamW is the formula on one number at a time, to be read and compared with.
+// Memory: the norm reads 4 bytes a parameter; AdamW reads 16 and writes 12. Both should be bound by memory; one variant
+// each would do; "naive" AdamW is the formula on one number at a time, to be read and compared with.
+// One Zen 3 core, GB/s: norm 23; AdamW 5.8 naive, 36 simd.
 // The norm is summed in double over chunks of 16384 numbers, which are added in order: no dependence on threads.
 #include "tier.h"
 

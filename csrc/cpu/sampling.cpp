@@ -102,7 +102,8 @@ int32_t draw(const float* z, const float* e, int64_t V, Cut cut, float u, int32_
 void sample_row(const fd_head_sample_args& a, int64_t s, float* z, float* e, int32_t* ids) {
   const int64_t V = a.weight.shape[0];
   const float temperature = f32(a.temperature)[s];
-  const RowStats stats = row_stats(z, V, static_cast<const uint8_t*>(a.vocab_mask.data), temperature == 0.0f ? 1.0f : temperature);
+  const RowStats stats =
+      row_stats(z, V, static_cast<const uint8_t*>(a.vocab_mask.data), temperature == 0.0f ? 1.0f : temperature);
   int32_t token = 0;
   if (temperature == 0.0f) {
     for (int64_t v = 0; v < V; ++v) {
@@ -113,7 +114,8 @@ void sample_row(const fd_head_sample_args& a, int64_t s, float* z, float* e, int
     }
   } else {
     for (int64_t v = 0; v < V; v += VL) vstore(e + v, vexp(vload(z + v) - vset(stats.max)));
-    const float u = uniform(static_cast<const uint64_t*>(a.seeds.data)[s], STREAM_SAMPLE, static_cast<const uint64_t*>(a.counters.data)[s]);
+    const float u =
+        uniform(static_cast<const uint64_t*>(a.seeds.data)[s], STREAM_SAMPLE, static_cast<const uint64_t*>(a.counters.data)[s]);
     token = draw(z, e, V, {i32(a.top_k)[s], f32(a.top_p)[s], f32(a.min_p)[s]}, u, ids);
   }
   static_cast<int32_t*>(a.tokens.data)[s] = token;
@@ -172,13 +174,15 @@ void sample_simd(fd_context* ctx, const void* p) {
   if (packed == nullptr) packed = packed_weight(ctx, a.packed, a.weight, space.take<float>(matmul_packed_size(V, C)));
   sample(ctx, a, space, [&](int64_t begin, int64_t rows, float* z, int64_t wide) {
     gemm(ctx, blocks,
-         {rows, V, C, f32(a.x) + begin * a.x.stride[0], a.x.stride[0], 1, nullptr, 0, packed, z, wide, false, nullptr, nullptr, 0});
+         {rows, V, C, f32(a.x) + begin * a.x.stride[0], a.x.stride[0], 1, nullptr, 0, packed, z, wide, false, nullptr, nullptr,
+          0});
   });
 }
 
 }  // namespace
 
-FD_VARIANT_LIST(sampling, {"head_sample", "naive", 0, sample_naive, workspace}, {"head_sample", "simd", 10, sample_simd, workspace})
+FD_VARIANT_LIST(sampling, {"head_sample", "naive", 0, sample_naive, workspace},
+                {"head_sample", "simd", 10, sample_simd, workspace})
 
 }  // namespace FREEDIVE_TIER_NAMESPACE
 }  // namespace freedive

@@ -23,10 +23,10 @@ VariantList optimizer_variants();
 double peak_run(fd_context* ctx, int64_t iterations);
 const fd_device_table* device_table();
 
-#define FD_VARIANT_LIST(family, ...)                                            \
-  VariantList family##_variants() {                                             \
-    static const fd_variant list[] = {__VA_ARGS__};                             \
-    return {list, static_cast<int>(sizeof(list) / sizeof(list[0]))};            \
+#define FD_VARIANT_LIST(family, ...)                                 \
+  VariantList family##_variants() {                                  \
+    static const fd_variant list[] = {__VA_ARGS__};                  \
+    return {list, static_cast<int>(sizeof(list) / sizeof(list[0]))}; \
   }
 
 }  // namespace FREEDIVE_TIER_NAMESPACE

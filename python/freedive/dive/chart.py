@@ -1,4 +1,4 @@
-"""Line charts as inline SVG, drawn by hand in a page of code: colours come from the style sheet, so a chart follows light and dark."""
+"""Line charts as inline SVG, drawn by hand: colours come from the style sheet, so that a chart follows light and dark."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def chart(series: Mapping[str, Points], x: str, y: str, low: float | None = None
         placed = [at(*p) for p in points]
         if len(placed) > 1:
             path = " ".join(",".join(p) for p in placed)
-            parts.append(f'<polyline points="{path}" fill="none" stroke-width="1.8" stroke-linejoin="round" style="stroke:{colour}"/>')
+            parts.append(f'<polyline points="{path}" style="stroke:{colour}"/>')
         if len(placed) <= 25:
             parts += [f'<circle cx="{a}" cy="{b}" r="2.6" style="fill:{colour}"/>' for a, b in placed]
     legend = "".join(f'<span><b style="background:var(--s{i % 4})"></b>{text(name)}</span>' for i, name in enumerate(lines))

@@ -1,6 +1,6 @@
-"""The report: one self-contained page in the order of the talk, from whatever artefacts a folder holds. What is missing is left out.
+"""The report: one self-contained page in the order of the talk, from the artefacts in a folder. What is missing is left out.
 
-    write_report("freedive-dive")          # a dive's folder, or any folder of freedive's stages
+write_report("freedive-dive")          # a dive's folder, or any folder of freedive's stages
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ SECTIONS = (  # anchor, title (as in the talk), function
     ("settings", "Settings and results", settings),
 )
 INTRODUCTION = (
-    "Everything below was made on one machine, by code you can read, in the order of Andrej Karpathy's talk “Deep Dive into LLMs like ChatGPT”. "
-    "The models are tiny, so what they say is often wrong; each step is the one that large models go through."
+    "Everything below was made on one machine, by code you can read, in the order of Andrej Karpathy's talk “Deep Dive "
+    "into LLMs like ChatGPT”. The models are tiny, so what they say is often wrong; each step is the one that large "
+    "models go through."
 )
 
 
@@ -38,7 +39,7 @@ def write_report(folder: str | os.PathLike[str], out: str | os.PathLike[str] | N
     """Writes FOLDER/report.html (or `out`) and returns its path. UserError: there is no artefact in the folder."""
     found = Found(Path(folder))
     if not found.runs:
-        raise UserError(f"{folder} holds no finished freedive run", hint="give a folder with run.json in it, or in its subfolders")
+        raise UserError(f"{folder} holds no finished freedive run", hint="give a folder with run.json in it or below it")
     parts = [(anchor, title, body) for anchor, title, make in SECTIONS if (body := make(found))]
     path = Path(out) if out is not None else found.root / "report.html"
     write_atomic(path, [page("A deep dive", paragraph(INTRODUCTION), parts).encode("utf-8", "replace")])

@@ -1,10 +1,11 @@
-"""The report's chapters 2 to 4: from the base model to an assistant, what it doesn't know, and practice. Each function gives the HTML of one
-section, or None if what it shows is not there.
+"""The report's chapters 2 to 4: from the base model to an assistant, what it doesn't know, and practice.
+
+Each function gives the HTML of one section, or None if what it shows is not there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,14 @@ def assistant(found: Found) -> str | None:
     if not log:
         return None
     body = paragraph(
-        "Nothing new happens in the network: it goes on predicting the next token, but now of conversations, and only the assistant's words count. From a few thousand of "
-        "them it learns the form (answer, briefly, and stop), while most of what it says it must have read before."
+        "Nothing new happens in the network: it goes on predicting the next token, but now of conversations, and only "
+        "the assistant's words count. From a few thousand of them it learns the form (answer, briefly, and stop), while "
+        "most of what it says it must have read before."
     )
     metrics = found.metrics("sft")
     body += facts({k: metrics[m] for k, m in (("conversations", "conversations"), ("steps", "steps")) if m in metrics})
-    body += chart({"conversations": [(row["step"], row["loss"]) for row in log if row.get("loss") is not None]}, "step", "loss, nats a trained token", low=0)
+    curve = [(row["step"], row["loss"]) for row in log if row.get("loss") is not None]
+    body += chart({"conversations": curve}, "step", "loss, nats a trained token", low=0)
     rows = found.folders.get("crawl", Path("-")) / "tasks" / "sft_train.jsonl"
     lessons = [[(m["role"], m["content"]) for m in row["messages"]] for row in jsonl(rows, 4)]
     if lessons:
@@ -74,35 +77,39 @@ def exam_tables(exams: Sequence[Exam]) -> str:
     exams = [e for e in exams if e.answers]
     if not exams:
         return ""
-    keys = [key for key in dict.fromkeys(k for e in exams for a in e.answers for k in a.get("meta", {})) if 1 < len(_values(exams, key)) <= MOST_GROUPS]
-    rows: list[tuple[Any, ...]] = [("all questions", "", *(_right(e, lambda a: True) for e in exams))]
+    every_key = dict.fromkeys(key for e in exams for a in e.answers for key in a.get("meta", {}))
+    keys = [key for key in every_key if 1 < len(_values(exams, key)) <= MOST_GROUPS]
+    rows: list[tuple[Any, ...]] = [("all questions", "", *(_right(e) for e in exams))]
     for key in keys:
-        for value in _values(exams, key):
-            rows.append((key, value, *(_right(e, lambda a, k=key, v=value: a.get("meta", {}).get(k) == v) for e in exams)))
+        rows += [(key, value, *(_right(e, {key: value}) for e in exams)) for value in _values(exams, key)]
     rows.append(("ended its turn", "", *(percent(e.share("stopped"), 1) for e in exams)))
     body = "<h3>The exam</h3>" + paragraph(
-        "Questions that are in no training set, in words that are in no training set. In brackets: how many were asked. Right means that the answer's text or its last number is."
+        "Questions that are in no training set, in words that are in no training set. In brackets: how many were asked. "
+        "Right means that the answer's text, or its last number, is the expected one."
     )
     body += table(("questions", "", *map(label, exams)), rows, left=2)
-    crossed = [pair for pair in (("class", "template"), ("class", "split")) if all(k in keys for k in pair)]
-    for first, second in crossed:
-        lines = [
-            (a, b, *(_right(e, lambda x, a=a, b=b: (x.get("meta", {}).get(first), x.get("meta", {}).get(second)) == (a, b)) for e in exams))
-            for a in _values(exams, first)
-            for b in _values(exams, second)
-        ]
-        body += details(f"By {first} and {second}", table((first, second, *map(label, exams)), [x for x in lines if any("(" in c for c in x[2:])], left=2))
+    for first, second in (("class", "template"), ("class", "split"), ("class", "attribute")):
+        pairs = [(a, b) for a in _values(exams, first) for b in _values(exams, second) if first in keys and second in keys]
+        lines = [(a, b, *(_right(e, {first: a, second: b}) for e in exams)) for a, b in pairs]
+        lines = [line for line in lines if set(line[2:]) != {"–"}]
+        if lines:
+            body += details(f"By {first} and {second}", table((first, second, *map(label, exams)), lines, left=2))
     return body
 
 
-def _right(exam: Exam, where: Callable[[Answer], bool]) -> str:
-    count = sum(1 for a in exam.answers if where(a))
-    return f"{percent(exam.share('correct', where), 1)} ({count:,})" if count else "–"
+def _right(exam: Exam, meta: dict[str, str] | None = None) -> str:
+    """The share of right answers among those with this `meta`, and their number."""
+    chosen = [bool(a.get("correct")) for a in exam.answers if (meta or {}).items() <= _kind(a).items()]
+    return f"{percent(sum(chosen) / len(chosen), 1)} ({len(chosen):,})" if chosen else "–"
+
+
+def _kind(answer: Answer) -> dict[str, str]:
+    """What kind of question it was: the texts among its meta data."""
+    return {key: value for key, value in answer.get("meta", {}).items() if isinstance(value, str)}
 
 
 def _values(exams: Sequence[Exam], key: str) -> list[str]:
-    found = dict.fromkeys(a["meta"][key] for e in reversed(exams) for a in e.answers if isinstance(a.get("meta", {}).get(key), str))
-    return list(found)
+    return list(dict.fromkeys(kind[key] for e in reversed(exams) for a in e.answers if key in (kind := _kind(a))))
 
 
 def limits(found: Found) -> str | None:
@@ -111,37 +118,45 @@ def limits(found: Found) -> str | None:
     if exam is None:
         return None
     body = paragraph(
-        "The assistant learned that questions get confident answers, so it gives one whether or not it knows. What it read many times it mostly knows; of what it read once or "
-        "never it makes up something of the right shape. This is a hallucination: nothing in the loss so far has ever rewarded “I don't know”."
+        "The assistant learned that questions get confident answers, so it gives one whether or not it knows. What it "
+        "read many times it mostly knows; of what it read once or never it makes up something of the right shape. This "
+        "is a hallucination: nothing in the loss so far has ever rewarded “I don't know”."
     )
-    classes = [c for c in ("known", "rare", "unseen") if any(a.get("meta", {}).get("class") == c for a in exam.answers)]
     told = {"known": "on dozens of pages", "rare": "on one or two pages", "unseen": "on no page"}
+    classes = [c for c in told if any(_kind(a).get("class") == c for a in exam.answers)]
     shown = ""
     if classes:
-        rows = [(c, told[c], _right(exam, lambda a, c=c: a.get("meta", {}).get("class") == c)) for c in classes]
-        body += table(("people", "their facts are", "right"), rows, left=2)
-        for c in classes:
-            wrong = _spread([a for a in exam.answers if a.get("meta", {}).get("class") == c and bool(a.get("correct")) == (c == "known")], 2 if c == "known" else 3)
-            shown += "".join(chat([("user", question_text(a)), ("assistant", answer_text(a))], _verdict(a, told[c])) for a in wrong)
+        rows = [(c, told[c], _right(exam, {"class": c})) for c in classes]
+        body += table(("people", "their facts are told", "right"), rows, left=2)
+        for c in classes:  # of those it knows, what it got right; of the others, what it made up
+            chosen = [a for a in exam.answers if _kind(a).get("class") == c and bool(a.get("correct")) == (c == "known")]
+            shown += "".join(_asked(a, told[c]) for a in _spread(chosen, 3))
     else:
-        wrong = _spread([a for a in exam.answers if not a.get("correct")], 5)
-        shown = "".join(chat([("user", question_text(a)), ("assistant", answer_text(a))], _verdict(a)) for a in wrong)
+        shown = "".join(map(_asked, _spread([a for a in exam.answers if not a.get("correct")], 5)))
     if not shown:
         return None
     body += shown
-    letters = [a for a in exam.answers if a.get("meta", {}).get("task") in ("spell", "count")]
+    letters = [a for a in exam.answers if _kind(a).get("task") in ("spell", "count")]
     if letters:
         body += "<h3>Letters inside tokens</h3>" + paragraph(
-            "A word is one or two numbers to the model, so its letters are something to remember, not to see. Writing them out first turns one hard step into many easy ones."
+            "A word is one or two numbers to the model, so its letters are something to remember, not to see. Writing "
+            "them out first turns one hard step into many easy ones."
         )
-        body += "".join(chat([("user", question_text(a)), ("assistant", answer_text(a))], _verdict(a)) for a in _spread(letters, 3))
-    body += paragraph("The cures (teaching it to say “I don't know” where it doesn't, and giving it tools and documents to look things up) are chapters of their own.")
+        body += "".join(map(_asked, _spread(letters, 3)))
+    body += paragraph(
+        "The cures (teaching it to say “I don't know” where it doesn't, and giving it tools and documents to look things "
+        "up) are chapters of their own."
+    )
     return body + code("freedive/eval/stage.py", "freedive/tasks/town.py")
 
 
 def _verdict(a: Answer, told: str = "") -> str:
-    verdict = "right" if a.get("correct") else f"wrong: {a.get('answer')}"
+    verdict = "right" if a.get("correct") else f"wrong, it is {a.get('answer')}"
     return f"{verdict}; told {told}" if told else verdict
+
+
+def _asked(a: Answer, told: str = "") -> str:
+    return chat([("user", question_text(a)), ("assistant", answer_text(a))], _verdict(a, told))
 
 
 def _spread(rows: list[Answer], count: int) -> list[Answer]:
@@ -155,36 +170,45 @@ def practice(found: Found) -> str | None:
     if not log:
         return None
     body = paragraph(
-        "Now nobody shows it answers. It tries each problem several times; a program checks the result; attempts that earned more than the others on the same problem are "
-        "made likelier, the rest less likely. Nothing says how to solve a problem, so the model finds the way that works for a model of its size."
+        "Now nobody shows it answers. It tries each problem several times; a program checks the result; attempts that "
+        "earned more than the others on the same problem are made likelier, the rest less likely. Nothing says how to "
+        "solve a problem, so the model finds the way that works for a model of its size."
     )
     metrics, config = found.metrics("rl"), found.config("rl")
-    numbers = {f"right at the first try, {when}": percent(metrics[f"{when}/pass@1"], 1) for when in ("before", "after") if f"{when}/pass@1" in metrics}
-    numbers |= {f"tokens an answer, {when}": number(metrics[f"{when}/mean_length"]) for when in ("before", "after") if f"{when}/mean_length" in metrics}
+    measured = [when for when in ("before", "after") if f"{when}/pass@1" in metrics]
+    numbers = {f"right at the first try, {when}": percent(metrics[f"{when}/pass@1"], 1) for when in measured}
+    numbers |= {f"tokens an answer, {when}": number(metrics[f"{when}/mean_length"]) for when in measured}
     body += facts(numbers)
     if config:
-        body += paragraph(f"{config.get('algo')}: {config.get('steps')} steps of {config.get('prompts_per_step')} problems, {config.get('num_generations')} attempts each.")
+        problems, attempts = config.get("prompts_per_step"), config.get("num_generations")
+        body += paragraph(f"{config.get('algo')}: {config.get('steps')} steps of {problems} problems, {attempts} attempts each.")
 
     def curve(key: str) -> list[tuple[float, float]]:
         return [(row["step"], row[key]) for row in log if row.get(key) is not None]
 
-    body += chart({"reward while practising": curve("reward"), "pass@1 on held-out problems": curve("eval/pass@1")}, "step", "part of the answers that is right", 0, 1)
-    body += chart({"practice": curve("completions/mean_length"), "held-out problems": curve("eval/mean_length")}, "step", "length of an answer, tokens", low=0)
-    body += chart({"entropy": curve("entropy")}, "step", "entropy of the next token, nats: how undecided the model still is", low=0)
+    rewards = {"reward while practising": curve("reward"), "pass@1 on held-out problems": curve("eval/pass@1")}
+    body += chart(rewards, "step", "part of the answers that is right", 0, 1)
+    lengths = {"practice": curve("completions/mean_length"), "held-out problems": curve("eval/mean_length")}
+    body += chart(lengths, "step", "length of an answer, tokens", low=0)
+    body += chart({"entropy": curve("entropy")}, "step", "entropy of the next token, nats: how undecided the model is", low=0)
     body += _worked(found)
     gap = [row["sampling/sampling_logp_difference/max"] for row in log if "sampling/sampling_logp_difference/max" in row]
     if gap:
-        body += paragraph(f"Sampler and trainer are the same code: their log-probabilities of a sampled token differed by at most {max(gap):g} in the whole run.")
+        body += paragraph(
+            "Sampler and trainer are the same code: their log-probabilities of a sampled token differed by at most "
+            f"{max(gap):g} in the whole run."
+        )
     samples = found.json("rl", "samples.json") or []
     if samples:
-        shown = (chat([("user", question_text(s)), ("assistant", s["text"])], f"step {s['step']}, reward {s['reward']:g}") for s in samples)
+        notes = [f"step {s['step']}, reward {s['reward']:g}" for s in samples]
+        shown = [chat([("user", question_text(s)), ("assistant", s["text"])], note) for s, note in zip(samples, notes)]
         body += details("An attempt now and then during practice", "".join(shown))
     return body + code("freedive/rl/stage.py", "freedive/objectives/policy.py", "freedive/tasks/arithmetic.py")
 
 
 def _worked(found: Found) -> str:
     """The same sums before and after: how many answers are worked out column by column, and some of them."""
-    sums = {e.name: {question_text(a): a for a in e.answers if a.get("meta", {}).get("task") == "arithmetic"} for e in found.exams}
+    sums = {e.name: {question_text(a): a for a in e.answers if _kind(a).get("task") == "arithmetic"} for e in found.exams}
     before, after = ([s for name, s in sums.items() if name.endswith(end) and s] for end in ("sft", "rl"))
     if not before or not after:
         return ""
@@ -193,7 +217,10 @@ def _worked(found: Found) -> str:
     right = [sum(bool(a.get("correct")) for a in rows.values()) / len(rows) for rows in (old, new)]
     body = "<h3>The same sums, before and after</h3>" + table(
         ("answers to held-out sums", "before", "after"),
-        [("worked out column by column", *map(percent, share)), ("right, taking the likeliest token each time", *map(percent, right))],
+        [
+            ("worked out column by column", *map(percent, share)),
+            ("right, taking the likeliest token each time", *map(percent, right)),
+        ],
     )
     for question in _spread([{"q": q} for q in old if q in new], 3):
         a, b = old[question["q"]], new[question["q"]]

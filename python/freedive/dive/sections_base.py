@@ -1,10 +1,12 @@
-"""The report's first chapter: from pages to a base model (talk 1.1 to 1.5). Each function gives the HTML of one section, or None if
-what it shows is not there.
+"""The report's first chapter: from pages to a base model (talk 1.1 to 1.5).
+
+Each function gives the HTML of one section, or None if what it shows is not there.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections import Counter
 from pathlib import Path
@@ -37,13 +39,16 @@ def data(found: Found) -> str | None:
     total, rows, kept = max(1, waterfall["documents_in"]), [], []
     for step in waterfall["steps"]:
         for rule, gone in step["removed"].items():
-            rows.append((step["step"], rule, gone["documents"], human_bytes(gone["bytes"]), percent(gone["documents"] / total, 1)))
+            rows.append(
+                (step["step"], rule, gone["documents"], human_bytes(gone["bytes"]), percent(gone["documents"] / total, 1))
+            )
         if step["bytes_trimmed"] > 0:
             rows.append((step["step"], "cut from pages that stay", "", human_bytes(step["bytes_trimmed"]), ""))
-        kept.append((step["step"], step["bytes_out"] / max(1, waterfall["bytes_in"]), f"{step['documents_out']:,} pages, {human_bytes(step['bytes_out'])}"))
+        note = f"{step['documents_out']:,} pages, {human_bytes(step['bytes_out'])}"
+        kept.append((step["step"], step["documents_out"] / total, note))
     body = paragraph(
-        "A language model learns from text, and most of what a crawler brings home is not text worth learning from: menus, cookie banners, spam, copies, "
-        "other languages. Each step below removes one kind, and says why."
+        "A language model learns from text, and most of what a crawler brings home is not text worth learning from: "
+        "menus, cookie banners, spam, copies, other languages. Each step below removes one kind, and says why."
     )
     body += facts({"raw pages": waterfall["documents_in"], "raw bytes": human_bytes(waterfall["bytes_in"]),
                    "documents left": waterfall["documents_out"], "clean text": human_bytes(waterfall["bytes_out"])})  # fmt: skip
@@ -52,7 +57,8 @@ def data(found: Found) -> str | None:
     body += _against_truth(found)
     samples: dict[str, str] = {}
     for row in found.lines("data", "rejected.jsonl"):
-        samples.setdefault(row["reason"], quote(row["text"][:600], f"{row['reason']} · {row.get('url') or row.get('source', '')}"))
+        caption = f"{row['reason']} · {row.get('url') or row.get('source', '')}"
+        samples.setdefault(row["reason"], quote(row["text"][:600], caption))
     if samples:
         body += details(f"A rejected page for each of {len(samples)} reasons", "".join(samples.values()))
     first = next(iter(iter_texts(found.folders["data"])), "")
@@ -67,10 +73,16 @@ def _against_truth(found: Found) -> str:
         return ""
     stayed = {row.get("url") for file in sorted(found.folders["data"].glob("*-*.jsonl")) for row in jsonl(file)}
     pages, kept = Counter(row["kind"] for row in truth), Counter(row["kind"] for row in truth if row["url"] in stayed)
-    should = {row["kind"]: "stays" if row["expected"] == "keep" else "either" if row["expected"] == "any" else f"goes: {row['expected']}" for row in truth}
-    rows = [(kind, should[kind], count, kept[kind]) for kind, count in sorted(pages.items(), key=lambda item: (should[item[0]] != "stays", item[0]))]
-    note = paragraph("This web was made for the dive, so it is known what each page is. Near-copies (`near_dedup`) need a step that compares similar texts.")
-    return details("Was that right? Each kind of page, and how many stayed", note + table(("kind of page", "it", "pages", "stayed"), rows, left=2))
+    fate = {"keep": "stays", "any": "either"}
+    should = {row["kind"]: fate.get(row["expected"], f"goes: {row['expected']}") for row in truth}
+    order = sorted(pages, key=lambda kind: (should[kind] != "stays", kind))
+    note = paragraph(
+        "This web was made for the dive, so it is known what each page is. Near-copies (`near_dedup`) need a step that "
+        "compares similar texts."
+    )
+    rows = [(kind, should[kind], pages[kind], kept[kind]) for kind in order]
+    summary = "Was that right? Each kind of page, and how many stayed"
+    return details(summary, note + table(("kind of page", "it", "pages", "stayed"), rows, left=2))
 
 
 def tokens(found: Found) -> str | None:
@@ -80,8 +92,9 @@ def tokens(found: Found) -> str | None:
         return None
     measured = found.metrics("tokenizer")
     body = paragraph(
-        "The model sees numbers, not letters. The tokenizer joined the most frequent neighbours again and again, so that a common word is one number and a rare "
-        "one a few. Each colour below is one token; touch or point at one to see its number and bytes."
+        "The model sees numbers, not letters. The tokenizer joined the most frequent neighbours again and again, so that "
+        "a common word is one number and a rare one a few. Each colour below is one token; touch or point at one to see "
+        "its number and bytes."
     )
     numbers: dict[str, Any] = {"tokens in the vocabulary": tok.vocab_size}
     if measured.get("bytes_per_token"):
@@ -97,8 +110,8 @@ def tokens(found: Found) -> str | None:
     if tok.chat is not None:
         ids, mask = render(tok, TALK_CHAT)
         body += "<h3>A conversation is tokens too</h3>" + paragraph(
-            "Special tokens that no text can contain mark who speaks. Fine-tuning (chapter 2) learns only what is underlined in red: the assistant's words and its end "
-            "of turn. This is the example of the talk."
+            "Special tokens that no text can contain mark who speaks. Fine-tuning (chapter 2) learns only what is "
+            "underlined in red: the assistant's words and its end of turn. This is the example of the talk."
         )
         body += to_html(tok, ids, mask) + details(f"Its {len(ids)} numbers", _ids(ids))
     return body + code("freedive/tokenizer/train.py", "freedive/tokenizer/chat.py")
@@ -110,7 +123,8 @@ def _ids(ids: list[int]) -> str:
 
 def _ordinary(tok: Tokenizer) -> list[str]:
     """Tokens that are readable text of their own, without the space many begin with."""
-    shown = (tok.decode([i]).strip() for i in range(min(tok.vocab_size, 100_000)) if tok.vocab_mask[i] and i not in tok.special_ids)
+    ids = (i for i in range(min(tok.vocab_size, 100_000)) if tok.vocab_mask[i] and i not in tok.special_ids)
+    shown = (tok.decode([i]).strip() for i in ids)
     return [t for t in dict.fromkeys(shown) if t.isprintable() and "�" not in t]
 
 
@@ -132,20 +146,22 @@ def training(found: Found) -> str | None:
         return None
     metrics, tok = found.metrics("pretrain"), found.tokenizer
     body = paragraph(
-        "Training shows the network a stretch of text, asks for the next token at every position, and moves every parameter a little so that the token that really came "
-        "becomes likelier. The loss is the surprise in nats: e to the minus loss is the probability given to the right token."
+        "Training shows the network a stretch of text, asks for the next token at every position, and moves every "
+        "parameter a little so that the token that really came becomes likelier. The loss is the surprise in nats: e to "
+        "the minus loss is the probability given to the right token."
     )
-    numbers = {"training tokens": metrics.get("train_tokens"), "steps": metrics.get("steps"), "validation loss": metrics.get("val_loss")}
-    numbers |= {"bits per byte of unseen text": metrics.get("val_bits_per_byte")}
-    body += facts({k: v for k, v in numbers.items() if v is not None})
+    names = {"train_tokens": "training tokens", "steps": "steps", "val_loss": "loss on unseen pages"}
+    names |= {"val_bits_per_byte": "bits per byte of unseen pages"}
+    body += facts({caption: metrics[name] for name, caption in names.items() if metrics.get(name) is not None})
     curves = {"training": [(row["step"], row["loss"]) for row in log if row.get("loss") is not None],
               "unseen pages": [(row["step"], row["val_loss"]) for row in log if row.get("val_loss") is not None]}  # fmt: skip
     body += chart(curves, "step", "loss, nats a token")
     if tok is not None and curves["training"]:
-        import math
-
-        body += paragraph(f"A blind guess among {tok.vocab_size:,} tokens would score ln {tok.vocab_size:,} = {math.log(tok.vocab_size):.2f}; "
-                          f"the first line of the log has {curves['training'][0][1]:.2f}, the last {curves['training'][-1][1]:.2f}.")  # fmt: skip
+        first, last = curves["training"][0][1], curves["training"][-1][1]
+        body += paragraph(
+            f"A blind guess among {tok.vocab_size:,} tokens would score ln {tok.vocab_size:,} = {math.log(tok.vocab_size):.2f}; "
+            f"the log begins with {first:.2f} and ends with {last:.2f}."
+        )
     return body + speed(found, "pretrain") + code("freedive/pretrain/stage.py", "freedive/train/loop.py")
 
 
@@ -155,7 +171,10 @@ def speed(found: Found, stage: str) -> str:
     log = [row for row in found.lines(stage, "timings.jsonl") if "tokens_per_second" in row]
     if len(log) < 2:
         return ""
-    for key, name, scale, form in (("tokens_per_second", "tokens a second", 1, "{:,.0f}"), ("peak_share", "% of the machine's float32 peak", 100, "{:.1f}")):
+    for key, name, scale, form in (
+        ("tokens_per_second", "tokens a second", 1, "{:,.0f}"),
+        ("peak_share", "% of the machine's float32 peak", 100, "{:.1f}"),
+    ):
         values = sorted(scale * row[key] for row in log if key in row)
         if len(values) >= 2:
             tenths = statistics.quantiles(values, n=10, method="inclusive")
@@ -172,14 +191,19 @@ def network(found: Found) -> str | None:
     groups = _parameter_groups(folder / "model.safetensors")
     total = sum(count * copies for _, _, count, copies in groups)
     body = paragraph(
-        f"The network is a fixed mathematical expression of its input tokens and {total:,} parameters: {config.n_layer} layers, each an attention step in which a position "
-        f"looks back at earlier ones, and a small network that works on each position alone. Its vectors have {config.d_model} numbers."
+        f"The network is a fixed mathematical expression of its input tokens and {total:,} parameters: {config.n_layer} "
+        "layers, each an attention step in which a position looks back at earlier ones, and a small network that works "
+        f"on each position alone. Its vectors have {config.d_model} numbers."
     )
     body += facts({"parameters": total, "layers": config.n_layer, "width": config.d_model, "attention heads": config.n_head,
                    "longest input, tokens": config.max_positions})  # fmt: skip
     rows = [(name, " x ".join(map(str, shape)), copies, count * copies) for name, shape, count, copies in groups]
     body += details("Every parameter", table(("tensor", "shape", "times", "parameters"), rows, left=2))
-    return body + _memory(found, config) + code("csrc/model/decoder.cpp", "freedive/reference/decoder.py", "freedive/model/config.py")
+    return (
+        body
+        + _memory(found, config)
+        + code("csrc/model/decoder.cpp", "freedive/reference/decoder.py", "freedive/model/config.py")
+    )
 
 
 def _memory(found: Found, config: DecoderConfig) -> str:
@@ -199,13 +223,7 @@ def _parameter_groups(path: Path) -> list[tuple[str, tuple[int, ...], int, int]]
         parts = ["*" if part.isdigit() else part for part in name.split(".")]
         key = (".".join(parts), tuple(header[name]["shape"]))
         groups[key] = groups.get(key, 0) + 1
-    out = []
-    for (name, shape), copies in groups.items():
-        count = 1
-        for size in shape:
-            count *= size
-        out.append((name, shape, count, copies))
-    return out
+    return [(name, shape, math.prod(shape), copies) for (name, shape), copies in groups.items()]
 
 
 def base_samples(found: Found) -> str | None:
@@ -214,8 +232,9 @@ def base_samples(found: Found) -> str | None:
     if not samples:
         return None
     body = paragraph(
-        "The base model answers nothing: it continues documents. From an empty page it dreams new ones in the style of its training data, token by token, each drawn at "
-        "random with the probability the network gives it. The facts in them are as dreamt as the words."
+        "The base model answers nothing: it continues documents. From an empty page it dreams new ones in the style of "
+        "its training data, token by token, each drawn at random with the probability the network gives it. The facts in "
+        "them are as dreamt as the words."
     )
     for sample in samples[:8]:
         start = sample["prompt"]
@@ -227,7 +246,8 @@ def base_samples(found: Found) -> str | None:
         shown = [[("user", question_text(a)), ("assistant", answer_text(a))] for a in exam.answers[:3]]
         stops = exam.share("stopped")
         body += "<h3>The base model in an assistant's seat</h3>" + paragraph(
-            f"Put into the form of a conversation, it has never seen what follows. It ended its turn in {percent(stops)} of {number(len(exam.answers))} questions."
+            f"Put into the form of a conversation, it has never seen what follows. It ended its turn in {percent(stops)} "
+            f"of {number(len(exam.answers))} questions."
         )
         body += "".join(chat(turns) for turns in shown)
     return body + code("freedive/inference/engine.py", "csrc/cpu/sampling.cpp")

@@ -34,7 +34,7 @@ def settings(found: Found) -> str | None:
     """What every folder was made with."""
     if not found.runs:
         return None
-    body = paragraph("Each folder's `run.json` holds these. The same settings and input give the same bytes again, whatever the number of threads.")
+    body = paragraph("Each folder's `run.json` holds these. The same settings and input give the same bytes again.")
     for path, run in found.runs.items():
         rows = [(key, _shown(value)) for key, value in run.get("config", {}).items()]
         rows += [(f"result: {key}", _shown(value)) for key, value in run.get("metrics", {}).items()]

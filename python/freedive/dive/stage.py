@@ -1,7 +1,7 @@
 """`freedive dive`: the whole way from raw pages to a chatting, RL-trained assistant; nothing but the list of the stages.
 
-Every stage writes OUT/<stage>/ and is skipped when that folder is finished, so a dive that was killed goes on where it was. What took
-how long goes to OUT/timings.jsonl; OUT/dive.json holds only what is the same in every run with this tier and seed.
+Every stage writes OUT/<stage>/ and is skipped when that folder is finished, so a dive that was killed goes on where it was. What
+took how long goes to OUT/timings.jsonl; OUT/dive.json holds only what is the same in every run with this tier and seed.
 """
 
 from __future__ import annotations
@@ -17,28 +17,36 @@ from pathlib import Path
 from typing import Any, Literal
 
 from freedive.data import stage as data
+from freedive.data.stage import DataConfig
 from freedive.data.texts import iter_rows
 from freedive.eval import stage as evaluation
+from freedive.eval.stage import EvalConfig
 from freedive.pretrain import stage as pretrain
+from freedive.pretrain.stage import PretrainConfig
 from freedive.rl import stage as rl
+from freedive.rl.stage import RLConfig
 from freedive.runs import UserError, folder_hash, json_line, option, progress, read_json, stage, write_atomic, write_json_atomic
 from freedive.sft import stage as sft
+from freedive.sft.stage import SFTConfig
 from freedive.tasks.crawl import Crawl, crawl_paths, generate_crawl
 from freedive.tasks.draw import Draw
 from freedive.tokenizer import stage as tokenizer
+from freedive.tokenizer.stage import TokenizerConfig
 
 from .machine import machine
 from .report import write_report
 from .tiers import TIERS, Tier
 
 EXAM_STREAM = 41
+EXAM_GROUPS = ("task", "class", "split", "template")
+REWARD = "freedive.tasks.arithmetic:reward"
 
 
 @dataclass(frozen=True)
 class DiveConfig:
     """From raw pages to a chatting assistant, with a report."""
 
-    tier: Literal["smoke", "demo"] = option("demo", "demo: about ten minutes on 2 cores; smoke: one minute, to see that everything works")
+    tier: Literal["smoke", "demo"] = option("demo", "demo: ten minutes on 2 cores; smoke: one minute, to try everything")
     out: Path = option(Path("freedive-dive"), "folder to write")
     seed: int = option(0, "of everything random")
     threads: int | None = option(None, "CPU threads (default: all)")
@@ -51,11 +59,13 @@ class DiveConfig:
 class CrawlConfig:
     """What the first stage depends on."""
 
+    out: Path
     scale: str
     quiz_every: int
     quiz_every_base: int
     exam_sums: int
     seed: int
+    force: bool
 
 
 @dataclass(frozen=True)
@@ -100,52 +110,89 @@ def list_of_steps(c: DiveConfig, t: Tier) -> list[Step]:
     web = crawl_paths(at / "crawl")
     exam, short_exam = web.quiz.with_name("exam.jsonl"), web.quiz.with_name("exam_base.jsonl")
 
-    def examine(name: str, title: str, model: str, questions: Path) -> Step:
-        settings = evaluation.EvalConfig(model=at / model, data=questions, out=at / name, max_new_tokens=t.exam_new_tokens,
-                                         group_by=("task", "class", "split", "template"), threads=c.threads, force=c.force)  # fmt: skip
-        return Step(name, title, f"the exam for OUT/{model}: questions and sums that were in no training set", settings, evaluation.run, _exam_result)
+    def examine(model: str, questions: Path, out: str) -> Any:
+        return EvalConfig(
+            model=at / model, data=questions, out=at / out, max_new_tokens=t.exam_new_tokens, group_by=EXAM_GROUPS,
+            threads=c.threads, force=c.force,
+        )  # fmt: skip
 
     return [
-        Step("crawl", "1.1 The crawl", "a small invented web is written: a town, sums, Python's documentation, and junk between them",
-             CrawlConfig(t.scale, t.quiz_every, t.quiz_every_base, t.exam_sums, c.seed), lambda s: make_crawl(s, at / "crawl", c.force),
-             lambda m: f"{m['pages']:,} raw pages"),
-        Step("data", "1.1 The training data", "raw pages become clean text; what is junk, foreign or a copy goes",
-             data.DataConfig(inputs=(web.pages,), out=at / "data", preset=t.quality, max_line_copies=t.max_line_copies,
-                             val_fraction=t.val_fraction, force=c.force), data.run,
-             lambda m: f"{m['documents_out']:,} of {m['documents_in']:,} pages are left, {m['bytes_out'] / 1e6:.2f} MB of text"),
-        Step("tokenizer", "1.2 Tokenization", "the commonest pieces of words become the vocabulary",
-             tokenizer.TokenizerConfig(data=at / "data", out=at / "tokenizer", vocab_size=t.vocab_size, **common), tokenizer.run,
-             lambda m: f"{m['vocab_size']:,} tokens, {m.get('bytes_per_token', 0):.2f} bytes of text in each"),
-        Step("pretrain", "1.3 Training", "a random network learns to predict the next token of the pages",
-             pretrain.PretrainConfig(data=at / "data", tokenizer=str(at / "tokenizer"), out=at / "pretrain", depth=t.depth, context=t.context,
-                                     epochs=t.pretrain_epochs, batch_tokens=t.pretrain_batch, micro_tokens=t.pretrain_batch, lr=t.pretrain_lr,
-                                     eval_every=t.pretrain_eval_every, prompts=["def ", "The town of "], **common), pretrain.run,
-             lambda m: f"loss {m['val_loss']:.2f} on pages it has not seen, {m['val_bits_per_byte']:.2f} bits per byte"),
-        examine("eval-base", "1.5 The base model", "pretrain", short_exam),
-        Step("sft", "2 Post-training", "conversations turn the simulator of pages into an assistant",
-             sft.SFTConfig(model=at / "pretrain", data=web.sft_train, out=at / "sft", context=t.context, epochs=t.sft_epochs, batch_tokens=t.sft_batch,
-                           micro_tokens=t.sft_batch, lr=t.sft_lr, samples=["Hello!", "Who are you?", "What is 12+34?", "Spell strawberry."],
-                           **common), sft.run,
-             lambda m: f"learned from {m['conversations']:,} conversations in {m['steps']:,} steps"),
-        examine("eval-sft", "3 What it knows", "sft", exam),
-        Step("rl", "4 Reinforcement learning", "it practises sums; only whether the answer is right counts",
-             rl.RLConfig(model=at / "sft", data=web.rl_train, eval_data=web.rl_eval, out=at / "rl", reward="freedive.tasks.arithmetic:reward",
-                         steps=t.rl_steps, prompts_per_step=t.rl_prompts, num_generations=t.rl_generations, max_completion_length=t.rl_new_tokens,
-                         lr=t.rl_lr, eval_every=t.rl_eval_every, **common), rl.run,
-             lambda m: f"right on {m['before/pass@1']:.0%} of new sums before, {m['after/pass@1']:.0%} after"),
-        examine("eval-rl", "4 After practice", "rl", exam),
+        Step(
+            "crawl", "1.1 The crawl", "a small web is invented: a town, sums, Python's documentation, and junk between them",
+            CrawlConfig(at / "crawl", t.scale, t.quiz_every, t.quiz_every_base, t.exam_sums, c.seed, c.force),
+            make_crawl,
+            lambda m: f"{m['pages']:,} raw pages",
+        ),
+        Step(
+            "data", "1.1 The training data", "raw pages become clean text; what is junk, foreign or a copy goes",
+            DataConfig(
+                inputs=(web.pages,), out=at / "data", preset=t.quality, max_line_copies=t.max_line_copies,
+                val_fraction=t.val_fraction, workers=c.threads or 0, force=c.force,
+            ),
+            data.run,
+            lambda m: f"{m['documents_out']:,} of {m['documents_in']:,} pages are left, {m['bytes_out'] / 1e6:.2f} MB of text",
+        ),
+        Step(
+            "tokenizer", "1.2 Tokenization", "the commonest pieces of words become the vocabulary",
+            TokenizerConfig(data=at / "data", out=at / "tokenizer", vocab_size=t.vocab_size, **common),
+            tokenizer.run,
+            lambda m: f"{m['vocab_size']:,} tokens, {m.get('bytes_per_token', 0):.2f} bytes of text in each",
+        ),
+        Step(
+            "pretrain", "1.3 The training process", "a random network learns to predict the next token of the pages",
+            PretrainConfig(
+                data=at / "data", tokenizer=str(at / "tokenizer"), out=at / "pretrain", depth=t.depth, context=t.context,
+                epochs=t.pretrain_epochs, batch_tokens=t.pretrain_batch, micro_tokens=t.pretrain_batch, lr=t.pretrain_lr,
+                eval_every=t.pretrain_eval_every, prompts=["def ", "What is 12+34? "], **common,
+            ),
+            pretrain.run,
+            lambda m: f"loss {m['val_loss']:.2f} on unseen pages, {m['val_bits_per_byte']:.2f} bits per byte",
+        ),
+        Step(
+            "eval-base", "1.5 The base model", "it continues documents; asked a question, it goes on dreaming",
+            examine("pretrain", short_exam, "eval-base"), evaluation.run, exam_result,
+        ),
+        Step(
+            "sft", "2 Post-training", "conversations turn the simulator of pages into an assistant",
+            SFTConfig(
+                model=at / "pretrain", data=web.sft_train, out=at / "sft", context=t.context, epochs=t.sft_epochs,
+                batch_tokens=t.sft_batch, micro_tokens=t.sft_batch, lr=t.sft_lr,
+                samples=["Hello!", "Who are you?", "What is 12+34?", "Spell strawberry."], **common,
+            ),
+            sft.run,
+            lambda m: f"learned from {m['conversations']:,} conversations in {m['steps']:,} steps",
+        ),
+        Step(
+            "eval-sft", "3 What it knows", "questions that were in no training set, about things it read often, once and never",
+            examine("sft", exam, "eval-sft"), evaluation.run, exam_result,
+        ),
+        Step(
+            "rl", "4 Reinforcement learning", "it practises sums; only whether the answer is right counts",
+            RLConfig(
+                model=at / "sft", data=web.rl_train, eval_data=web.rl_eval, out=at / "rl", reward=REWARD, steps=t.rl_steps,
+                prompts_per_step=t.rl_prompts, num_generations=t.rl_generations, max_completion_length=t.rl_new_tokens,
+                lr=t.rl_lr, eval_every=t.rl_eval_every, **common,
+            ),
+            rl.run,
+            lambda m: f"right on {m['before/pass@1']:.0%} of new sums before, {m['after/pass@1']:.0%} after",
+        ),
+        Step(
+            "eval-rl", "4 After practice", "the same exam again",
+            examine("rl", exam, "eval-rl"), evaluation.run, exam_result,
+        ),
     ]  # fmt: skip
 
 
-def make_crawl(c: CrawlConfig, out: Path, force: bool = False) -> Path:
+def make_crawl(c: CrawlConfig) -> Path:
     """The invented web and its exams, as an artefact."""
-    with stage("crawl", c, out=out, force=force) as artefact:
+    with stage("crawl", c, out=c.out, force=c.force) as artefact:
         if not artefact.done:
             web = generate_crawl(artefact.work, c.seed, c.scale)
             for name, every in (("exam", c.quiz_every), ("exam_base", c.quiz_every_base)):
-                write_atomic(web.quiz.with_name(f"{name}.jsonl"), (json_line(row) for row in exam_rows(web, c.seed, every, c.exam_sums)))
+                rows = exam_rows(web, c.seed, every, c.exam_sums)
+                write_atomic(web.quiz.with_name(f"{name}.jsonl"), map(json_line, rows))
             artefact.summary(pages=sum(1 for _ in iter_rows(web.truth)))
-    return out
+    return c.out
 
 
 def exam_rows(web: Crawl, seed: int, quiz_every: int, sums: int) -> Iterator[dict[str, Any]]:
@@ -175,7 +222,7 @@ def _take(step: Step, config: DiveConfig) -> None:
     print(f"  -> {step.result(_metrics(folder))} ({seconds:.1f} s)\n", flush=True)
 
 
-def _exam_result(metrics: dict[str, Any]) -> str:
+def exam_result(metrics: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value:.0%}" for name, value in metrics.items() if isinstance(value, float) and 0 <= value <= 1)
 
 

@@ -14,8 +14,9 @@ from freedive.inference.samples import draw_samples
 from freedive.model import DecoderConfig, Model, from_depth, plan, preset, save_pretrained
 from freedive.runs import UserError, option, stage, write_json_atomic
 from freedive.train import Documents, SequenceLoader, Settings, supervised_loop
+from freedive.train.evaluate import held_out_loss
 
-from .corpus import held_out_loss, load_corpus
+from .corpus import load_corpus
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class PretrainConfig:
     tokenizer: str = option("bpe", "tokenizer folder, or: bpe (trained on the text), bytes, chars, gpt2, cl100k_base, o200k_base")
     vocab_size: int = option(2048, "of the tokenizer trained when --tokenizer bpe")
     out: Path = option(Path("pretrain"), "folder to write")
-    depth: int = option(4, "layers; width, heads, batch and learning rate follow from it")
+    depth: int | None = option(None, "layers; width, heads and learning rate follow from it (default 4; with --preset: the preset's)")
     preset: str | None = option(None, "instead of --depth: gpt2, llama3, qwen3, smollm2, ... (see docs)")
     d_model: int | None = option(None, "override the width")
     n_head: int | None = option(None, "override the number of heads")
@@ -62,11 +63,11 @@ class PretrainConfig:
 def model_config(c: PretrainConfig, vocab_size: int) -> DecoderConfig:
     """The architecture: a preset or the depth dial, then what was overridden."""
     longest = c.max_positions or 4 * c.context
-    base = preset(c.preset, vocab_size=vocab_size) if c.preset else from_depth(c.depth, vocab_size)
+    base = preset(c.preset, vocab_size=vocab_size) if c.preset else from_depth(c.depth or 4, vocab_size)
     changes = {k: getattr(c, k) for k in ("d_model", "n_head", "n_kv_head", "head_dim", "d_ff", "tie_embeddings") if getattr(c, k) is not None}
     if c.preset is None or c.max_positions:
         changes["max_positions"] = longest
-    if c.preset and c.depth != 4:
+    if c.preset and c.depth:
         changes["n_layer"] = c.depth
     return base.replace(**changes)
 

@@ -45,6 +45,8 @@ def train_tokenizer(
     pattern that doesn't parse.
     """
     specials = check_settings(vocab_size, pattern, special_tokens)
+    if max_chars < 1:
+        raise UserError(f"max_chars is {max_chars}; it must be at least 1")
     if isinstance(texts, str):
         texts = [texts]  # one document, not a million one-letter ones
     try:

@@ -1,0 +1,102 @@
+"""`freedive chat`: talk to a model in the terminal. A base model, which knows no turns, continues what is typed instead."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from freedive.runs import UserError, option
+from freedive.tokenizer import render
+
+from .load import LM, load
+
+DIVE = Path("freedive-dive")
+HELP = "/clear forgets the conversation, /quit or Ctrl-D leaves, Ctrl-C stops an answer"
+
+
+@dataclass(frozen=True)
+class ChatConfig:
+    """Talk to a model."""
+
+    model: Path | None = option(None, "folder of the model (default: the newest of freedive-dive/rl, sft, pretrain)")
+    prompt: str | None = option(None, "ask this, print the answer, and leave")
+    system: str | None = option(None, "a system message")
+    base: bool = option(False, "continue texts instead of answering, as a base model does")
+    temperature: float = option(0.0, "0 takes the likeliest token; 1 samples as trained")
+    top_k: int = option(0, "sample among the k likeliest (0: off)")
+    top_p: float = option(1.0, "sample among the likeliest that make up p (1: off)")
+    max_new_tokens: int = option(200, "longest answer, in tokens")
+    seed: int = option(0, "of sampling")
+    threads: int | None = option(None, "CPU threads (default: all)")
+
+
+def find_model(folder: Path | None) -> Path:
+    if folder is not None:
+        return folder
+    for name in ("rl", "sft", "pretrain"):
+        if (DIVE / name / "model.safetensors").is_file():
+            return DIVE / name
+    raise UserError("no model was named, and there is none in ./freedive-dive", hint="run freedive dive first, or give --model FOLDER")
+
+
+def run(c: ChatConfig) -> int:
+    """The chat; returns the exit code."""
+    folder = find_model(c.model)
+    lm = load(folder, threads=c.threads)
+    base = c.base or "pretrain" in _stage(folder)
+    if c.prompt is not None:
+        _answer(c, lm, base, [{"role": "user", "content": c.prompt}], c.seed)
+        return 0
+    print(f"{folder}: {lm.model.config.n_params():,} parameters. {HELP}.")
+    if base:
+        print("This is a base model: it continues what you type, like a document of its training data.")
+    history: list[dict[str, str]] = []
+    turn = 0
+    while True:
+        try:
+            text = input("\n> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return 0
+        if text in ("/quit", "/exit"):
+            return 0
+        if text == "/clear":
+            history = []
+        elif text.startswith("/"):
+            print(HELP)
+        elif text:
+            history = [] if base else history
+            history.append({"role": "user", "content": text})
+            reply = _answer(c, lm, base, history, c.seed + turn)
+            history.append({"role": "assistant", "content": reply or "..."})
+            turn += 1
+
+
+def _stage(folder: Path) -> str:
+    from freedive.runs import read_json
+
+    return str(read_json(folder / "run.json").get("stage", "")) if (folder / "run.json").is_file() else ""
+
+
+def _answer(c: ChatConfig, lm: LM, base: bool, history: list[dict[str, str]], seed: int) -> str:
+    """Print the answer as it comes; returns it. Ctrl-C ends it early."""
+    tok, room = lm.tokenizer, lm.model.config.max_positions
+    system = [{"role": "system", "content": c.system}] if c.system else []
+    turns = history
+    ids = [tok.bos_id, *tok.encode(history[-1]["content"])] if base else render(tok, [*system, *turns], add_generation_prompt=True)[0]
+    while len(ids) + 16 > room and len(turns) > 1:
+        turns = turns[2:]  # the oldest exchange
+        ids = render(tok, [*system, *turns], add_generation_prompt=True)[0]
+        if len(ids) + 16 <= room:
+            print("(the conversation is longer than the model's context: its beginning is forgotten)", file=sys.stderr)
+    parts: list[str] = []
+    stops = (tok.bos_id, tok.im_end)
+    try:
+        for piece in lm.engine.stream(ids, c.max_new_tokens, c.temperature, c.top_k, c.top_p, stop_ids=stops, seed=seed):
+            parts.append(piece)
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        print(" (stopped)", end="")
+    print()
+    return "".join(parts)

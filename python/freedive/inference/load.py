@@ -1,0 +1,75 @@
+"""`freedive.load(folder)`: a trained model with its tokenizer, ready to generate, chat and score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from freedive.model import Batch, Model, Outputs, load_pretrained
+from freedive.runs import UserError
+from freedive.tokenizer import Tokenizer, render
+
+from .engine import Engine
+
+Messages = Sequence[dict[str, str]]
+
+
+class LM:
+    """A model folder in memory: `.model`, `.tokenizer`, `.engine`, and the short ways to use them."""
+
+    def __init__(self, model: Model, tokenizer: Tokenizer):
+        self.model, self.tokenizer, self.engine = model, tokenizer, Engine(model, tokenizer)
+
+    def generate(self, prompt: str, max_new_tokens: int = 64, temperature: float = 0.8, seed: int = 0, **sampling: Any) -> str:
+        """Continue a text, as a document of the training data would go on."""
+        tok = self.tokenizer
+        sampling.setdefault("stop_ids", (tok.bos_id, tok.im_end))
+        out = self.engine.generate([[tok.bos_id, *tok.encode(prompt)]], max_new_tokens=max_new_tokens, temperature=temperature, seeds=[seed], **sampling)
+        return out[0].text
+
+    def chat(self, messages: str | Messages, max_new_tokens: int = 128, temperature: float = 0.0, seed: int = 0, **sampling: Any) -> str:
+        """The assistant's answer to a question, or to a list of {"role", "content"}."""
+        tok = self.tokenizer
+        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        ids = render(tok, turns, add_generation_prompt=True)[0]
+        sampling.setdefault("stop_ids", (tok.im_end,))
+        return self.engine.generate([ids], max_new_tokens=max_new_tokens, temperature=temperature, seeds=[seed], **sampling)[0].text
+
+    def score(self, text: str) -> tuple[list[int], np.ndarray]:
+        """(ids, log-probs): each token of a text and its log-prob given what stands before it, float32, nats."""
+        tok = self.tokenizer
+        ids = tok.encode(text)
+        if not ids:
+            return [], np.zeros(0, np.float32)
+        whole = [tok.bos_id, *ids]
+        return ids, self.model.score(Batch.pack([(whole[:-1], whole[1:])])).logprobs
+
+    def forward(self, batch: Batch, temperature: float = 1.0) -> Outputs:
+        """Model.forward: per-token outputs, activations kept for `backward`."""
+        return self.model.forward(batch, temperature)
+
+    def backward(self, dlogprobs: np.ndarray | None = None, dentropy: np.ndarray | None = None, dlse: np.ndarray | None = None) -> None:
+        """Model.backward: accumulate gradients."""
+        self.model.backward(dlogprobs, dentropy, dlse)
+
+
+def load(folder: str | Path, *, trainable: bool = False, max_tokens: int = 4096, max_seqs: int = 256, threads: int | None = None) -> LM:
+    """Load what `freedive pretrain`, `sft` or `rl` wrote. Raises UserError saying what is missing or damaged."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        hint = f"{folder}.partial is an unfinished run: run its command again" if Path(f"{folder}.partial").is_dir() else "train one: freedive dive"
+        raise UserError(f"no such model folder: {folder}", hint=hint)
+    if not (folder / "tokenizer").is_dir():
+        raise UserError(f"{folder} holds no tokenizer/ folder", hint="give the folder that freedive pretrain, sft or rl wrote")
+    tok = Tokenizer.load(folder / "tokenizer")
+    model = load_pretrained(folder, trainable=trainable, max_tokens=max_tokens, max_seqs=max_seqs, threads=threads)
+    if model.config.vocab_size < tok.vocab_size:
+        raise UserError(f"{folder}: the tokenizer has {tok.vocab_size} ids, the model only {model.config.vocab_size}")
+    mask = np.zeros(model.config.vocab_size, np.uint8)
+    mask[: tok.vocab_size] = tok.vocab_mask
+    if not mask.all():
+        model.set_vocab_mask(mask)
+    return LM(model, tok)
