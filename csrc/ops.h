@@ -84,7 +84,7 @@ typedef struct { fd_tensor packed, weight; } fd_matmul_pack_args;
 
 // ---- attention -------------------------------------------------------------------------------------------------
 // Causal, on a flat batch: sequence s is rows cu_seqlens[s] .. cu_seqlens[s+1]-1; nothing attends across.
-// Grouped queries: head h reads key-value head h / (H/G). lse is the log-sum-exp of the scaled scores.
+// Rows behind cu_seqlens[S] (an unused tail) come out as 0. Grouped queries: head h reads key-value head h / (H/G). lse is the log-sum-exp of the scaled scores.
 typedef struct { fd_tensor out, lse, q, k, v, cu_seqlens; double scale; } fd_attention_forward_args;
 typedef struct { fd_tensor dq, dk, dv, dout, out, lse, q, k, v, cu_seqlens; double scale; } fd_attention_backward_args;
 // Append the N new keys and values to a paged cache. Sequence s has past_lens[s] tokens already; its position p

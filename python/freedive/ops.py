@@ -152,7 +152,7 @@ def layernorm_backward(
     into = poisoned(*x.shape) if dx is None else dx
     dweight = zeros_like_rows(weight) if dweight is None else dweight
     dbias = zeros_like_rows(weight) if dbias is None else dbias
-    inputs = {"dout": dout, "x": x, "weight": weight, "mean": mean, "rstd": rstd}
+    inputs: dict[str, Any] = {"dout": dout, "x": x, "weight": weight, "mean": mean, "rstd": rstd}
     call("layernorm_backward", dx=into, dweight=dweight, dbias=dbias, accumulate=dx is not None, **inputs, **how)
     return into, dweight, dbias
 
@@ -217,7 +217,7 @@ def matmul_forward(
 ) -> Array:
     """out = x weight^T + bias + residual. x [N,C], weight [O,C], bias [O], residual [N,O] -> [N,O]. A given out is added to."""
     into = poisoned(len(x), len(weight)) if out is None else out
-    inputs = {"x": x, "weight": weight, "packed": packed, "bias": bias, "residual": residual}
+    inputs: dict[str, Any] = {"x": x, "weight": weight, "packed": packed, "bias": bias, "residual": residual}
     call("matmul_forward", out=into, accumulate=out is not None, **inputs, **how)
     return into
 
@@ -253,7 +253,7 @@ def attention_backward(
     """-> dq [N,H,D], dk, dv [N,G,D]"""
     dq, dk, dv = poisoned(*q.shape), poisoned(*k.shape), poisoned(*v.shape)
     scale = q.shape[2] ** -0.5 if scale is None else scale
-    inputs = {"dout": dout, "out": out, "lse": lse, "q": q, "k": k, "v": v, "cu_seqlens": cu_seqlens}
+    inputs: dict[str, Any] = {"dout": dout, "out": out, "lse": lse, "q": q, "k": k, "v": v, "cu_seqlens": cu_seqlens}
     call("attention_backward", dq=dq, dk=dk, dv=dv, scale=scale, **inputs, **how)
     return dq, dk, dv
 
@@ -274,7 +274,7 @@ def kv_cache_write(
     **how: Any,
 ) -> None:
     """Append k, v [N,G,D] to the cache: position p of sequence s goes to block block_table[s, p // 32], slot p % 32"""
-    where = {"cu_seqlens": cu_seqlens, "past_lens": past_lens, "block_table": block_table}
+    where: dict[str, Any] = {"cu_seqlens": cu_seqlens, "past_lens": past_lens, "block_table": block_table}
     call("kv_cache_write", k_cache=k_cache, v_cache=v_cache, k=k, v=v, **where, **how)
 
 
@@ -291,7 +291,7 @@ def attention_cached(
     """attention_forward of the newest rows, keys and values (theirs included) read from the cache -> [N,H,D]"""
     out = poisoned(*q.shape)
     scale = q.shape[2] ** -0.5 if scale is None else scale
-    inputs = {"q": q, "k_cache": k_cache, "v_cache": v_cache, "cu_seqlens": cu_seqlens, "past_lens": past_lens}
+    inputs: dict[str, Any] = {"q": q, "k_cache": k_cache, "v_cache": v_cache, "cu_seqlens": cu_seqlens, "past_lens": past_lens}
     call("attention_cached", out=out, block_table=block_table, scale=scale, **inputs, **how)
     return out
 
@@ -345,7 +345,7 @@ def head_backward(
     dx = poisoned(*x.shape)
     dweight = zeros_like_rows(weight) if dweight is None else dweight
     dlogprobs = None if dlogprobs is None else dlogprobs.reshape(inputs["targets"].shape)
-    derivatives = {"lse": lse, "entropy": entropy, "dlogprobs": dlogprobs, "dentropy": dentropy, "dlse": dlse}
+    derivatives: dict[str, Any] = {"lse": lse, "entropy": entropy, "dlogprobs": dlogprobs, "dentropy": dentropy, "dlse": dlse}
     call("head_backward", dx=dx, dweight=dweight, **inputs, **derivatives, **how)
     return dx, dweight
 
@@ -367,7 +367,7 @@ def head_forward_backward(
     shape = inputs["targets"].shape
     logprobs, entropy, lse, dx = poisoned(*shape), poisoned(len(x)), poisoned(len(x)), poisoned(*x.shape)
     dweight = zeros_like_rows(weight) if dweight is None else dweight
-    outputs = {"logprobs": logprobs, "entropy": entropy, "lse": lse, "dx": dx, "dweight": dweight}
+    outputs: dict[str, Any] = {"logprobs": logprobs, "entropy": entropy, "lse": lse, "dx": dx, "dweight": dweight}
     call("head_forward_backward", dlogprobs=dlogprobs.reshape(shape), **outputs, **inputs, **how)
     return logprobs.reshape(targets.shape), entropy, lse, dx, dweight
 
@@ -389,8 +389,8 @@ def head_sample(
     or one for all -> tokens int32 [S], logprobs [S] at the temperature, before truncation (at 1 for temperature 0)"""
     S = len(x)
     tokens, logprobs = np.full(S, -1, dtype=np.int32), poisoned(S)
-    given = {"temperature": temperature, "top_p": top_p, "min_p": min_p}
-    per_row = {name: np.array(np.broadcast_to(value, S), dtype=np.float32) for name, value in given.items()}
+    given: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "min_p": min_p}
+    per_row: dict[str, Any] = {name: np.array(np.broadcast_to(value, S), dtype=np.float32) for name, value in given.items()}
     per_row["top_k"] = np.array(np.broadcast_to(top_k, S), dtype=np.int32)
     per_row |= {
         n: np.array(np.broadcast_to(value, S), dtype=np.uint64) for n, value in (("seeds", seeds), ("counters", counters))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from op_cases import CASES
 
 from freedive import ops
 from freedive.ops import Argument, parse
@@ -154,3 +155,34 @@ def test_unknown_op():
         ops.call("softmax")
     with pytest.raises(ValueError, match="unknown op 'softmax'"):
         ops.variants("softmax")
+
+
+WRAPPED = (
+    "embedding_forward layernorm_forward layernorm_backward rope gelu_forward gelu_backward swiglu_forward swiglu_backward "
+    "rmsnorm_forward rmsnorm_backward matmul_forward matmul_backward_input attention_forward attention_backward "
+    "attention_cached global_norm"
+)
+
+
+@pytest.mark.parametrize("op", WRAPPED.split())
+def test_functions_return_what_the_kernel_writes(op):
+    """The functions that allocate their outputs, against `call` on the same inputs"""
+    case = next(case for case in CASES[op] if not case.inputs.get("accumulate"))
+    arguments = case.arguments()
+    ops.call(op, **arguments)
+    inputs = {key: value for key, value in case.inputs.items() if key != "accumulate"}
+    inputs |= {key: inputs[key].copy() for key in ("dweight", "dbias") if key in inputs}
+    got = getattr(ops, op)(**inputs)
+    got = dict(zip([a.name for a in ops.schemas()[op] if a.written], got if isinstance(got, tuple) else (got,)))
+    for key in case.expected:
+        np.testing.assert_array_equal(got[key], arguments[key])
+
+
+def test_functions_that_add_in_place():
+    for op in ("embedding_backward", "matmul_backward_weight", "adamw", "kv_cache_write"):
+        for case in CASES[op][:2]:
+            arguments, again = case.arguments(), case.arguments()
+            ops.call(op, **arguments)
+            assert getattr(ops, op)(**again) is None
+            for key in case.expected:
+                np.testing.assert_array_equal(again[key], arguments[key])

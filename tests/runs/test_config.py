@@ -40,7 +40,8 @@ def write(tmp_path: Path, text: str) -> Path:
 
 
 def test_load_toml(tmp_path):
-    text = 'data = "d"\nlearning-rate = 1\nsteps = 5\nkind = "layer"\ntext = ["a", "b"]\npair = [3, 4]\nextra = ["x"]\nfast = true\n[inner]\nbeta = 0.5\n'
+    text = 'data = "d"\nlearning-rate = 1\nsteps = 5\nkind = "layer"\ntext = ["a", "b"]\n'
+    text += 'pair = [3, 4]\nextra = ["x"]\nfast = true\n[inner]\nbeta = 0.5\n'
     config = load_toml(write(tmp_path, text), Config)
     assert config == Config(Path("d"), 1.0, 5, "layer", (Path("a"), Path("b")), (3, 4.0), ["x"], True, Inner(0.5))
     assert isinstance(config.learning_rate, float)

@@ -1,4 +1,4 @@
-"""A stage killed at any moment leaves OUT absent or whole, and calling it again ends in the same bits as if nothing had happened."""
+"""A stage killed at any moment leaves OUT absent or whole, and calling it again ends in the bits of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CALLS = ("open", "write", "fsync", "replace", "rename", "unlink", "rmdir", "mkdi
 
 @contextlib.contextmanager
 def at_call(number: int, act: Callable[[str], None]):
-    """Calls `act` instead of the number-th (from 0) call of one of CALLS; a write is first half done. Yields the count of calls."""
+    """Calls `act` before the number-th (from 0) call of one of CALLS; a write is half done by then. Yields the count of calls."""
     originals = {name: getattr(os, name) for name in CALLS}
     count = [0]
 

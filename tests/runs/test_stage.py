@@ -199,9 +199,15 @@ def test_checkpoint_round_trip(tmp_path):
 
     rng = np.random.Generator(np.random.Philox(key=[3, 0]))
     arrays = {name: rng.integers(0, 2, (3, 5)).astype(name) for name in checkpoint.DTYPES if name != "bfloat16"}
-    arrays |= {"bf16": rng.standard_normal((7, 1)).astype(ml_dtypes.bfloat16), "empty": np.zeros((0, 4), np.float32), "scalar": np.float64(0.1)}
-    arrays |= {"transposed": rng.standard_normal((4, 6)).T}
-    state = {"step": np.int64(3), "loss": float("inf"), "text": "ü\ud800", "rng": np.random.Philox(key=[1, 2]).state, "big": 2**64 - 1}
+    arrays |= {"bf16": rng.standard_normal((7, 1)).astype(ml_dtypes.bfloat16), "transposed": rng.standard_normal((4, 6)).T}
+    arrays |= {"empty": np.zeros((0, 4), np.float32), "scalar": np.float64(0.1)}
+    state = {
+        "step": np.int64(3),
+        "loss": float("inf"),
+        "text": "ü\ud800",
+        "big": 2**64 - 1,
+        "rng": np.random.Philox(key=[1, 2]).state,
+    }
     slot = checkpoint.save(tmp_path, checkpoint.Checkpoint(5, state, {"a": 1}, {"x": 10}, arrays), None)
     found = checkpoint.load(tmp_path / slot)
     assert (found.sequence, found.summary, found.sizes) == (5, {"a": 1}, {"x": 10})
@@ -225,7 +231,7 @@ def test_checkpoint_round_trip(tmp_path):
 def test_full_disk(config, monkeypatch):
     """A full disk is the user's business; what is done so far stays and is resumed."""
     expected = folder_hash(toy(dataclasses.replace(config, out=config.out.with_name("other"))))
-    room, write = [1800], os.write
+    room, write = [1200], os.write
 
     def full(descriptor, data):
         if len(data) > room[0]:

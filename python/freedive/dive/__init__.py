@@ -1,4 +1,4 @@
-"""`freedive dive`: the list of all stages on a small invented web, and the report. Only `tasks/` and this folder know the town."""
+"""`freedive dive`: all stages on a small invented web, and the report. Only `tasks/` and this folder know the town."""
 
 from .report import write_report
 from .stage import DiveConfig, run

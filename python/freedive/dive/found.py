@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -17,17 +17,36 @@ MODELS = ("pretrain", "sft", "rl")  # stages whose folder is a model, in the ord
 
 
 @dataclass(frozen=True)
+class Answer:
+    """One reply to one question."""
+
+    question: str
+    reply: str
+    expected: str
+    right: bool
+    stopped: bool  # the model ended its turn itself
+    kind: dict[str, str]  # the texts among the question's meta data
+
+    def shown(self) -> str:
+        """The reply, with a mark where it was cut off."""
+        return self.reply + ("" if self.stopped else " …")
+
+
+@dataclass(frozen=True)
 class Exam:
     """One evaluation: its answers, and which model gave them."""
 
     name: str  # of its folder
-    folder: Path
-    answers: list[dict[str, Any]]
+    answers: list[Answer]
 
-    def share(self, key: str, where: Callable[[dict[str, Any]], bool] = lambda answer: True) -> float | None:
-        """The part of the answers for which `key` is true; None if there are none."""
-        chosen = [bool(a[key]) for a in self.answers if key in a and where(a)]
-        return sum(chosen) / len(chosen) if chosen else None
+    def share(self, meta: dict[str, str] | None = None, of: str = "right") -> tuple[float | None, int]:
+        """The part that is right (or that `stopped`) of the answers to questions with this `meta`, and their number."""
+        chosen = [getattr(a, of) for a in self.answers if (meta or {}).items() <= a.kind.items()]
+        return (sum(chosen) / len(chosen) if chosen else None), len(chosen)
+
+    def values(self, key: str) -> list[str]:
+        """The values that `key` has in the questions' meta."""
+        return list(dict.fromkeys(a.kind[key] for a in self.answers if key in a.kind))
 
 
 class Found:
@@ -79,7 +98,19 @@ class Found:
             return next((i for i, part in enumerate(("base", "sft", "rl")) if path.name.endswith(part)), 9), path.name
 
         folders = sorted((p for p, run in self.runs.items() if run.get("stage") == "eval"), key=order)
-        return [Exam(p.name, p, list(jsonl(p / "answers.jsonl"))) for p in folders]
+        return [Exam(p.name, [a for row in jsonl(p / "answers.jsonl") for a in _answers(row)]) for p in folders]
+
+
+def last_words(prompt: str | list[dict[str, str]]) -> str:
+    """What the user said last, in a prompt that is text or messages."""
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+
+
+def _answers(row: dict[str, Any]) -> Iterator[Answer]:
+    """A line of answers.jsonl: one question, and one or more replies."""
+    kind = {key: value for key, value in row.get("meta", {}).items() if isinstance(value, str)}
+    for reply, right, stopped in zip(row["replies"], row["right"], row["stopped"], strict=True):
+        yield Answer(last_words(row["prompt"]), reply, str(row["answer"]), right, stopped, kind)
 
 
 def jsonl(path: Path, most: int | None = None) -> Iterator[dict[str, Any]]:

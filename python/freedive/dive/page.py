@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ufffe\uffff\ud800-\udfff]")  # allowed in text, not in HTML
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ufffe\uffff\ud800-\udfff]")
 
 
 def text(value: Any) -> str:
-    """Any value as HTML text. Control characters, which HTML forbids, become a middle dot."""
-    return html.escape(_UNSEEN.sub("·", str(value)))
+    """Any value as HTML text."""
+    return html.escape(str(value))
 
 
 def number(value: Any, digits: int = 3) -> str:
@@ -92,15 +92,16 @@ def section(anchor: str, title: str, body: str) -> str:
 
 
 def page(title: str, introduction: str, sections: Sequence[tuple[str, str, str]]) -> str:
-    """The whole document; sections are (anchor, title, body)."""
+    """The whole document; sections are (anchor, title, body). Control characters, which HTML forbids, become a middle dot."""
     contents = "".join(f'<li><a href="#{text(anchor)}">{text(name)}</a></li>' for anchor, name, _ in sections)
     body = "\n".join(section(*part) for part in sections)
-    return (
+    document = (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{text(title)}</title><style>{STYLE}</style></head>\n<body><header><h1>{text(title)}</h1>{introduction}"
         f"<nav><ul>{contents}</ul></nav></header>\n<main>{body}</main></body></html>\n"
     )
+    return _UNSEEN.sub("·", document)
 
 
 STYLE = """

@@ -7,30 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from freedive.tasks import arithmetic
 
 from .chart import chart
-from .found import Exam, Found, jsonl
+from .found import Answer, Exam, Found, jsonl, last_words
 from .page import chat, code, details, facts, number, paragraph, percent, table
 from .sections_base import speed
 
-Answer = dict[str, Any]
+T = TypeVar("T")
 MOST_GROUPS = 12  # a meta key with more values than this is a name, not a kind
 LABELS = {"eval-base": "base model", "eval-sft": "assistant", "eval-rl": "after RL"}
-
-
-def question_text(row: Answer) -> str:
-    """The last thing the user said in a row of answers.jsonl or of a task."""
-    prompt = row.get("prompt", "")
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"] if prompt else ""
-
-
-def answer_text(row: Answer) -> str:
-    """What the model said, with a mark where it was cut off."""
-    said = row.get("completion", row.get("text", ""))
-    return said + ("" if row.get("stopped", True) else " …")
 
 
 def label(exam: Exam) -> str:
@@ -77,12 +65,12 @@ def exam_tables(exams: Sequence[Exam]) -> str:
     exams = [e for e in exams if e.answers]
     if not exams:
         return ""
-    every_key = dict.fromkeys(key for e in exams for a in e.answers for key in a.get("meta", {}))
+    every_key = dict.fromkeys(key for e in exams for a in e.answers for key in a.kind)
     keys = [key for key in every_key if 1 < len(_values(exams, key)) <= MOST_GROUPS]
     rows: list[tuple[Any, ...]] = [("all questions", "", *(_right(e) for e in exams))]
     for key in keys:
         rows += [(key, value, *(_right(e, {key: value}) for e in exams)) for value in _values(exams, key)]
-    rows.append(("ended its turn", "", *(percent(e.share("stopped"), 1) for e in exams)))
+    rows.append(("ended its turn", "", *(percent(e.share(of="stopped")[0], 1) for e in exams)))
     body = "<h3>The exam</h3>" + paragraph(
         "Questions that are in no training set, in words that are in no training set. In brackets: how many were asked. "
         "Right means that the answer's text, or its last number, is the expected one."
@@ -98,18 +86,12 @@ def exam_tables(exams: Sequence[Exam]) -> str:
 
 
 def _right(exam: Exam, meta: dict[str, str] | None = None) -> str:
-    """The share of right answers among those with this `meta`, and their number."""
-    chosen = [bool(a.get("correct")) for a in exam.answers if (meta or {}).items() <= _kind(a).items()]
-    return f"{percent(sum(chosen) / len(chosen), 1)} ({len(chosen):,})" if chosen else "–"
-
-
-def _kind(answer: Answer) -> dict[str, str]:
-    """What kind of question it was: the texts among its meta data."""
-    return {key: value for key, value in answer.get("meta", {}).items() if isinstance(value, str)}
+    share, count = exam.share(meta)
+    return f"{percent(share, 1)} ({count:,})" if count else "–"
 
 
 def _values(exams: Sequence[Exam], key: str) -> list[str]:
-    return list(dict.fromkeys(kind[key] for e in reversed(exams) for a in e.answers if key in (kind := _kind(a))))
+    return list(dict.fromkeys(value for e in reversed(exams) for value in e.values(key)))
 
 
 def limits(found: Found) -> str | None:
@@ -123,20 +105,20 @@ def limits(found: Found) -> str | None:
         "is a hallucination: nothing in the loss so far has ever rewarded “I don't know”."
     )
     told = {"known": "on dozens of pages", "rare": "on one or two pages", "unseen": "on no page"}
-    classes = [c for c in told if any(_kind(a).get("class") == c for a in exam.answers)]
+    classes = [c for c in told if any(a.kind.get("class") == c for a in exam.answers)]
     shown = ""
     if classes:
         rows = [(c, told[c], _right(exam, {"class": c})) for c in classes]
         body += table(("people", "their facts are told", "right"), rows, left=2)
         for c in classes:  # of those it knows, what it got right; of the others, what it made up
-            chosen = [a for a in exam.answers if _kind(a).get("class") == c and bool(a.get("correct")) == (c == "known")]
+            chosen = [a for a in exam.answers if a.kind.get("class") == c and a.right == (c == "known")]
             shown += "".join(_asked(a, told[c]) for a in _spread(chosen, 3))
     else:
-        shown = "".join(map(_asked, _spread([a for a in exam.answers if not a.get("correct")], 5)))
+        shown = "".join(map(_asked, _spread([a for a in exam.answers if not a.right], 5)))
     if not shown:
         return None
     body += shown
-    letters = [a for a in exam.answers if _kind(a).get("task") in ("spell", "count")]
+    letters = [a for a in exam.answers if a.kind.get("task") in ("spell", "count")]
     if letters:
         body += "<h3>Letters inside tokens</h3>" + paragraph(
             "A word is one or two numbers to the model, so its letters are something to remember, not to see. Writing "
@@ -151,15 +133,15 @@ def limits(found: Found) -> str | None:
 
 
 def _verdict(a: Answer, told: str = "") -> str:
-    verdict = "right" if a.get("correct") else f"wrong, it is {a.get('answer')}"
+    verdict = "right" if a.right else f"wrong, it is {a.expected}"
     return f"{verdict}; told {told}" if told else verdict
 
 
 def _asked(a: Answer, told: str = "") -> str:
-    return chat([("user", question_text(a)), ("assistant", answer_text(a))], _verdict(a, told))
+    return chat([("user", a.question), ("assistant", a.shown())], _verdict(a, told))
 
 
-def _spread(rows: list[Answer], count: int) -> list[Answer]:
+def _spread(rows: list[T], count: int) -> list[T]:
     """`count` of the rows, evenly apart."""
     return rows[:: max(1, len(rows) // count)][:count]
 
@@ -188,9 +170,11 @@ def practice(found: Found) -> str | None:
 
     rewards = {"reward while practising": curve("reward"), "pass@1 on held-out problems": curve("eval/pass@1")}
     body += chart(rewards, "step", "part of the answers that is right", 0, 1)
+    # steps without a gradient (all attempts on each problem equally good) log an entropy of 0, measured on nothing
+    undecided = [(row["step"], row["entropy"]) for row in log if row.get("entropy") and row.get("grad_norm", 1)]
     lengths = {"practice": curve("completions/mean_length"), "held-out problems": curve("eval/mean_length")}
     body += chart(lengths, "step", "length of an answer, tokens", low=0)
-    body += chart({"entropy": curve("entropy")}, "step", "entropy of the next token, nats: how undecided the model is", low=0)
+    body += chart({"entropy": undecided}, "step", "entropy of the next token, nats: how undecided the model is", low=0)
     body += _worked(found)
     gap = [row["sampling/sampling_logp_difference/max"] for row in log if "sampling/sampling_logp_difference/max" in row]
     if gap:
@@ -201,20 +185,20 @@ def practice(found: Found) -> str | None:
     samples = found.json("rl", "samples.json") or []
     if samples:
         notes = [f"step {s['step']}, reward {s['reward']:g}" for s in samples]
-        shown = [chat([("user", question_text(s)), ("assistant", s["text"])], note) for s, note in zip(samples, notes)]
+        shown = [chat([("user", last_words(s["prompt"])), ("assistant", s["text"])], note) for s, note in zip(samples, notes)]
         body += details("An attempt now and then during practice", "".join(shown))
     return body + code("freedive/rl/stage.py", "freedive/objectives/policy.py", "freedive/tasks/arithmetic.py")
 
 
 def _worked(found: Found) -> str:
     """The same sums before and after: how many answers are worked out column by column, and some of them."""
-    sums = {e.name: {question_text(a): a for a in e.answers if _kind(a).get("task") == "arithmetic"} for e in found.exams}
+    sums = {e.name: {a.question: a for a in e.answers if a.kind.get("task") == "arithmetic"} for e in found.exams}
     before, after = ([s for name, s in sums.items() if name.endswith(end) and s] for end in ("sft", "rl"))
     if not before or not after:
         return ""
     old, new = before[0], after[0]
-    share = [sum(arithmetic.is_worked(answer_text(a)) for a in rows.values()) / len(rows) for rows in (old, new)]
-    right = [sum(bool(a.get("correct")) for a in rows.values()) / len(rows) for rows in (old, new)]
+    share = [sum(arithmetic.is_worked(a.reply) for a in rows.values()) / len(rows) for rows in (old, new)]
+    right = [sum(a.right for a in rows.values()) / len(rows) for rows in (old, new)]
     body = "<h3>The same sums, before and after</h3>" + table(
         ("answers to held-out sums", "before", "after"),
         [
@@ -222,8 +206,8 @@ def _worked(found: Found) -> str:
             ("right, taking the likeliest token each time", *map(percent, right)),
         ],
     )
-    for question in _spread([{"q": q} for q in old if q in new], 3):
-        a, b = old[question["q"]], new[question["q"]]
-        body += chat([("user", question["q"]), ("assistant", answer_text(a))], f"before: {_verdict(a)}")
-        body += chat([("assistant", answer_text(b))], f"after: {_verdict(b)}")
+    for question in _spread([q for q in old if q in new], 3):
+        a, b = old[question], new[question]
+        body += chat([("user", question), ("assistant", a.shown())], f"before: {_verdict(a)}")
+        body += chat([("assistant", b.shown())], f"after: {_verdict(b)}")
     return body

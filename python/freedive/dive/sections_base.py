@@ -241,10 +241,8 @@ def base_samples(found: Found) -> str | None:
         body += quote(start + sample["text"], f"continues {start!r}" if start else "from an empty page")
     exam = next((e for e in found.exams if e.name.endswith("base")), None)
     if exam and exam.answers:
-        from .sections_assistant import answer_text, question_text
-
-        shown = [[("user", question_text(a)), ("assistant", answer_text(a))] for a in exam.answers[:3]]
-        stops = exam.share("stopped")
+        shown = [[("user", a.question), ("assistant", a.shown())] for a in (exam.answers[0], exam.answers[-1])]
+        stops, _ = exam.share(of="stopped")
         body += "<h3>The base model in an assistant's seat</h3>" + paragraph(
             f"Put into the form of a conversation, it has never seen what follows. It ended its turn in {percent(stops)} "
             f"of {number(len(exam.answers))} questions."

@@ -7,12 +7,13 @@ took how long goes to OUT/timings.jsonl; OUT/dive.json holds only what is the sa
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,17 +29,15 @@ from freedive.rl.stage import RLConfig
 from freedive.runs import UserError, folder_hash, json_line, option, progress, read_json, stage, write_atomic, write_json_atomic
 from freedive.sft import stage as sft
 from freedive.sft.stage import SFTConfig
-from freedive.tasks.crawl import Crawl, crawl_paths, generate_crawl
-from freedive.tasks.draw import Draw
+from freedive.tasks.crawl import crawl_paths, generate_crawl
 from freedive.tokenizer import stage as tokenizer
 from freedive.tokenizer.stage import TokenizerConfig
 
+from .exam import exam_rows
 from .machine import machine
 from .report import write_report
 from .tiers import TIERS, Tier
 
-EXAM_STREAM = 41
-EXAM_GROUPS = ("task", "class", "split", "template")
 REWARD = "freedive.tasks.arithmetic:reward"
 
 
@@ -106,14 +105,15 @@ def run(config: DiveConfig) -> Path:
 
 def list_of_steps(c: DiveConfig, t: Tier) -> list[Step]:
     """The dive: what feeds what. Each config names the folders of earlier steps."""
-    at, common = c.out, {"seed": c.seed, "threads": c.threads, "force": c.force}
+    at = c.out
+    common: dict[str, Any] = {"seed": c.seed, "threads": c.threads, "force": c.force}
     web = crawl_paths(at / "crawl")
     exam, short_exam = web.quiz.with_name("exam.jsonl"), web.quiz.with_name("exam_base.jsonl")
 
     def examine(model: str, questions: Path, out: str) -> Any:
         return EvalConfig(
-            model=at / model, data=questions, out=at / out, max_new_tokens=t.exam_new_tokens, group_by=EXAM_GROUPS,
-            threads=c.threads, force=c.force,
+            model=at / model, data=questions, out=at / out, max_new_tokens=t.exam_new_tokens, group_by=["class"],
+            checker="freedive.tasks:check", threads=c.threads, force=c.force,
         )  # fmt: skip
 
     return [
@@ -143,7 +143,7 @@ def list_of_steps(c: DiveConfig, t: Tier) -> list[Step]:
             PretrainConfig(
                 data=at / "data", tokenizer=str(at / "tokenizer"), out=at / "pretrain", depth=t.depth, context=t.context,
                 epochs=t.pretrain_epochs, batch_tokens=t.pretrain_batch, micro_tokens=t.pretrain_batch, lr=t.pretrain_lr,
-                eval_every=t.pretrain_eval_every, prompts=["def ", "What is 12+34? "], **common,
+                eval_every=t.pretrain_eval_every, prompts=["def", "What is 12+34?"], **common,
             ),
             pretrain.run,
             lambda m: f"loss {m['val_loss']:.2f} on unseen pages, {m['val_bits_per_byte']:.2f} bits per byte",
@@ -195,35 +195,27 @@ def make_crawl(c: CrawlConfig) -> Path:
     return c.out
 
 
-def exam_rows(web: Crawl, seed: int, quiz_every: int, sums: int) -> Iterator[dict[str, Any]]:
-    """A random part of the quiz about the town, held-out sums and words to spell."""
-    quiz = [row for _, row in iter_rows(web.quiz)]
-    for at in sorted(Draw(seed, EXAM_STREAM).sample(range(len(quiz)), len(quiz) // quiz_every)):
-        yield quiz[at]
-    for file, rows in ((web.rl_eval, sums), (web.letters_eval, None)):
-        for _, row in islice(iter_rows(file), rows):
-            yield row
-
-
 def _take(step: Step, config: DiveConfig) -> None:
     """One stage with its line before and after; the time goes to timings.jsonl, also of a part that is interrupted."""
     folder = config.out / step.name
     if (folder / "run.json").is_file() and not config.force:
-        step.run(step.config)  # finds its work done, or that the settings differ
+        with contextlib.redirect_stdout(None):
+            step.run(step.config)  # finds its work done, or that the settings differ
         print(f"{step.title}: done before ({step.result(_metrics(folder))})")
         return
     print(f"{step.title}: {step.what}", flush=True)
     began, used = time.perf_counter(), time.process_time()
     try:
-        step.run(step.config)
+        with contextlib.redirect_stdout(_Indented(sys.stdout)):
+            step.run(step.config)
     finally:
         seconds = time.perf_counter() - began
         _note(config.out, stage=step.name, seconds=round(seconds, 2), cpu_seconds=round(time.process_time() - used, 2))
     print(f"  -> {step.result(_metrics(folder))} ({seconds:.1f} s)\n", flush=True)
 
 
-def exam_result(metrics: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value:.0%}" for name, value in metrics.items() if isinstance(value, float) and 0 <= value <= 1)
+def exam_result(m: dict[str, Any]) -> str:
+    return f"{m['accuracy']:.0%} of {m['questions']:,} answers are right, {m['stop_rate']:.0%} end by themselves"
 
 
 def _metrics(folder: Path) -> dict[str, Any]:
@@ -242,6 +234,25 @@ def _total(out: Path) -> float:
 
 def _clock(seconds: float) -> str:
     return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.1f} minutes"
+
+
+class _Indented(io.TextIOBase):
+    """Standard output, with what a stage itself says set in."""
+
+    def __init__(self, out: Any):
+        self.out, self.fresh = out, True
+
+    def write(self, words: str) -> int:
+        for line in words.splitlines(keepends=True):
+            self.out.write(f"  {line}" if self.fresh and line.strip() else line)
+            self.fresh = line.endswith("\n")
+        return len(words)
+
+    def flush(self) -> None:
+        self.out.flush()
+
+    def isatty(self) -> bool:
+        return self.out.isatty()
 
 
 @contextlib.contextmanager

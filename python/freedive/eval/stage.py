@@ -13,7 +13,7 @@ from freedive.data.texts import iter_rows, iter_texts
 from freedive.inference import LM, load
 from freedive.objectives import pass_at_k
 from freedive.runs import Artefact, UserError, json_line, option, progress, stage, write_json_atomic
-from freedive.tokenizer import encode_documents, render
+from freedive.tokenizer import END_OF_TEXT, encode_documents, render
 
 from .match import matches
 
@@ -33,7 +33,7 @@ class EvalConfig:
     temperature: float = option(0.0, "0 takes the likeliest token")
     max_new_tokens: int = option(64, "longest answer, in tokens")
     base: bool = option(False, "a base model: the question is plain text, not a turn")
-    context: int = option(256, "window of the bits-per-byte measurement, in tokens")
+    context: int = option(0, "window of the bits-per-byte measurement, in tokens (0: the model's context)")
     seed: int = option(0, "of sampling")
     threads: int | None = option(None, "CPU threads (default: all)", hash=False)
     force: bool = option(False, "replace an existing --out")
@@ -51,7 +51,7 @@ def wilson(right: int, n: int, z: float = 1.96) -> list[float]:
 
 def find_checker(name: str) -> Callable[[str, dict[str, Any]], bool]:
     if name == "match":
-        return lambda reply, row: matches(reply, str(row["answer"]), str(row.get("meta", {}).get("check", "")))
+        return lambda reply, row: matches(reply, str(row["answer"]), str(row["meta"].get("check", "")))
     import importlib
 
     module, _, function = name.rpartition(":")
@@ -74,7 +74,7 @@ def answers(lm: LM, rows: list[dict[str, Any]], c: EvalConfig) -> list[list[Any]
             messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             prompts.append(render(tok, messages, add_generation_prompt=True)[0])
     out: list[list[Any]] = []
-    stops = (tok.im_end, tok.bos_id) if c.base else (tok.im_end,)
+    stops = [i for name in (tok.chat.end if tok.chat else "", END_OF_TEXT if c.base else "") if (i := tok.special_tokens.get(name)) is not None]
     with progress.bar(len(rows), "eval") as bar:
         for at in range(0, len(prompts), 256):
             part = [p for p in prompts[at : at + 256] for _ in range(c.samples)]
@@ -106,7 +106,10 @@ def _questions(c: EvalConfig) -> list[dict[str, Any]]:
     for line, row in iter_rows(c.data):
         if "prompt" not in row or "answer" not in row:
             raise UserError(f"{c.data}, line {line}: a question needs 'prompt' and 'answer'; it has {sorted(row)[:6]}")
-        rows.append(row)
+        meta = row.get("meta") or {}
+        if not isinstance(meta, dict):
+            raise UserError(f"{c.data}, line {line}: meta must be an object, it is {meta!r:.60}")
+        rows.append({**row, "meta": meta})
     if not rows:
         raise UserError(f"{c.data} holds no question")
     if c.limit and len(rows) > c.limit:
@@ -129,9 +132,9 @@ def _measure(c: EvalConfig, rows: list[dict[str, Any]], check: Callable[[str, di
             for key in c.group_by:
                 groups[f"{key}={row.get('meta', {}).get(key)}"].append(sum(good) / len(good))
             if len(c.group_by) > 1:
-                groups["/".join(str(row.get("meta", {}).get(k)) for k in c.group_by)].append(sum(good) / len(good))
+                groups["/".join(str(row["meta"].get(k)) for k in c.group_by)].append(sum(good) / len(good))
             artefact.append("answers.jsonl", json_line({"prompt": row["prompt"], "answer": row["answer"], "replies": [o.text for o in outs],
-                                                        "right": good, "stopped": [o.stopped for o in outs], "meta": row.get("meta", {})}))  # fmt: skip
+                                                        "right": good, "stopped": [o.stopped for o in outs], "meta": row["meta"]}))  # fmt: skip
         n, total = len(rows), len(rows) * c.samples
         share = sum(sum(g) for g in right) / total
         result |= {"questions": n, "accuracy": share, "accuracy_95": wilson(round(share * n), n), "stop_rate": stopped / total, "mean_length": length / total}
@@ -144,8 +147,11 @@ def _measure(c: EvalConfig, rows: list[dict[str, Any]], check: Callable[[str, di
         from freedive.data.texts import is_artefact
         from freedive.train.evaluate import held_out_loss
 
+        most = min(lm.model.config.max_positions, lm.model.max_tokens)
+        if not 0 <= c.context <= most:
+            raise UserError(f"context is {c.context}; this model reads 1 to {most} tokens at a time (0: as many as it can)")
         texts = list(iter_texts(c.text, split="val") if is_artefact(c.text) else iter_texts(c.text))
-        result |= held_out_loss(lm.model, encode_documents(lm.tokenizer, texts), c.context, lm.tokenizer.bos_id, sum(len(t.encode()) for t in texts))
+        result |= held_out_loss(lm.model, encode_documents(lm.tokenizer, texts), c.context or most, lm.tokenizer.bos_id, sum(len(t.encode()) for t in texts))
     write_json_atomic(artefact.work / "eval.json", result)
     artefact.summary(**{k: v for k, v in result.items() if isinstance(v, (int, float))})
     for key, value in result.items():

@@ -32,11 +32,14 @@ class ChatConfig:
 
 
 def find_model(folder: Path | None) -> Path:
-    if folder is not None:
+    """The folder named, or the model trained last in the dive that is named or lies here. Raises UserError if there is none."""
+    if folder is not None and (folder / "config.json").is_file():
         return folder
     for name in ("rl", "sft", "pretrain"):
-        if (DIVE / name / "model.safetensors").is_file():
-            return DIVE / name
+        if ((folder or DIVE) / name / "model.safetensors").is_file():
+            return (folder or DIVE) / name
+    if folder is not None:
+        return folder  # load says what is wrong with it
     raise UserError("no model was named, and there is none in ./freedive-dive", hint="run freedive dive first, or give --model FOLDER")
 
 
@@ -68,8 +71,15 @@ def run(c: ChatConfig) -> int:
         elif text:
             history = [] if base else history
             history.append({"role": "user", "content": text})
-            reply = _answer(c, lm, base, history, c.seed + turn)
-            history.append({"role": "assistant", "content": reply or "..."})
+            try:
+                reply = _answer(c, lm, base, history, c.seed + turn)
+            except UserError as error:  # a message too long, or characters the tokenizer does not know: the chat goes on
+                print(error)
+                reply = ""
+            if reply:
+                history.append({"role": "assistant", "content": reply})
+            else:  # a turn without content can't be rendered: as if it had not been asked
+                history.pop()
             turn += 1
 
 
@@ -95,8 +105,13 @@ def _answer(c: ChatConfig, lm: LM, base: bool, history: list[dict[str, str]], se
     try:
         for piece in lm.engine.stream(ids, c.max_new_tokens, c.temperature, c.top_k, c.top_p, stop_ids=stops, seed=seed):
             parts.append(piece)
-            print(piece, end="", flush=True)
+            print(printable(piece), end="", flush=True)
     except KeyboardInterrupt:
         print(" (stopped)", end="")
     print()
     return "".join(parts)
+
+
+def printable(text: str) -> str:
+    """Without control characters: a model's words must not move the cursor or recolour the terminal."""
+    return "".join(c for c in text if c in "\n\t" or c.isprintable() or ord(c) > 159)

@@ -1,8 +1,8 @@
 """Continuous batching: who is in the batch, and which prompt tokens run in the next call.
 
-Sequences wait in order. One is admitted as soon as a row and its blocks are free, which may be at any step: rows whose sequence ended
-are handed on at once. Each call runs one token of every decoding row plus as many prompt tokens as the model's capacity leaves, in
-order of admission; a longer prompt goes on in the next call. That order is also what makes shared blocks safe: a sequence gets prompt
+Sequences wait in order. One is admitted as soon as a row and its blocks are free, at any step: the rows of sequences that ended are
+handed on at once. Each call runs one token of every decoding row plus as many prompt tokens as the model's capacity leaves, in order
+of admission; a longer prompt goes on in the next call. That order is also what makes shared blocks safe: a sequence gets prompt
 tokens only if all of those admitted before it have theirs, in this call or earlier ones.
 """
 
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from freedive.inference.block_manager import BLOCK, Allocation, BlockManager
+from .block_manager import BLOCK, Allocation, BlockManager
 
 
 @dataclass(eq=False)
-class Sequence:
+class Waiting:
     """One prompt on its way through the engine."""
 
     index: int  # in the caller's list
@@ -32,55 +32,58 @@ class Sequence:
 class Chunk:
     """Prompt ids [start, stop) of one sequence, to run in the next call."""
 
-    sequence: Sequence
+    sequence: Waiting
     start: int
     stop: int
 
     @property
-    def last(self) -> bool:
+    def completes(self) -> bool:
         return self.stop == len(self.sequence.prompt)
 
 
 class Scheduler:
+    """`rows` sequences at once at most, `max_tokens` tokens a call."""
+
     def __init__(self, blocks: BlockManager, rows: int, max_tokens: int):
         self.blocks, self.max_tokens = blocks, max_tokens
-        self.waiting: deque[Sequence] = deque()
-        self.prefilling: deque[Sequence] = deque()  # admitted, prompt not yet whole in the cache
+        self.waiting: deque[Waiting] = deque()
+        self.prefilling: deque[Waiting] = deque()  # admitted, prompt not yet whole in the cache
         self._free_rows = list(range(min(rows, max_tokens) - 1, -1, -1))
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: Waiting) -> None:
         self.waiting.append(sequence)
 
-    def admit(self) -> list[Sequence]:
+    def admit(self) -> list[Waiting]:
         """Move waiting sequences into the batch while rows and blocks last, first come first served."""
-        admitted = []
+        admitted: list[Waiting] = []
         while self.waiting and self._free_rows:
             sequence = self.waiting[0]
             # The last id is never fed back, so limit - 1 positions reach the cache.
-            allocation = self.blocks.allocate(sequence.prompt, sequence.limit - 1)
-            if allocation is None:
+            sequence.allocation = self.blocks.allocate(sequence.prompt, sequence.limit - 1)
+            if sequence.allocation is None:
                 break
+            sequence.row = self._free_rows.pop()
+            sequence.computed = sequence.allocation.shared * BLOCK
             self.waiting.popleft()
-            sequence.allocation, sequence.row = allocation, self._free_rows.pop()
-            sequence.computed = allocation.shared * BLOCK
             self.prefilling.append(sequence)
             admitted.append(sequence)
         return admitted
 
     def chunks(self, decoding: int) -> list[Chunk]:
-        """Prompt tokens for a call that also decodes one token for each of `decoding` rows; they count as computed from here on."""
-        budget, chunks = self.max_tokens - decoding, []
+        """Prompt tokens for a call that also decodes a token for each of `decoding` rows; they count as computed from here on."""
+        budget = self.max_tokens - decoding
+        chunks: list[Chunk] = []
         while self.prefilling and budget:
             sequence = self.prefilling[0]
             stop = min(len(sequence.prompt), sequence.computed + budget)
             chunks.append(Chunk(sequence, sequence.computed, stop))
             budget -= stop - sequence.computed
             sequence.computed = stop
-            if stop == len(sequence.prompt):
+            if chunks[-1].completes:
                 self.prefilling.popleft()
         return chunks
 
-    def finish(self, sequence: Sequence) -> None:
+    def finish(self, sequence: Waiting) -> None:
         """The sequence has ended: its row and blocks are free."""
         assert sequence.allocation is not None
         self.blocks.release(sequence.allocation)

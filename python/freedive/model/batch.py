@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+Ids = Sequence[int] | np.ndarray
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -18,7 +20,7 @@ class Batch:
     cu_seqlens: np.ndarray
 
     @staticmethod
-    def pack(sequences: Iterable[tuple[Sequence[int], Sequence[int]]]) -> Batch:
+    def pack(sequences: Iterable[tuple[Ids, Ids]]) -> Batch:
         """Lay (ids, targets) pairs end to end. targets[t] is the id that follows ids[t], or -1; both have the same length, at least 1."""
         ids, targets, positions, lengths = [], [], [], [0]
         for sequence, wanted in sequences:

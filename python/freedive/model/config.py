@@ -173,9 +173,25 @@ def to_hf(c: DecoderConfig, vocab_size: int | None = None, special: dict[str, in
     return out
 
 
+def _refuse_other_maths(kind: Any, d: dict[str, Any]) -> None:
+    """UserError for a setting of Hugging Face's that changes what a gpt2, llama or qwen3 model computes and that we do not compute."""
+    wanted: dict[str, tuple[Any, ...]]
+    if kind == "gpt2":
+        wanted = {"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "scale_attn_weights": (True,),
+                  "scale_attn_by_inverse_layer_idx": (False,)}  # fmt: skip
+    else:
+        wanted = {"hidden_act": ("silu", "swish"), "mlp_bias": (False,), "use_sliding_window": (False, None)}
+    for name, allowed in wanted.items():
+        if name in d and d[name] not in allowed:
+            raise UserError(f"config.json says {name} = {d[name]!r}, which freedive does not compute", hint=f"supported: {allowed[0]!r}")
+
+
 def from_hf(d: dict[str, Any]) -> DecoderConfig:
     """The inverse of `to_hf`, for config.json files of gpt2, llama (SmolLM2 too) and qwen3 models. Raises UserError for what we cannot run."""
+    if not isinstance(d, dict):
+        raise UserError("config.json is not a JSON object")
     kind = d.get("model_type")
+    _refuse_other_maths(kind, d)
     try:
         if kind == "gpt2":
             n_embd, n_head = d["n_embd"], d["n_head"]
@@ -191,8 +207,6 @@ def from_hf(d: dict[str, Any]) -> DecoderConfig:
                 if scaling.get("rope_type", scaling.get("type")) != "llama3":
                     raise UserError(f"rope_scaling {scaling} is not supported", hint="supported: none, llama3")
                 scaling = {k: scaling[k] for k in _LLAMA31}
-            if d.get("use_sliding_window"):
-                raise UserError("sliding-window attention is not supported")
             bias = bool(d.get("attention_bias", False))
             return DecoderConfig(
                 vocab_size=d["vocab_size"], n_layer=d["num_hidden_layers"], n_head=n_head, n_kv_head=d.get("num_key_value_heads") or n_head,
@@ -202,4 +216,6 @@ def from_hf(d: dict[str, Any]) -> DecoderConfig:
                 attention_out_bias=bias, qk_norm=kind == "qwen3", tie_embeddings=bool(d.get("tie_word_embeddings", False)))  # fmt: skip
     except KeyError as error:
         raise UserError(f"config.json of model_type {kind!r} lacks {error.args[0]!r}") from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.json of model_type {kind!r} has a value of the wrong kind: {error}") from None
     raise UserError(f"config.json says model_type {kind!r}", hint="freedive runs gpt2, llama and qwen3")

@@ -54,7 +54,8 @@ def to_hf_tensors(config: DecoderConfig, parameters: dict[str, np.ndarray], voca
     return out
 
 
-def _fill(config: DecoderConfig, parameters: dict[str, np.ndarray], tensors: dict[str, np.ndarray], source: Path) -> None:
+def _fill(config: DecoderConfig, parameters: dict[str, np.ndarray], tensors: dict[str, np.ndarray], source: Path, vocab_size: int) -> None:
+    """Copy tensors into parameters; `vocab_size` is that of the file, at most config's (the rows beyond stay 0)."""
     kind = family(config)
     if kind == "gpt2" and "transformer.wte.weight" not in tensors:  # the published GPT-2 files leave the prefix out
         tensors = {f"transformer.{k}" if not k.startswith("lm_head") else k: v for k, v in tensors.items()}
@@ -69,10 +70,19 @@ def _fill(config: DecoderConfig, parameters: dict[str, np.ndarray], tensors: dic
             t = np.split(t.T, 3, axis=0)[("q_proj", "k_proj", "v_proj").index(leaf)]
         elif kind == "gpt2" and leaf in ("o_proj", "up_proj", "down_proj"):
             t = t.T
-        rows = len(t) if name in ("embed_tokens.weight", "lm_head.weight") and len(t) < len(view) else len(view)
-        if t.shape != (rows, *view.shape[1:]):
-            raise UserError(f"{source}: tensor {key!r} has shape {list(tensors[key].shape)}, the configuration wants {list(view.shape)}")
+        rows = vocab_size if name in ("embed_tokens.weight", "lm_head.weight") else len(view)
+        want = (rows, *view.shape[1:])
+        if t.shape != want:
+            raise UserError(f"{source}: tensor {key!r} has shape {list(tensors[key].shape)}, config.json wants {_stored_shape(kind, leaf, want)}")
         view[:rows] = t
+
+
+def _stored_shape(kind: str, leaf: str, shape: tuple[int, ...]) -> list[int]:
+    """The shape a tensor has in the file, for a message: GPT-2 stores matrices transposed, and q, k, v as one."""
+    if kind == "gpt2" and leaf in ("q_proj", "k_proj", "v_proj"):
+        shape = (3 * shape[0], *shape[1:])
+    transposed = kind == "gpt2" and leaf in ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
+    return list(shape[::-1] if transposed else shape)
 
 
 def save_pretrained(model: Model, folder: Path, *, vocab_size: int | None = None, special: dict[str, int] | None = None) -> None:
@@ -120,10 +130,10 @@ def load_pretrained(folder: Path | str, *, vocab_multiple: int = 1, **model_argu
     if real % vocab_multiple:
         config = config.replace(vocab_size=(real + vocab_multiple - 1) // vocab_multiple * vocab_multiple)
     tensors: dict[str, np.ndarray] = {}
-    for path, part in _tensors(folder):
+    for _, part in _tensors(folder):
         tensors |= part
     model = Model(config, **model_arguments)
-    _fill(config, model.parameters, tensors, path)
+    _fill(config, model.parameters, tensors, folder, real)
     if config.vocab_size != real:
         model.set_vocab_mask((np.arange(config.vocab_size) < real).astype(np.uint8))
     return model

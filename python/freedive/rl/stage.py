@@ -19,7 +19,7 @@ import numpy as np
 from freedive.data.texts import iter_rows
 from freedive.inference import Engine
 from freedive.model import Model, load_pretrained, save_pretrained
-from freedive.objectives import PRESETS, Totals, advantages, count, merge_metrics, policy_loss, reward_metrics, zero_std
+from freedive.objectives import PRESETS, Totals, advantages, count, kl_in_reward, merge_metrics, policy_loss, reward_metrics, zero_std
 from freedive.objectives.policy import PolicySpec
 from freedive.runs import Artefact, UserError, option, progress, stage, write_json_atomic
 from freedive.tokenizer import Tokenizer, render
@@ -51,6 +51,7 @@ class RLConfig:
     warmup: int = option(5, "warm-up steps")
     final_lr_fraction: float = option(0.1, "learning rate of the last step, as a part of the peak")
     entropy_coef: float = option(0.0, "> 0 rewards entropy")
+    beta: float | None = option(None, "weight of the KL to the starting model (default: the algorithm's; 0 needs no second copy of the weights)")
     eval_every: int = option(20, "steps between quick evaluations (0: only before and after)")
     eval_problems: int = option(128, "held-out problems of a quick evaluation; all are used before and after")
     save_every: int = option(20, "steps between checkpoints", hash=False)
@@ -87,9 +88,7 @@ def policy_spec(c: RLConfig) -> PolicySpec:
         raise UserError(f"unknown algo {c.algo!r}", hint="algorithms: " + ", ".join(PRESETS))
     spec = dataclasses.replace(PRESETS[c.algo], num_generations=c.num_generations, num_iterations=c.num_iterations,
                                max_completion_length=c.max_completion_length, entropy_coef=c.entropy_coef)  # fmt: skip
-    if spec.beta:
-        raise UserError(f"algo {c.algo!r} has a KL term, which needs a reference model; that is not built yet", hint="use dr_grpo, dapo, rloo, reinforce, gspo or cispo")
-    return spec
+    return spec if c.beta is None else dataclasses.replace(spec, beta=c.beta)
 
 
 def run(c: RLConfig) -> Path:
@@ -122,6 +121,7 @@ def _train(c: RLConfig, artefact: Artefact) -> None:
         raise UserError(f"a problem and its completion take up to {longest} tokens; the model was made for {model.config.max_positions}", hint="lower --max-completion-length")
     if not tok.vocab_mask.all():
         model.set_vocab_mask(tok.vocab_mask)
+    reference = load_pretrained(c.model, max_tokens=model.max_tokens, max_seqs=model.max_seqs, threads=c.threads, trainable=False) if spec.beta else None
     engine = Engine(model, tok)
     lr = c.lr or min(1e-3, 5e-4 * 128 / model.config.d_model)
     order = np.random.Generator(np.random.Philox(key=[c.seed, ORDER_STREAM])).permutation(len(problems))
@@ -146,7 +146,7 @@ def _train(c: RLConfig, artefact: Artefact) -> None:
         sampled = time.perf_counter()
         rollouts = rewarded(rollouts, rows, reward)
         rate = learning_rate(step, c.steps, lr, c.warmup, c.final_lr_fraction)
-        metrics = update(c, model, spec, rollouts, rate)
+        metrics = update(c, model, spec, rollouts, rate, reference)
         step += 1
         quick = {}
         if held_out and c.eval_every and step % c.eval_every == 0 and step < c.steps:
@@ -175,10 +175,13 @@ def _seed(seed: int, step: int, i: int) -> int:
     return (seed * 1_000_003 + step) * 65_536 + i
 
 
-def update(c: RLConfig, model: Model, spec: PolicySpec, rollouts: list[Rollout], lr: float) -> dict[str, float]:
+def update(c: RLConfig, model: Model, spec: PolicySpec, rollouts: list[Rollout], lr: float, reference: Model | None = None) -> dict[str, float]:
     """num_iterations policy-gradient steps on one set of rollouts; returns TRL's metrics."""
     rewards = np.array([r.reward for r in rollouts]).reshape(-1, c.num_generations)
-    adv = advantages(rewards, spec.advantage)
+    shaped = rewards
+    if reference is not None and spec.kl_in == "reward":
+        shaped = penalised(c, spec, rollouts, rewards, reference)
+    adv = advantages(shaped, spec.advantage)
     lengths = np.array([len(r.ids) for r in rollouts])
     metrics: dict[str, float] = {**reward_metrics(rewards), "completions/mean_length": float(lengths.mean()),
                                  "completions/clipped_ratio": float(np.mean([not r.stopped for r in rollouts]))}  # fmt: skip
@@ -197,8 +200,9 @@ def update(c: RLConfig, model: Model, spec: PolicySpec, rollouts: list[Rollout],
         parts = []
         for b in batches:
             out = model.forward(b.batch, temperature=c.temperature)
+            fixed = reference.score(b.batch, c.temperature).logprobs if reference is not None else None
             dlogprobs, dentropy, part = policy_loss(out.logprobs, b.behaviour_logprobs, b.advantages, b.mask, b.batch.cu_seqlens, spec, totals,
-                                                    sampler_logprobs=b.behaviour_logprobs if iteration == 0 else None, entropy=out.entropy)  # fmt: skip
+                                                    sampler_logprobs=b.behaviour_logprobs if iteration == 0 else None, entropy=out.entropy, reference_logprobs=fixed)  # fmt: skip
             if iteration == 0:
                 gap = float(np.abs((out.logprobs - b.behaviour_logprobs)[b.mask > 0]).max())
                 part["sampling/sampling_logp_difference/max"] = gap
@@ -209,6 +213,16 @@ def update(c: RLConfig, model: Model, spec: PolicySpec, rollouts: list[Rollout],
         if iteration == 0:
             first = merged
     return metrics | {k: v for k, v in first.items() if np.isfinite(v)}
+
+
+def penalised(c: RLConfig, spec: PolicySpec, rollouts: list[Rollout], rewards: np.ndarray, reference: Model) -> np.ndarray:
+    """Rewards [P, G] less beta times the KL to the reference, estimated on each completion (k1 in the reward)."""
+    parts = []
+    for b in micro_batches(rollouts, [0.0] * len(rollouts), reference.max_tokens, reference.max_seqs):
+        n = b.batch.n_seqs
+        fixed = reference.score(b.batch, c.temperature).logprobs
+        parts.append(kl_in_reward(np.zeros(n), b.behaviour_logprobs, fixed, b.mask, b.batch.cu_seqlens, spec.beta))
+    return rewards + np.concatenate(parts).reshape(rewards.shape)
 
 
 def evaluate(c: RLConfig, engine: Engine, tok: Tokenizer, problems: list[Problem], reward: Reward, seed: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Artefact folders: atomic writes, run.json, metrics, checkpoints, progress, and errors for people. Knows nothing of models or data."""
+"""Artefact folders: atomic writes, run.json, metrics, checkpoints, progress, errors for people. Knows no models and no data."""
 
 from .artefact import Artefact, stage
 from .atomic import json_line, plain, read_json, write_atomic, write_json_atomic
@@ -9,6 +9,6 @@ from .lock import locked
 from .progress import progress
 
 __all__ = [
-    "Artefact", "UserError", "config_json", "file_hash", "folder_hash", "human_bytes", "json_line", "load_toml", "locked", "option", "plain",
-    "progress", "read_json", "read_toml", "stage", "write_atomic", "write_json_atomic",
+    "Artefact", "UserError", "config_json", "file_hash", "folder_hash", "human_bytes", "json_line", "load_toml", "locked",
+    "option", "plain", "progress", "read_json", "read_toml", "stage", "write_atomic", "write_json_atomic",
 ]  # fmt: skip

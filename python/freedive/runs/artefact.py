@@ -1,15 +1,16 @@
 """A stage is a function from folders to a folder; `stage()` makes that true under Ctrl-C, kill -9 and a full disk.
 
 While it runs, everything lies in `OUT.partial/`, with the bookkeeping in `OUT.partial/.state/` (identity.json and two checkpoint
-slots). At the end: all files are forced to disk, run.json is written (from that instant the artefact is complete), .state is removed
-and OUT.partial is renamed to OUT. Each step may be killed and is finished by the next call, whatever that call wants:
+slots). At the end: all files are forced to disk, run.json is written (from that instant the artefact is complete), .state
+is removed and OUT.partial is renamed to OUT. Each step may be killed and is finished by the next call, whatever that call wants:
 
     OUT.partial/run.json exists                 -> publish it
     .OUT.freedive-replaced exists, OUT does     -> an old artefact that --force replaced: delete it
     .OUT.freedive-replaced exists, OUT doesn't  -> rename it back (only if nothing is there to publish)
     OUT.partial/.state/identity.json            -> an unfinished run: resume if the identity is the same
 
-Identity is the stage's name, the identifying part of its config and the content hashes of its inputs; versions are recorded, not compared.
+Identity is the stage's name, the identifying part of its config and the content hashes of its inputs. Versions are
+recorded, not compared.
 """
 
 from __future__ import annotations
@@ -79,7 +80,10 @@ class Artefact:
         self.metrics.update(numbers)
 
     def checkpoint(self, state: dict[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> None:
-        """Saves a point to resume from, atomically. `state` is JSON (tuples return as lists). Files the stage opened itself must be flushed."""
+        """Saves a point to resume from, atomically. `state` is JSON (tuples return as lists).
+
+        Files are cut back to their present size on resume: write them once or append, and flush those you opened yourself.
+        """
         self.arrays = {}
         self._sync_files()
         self._sequence += 1
@@ -94,7 +98,8 @@ class Artefact:
         replace = "add --force to replace it, or choose another --out"
         if self.out.exists() and not _is_empty(self.out):
             if not (self.out / RUN).is_file():
-                raise UserError(f"{self.out} exists and is not a freedive artefact (it has no run.json)", hint="choose another --out: freedive never deletes your files")
+                told = f"{self.out} exists and is not a freedive artefact (it has no run.json)"
+                raise UserError(told, hint="choose another --out: freedive never deletes your files")
             if not force:
                 self._check(read_json(self.out / RUN), self.out, replace)
                 self.done = True
@@ -104,7 +109,8 @@ class Artefact:
             raise UserError(f"{self.work} exists and was not made by freedive", hint="move it away, or choose another --out")
         if (state / "identity.json").is_file():
             try:
-                self._check(read_json(state / "identity.json"), self.work, "add --force to start over, choose another --out, or go on with the old settings")
+                restart = "add --force to start over, choose another --out, or go on with the old settings"
+                self._check(read_json(state / "identity.json"), self.work, restart)
             except UserError:
                 if not force:
                     raise
@@ -121,9 +127,11 @@ class Artefact:
             raise UserError(f"{where} is the work of another stage: {found.get('stage')} instead of {mine['stage']}", hint=hint)
         wrong = differences(found.get("config", {}), mine["config"])
         old, new = found.get("inputs", {}), mine["inputs"]
-        wrong += [f"input {n} is {'new' if n not in old else 'gone' if n not in new else 'another'}" for n in [*old, *new] if old.get(n) != new.get(n)]
+        for name in dict.fromkeys([*old, *new]):
+            if old.get(name) != new.get(name):
+                wrong.append(f"input {name} is {'new' if name not in old else 'gone' if name not in new else 'another'}")
         if wrong:
-            raise UserError(f"{where} was made with other settings: {'; '.join(dict.fromkeys(wrong))}", hint=hint)
+            raise UserError(f"{where} was made with other settings: {'; '.join(wrong)}", hint=hint)
 
     def _recover(self) -> None:
         aside = _aside(self.out)
@@ -137,7 +145,8 @@ class Artefact:
     def _load(self) -> None:
         """Takes the newest whole checkpoint and cuts the folder back to it; without any, clears the folder."""
         state = self.work / STATE
-        present = sorted((s for s in slots.SLOTS if (state / s).is_file()), key=lambda s: slots.sequence_of(state / s), reverse=True)
+        present = [slot for slot in slots.SLOTS if (state / slot).is_file()]
+        present.sort(key=lambda slot: slots.sequence_of(state / slot), reverse=True)
         problems = []
         for slot in present:
             try:
@@ -152,11 +161,12 @@ class Artefact:
             self._sequence, self._slot = found.sequence, slot
             return
         if problems:
-            raise UserError(f"no checkpoint in {state} can be used: {'; '.join(problems)}", hint=f"delete {self.work} and run the command again: it starts over")
+            told = f"no checkpoint in {state} can be used: {'; '.join(problems)}"
+            raise UserError(told, hint=f"delete {self.work} and run the command again: it starts over")
         self._cut_back({})
 
     def _cut_back(self, sizes: dict[str, int]) -> None:
-        """Output files as they were: later ones removed, longer ones cut. Damaged, before any change, if one is missing or shorter."""
+        """Output files as they were: later ones removed, longer ones cut. Damaged (and nothing changed) if one is shorter."""
         present = {name: (self.work / name).stat().st_size for name in self._outputs()}
         for name, size in sizes.items():
             if present.get(name, -1) < size:
@@ -208,7 +218,8 @@ class Artefact:
                     _delete(aside)
                 os.rename(self.out, aside)
             else:
-                raise UserError(f"{self.out} appeared meanwhile and is not a freedive artefact", hint=f"the finished run is in {self.work}")
+                told = f"{self.out} appeared meanwhile and is not a freedive artefact"
+                raise UserError(told, hint=f"the finished run is in {self.work}")
         os.rename(self.work, self.out)
         fsync_folder(self.out.parent)
         if aside.exists():
@@ -257,12 +268,14 @@ def stage(
 ) -> Iterator[Artefact]:
     """Runs the body of a stage; see the top of this file, and docs/contracts.md for an example.
 
-    `config` is a frozen dataclass (its `seed`, if any, is recorded). `inputs` maps names to files or folders, or lists of them, or None.
+    `config` is a frozen dataclass (its `seed`, if any, is recorded). `inputs` maps names to files or folders, or lists of them,
+    or None.
     UserError: an input is missing, OUT belongs to other settings and not `force`, another process writes OUT, the disk is full.
     """
     inputs = dict(inputs or {})
     folder = Path(os.path.realpath(out))
-    identity = {"stage": name, "config": config_json(config, inputs), "inputs": {n: {"hash": _input_hash(n, v)} for n, v in inputs.items() if v is not None}}
+    hashes = {key: {"hash": _input_hash(key, value)} for key, value in inputs.items() if value is not None}
+    identity = {"stage": name, "config": config_json(config, inputs), "inputs": hashes}
     run = Artefact(folder, identity, getattr(config, "seed", None))
     with _friendly(folder):
         os.makedirs(folder.parent, exist_ok=True)

@@ -47,7 +47,7 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
 
 
 def write_atomic(path: str | os.PathLike[str], chunks: Iterable[bytes | memoryview]) -> None:
-    """Replaces `path` by the chunks' bytes, or leaves it as it was. On failure the temporary file is removed, to give back its space."""
+    """Replaces `path` by the chunks' bytes, or leaves it as it was and removes the temporary file, to give back its space."""
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -66,7 +66,7 @@ def write_atomic(path: str | os.PathLike[str], chunks: Iterable[bytes | memoryvi
 
 
 def plain(value: Any) -> Any:
-    """The value in JSON's own types: NumPy scalars and arrays, tuples, paths and dataclasses are unfolded; NaN and infinities are None."""
+    """The value in JSON's own types: NumPy, tuples, paths and dataclasses are unfolded; NaN and infinities become None."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):

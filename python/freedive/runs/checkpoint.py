@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 SLOTS = ("checkpoint-0.safetensors", "checkpoint-1.safetensors")
 DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL",
-    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8",
+    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
+    "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8",
 }  # fmt: skip
 
 
@@ -69,7 +70,8 @@ def _serialise(checkpoint: Checkpoint) -> Iterator[bytes | memoryview]:
         checks[name] = zlib.crc32(flat.data)
         header[name] = {"dtype": DTYPES[array.dtype.name], "shape": shape, "data_offsets": [offset, offset + flat.nbytes]}
         offset += flat.nbytes
-    own = {"sequence": checkpoint.sequence, "state": checkpoint.state, "summary": checkpoint.summary, "sizes": checkpoint.sizes, "crc32": checks}
+    own = {"sequence": checkpoint.sequence, "state": checkpoint.state, "summary": checkpoint.summary, "sizes": checkpoint.sizes}
+    own["crc32"] = checks
     text = json.dumps(own, default=_jsonable)
     header["__metadata__"] = {"freedive": text, "crc32": str(zlib.crc32(text.encode()))}
     encoded = json.dumps(header).encode()
@@ -129,7 +131,7 @@ def _dtype(name: str) -> np.dtype:
 
 
 def sequence_of(path: Path) -> int:
-    """The slot's sequence number without reading its arrays; of an unreadable one a huge number: tried first, so that it is told."""
+    """The slot's sequence number, from its header; of an unreadable slot a huge one: it is tried first, and so told."""
     try:
         with open(path, "rb") as file:
             header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), path.stat().st_size)))

@@ -51,7 +51,7 @@ def hashed_fields(config: Any) -> list[dataclasses.Field[Any]]:
 
 
 def config_json(config: Any, inputs: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The identifying part of a configuration as JSON. Values that are inputs become "(input NAME)", other paths their last part."""
+    """The identifying part of a configuration as JSON. Inputs become "(input NAME)", other paths their last part."""
     names = {path: name for name, value in (inputs or {}).items() for path in input_paths(value)}
 
     def convert(value: Any) -> Any:

@@ -28,7 +28,7 @@ def files_below(folder: str | os.PathLike[str]) -> Iterator[str]:
 
 
 def folder_hash(folder: str | os.PathLike[str]) -> str:
-    """SHA-256 over the names and contents of all files below `folder`, without `timings.jsonl` and `report.html`; of a file, its own hash."""
+    """SHA-256 over names and contents of all files below `folder` except UNHASHED; of a file, its file_hash."""
     root = Path(folder)
     if root.is_file():
         return file_hash(root)

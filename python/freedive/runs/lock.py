@@ -1,7 +1,8 @@
 """One process at a time per output folder: a lock file `OUT.lock` beside it, holding the writer's process id.
 
-The lock itself is the kernel's (fcntl.lockf), so it disappears with the process, however that ends, and a lock file left by a
-dead process is taken over. lockf rather than flock, because forked workers must not inherit it: they would keep a killed run locked.
+The lock itself is the kernel's (fcntl.lockf), so it disappears with the process, however that ends, and a lock file left by
+a dead process is taken over. lockf rather than flock, because forked workers must not inherit it: they would keep a killed
+run locked.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def _acquire(path: str, out: str | os.PathLike[str]) -> int:
                 except OSError as error:
                     if error.errno in (errno.EACCES, errno.EAGAIN):
                         raise _busy(out, _pid(path)) from None
-                    if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):  # file systems without locks: go on unprotected
+                    if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):  # a file system without locks: go on
                         raise
             # The previous holder may have removed the file between our open and our lock: then the name is free again.
             with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Progress bars. They show what a stage does and change nothing: silent when standard error is not a terminal, or `progress.quiet`.
+"""Progress bars. They change nothing, and are silent if `progress.quiet` or standard error is not a terminal.
 
     for x in progress(iterable, total, "pretrain"): ...
     bar = progress.bar(total, "pretrain"); bar.advance(512, text="loss 2.31"); bar.close()
@@ -9,7 +9,7 @@ Bars of nested stages share one display, since a terminal has one. rich is impor
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -49,7 +49,7 @@ class _Progress:
         self._open = 0
 
     def __call__(self, iterable: Iterable[T], total: int | None = None, name: str = "") -> Iterator[T]:
-        if total is None and hasattr(iterable, "__len__"):
+        if total is None and isinstance(iterable, Sized):
             total = len(iterable)
         with self.bar(total, name) as bar:
             for item in iterable:

@@ -52,7 +52,7 @@ def read_conversations(path: Path, tok: Tokenizer, context: int) -> tuple[list[E
     for line, row in iter_rows(path):
         if "messages" not in row:
             raise UserError(f"{path}, line {line}: a row needs 'messages'; it has {sorted(row)[:6]}", hint='{"messages": [{"role": "user", "content": "..."}, ...]}')
-        ids, mask = render(tok, row["messages"])
+        ids, mask = render(tok, row["messages"], row=line)
         if len(ids) > context + 1:
             too_long += 1
             continue
@@ -77,7 +77,7 @@ def initialise_chat_tokens(model: Model, tok: Tokenizer, seed: int) -> None:
         if rows is None:
             continue
         mean, spread = rows.mean(axis=0), rows.std()
-        for token, i in tok.special_tokens.items():
+        for i in tok.special_tokens.values():
             if i != tok.bos_id:
                 rows[i] = mean + 0.01 * spread * rng.standard_normal(rows.shape[1], dtype=np.float32)
     model.touch()

@@ -1,0 +1,131 @@
+"""Input that cannot be used: a UserError that says what, and nothing left where the result would have been."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from train_cases import chat_file, pretrain_config, problem_file, rl_config, sft_config, text_file
+
+from freedive.pretrain import stage as pretrain
+from freedive.rl import stage as rl
+from freedive.runs import UserError
+from freedive.sft import stage as sft
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bad")
+    return pretrain.run(pretrain_config(text_file(folder), folder / "base", steps=1, samples=0))
+
+
+def refuse(run: Any, config: Any, says: str) -> UserError:
+    with pytest.raises(UserError, match=says) as caught:
+        run(config)
+    assert not config.out.exists()
+    return caught.value
+
+
+BAD_BYTES = {
+    "empty": (b"", "empty"),
+    "spaces": (b" \n\n ", "empty|no document"),
+    "binary": (b"abc\x00\x01\x02" * 50, "binary"),
+    "not_utf8": (b"caf\xe9 " * 200, "not UTF-8.*0xe9 at offset 3"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BYTES)
+@pytest.mark.parametrize("folder", [False, True])
+def test_pretrain_on_a_file_that_is_no_text(tmp_path: Path, name: str, folder: bool):
+    raw, says = BAD_BYTES[name]
+    (tmp_path / "texts").mkdir()
+    path = tmp_path / "texts" / "a.txt"
+    path.write_bytes(raw)
+    refuse(pretrain.run, pretrain_config(path.parent if folder else path, tmp_path / "out"), says)
+
+
+def test_pretrain_needs_one_input(tmp_path: Path):
+    text = text_file(tmp_path)
+    refuse(pretrain.run, pretrain_config(tmp_path / "nowhere.txt", tmp_path / "out"), "does not exist|no such")
+    refuse(pretrain.run, pretrain_config(text, tmp_path / "out", data=tmp_path), "either --data or --text")
+    refuse(pretrain.run, pretrain_config(None, tmp_path / "out"), "either --data or --text")  # type: ignore[arg-type]
+
+
+def test_pretrain_on_too_little_text(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("A short text, of about sixty tokens when it is read as bytes.")
+    error = refuse(pretrain.run, pretrain_config(tmp_path / "a.txt", tmp_path / "out", batch_tokens=4096, micro_tokens=4096), "training tokens")
+    assert "more text" in error.hint
+    refuse(pretrain.run, pretrain_config(tmp_path / "a.txt", tmp_path / "out2", context=64, micro_tokens=64), "training tokens")
+
+
+@pytest.mark.parametrize("changes, says", [
+    ({"tokenizer": "bpe", "vocab_size": 100}, "256|vocab"), ({"tokenizer": "gpt9"}, "gpt9"), ({"preset": "gpt9"}, "gpt9"), ({"depth": 0}, "depth is 0"),
+    ({"context": 1}, "context 1"), ({"batch_tokens": 16}, "batch_tokens 16"), ({"micro_tokens": 16}, "micro_tokens 16"),
+    ({"d_model": 33, "head_dim": 7}, "must be even"), ({"device": "cuda"}, "cuda"),
+])  # fmt: skip
+def test_pretrain_with_settings_that_cannot_be(tmp_path: Path, changes: dict[str, Any], says: str):
+    refuse(pretrain.run, pretrain_config(text_file(tmp_path), tmp_path / "out", **changes), says)
+
+
+def test_pretrain_says_what_would_fit_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("freedive.model.model.available_memory", lambda: 10_000_000)
+    error = refuse(pretrain.run, pretrain_config(text_file(tmp_path), tmp_path / "out", depth=6), "of memory .* are available")
+    assert "smaller model" in error.hint or "would fit" in error.hint
+
+
+ROWS = {
+    "empty": ("", "no conversation"),
+    "not_json": ("hello\n", "line 1 is no JSON"),
+    "other_keys": ('{"text": "x"}\n', "line 1.*'messages'"),
+    "no_assistant": ('{"messages": [{"role": "user", "content": "hi"}]}\n', "line 1"),
+    "no_content": ('{"messages": [{"role": "user"}]}\n', "content"),
+    "messages_no_list": ('{"messages": "hi"}\n', "messages"),
+    "all_too_long": (json.dumps({"messages": [{"role": "user", "content": "a" * 500}, {"role": "assistant", "content": "b"}]}) + "\n", "longer than 128"),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_sft_on_bad_rows(base: Path, tmp_path: Path, name: str):
+    text, says = ROWS[name]
+    (tmp_path / "rows.jsonl").write_text(text)
+    refuse(sft.run, sft_config(base, tmp_path / "rows.jsonl", tmp_path / "out"), says)
+
+
+@pytest.mark.parametrize("raw", [b"\xff\xfe{", b"\x00\x01"])
+def test_sft_on_bytes_that_are_no_text(base: Path, tmp_path: Path, raw: bytes):
+    (tmp_path / "rows.jsonl").write_bytes(raw)
+    refuse(sft.run, sft_config(base, tmp_path / "rows.jsonl", tmp_path / "out"), "UTF-8|binary")
+
+
+def test_sft_and_rl_on_what_is_not_there(base: Path, tmp_path: Path):
+    refuse(sft.run, sft_config(base, tmp_path / "nowhere.jsonl", tmp_path / "out"), "nowhere.jsonl")
+    refuse(sft.run, sft_config(tmp_path / "nobody", chat_file(tmp_path), tmp_path / "out"), "nobody")
+    refuse(rl.run, rl_config(base, tmp_path / "nowhere.jsonl", tmp_path / "out"), "nowhere.jsonl")
+    refuse(rl.run, rl_config(tmp_path / "nobody", problem_file(tmp_path), tmp_path / "out"), "nobody")
+    refuse(sft.run, sft_config(tmp_path, chat_file(tmp_path), tmp_path / "out"), "tokenizer")
+
+
+def test_a_truncated_model(base: Path, tmp_path: Path):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(base, broken)
+    raw = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(raw[: len(raw) // 2])
+    refuse(sft.run, sft_config(broken, chat_file(tmp_path), tmp_path / "out"), "model.safetensors cannot be read")
+
+
+@pytest.mark.parametrize("changes, says", [
+    ({"reward": "charm"}, "charm"), ({"reward": "nowhere.py:f"}, "nowhere.py"), ({"algo": "ppo9"}, "ppo9"), ({"num_generations": 1}, "num_generations is 1"),
+    ({"max_completion_length": 9999}, "made for 256"), ({"algo": "r1"}, "KL"), ({"reward": "no_such_module:f"}, "no_such_module"), ({"reward": "json:g"}, "'g'"),
+])  # fmt: skip
+def test_rl_with_settings_that_cannot_be(base: Path, tmp_path: Path, changes: dict[str, Any], says: str):
+    refuse(rl.run, rl_config(base, problem_file(tmp_path), tmp_path / "out", **changes), says)
+
+
+@pytest.mark.parametrize("text, says", [("", "no problem"), ('{"answer": "4"}\n', "line 1.*'prompt'"), ("[]\n", "line 1 is no JSON")])
+def test_rl_on_bad_rows(base: Path, tmp_path: Path, text: str, says: str):
+    (tmp_path / "p.jsonl").write_text(text)
+    refuse(rl.run, rl_config(base, tmp_path / "p.jsonl", tmp_path / "out"), says)

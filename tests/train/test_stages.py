@@ -1,0 +1,147 @@
+"""pretrain, sft and rl, tiny: two runs are bit-equal, a killed run ends as if nothing had happened, and no row makes a NaN."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import train_cases
+from train_cases import chat_file, pretrain_config, problem_file, rl_config, sft_config, text_file
+
+from freedive.model import load_pretrained
+from freedive.pretrain import stage as pretrain
+from freedive.rl import stage as rl
+from freedive.runs import folder_hash, read_json
+from freedive.sft import stage as sft
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the inputs and one whole run of each stage: base, chat, reasoner."""
+    folder = tmp_path_factory.mktemp("stages")
+    pretrain.run(pretrain_config(text_file(folder), folder / "base"))
+    sft.run(sft_config(folder / "base", chat_file(folder), folder / "chat"))
+    rl.run(rl_config(folder / "chat", problem_file(folder), folder / "reasoner"))
+    return folder
+
+
+def arguments(room: Path, verb: str, out: Path) -> list[Path]:
+    return {"pretrain": [room / "text.jsonl", out], "sft": [room / "base", room / "chats.jsonl", out],
+            "rl": [room / "chat", room / "problems.jsonl", out]}[verb]  # fmt: skip
+
+
+WHOLE = {"pretrain": "base", "sft": "chat", "rl": "reasoner"}
+every_verb = pytest.mark.parametrize("verb", WHOLE)
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def finite(value: object) -> bool:
+    return all(map(finite, value)) if isinstance(value, (list, tuple)) else not isinstance(value, float) or bool(np.isfinite(value))
+
+
+@every_verb
+def test_what_a_stage_leaves(room: Path, verb: str):
+    folder = room / WHOLE[verb]
+    names = {p.name for p in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer", "metrics.jsonl", "timings.jsonl", "samples.json", "run.json"} <= names
+    assert not (room / f"{WHOLE[verb]}.partial").exists()
+    assert all(finite(v) for row in lines(folder) for v in row.values())
+    assert str(room) not in (folder / "run.json").read_text()  # nothing hashed knows where it lies
+    model = load_pretrained(folder, max_tokens=64, max_seqs=4)
+    assert all(np.isfinite(p).all() for p in model.parameters.values())
+
+
+@every_verb
+def test_twice_gives_the_same_bits(room: Path, verb: str, tmp_path: Path):
+    train_cases.main(verb, *map(str, arguments(room, verb, tmp_path / "again")))
+    assert folder_hash(tmp_path / "again") == folder_hash(room / WHOLE[verb])
+    before = (tmp_path / "again" / "run.json").stat().st_mtime_ns
+    train_cases.main(verb, *map(str, arguments(room, verb, tmp_path / "again")))  # a third time: nothing left to do
+    assert (tmp_path / "again" / "run.json").stat().st_mtime_ns == before
+
+
+def test_threads_change_no_bit(room: Path, tmp_path: Path):
+    pretrain.run(pretrain_config(room / "text.jsonl", tmp_path / "two", threads=2))
+    assert folder_hash(tmp_path / "two") == folder_hash(room / "base")
+
+
+def test_pretraining_learns(room: Path, tmp_path: Path):
+    out = pretrain.run(pretrain_config(room / "text.jsonl", tmp_path / "longer", steps=60))
+    losses = [row["loss"] for row in lines(out)]
+    assert losses[0] > 5.0 and losses[-1] < 3.5
+    metrics = read_json(out / "run.json")["metrics"]
+    assert metrics["steps"] == 60 and metrics["val_bits_per_byte"] < 6
+
+
+@every_verb
+def test_killed_at_three_random_moments(room: Path, verb: str, tmp_path: Path):
+    """SIGKILL in a process of its own, once the run has begun to save; then the same call again, to the end."""
+    out, chance = tmp_path / "out", random.Random(len(verb))
+    command = [sys.executable, train_cases.__file__, verb, *map(str, arguments(room, verb, out))]
+    partial, kills = tmp_path / "out.partial", 0
+    while kills < 3:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        old = checkpoints(partial)
+        while process.poll() is None and checkpoints(partial) == old:  # the first checkpoint after this start
+            time.sleep(0.002)
+        time.sleep(chance.random() * 0.05)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+            kills += 1
+        else:
+            assert process.returncode == 0
+            break  # it was quicker than we
+    assert kills > 0
+    train_cases.main(verb, *map(str, arguments(room, verb, out)))
+    assert folder_hash(out) == folder_hash(room / WHOLE[verb])
+    assert not partial.exists()
+
+
+def checkpoints(partial: Path) -> set[tuple[str, int]]:
+    try:
+        return {(p.name, p.stat().st_mtime_ns) for p in partial.rglob("checkpoint*")}
+    except FileNotFoundError:  # replaced while we looked
+        return set()
+
+
+def test_conversations_longer_than_the_context_are_counted(room: Path, tmp_path: Path):
+    assert read_json(room / "chat" / "run.json")["metrics"]["too_long"] == 1
+    out = sft.run(sft_config(room / "base", room / "chats.jsonl", tmp_path / "out", context=64, batch_tokens=80, micro_tokens=64))
+    assert all(finite(v) for row in lines(out) for v in row.values())
+
+
+def test_batches_whose_rows_are_all_masked_make_no_nan(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Every second row has no target at all, and a batch holds one row: no gradient, no loss, no NaN, and nothing moves without a gradient."""
+    rows = sft.read_conversations(room / "chats.jsonl", sft.Tokenizer.load(room / "base" / "tokenizer"), 128)[0]
+    masked = [(ids, np.full_like(t, -1), np.zeros_like(w)) for ids, t, w in rows]
+    monkeypatch.setattr(sft, "read_conversations", lambda *_: ([r for pair in zip(rows, masked) for r in pair], 0))
+    out = sft.run(sft_config(room / "base", room / "chats.jsonl", tmp_path / "half", batch_tokens=64, log_every=1))
+    losses = [row["loss"] for row in lines(out)]
+    assert all(finite(v) for row in lines(out) for v in row.values()) and 0.0 in losses and max(losses) > 0
+    monkeypatch.setattr(sft, "read_conversations", lambda *_: (masked, 0))
+    out = sft.run(sft_config(room / "base", room / "chats.jsonl", tmp_path / "all", log_every=1))
+    assert all(row["loss"] == 0.0 and row["grad_norm"] == 0.0 for row in lines(out))
+
+
+def test_the_sampler_is_the_trainer(room: Path):
+    """Log-probs of the rollouts, as sampled, equal those of the trainer's forward before the update, bit for bit."""
+    gaps = [row["sampling/sampling_logp_difference/max"] for row in lines(room / "reasoner") if "sampling/sampling_logp_difference/max" in row]
+    assert gaps and max(gaps) == 0.0
+
+
+def test_a_changed_setting_is_named(room: Path, tmp_path: Path):
+    shutil.copytree(room / "base", tmp_path / "base")
+    with pytest.raises(sft.UserError, match="steps"):
+        pretrain.run(pretrain_config(room / "text.jsonl", tmp_path / "base", steps=15))
