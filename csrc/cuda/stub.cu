@@ -38,7 +38,8 @@ void embedding_forward(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_embedding_forward_args*>(arguments);
   const int64_t work = a.out.shape[0] * a.out.shape[1];
   if (work == 0) return;
-  embedding_forward_kernel<<<blocks_for(work, kThreads), kThreads, 0, stream_of(ctx)>>>(a.out, a.tokens, a.positions, a.wte, a.wpe);
+  embedding_forward_kernel<<<blocks_for(work, kThreads), kThreads, 0, stream_of(ctx)>>>(a.out, a.tokens, a.positions, a.wte,
+                                                                                        a.wpe);
 }
 
 // ---- rmsnorm_forward: out = x rstd weight, rstd = 1/sqrt(mean(x^2) + eps) --------------------------------------------
@@ -64,7 +65,8 @@ void rmsnorm_forward(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_rmsnorm_forward_args*>(arguments);
   const int64_t rows = a.x.shape[0] * a.x.shape[1];
   if (rows == 0) return;
-  rmsnorm_forward_kernel<<<blocks_for(rows, kThreads / kWarp), kThreads, 0, stream_of(ctx)>>>(a.out, a.rstd, a.x, a.weight, a.eps);
+  rmsnorm_forward_kernel<<<blocks_for(rows, kThreads / kWarp), kThreads, 0, stream_of(ctx)>>>(a.out, a.rstd, a.x, a.weight,
+                                                                                              a.eps);
 }
 
 // ---- swiglu_forward: out = silu(gate) up, silu(a) = a / (1 + exp(-a)) ------------------------------------------------
@@ -96,7 +98,8 @@ const fd_variant kVariants[] = {
 int64_t packed_size(int64_t O, int64_t C) { return O * C; }  // no packing: the weight as it is
 double peak_run(fd_context*, int64_t) { return 0.0; }        // not measured by the stub
 
-const fd_device_table kDevice = {"cuda-stub", "naive", kVariants, static_cast<int32_t>(sizeof(kVariants) / sizeof(kVariants[0])), packed_size, peak_run};
+const fd_device_table kDevice = {"cuda-stub", "naive", kVariants, static_cast<int32_t>(sizeof(kVariants) / sizeof(kVariants[0])),
+                                 packed_size, peak_run};
 
 }  // namespace
 

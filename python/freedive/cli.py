@@ -64,13 +64,13 @@ VERBS = {
         "freedive.rl.stage",
         "RLConfig",
         "reinforcement learning on problems whose answers can be checked",
-        "freedive rl --model runs/assistant --out runs/thinker",
+        "freedive rl --model runs/assistant --data problems.jsonl --out runs/thinker",
     ),
     "eval": Verb(
         "freedive.eval.stage",
         "EvalConfig",
         "measure a model",
-        "freedive eval --model runs/assistant --out runs/eval",
+        "freedive eval --model runs/assistant --data questions.jsonl --out runs/eval",
     ),
     "chat": Verb(
         "freedive.inference.chat",

@@ -204,7 +204,7 @@ def _packages() -> list[Finding]:
 
 def _places() -> list[Finding]:
     free = human_bytes(shutil.disk_usage(".").free)
-    where = "only into the --out folders you name (OUT; while running, OUT.partial and OUT.lock beside it)"
+    where = "only into the --out folder of a command (and, while it runs, OUT.partial and OUT.lock beside it)"
     files = Finding("files", "ok", f"freedive writes {where}; delete them and nothing remains")
     return [files, Finding("disk", "ok", f"{free} free in the current folder")]
 

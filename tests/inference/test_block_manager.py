@@ -52,7 +52,7 @@ def test_blocks_are_never_given_twice_and_all_come_back(n, requests):
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.tuples(prompts, st.integers(1, 40)), min_size=1, max_size=20),
-    st.integers(6, 20), st.integers(1, 6), st.integers(1, 90), st.randoms(use_true_random=False),
+    st.integers(7, 20), st.integers(1, 6), st.integers(1, 90), st.randoms(use_true_random=False),
 )  # fmt: skip
 def test_every_sequence_is_run_whole_in_order_and_within_capacity(wanted, n_blocks, rows, max_tokens, random):
     scheduler = Scheduler(BlockManager(n_blocks), rows, max_tokens)

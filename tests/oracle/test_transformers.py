@@ -36,11 +36,12 @@ CASES: dict[str, tuple[str, DecoderConfig]] = {
 every_case = pytest.mark.parametrize("name", CASES)
 
 
-def ask(command: str, folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+def ask(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "CUDA_VISIBLE_DEVICES": ""}
     environment.pop("PYTHONPATH", None)
-    done = subprocess.run([os.environ["FREEDIVE_ORACLE_PYTHON"], str(SCRIPT), command, str(folder)], input=json.dumps(request), text=True,
-                          capture_output=True, env=environment)  # fmt: skip
+    done = subprocess.run(
+        [os.environ["FREEDIVE_ORACLE_PYTHON"], str(SCRIPT)], input=json.dumps(requests), text=True, capture_output=True, env=environment
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
 
@@ -67,11 +68,31 @@ def greedy(model: Model, prompt: list[int], n: int) -> list[int]:
     return out
 
 
-def agree(model: Model, folder: Path, wanted_class: str, record: Any) -> None:
-    request = questions(model.config)
-    answer = ask("score", folder, request)
+def random_model(config: DecoderConfig) -> Model:
+    model = Model(config, max_tokens=256, max_seqs=8, trainable=False)
+    rng = np.random.Generator(np.random.Philox(key=[5, 5]))
+    for key, p in model.parameters.items():
+        p[...] = 0.15 * rng.standard_normal(p.shape) + (1.0 if key.endswith("norm.weight") else 0.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, Any]]]:
+    """A folder with every case twice, `ours-NAME` as exported and `theirs-NAME` as saved by transformers, and what transformers says of each."""
+    room = tmp_path_factory.mktemp("oracle")
+    requests: list[dict[str, Any]] = []
+    for name, (_, config) in CASES.items():
+        save_pretrained(random_model(config), room / f"ours-{name}")
+        hf = {key: value for key, value in to_hf(config).items() if key not in ("architectures", "torch_dtype")}
+        requests.append({"do": "make", "folder": str(room / f"theirs-{name}"), "config": hf})
+    folders = [f"{who}-{name}" for name in CASES for who in ("ours", "theirs")]
+    requests += [{"do": "score", "folder": str(room / f), **questions(CASES[f.split("-")[1]][1])} for f in folders]
+    return room, dict(zip(folders, ask(requests)[len(CASES) :]))
+
+
+def agree(model: Model, answer: dict[str, Any], wanted_class: str, record: Any) -> None:
+    request, difference = questions(model.config), 0.0
     assert answer["class"] == wanted_class
-    difference = 0.0
     for ids, theirs in zip(request["sequences"], answer["logprobs"]):
         ours = model.score(Batch.next_token([ids])).logprobs[:-1]
         difference = max(difference, float(np.abs(ours - np.array(theirs)).max()))
@@ -82,22 +103,14 @@ def agree(model: Model, folder: Path, wanted_class: str, record: Any) -> None:
 
 
 @every_case
-def test_transformers_loads_our_export(name: str, tmp_path: Path, record_property: Any):
-    wanted_class, config = CASES[name]
-    model = Model(config, max_tokens=256, max_seqs=8, trainable=False)
-    rng = np.random.Generator(np.random.Philox(key=[5, 5]))
-    for key, p in model.parameters.items():
-        p[...] = 0.15 * rng.standard_normal(p.shape) + (1.0 if key.endswith("norm.weight") else 0.0)
-    save_pretrained(model, tmp_path / "ours")
-    agree(model, tmp_path / "ours", wanted_class, record_property)
+def test_transformers_loads_our_export(name: str, answers: Any, record_property: Any):
+    agree(random_model(CASES[name][1]), answers[1][f"ours-{name}"], CASES[name][0], record_property)
 
 
 @every_case
-def test_we_load_what_transformers_saved(name: str, tmp_path: Path, record_property: Any):
-    wanted_class, config = CASES[name]
-    drop = ("architectures", "torch_dtype")
-    ask("make", tmp_path / "theirs", {k: v for k, v in to_hf(config).items() if k not in drop})
-    model = load_pretrained(tmp_path / "theirs", max_tokens=256, max_seqs=8, trainable=False)
+def test_we_load_what_transformers_saved(name: str, answers: Any, record_property: Any):
+    room, said = answers
+    model = load_pretrained(room / f"theirs-{name}", max_tokens=256, max_seqs=8, trainable=False)
     same = ("n_layer", "n_head", "n_kv_head", "d_model", "head_dim", "d_ff", "rope_theta", "rope_scaling", "tie_embeddings", "norm_eps")
-    assert {k: getattr(model.config, k) for k in same} == {k: getattr(config, k) for k in same}
-    agree(model, tmp_path / "theirs", wanted_class, record_property)
+    assert {k: getattr(model.config, k) for k in same} == {k: getattr(CASES[name][1], k) for k in same}
+    agree(model, said[f"theirs-{name}"], CASES[name][0], record_property)

@@ -1,9 +1,9 @@
 """The oracle's half of test_transformers.py: runs where torch and transformers are installed, and imports nothing of freedive.
 
-    python transformers_side.py score FOLDER < {"sequences": [[ids]], "prompts": [[ids]], "new_tokens": n}
-    python transformers_side.py make FOLDER < {"model_type": ..., ...}      a random model of that configuration, saved by transformers
+Reads one JSON list of requests, prints one JSON list of answers (one process for all: importing torch takes longer than the rest):
 
-Prints one JSON object.
+    {"do": "score", "folder": F, "sequences": [[ids]], "prompts": [[ids]], "new_tokens": n} -> {"class", "logprobs", "greedy", "versions"}
+    {"do": "make", "folder": F, "config": {"model_type": ..., ...}} -> {"class"}        a random model, saved by transformers
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import torch
 import transformers
 
 
-def score(folder: str, request: dict) -> dict:
+def score(folder: str, sequences: list, prompts: list, new_tokens: int) -> dict:
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     logprobs, greedy = [], []
     with torch.no_grad():
-        for ids in request["sequences"]:
+        for ids in sequences:
             table = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), dim=-1)
             logprobs.append([table[t, ids[t + 1]].item() for t in range(len(ids) - 1)])
-        for prompt in request["prompts"]:
+        for prompt in prompts:
             ids = list(prompt)
-            for _ in range(request["new_tokens"]):
+            for _ in range(new_tokens):
                 ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
             greedy.append(ids[len(prompt) :])
     return {"class": type(model).__name__, "logprobs": logprobs, "greedy": greedy,
@@ -42,4 +42,6 @@ def make(folder: str, config: dict) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"score": score, "make": make}[sys.argv[1]](sys.argv[2], json.load(sys.stdin))))
+    torch.set_num_threads(1)  # tiny models: a second thread only waits
+    answers = [{"score": score, "make": make}[request.pop("do")](**request) for request in json.load(sys.stdin)]
+    print(json.dumps(answers))

@@ -9,7 +9,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -213,10 +212,11 @@ def test_every_call_failing(tmp_path, reference, error):
 
 def test_resume_continues_instead_of_restarting(tmp_path):
     config = ToyConfig(out=tmp_path / "out", steps=8)
+    with at_call(-1, die) as calls:
+        toy(dataclasses.replace(config, out=tmp_path / "other"))
     with pytest.raises(KeyboardInterrupt):
-        with at_call(90, lambda _: signal.raise_signal(signal.SIGINT)):
+        with at_call(calls[0] // 2, lambda _: signal.raise_signal(signal.SIGINT)):
             toy(config)
-            time.sleep(1)
     toy(config)
     steps = [line for line in (config.out / "timings.jsonl").read_text().splitlines()]
     assert len(steps) < 2 * config.steps

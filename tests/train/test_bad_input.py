@@ -61,7 +61,8 @@ def test_pretrain_on_too_little_text(tmp_path: Path):
 
 
 @pytest.mark.parametrize("changes, says", [
-    ({"tokenizer": "bpe", "vocab_size": 100}, "256|vocab"), ({"tokenizer": "gpt9"}, "gpt9"), ({"preset": "gpt9"}, "gpt9"), ({"depth": 0}, "depth is 0"),
+    ({"tokenizer": "bpe", "vocab_size": 100}, "256|vocab"), ({"tokenizer": "gpt9"}, "gpt9"), ({"preset": "gpt9"}, "gpt9"),
+    ({"depth": 0}, "depth is 0"),
     ({"context": 1}, "context 1"), ({"batch_tokens": 16}, "batch_tokens 16"), ({"micro_tokens": 16}, "micro_tokens 16"),
     ({"d_model": 33, "head_dim": 7}, "must be even"), ({"device": "cuda"}, "cuda"),
 ])  # fmt: skip
@@ -82,7 +83,10 @@ ROWS = {
     "no_assistant": ('{"messages": [{"role": "user", "content": "hi"}]}\n', "line 1"),
     "no_content": ('{"messages": [{"role": "user"}]}\n', "content"),
     "messages_no_list": ('{"messages": "hi"}\n', "messages"),
-    "all_too_long": (json.dumps({"messages": [{"role": "user", "content": "a" * 500}, {"role": "assistant", "content": "b"}]}) + "\n", "longer than 128"),
+    "all_too_long": (
+        json.dumps({"messages": [{"role": "user", "content": "a" * 500}, {"role": "assistant", "content": "b"}]}) + "\n",
+        "longer than 128",
+    ),
 }
 
 
@@ -118,8 +122,9 @@ def test_a_truncated_model(base: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("changes, says", [
-    ({"reward": "charm"}, "charm"), ({"reward": "nowhere.py:f"}, "nowhere.py"), ({"algo": "ppo9"}, "ppo9"), ({"num_generations": 1}, "num_generations is 1"),
-    ({"max_completion_length": 9999}, "made for 256"), ({"algo": "r1"}, "KL"), ({"reward": "no_such_module:f"}, "no_such_module"), ({"reward": "json:g"}, "'g'"),
+    ({"reward": "charm"}, "charm"), ({"reward": "nowhere.py:f"}, "nowhere.py"), ({"algo": "ppo9"}, "ppo9"),
+    ({"num_generations": 1}, "num_generations is 1"),
+    ({"max_completion_length": 9999}, "made for 256"), ({"reward": "no_such_module:f"}, "no_such_module"), ({"reward": "json:g"}, "'g'"),
 ])  # fmt: skip
 def test_rl_with_settings_that_cannot_be(base: Path, tmp_path: Path, changes: dict[str, Any], says: str):
     refuse(rl.run, rl_config(base, problem_file(tmp_path), tmp_path / "out", **changes), says)

@@ -17,6 +17,7 @@ import train_cases
 from train_cases import chat_file, pretrain_config, problem_file, rl_config, sft_config, text_file
 
 from freedive.model import load_pretrained
+from freedive.objectives import PRESETS
 from freedive.pretrain import stage as pretrain
 from freedive.rl import stage as rl
 from freedive.runs import folder_hash, read_json
@@ -139,6 +140,16 @@ def test_the_sampler_is_the_trainer(room: Path):
     """Log-probs of the rollouts, as sampled, equal those of the trainer's forward before the update, bit for bit."""
     gaps = [row["sampling/sampling_logp_difference/max"] for row in lines(room / "reasoner") if "sampling/sampling_logp_difference/max" in row]
     assert gaps and max(gaps) == 0.0
+
+
+@pytest.mark.parametrize("algo", PRESETS)
+def test_every_algorithm_runs(room: Path, tmp_path: Path, algo: str):
+    """Two steps of each member of the family, those with a KL to the starting model included: finite numbers, and weights that moved."""
+    out = rl.run(rl_config(room / "chat", room / "problems.jsonl", tmp_path / "out", algo=algo, steps=2, eval_data=None))
+    assert all(finite(v) for row in lines(out) for v in row.values())
+    weights = [load_pretrained(f, max_tokens=64, max_seqs=4).state()["parameters"] for f in (room / "chat", out)]
+    assert np.isfinite(weights[1]).all()
+    assert not np.array_equal(*weights) or all(row["frac_reward_zero_std"] == 1 for row in lines(out) if "frac_reward_zero_std" in row)
 
 
 def test_a_changed_setting_is_named(room: Path, tmp_path: Path):

@@ -1,6 +1,6 @@
 """Tiny runs of the three training stages, for the tests of this folder. Run as a program it is one stage, to be killed:
 
-    python train_cases.py pretrain TEXT OUT | sft MODEL ROWS OUT | rl MODEL PROBLEMS OUT
+python train_cases.py pretrain TEXT OUT | sft MODEL ROWS OUT | rl MODEL PROBLEMS OUT
 """
 
 from __future__ import annotations

@@ -78,6 +78,13 @@ class Found:
         path = self.folders[stage] / name if stage in self.folders else None
         return read_json(path) if path and path.is_file() else None
 
+    @cached_property
+    def machine(self) -> dict[str, Any]:
+        """What a dive noted of its machine, the last time; the highest peak of all its starts. {} for other folders."""
+        notes = [row["machine"] for row in jsonl(self.root / "timings.jsonl") if "machine" in row]
+        peaks = [note["peak_gflops"] for note in notes if "peak_gflops" in note]
+        return {**notes[-1], **({"peak_gflops": max(peaks)} if peaks else {})} if notes else {}
+
     @property
     def models(self) -> list[str]:
         """The stages here that made a model."""

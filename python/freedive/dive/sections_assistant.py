@@ -179,8 +179,7 @@ def practice(found: Found) -> str | None:
     gap = [row["sampling/sampling_logp_difference/max"] for row in log if "sampling/sampling_logp_difference/max" in row]
     if gap:
         body += paragraph(
-            "Sampler and trainer are the same code: their log-probabilities of a sampled token differed by at most "
-            f"{max(gap):g} in the whole run."
+            f"Sampler and trainer are the same code: their log-probabilities of a sampled token differed by at most {max(gap):g} in the whole run."
         )
     samples = found.json("rl", "samples.json") or []
     if samples:

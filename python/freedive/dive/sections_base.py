@@ -39,9 +39,7 @@ def data(found: Found) -> str | None:
     total, rows, kept = max(1, waterfall["documents_in"]), [], []
     for step in waterfall["steps"]:
         for rule, gone in step["removed"].items():
-            rows.append(
-                (step["step"], rule, gone["documents"], human_bytes(gone["bytes"]), percent(gone["documents"] / total, 1))
-            )
+            rows.append((step["step"], rule, gone["documents"], human_bytes(gone["bytes"]), percent(gone["documents"] / total, 1)))
         if step["bytes_trimmed"] > 0:
             rows.append((step["step"], "cut from pages that stay", "", human_bytes(step["bytes_trimmed"]), ""))
         note = f"{step['documents_out']:,} pages, {human_bytes(step['bytes_out'])}"
@@ -77,8 +75,7 @@ def _against_truth(found: Found) -> str:
     should = {row["kind"]: fate.get(row["expected"], f"goes: {row['expected']}") for row in truth}
     order = sorted(pages, key=lambda kind: (should[kind] != "stays", kind))
     note = paragraph(
-        "This web was made for the dive, so it is known what each page is. Near-copies (`near_dedup`) need a step that "
-        "compares similar texts."
+        "This web was made for the dive, so it is known what each page is. Near-copies (`near_dedup`) need a step that compares similar texts."
     )
     rows = [(kind, should[kind], pages[kind], kept[kind]) for kind in order]
     summary = "Was that right? Each kind of page, and how many stayed"
@@ -166,20 +163,32 @@ def training(found: Found) -> str | None:
 
 
 def speed(found: Found, stage: str) -> str:
-    """Tokens a second and the share of the machine's peak: the median, and where the middle 80 % lie."""
-    rows = []
-    log = [row for row in found.lines(stage, "timings.jsonl") if "tokens_per_second" in row]
-    if len(log) < 2:
+    """Tokens a second, and for pretraining the share of the machine's peak: the median, and where the middle 80 % lie."""
+    rates = [row["tokens_per_second"] for row in found.lines(stage, "timings.jsonl") if "tokens_per_second" in row]
+    if len(rates) < 2:
         return ""
-    for key, name, scale, form in (
-        ("tokens_per_second", "tokens a second", 1, "{:,.0f}"),
-        ("peak_share", "% of the machine's float32 peak", 100, "{:.1f}"),
-    ):
-        values = sorted(scale * row[key] for row in log if key in row)
-        if len(values) >= 2:
-            tenths = statistics.quantiles(values, n=10, method="inclusive")
-            rows.append((name, *(form.format(v) for v in (statistics.median(values), tenths[0], tenths[8]))))
-    return "<h3>How fast</h3>" + table(("measured between log lines", "median", "10th percentile", "90th percentile"), rows)
+    rows, note = [("tokens a second", *(f"{v:,.0f}" for v in _spread(rates)))], ""
+    peak = found.machine.get("peak_gflops")
+    if stage == "pretrain" and peak:  # of SFT the FLOPs are not known: the head skips tokens that are not learned
+        config = from_hf(found.json(stage, "config.json"))
+        flops = config.flops_per_token(found.config(stage).get("context", 256))
+        shares = [rate * flops / (1e9 * peak) for rate in rates]
+        load, cores = found.machine.get("load_at_start", 0), found.machine.get("cores", 1)
+        if load > cores:  # even the best of many measurements was seen at half of the peak then, and the share at twice its value
+            note = f"No share of the peak is given: the machine was busy (load {load} on {cores} cores), so its peak is not known."
+        elif max(shares) > 1:
+            note = f"No share of the peak is given: it was measured as {peak:,.1f} GFLOP/s, less than training reached, so it is too low."
+        else:
+            rows.append(("% of the float32 peak", *(f"{100 * v:.1f}" for v in _spread(shares))))
+            note = f"The peak is the best of several measurements before the dive, {peak:,.1f} GFLOP/s."
+    body = "<h3>How fast</h3>" + table(("measured between log lines", "median", "10th percentile", "90th percentile"), rows)
+    return body + (paragraph(note) if note else "")
+
+
+def _spread(values: list[float]) -> tuple[float, float, float]:
+    """Median, 10th and 90th percentile."""
+    tenths = statistics.quantiles(values, n=10, method="inclusive")
+    return statistics.median(values), tenths[0], tenths[8]
 
 
 def network(found: Found) -> str | None:
@@ -199,11 +208,7 @@ def network(found: Found) -> str | None:
                    "longest input, tokens": config.max_positions})  # fmt: skip
     rows = [(name, " x ".join(map(str, shape)), copies, count * copies) for name, shape, count, copies in groups]
     body += details("Every parameter", table(("tensor", "shape", "times", "parameters"), rows, left=2))
-    return (
-        body
-        + _memory(found, config)
-        + code("csrc/model/decoder.cpp", "freedive/reference/decoder.py", "freedive/model/config.py")
-    )
+    return body + _memory(found, config) + code("csrc/model/decoder.cpp", "freedive/reference/decoder.py", "freedive/model/config.py")
 
 
 def _memory(found: Found, config: DecoderConfig) -> str:

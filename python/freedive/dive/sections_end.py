@@ -24,9 +24,8 @@ def times(found: Found) -> str | None:
         rows = [(name, f"{wall:.1f}", f"{cpu:.1f}", str(int(starts))) for name, (wall, cpu, starts) in spent.items()]
         rows.append(("all", f"{sum(v[0] for v in spent.values()):.1f}", f"{sum(v[1] for v in spent.values()):.1f}", ""))
         body += table(("stage", "seconds", "CPU seconds", "starts"), rows)
-    machines = [row["machine"] for row in log if "machine" in row]
-    if machines:
-        body += "<h3>The machine</h3>" + table(("", ""), [(k.replace("_", " "), str(v)) for k, v in machines[-1].items()], left=2)
+    if found.machine:
+        body += "<h3>The machine</h3>" + table(("", ""), [(k.replace("_", " "), str(v)) for k, v in found.machine.items()], left=2)
     return body + code("freedive/dive/stage.py", "freedive/dive/tiers.py") if body else None
 
 

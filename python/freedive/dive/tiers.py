@@ -7,13 +7,14 @@ demo    about ten minutes on 2 cores; a million parameters that know a town and 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
 class Tier:
     # 1.1 the crawl (freedive.tasks.crawl.SCALES) and the data stage
     scale: str
-    quality: str  # rules of the data stage
+    quality: Literal["none", "basic", "gopher", "fineweb", "fineweb-paper"]  # rules of the data stage
     max_line_copies: int
     val_fraction: float
     # 1.2
@@ -55,9 +56,9 @@ TIERS = {
     "demo": Tier(
         scale="demo", quality="basic", max_line_copies=0, val_fraction=0.02,
         vocab_size=2048,
-        depth=4, context=256, pretrain_epochs=3.0, pretrain_batch=4096, pretrain_lr=None, pretrain_eval_every=100,
+        depth=4, context=256, pretrain_epochs=3.0, pretrain_batch=2048, pretrain_lr=None, pretrain_eval_every=100,
         quiz_every=2, quiz_every_base=24, exam_sums=256, exam_new_tokens=64,
-        sft_epochs=4.0, sft_batch=2048, sft_lr=None,
+        sft_epochs=4.0, sft_batch=1024, sft_lr=None,
         rl_steps=150, rl_prompts=16, rl_generations=8, rl_new_tokens=64, rl_lr=None, rl_eval_every=20,
     ),
 }  # fmt: skip

@@ -89,6 +89,8 @@ def run(c: EvalConfig) -> Path:
     """Evaluate; returns the folder written. Raises UserError for input that cannot be used."""
     if c.data is None and c.text is None:
         raise UserError("give --data (questions), --text, or both", hint="freedive eval --model runs/assistant --data questions.jsonl --out runs/eval")
+    if c.samples < 1 or (c.samples > 1 and c.temperature == 0):
+        raise UserError(f"samples is {c.samples} at temperature {c.temperature:g}", hint="at least 1; several need --temperature 1, or all are the same")
     check = find_checker(c.checker)
     rows = _questions(c) if c.data else []
     if c.dry_run:
@@ -151,7 +153,8 @@ def _measure(c: EvalConfig, rows: list[dict[str, Any]], check: Callable[[str, di
         if not 0 <= c.context <= most:
             raise UserError(f"context is {c.context}; this model reads 1 to {most} tokens at a time (0: as many as it can)")
         texts = list(iter_texts(c.text, split="val") if is_artefact(c.text) else iter_texts(c.text))
-        result |= held_out_loss(lm.model, encode_documents(lm.tokenizer, texts), c.context or most, lm.tokenizer.bos_id, sum(len(t.encode()) for t in texts))
+        documents, bos = encode_documents(lm.tokenizer, texts), lm.tokenizer.special_tokens.get(END_OF_TEXT)
+        result |= held_out_loss(lm.model, documents, c.context or most, bos, sum(len(t.encode()) for t in texts))
     write_json_atomic(artefact.work / "eval.json", result)
     artefact.summary(**{k: v for k, v in result.items() if isinstance(v, (int, float))})
     for key, value in result.items():

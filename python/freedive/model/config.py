@@ -212,7 +212,7 @@ def from_hf(d: dict[str, Any]) -> DecoderConfig:
                 vocab_size=d["vocab_size"], n_layer=d["num_hidden_layers"], n_head=n_head, n_kv_head=d.get("num_key_value_heads") or n_head,
                 d_model=d["hidden_size"], head_dim=d.get("head_dim") or d["hidden_size"] // n_head, d_ff=d["intermediate_size"],
                 max_positions=d["max_position_embeddings"], norm_eps=d.get("rms_norm_eps", 1e-6),
-                rope_theta=float(rope.get("rope_theta", d.get("rope_theta", 10000.0))), rope_scaling=scaling, attention_bias=bias,
+                rope_theta=float(rope.get("rope_theta") or d.get("rope_theta") or 10000.0), rope_scaling=scaling, attention_bias=bias,
                 attention_out_bias=bias, qk_norm=kind == "qwen3", tie_embeddings=bool(d.get("tie_word_embeddings", False)))  # fmt: skip
     except KeyError as error:
         raise UserError(f"config.json of model_type {kind!r} lacks {error.args[0]!r}") from None

@@ -63,11 +63,11 @@ class PretrainConfig:
 def model_config(c: PretrainConfig, vocab_size: int) -> DecoderConfig:
     """The architecture: a preset or the depth dial, then what was overridden."""
     longest = c.max_positions or 4 * c.context
-    base = preset(c.preset, vocab_size=vocab_size) if c.preset else from_depth(c.depth or 4, vocab_size)
+    base = preset(c.preset, vocab_size=vocab_size) if c.preset else from_depth(4 if c.depth is None else c.depth, vocab_size)
     changes = {k: getattr(c, k) for k in ("d_model", "n_head", "n_kv_head", "head_dim", "d_ff", "tie_embeddings") if getattr(c, k) is not None}
     if c.preset is None or c.max_positions:
         changes["max_positions"] = longest
-    if c.preset and c.depth:
+    if c.preset and c.depth is not None:
         changes["n_layer"] = c.depth
     return base.replace(**changes)
 
@@ -102,6 +102,9 @@ def _start(c: PretrainConfig, source: Path, artefact) -> tuple[Path, None]:
     config = model_config(c, tok.vocab_size)
     bos = tok.bos_id if c.document_edges else None
     documents = Documents(corpus.train, c.context, bos, c.seed)
+    if documents.n_targets < c.batch_tokens:
+        raise UserError(f"{source} gives {documents.n_targets:,} training tokens, less than one batch of {c.batch_tokens:,}",
+                        hint=f"give more text, or lower --batch-tokens (at least --context = {c.context})")  # fmt: skip
     steps = c.steps if c.steps is not None else max(1, round(c.epochs * documents.n_targets / c.batch_tokens))
     micro, max_seqs = min(c.micro_tokens, c.batch_tokens), 512
     lr = c.lr or peak_lr(config)

@@ -71,7 +71,7 @@ def _table(draw: Draw, people: list[Person]) -> list[list[str]]:
 # name, people per page, rounds out of every 12
 STYLES: tuple[tuple[str, int, int], ...] = (
     ("sentences", 5, 4),
-    ("quiz", 6, 3),
+    ("quiz", 6, 9),
     ("biographies", 6, 2),
     ("combined", 10, 2),
     ("table", 14, 1),
