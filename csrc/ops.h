@@ -96,7 +96,8 @@ typedef struct { fd_tensor out, q, k_cache, v_cache, cu_seqlens, past_lens, bloc
 // ---- language-model head ---------------------------------------------------------------------------------------
 // With z = weight x / temperature over the ids where vocab_mask is non-zero (absent: all):
 //   lse = log sum exp z;  logprobs[n,k] = z[targets[n,k]] - lse;  entropy = lse - sum p z.
-// In chunks of tokens: logits [N,V] never exist. Rows with targets[n,0] == -1 are skipped and give 0 everywhere.
+// In chunks of tokens: logits [N,V] never exist. Rows with targets[n,0] == -1 are skipped and give 0 everywhere; a later -1 gives
+// log-prob 0. A target which vocab_mask excludes has log-prob -inf; its gradient is not defined.
 typedef struct { fd_tensor logprobs, entropy, lse, x, weight, packed, targets, temperature, vocab_mask; } fd_head_forward_args;
 // Given the derivatives of the loss by logprobs, entropy and lse (absent = 0):
 //   dz_j = sum_k dlogprobs[n,k] (1[j = targets[n,k]] - p_j) - dentropy p_j (log p_j + entropy) + dlse p_j,

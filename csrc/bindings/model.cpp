@@ -24,7 +24,8 @@ static DecoderConfig config_from(const py::dict& d) {
   auto b = [&](const char* k) { return d[k].cast<bool>(); };
   c.vocab_size = i("vocab_size"), c.n_layer = i("n_layer"), c.n_head = i("n_head"), c.n_kv_head = i("n_kv_head");
   c.d_model = i("d_model"), c.head_dim = i("head_dim"), c.d_ff = i("d_ff"), c.max_positions = i("max_positions");
-  c.layernorm = b("layernorm"), c.norm_eps = d["norm_eps"].cast<double>(), c.learned_positions = b("learned_positions"), c.gelu = b("gelu");
+  c.layernorm = b("layernorm"), c.norm_eps = d["norm_eps"].cast<double>(), c.learned_positions = b("learned_positions"),
+  c.gelu = b("gelu");
   c.attention_bias = b("attention_bias"), c.attention_out_bias = b("attention_out_bias"), c.mlp_bias = b("mlp_bias");
   c.qk_norm = b("qk_norm"), c.tie_embeddings = b("tie_embeddings");
   return c;
@@ -43,31 +44,36 @@ struct PyDecoder {
     auto bad = [](const std::string& why) { throw py::value_error(why); };
     if (tokens.ndim() != 1 || N < 1) bad("a batch needs tokens: int32[N], N >= 1");
     if (positions.ndim() != 1 || positions.size() != N) bad("positions must be int32[N]");
-    if (need_targets && (targets.ndim() < 1 || targets.shape(0) != N)) bad("targets must be int32[N] or int32[N, K]");
+    if (need_targets && (targets.ndim() < 1 || targets.ndim() > 2 || targets.shape(0) != N))
+      bad("targets must be int32[N] or int32[N, K]");
     if (cu.ndim() != 1 || S < 1) bad("cu_seqlens must be int32[S+1], S >= 1");
     if (N > max_tokens || S > max_seqs)
-      bad("a batch of " + std::to_string(N) + " tokens in " + std::to_string(S) + " sequences exceeds this model's capacity: max_tokens=" +
-          std::to_string(max_tokens) + ", max_seqs=" + std::to_string(max_seqs));
+      bad("a batch of " + std::to_string(N) + " tokens in " + std::to_string(S) +
+          " sequences exceeds this model's capacity: max_tokens=" + std::to_string(max_tokens) +
+          ", max_seqs=" + std::to_string(max_seqs));
     if (cu.at(0) != 0 || cu.at(S) != N) bad("cu_seqlens must begin with 0 and end with N = " + std::to_string(N));
     for (int64_t s = 0; s < S; ++s)
       if (cu.at(s + 1) < cu.at(s)) bad("cu_seqlens must not decrease");
     const int32_t *t = tokens.data(), *p = positions.data();
     for (int64_t i = 0; i < N; ++i) {
       if (t[i] < 0 || t[i] >= config.vocab_size)
-        bad("token id " + std::to_string(t[i]) + " at " + std::to_string(i) + " is outside the vocabulary of " + std::to_string(config.vocab_size));
+        bad("token id " + std::to_string(t[i]) + " at " + std::to_string(i) + " is outside the vocabulary of " +
+            std::to_string(config.vocab_size));
       if (p[i] < 0 || p[i] >= config.max_positions)
         bad("position " + std::to_string(p[i]) + " is beyond max_positions = " + std::to_string(config.max_positions));
     }
     if (need_targets) {
       const int32_t* g = targets.data();
       for (int64_t i = 0; i < N * K; ++i)
-        if (g[i] < -1 || g[i] >= config.vocab_size) bad("target id " + std::to_string(g[i]) + " is outside the vocabulary (and is not -1)");
+        if (g[i] < -1 || g[i] >= config.vocab_size)
+          bad("target id " + std::to_string(g[i]) + " is outside the vocabulary (and is not -1)");
     }
     return {t, need_targets ? targets.data() : nullptr, p, cu.data(), N, S, need_targets ? K : 1};
   }
 };
 
-static py::tuple outputs(PyDecoder& d, const BatchView& b, const std::vector<py::ssize_t>& shape, const std::function<void(const TokenOutputs&)>& run) {
+static py::tuple outputs(PyDecoder& d, const BatchView& b, const std::vector<py::ssize_t>& shape,
+                         const std::function<void(const TokenOutputs&)>& run) {
   F32 logprobs(shape), entropy(b.n_tokens), lse(b.n_tokens);
   TokenOutputs out{logprobs.mutable_data(), entropy.mutable_data(), lse.mutable_data()};
   {
@@ -79,38 +85,46 @@ static py::tuple outputs(PyDecoder& d, const BatchView& b, const std::vector<py:
 }
 
 static std::vector<py::ssize_t> shape_of(const I32& targets) {
-  return targets.ndim() == 2 ? std::vector<py::ssize_t>{targets.shape(0), targets.shape(1)} : std::vector<py::ssize_t>{targets.size()};
+  return targets.ndim() == 2 ? std::vector<py::ssize_t>{targets.shape(0), targets.shape(1)}
+                             : std::vector<py::ssize_t>{targets.size()};
 }
 
 void bind_model(py::module_& m) {
   m.def("plan", [](const py::dict& config, int threads, int64_t max_tokens, int64_t max_seqs, bool trainable) {
     std::vector<std::pair<std::string, size_t>> out;
-    for (const auto& r : Decoder::plan(config_from(config), require_cpu(), threads, max_tokens, max_seqs, trainable)) out.emplace_back(r.name, r.bytes);
+    for (const auto& r : Decoder::plan(config_from(config), require_cpu(), threads, max_tokens, max_seqs, trainable))
+      out.emplace_back(r.name, r.bytes);
     return out;
   });
   m.def("parameter_table", [](const py::dict& config) {
     py::list out;
-    for (const auto& r : ParameterTable(config_from(config)).rows) out.append(py::make_tuple(r.name, r.shape, r.offset, r.matrix));
+    for (const auto& r : ParameterTable(config_from(config)).rows)
+      out.append(py::make_tuple(r.name, r.shape, r.offset, r.matrix));
     return out;
   });
 
   py::class_<KVCache>(m, "KVCache").def_readonly("blocks", &KVCache::blocks);
 
   py::class_<PyDecoder>(m, "Decoder")
-      .def(py::init([](const py::dict& config, int threads, int64_t n, int64_t s, int64_t k, bool trainable, const F32& cos, const F32& sin) {
+      .def(py::init([](const py::dict& config, int threads, int64_t n, int64_t s, int64_t k, bool trainable, const F32& cos,
+                       const F32& sin) {
              const DecoderConfig c = config_from(config);
              const py::ssize_t want = c.learned_positions ? 0 : c.max_positions * (c.head_dim / 2);
              if (n < 1 || s < 1 || k < 1 || threads < 1) throw py::value_error("capacities and threads must be at least 1");
-             if (cos.size() < want || sin.size() < want) throw py::value_error("cos and sin must be float32[max_positions, head_dim/2]");
+             if (cos.size() < want || sin.size() < want)
+               throw py::value_error("cos and sin must be float32[max_positions, head_dim/2]");
              return std::make_unique<PyDecoder>(c, threads, n, s, k, trainable, cos, sin);
            }),
-           py::arg("config"), py::arg("threads"), py::arg("max_tokens"), py::arg("max_seqs"), py::arg("max_targets"), py::arg("trainable"),
-           py::arg("cos"), py::arg("sin"))
+           py::arg("config"), py::arg("threads"), py::arg("max_tokens"), py::arg("max_seqs"), py::arg("max_targets"),
+           py::arg("trainable"), py::arg("cos"), py::arg("sin"))
       .def("buffer",
            [](py::object self, const std::string& which) {
              auto& d = self.cast<PyDecoder&>().decoder;
              if (which != "parameters" && !d.trainable()) throw py::value_error("this model was made with trainable=False");
-             float* p = which == "parameters" ? d.parameters() : which == "gradients" ? d.gradients() : which == "m" ? d.moment1() : d.moment2();
+             float* p = which == "parameters"  ? d.parameters()
+                        : which == "gradients" ? d.gradients()
+                        : which == "m"         ? d.moment1()
+                                               : d.moment2();
              return py::array_t<float>({static_cast<py::ssize_t>(d.table().total_floats)}, {sizeof(float)}, p, self);
            })
       .def("touch", [](PyDecoder& d) { d.decoder.touch(); })
@@ -120,28 +134,34 @@ void bind_model(py::module_& m) {
              d.decoder.set_vocab_mask(mask.data());
            })
       .def("forward",
-           [](PyDecoder& d, const I32& tokens, const I32& targets, const I32& positions, const I32& cu, float temperature, bool keep) {
+           [](PyDecoder& d, const I32& tokens, const I32& targets, const I32& positions, const I32& cu, float temperature,
+              bool keep) {
              const BatchView b = d.batch(tokens, targets, positions, cu, true);
              return outputs(d, b, shape_of(targets), [&](const TokenOutputs& o) { d.decoder.forward(b, temperature, keep, o); });
            })
-      .def("backward",
-           [](PyDecoder& d, const std::optional<F32>& dlogprobs, const std::optional<F32>& dentropy, const std::optional<F32>& dlse) {
-             auto ptr = [&](const std::optional<F32>& a, int64_t want, const char* name) -> const float* {
-               if (!a) return nullptr;
-               if (a->size() != want) throw py::value_error(std::string(name) + " must have one entry per token of the last forward");
-               return a->data();
-             };
-             const float* p = ptr(dlogprobs, d.last_tokens * d.last_targets, "dlogprobs");
-             const float *e = ptr(dentropy, d.last_tokens, "dentropy"), *l = ptr(dlse, d.last_tokens, "dlse");
-             py::gil_scoped_release release;
-             d.decoder.backward(p, e, l);
-           },
-           py::arg("dlogprobs") = py::none(), py::arg("dentropy") = py::none(), py::arg("dlse") = py::none())
+      .def(
+          "backward",
+          [](PyDecoder& d, const std::optional<F32>& dlogprobs, const std::optional<F32>& dentropy,
+             const std::optional<F32>& dlse) {
+            auto ptr = [&](const std::optional<F32>& a, int64_t want, const char* name) -> const float* {
+              if (!a) return nullptr;
+              if (a->size() != want)
+                throw py::value_error(std::string(name) + " must have one entry per token of the last forward");
+              return a->data();
+            };
+            const float* p = ptr(dlogprobs, d.last_tokens * d.last_targets, "dlogprobs");
+            const float *e = ptr(dentropy, d.last_tokens, "dentropy"), *l = ptr(dlse, d.last_tokens, "dlse");
+            py::gil_scoped_release release;
+            d.decoder.backward(p, e, l);
+          },
+          py::arg("dlogprobs") = py::none(), py::arg("dentropy") = py::none(), py::arg("dlse") = py::none())
       .def("forward_backward",
-           [](PyDecoder& d, const I32& tokens, const I32& targets, const I32& positions, const I32& cu, const F32& dlogprobs, float temperature) {
+           [](PyDecoder& d, const I32& tokens, const I32& targets, const I32& positions, const I32& cu, const F32& dlogprobs,
+              float temperature) {
              const BatchView b = d.batch(tokens, targets, positions, cu, true);
              if (dlogprobs.size() != b.n_tokens * b.n_targets) throw py::value_error("dlogprobs must have the shape of targets");
-             return outputs(d, b, shape_of(targets), [&](const TokenOutputs& o) { d.decoder.forward_backward(b, temperature, dlogprobs.data(), o); });
+             return outputs(d, b, shape_of(targets),
+                            [&](const TokenOutputs& o) { d.decoder.forward_backward(b, temperature, dlogprobs.data(), o); });
            })
       .def("hidden",
            [](PyDecoder& d) {
@@ -149,10 +169,11 @@ void bind_model(py::module_& m) {
              d.decoder.hidden(out.mutable_data());
              return out;
            })
-      .def("zero_gradients", [](PyDecoder& d) {
-        if (!d.decoder.trainable()) throw py::value_error("this model was made with trainable=False");
-        d.decoder.zero_gradients();
-      })
+      .def("zero_gradients",
+           [](PyDecoder& d) {
+             if (!d.decoder.trainable()) throw py::value_error("this model was made with trainable=False");
+             d.decoder.zero_gradients();
+           })
       .def("adamw",
            [](PyDecoder& d, const F32& hyper) {
              if (!d.decoder.trainable()) throw py::value_error("this model was made with trainable=False");
@@ -160,24 +181,28 @@ void bind_model(py::module_& m) {
              py::gil_scoped_release release;
              return d.decoder.adamw(hyper.data());
            })
-      .def("new_cache", [](PyDecoder& d, int64_t blocks) {
-        if (blocks < 1) throw py::value_error("a cache needs at least one block");
-        return d.decoder.new_cache(blocks);
-      })
-      .def("decode", [](PyDecoder& d, KVCache& cache, const I32& tokens, const I32& positions, const I32& cu, const I32& past, const I32& table,
-                        const F32& temperature, const I32& top_k, const F32& top_p, const F32& min_p, const U64& seeds, const U64& counters) {
+      .def("new_cache",
+           [](PyDecoder& d, int64_t blocks) {
+             if (blocks < 1) throw py::value_error("a cache needs at least one block");
+             return d.decoder.new_cache(blocks);
+           })
+      .def("decode", [](PyDecoder& d, KVCache& cache, const I32& tokens, const I32& positions, const I32& cu, const I32& past,
+                        const I32& table, const F32& temperature, const I32& top_k, const F32& top_p, const F32& min_p,
+                        const U64& seeds, const U64& counters) {
         const BatchView b = d.batch(tokens, tokens, positions, cu, false);
         const py::ssize_t S = b.n_seqs;
-        if (past.size() != S || table.ndim() != 2 || table.shape(0) != S || temperature.size() != S || top_k.size() != S || top_p.size() != S ||
-            min_p.size() != S || seeds.size() != S || counters.size() != S)
+        if (past.size() != S || table.ndim() != 2 || table.shape(0) != S || temperature.size() != S || top_k.size() != S ||
+            top_p.size() != S || min_p.size() != S || seeds.size() != S || counters.size() != S)
           throw py::value_error("decode: past_lens, block_table and the sampling arrays need one row per sequence");
         const int64_t M = table.shape(1);
         for (py::ssize_t s = 0; s < S; ++s) {
           const int64_t fresh = cu.at(s + 1) - cu.at(s), length = past.at(s) + fresh;
           if (fresh < 1) throw py::value_error("decode: every sequence needs at least one new token");
-          if (past.at(s) < 0 || length > M * FD_KV_BLOCK) throw py::value_error("decode: a sequence is longer than its cache blocks");
+          if (past.at(s) < 0 || length > M * FD_KV_BLOCK)
+            throw py::value_error("decode: a sequence is longer than its cache blocks");
           for (int64_t j = 0; j * FD_KV_BLOCK < length; ++j)
-            if (table.at(s, j) < 0 || table.at(s, j) >= cache.blocks) throw py::value_error("decode: block_table names a block outside the cache");
+            if (table.at(s, j) < 0 || table.at(s, j) >= cache.blocks)
+              throw py::value_error("decode: block_table names a block outside the cache");
         }
         I32 out_tokens(S);
         F32 logprobs(S);

@@ -44,12 +44,18 @@ static bool same_dtype(const py::array& a, int32_t dtype) {
   const char kind = a.dtype().kind();
   const auto size = a.itemsize();
   switch (dtype) {
-    case FD_F32: return kind == 'f' && size == 4;
-    case FD_BF16: return size == 2 && kind != 'f';
-    case FD_I32: return kind == 'i' && size == 4;
-    case FD_I64: return kind == 'i' && size == 8;
-    case FD_U64: return kind == 'u' && size == 8;
-    default: return kind == 'u' && size == 1;
+    case FD_F32:
+      return kind == 'f' && size == 4;
+    case FD_BF16:
+      return size == 2 && kind != 'f';
+    case FD_I32:
+      return kind == 'i' && size == 4;
+    case FD_I64:
+      return kind == 'i' && size == 8;
+    case FD_U64:
+      return kind == 'u' && size == 8;
+    default:
+      return kind == 'u' && size == 1;
   }
 }
 
@@ -78,7 +84,8 @@ static fd_tensor tensor_of(const std::string& op, const Field& f, const py::arra
     const int64_t size = a.shape(i);
     auto [known, fresh] = sizes.emplace(letter, size);
     if (!fresh && known->second != size)
-      return fail("got shape " + shape_text(a) + " where " + letter + " = " + std::to_string(known->second) + " from another argument");
+      return fail("got shape " + shape_text(a) + " where " + letter + " = " + std::to_string(known->second) +
+                  " from another argument");
     t.shape[i] = size;
     if (a.strides(i) % a.itemsize() != 0) return fail("got strides that are not whole elements");
     t.stride[i] = a.strides(i) / a.itemsize();
@@ -90,12 +97,14 @@ static fd_tensor tensor_of(const std::string& op, const Field& f, const py::arra
     if (i == t.ndim - 1 && t.stride[i] != 1) return fail("got a last dimension that is not contiguous");
     if (t.stride[i] < 0) return fail("got a negative stride");
   }
-  if (t.ndim > 2 && t.stride[1] != t.shape[2] * (t.ndim > 3 ? t.shape[3] : 1)) return fail("only the first dimension may be strided");
+  if (t.ndim > 2 && t.stride[1] != t.shape[2] * (t.ndim > 3 ? t.shape[3] : 1))
+    return fail("only the first dimension may be strided");
   return t;
 }
 
 // Values an op indexes with are checked too.
-static void check_indices(const std::string& op, const std::map<std::string, fd_tensor>& t, const std::map<std::string, int64_t>& sizes) {
+static void check_indices(const std::string& op, const std::map<std::string, fd_tensor>& t,
+                          const std::map<std::string, int64_t>& sizes) {
   auto range = [&](const char* name, const char* letter, int64_t low) {
     auto it = t.find(name);
     auto size = sizes.find(letter);
@@ -118,7 +127,8 @@ static void check_indices(const std::string& op, const std::map<std::string, fd_
   if (cu != t.end()) {
     const auto* p = static_cast<const int32_t*>(cu->second.data);
     const int64_t S = cu->second.shape[0] - 1, N = sizes.at("N");
-    if (S < 0 || p[0] != 0 || p[S] > N) throw py::value_error(op + ": cu_seqlens must begin with 0 and end at most at N = " + std::to_string(N));
+    if (S < 0 || p[0] != 0 || p[S] > N)
+      throw py::value_error(op + ": cu_seqlens must begin with 0 and end at most at N = " + std::to_string(N));
     for (int64_t s = 0; s < S; ++s)
       if (p[s + 1] < p[s]) throw py::value_error(op + ": cu_seqlens must not decrease");
     auto past = t.find("past_lens");
@@ -128,7 +138,8 @@ static void check_indices(const std::string& op, const std::map<std::string, fd_
       const int64_t room = t.at("block_table").shape[1] * FD_KV_BLOCK;
       for (int64_t s = 0; s < S; ++s)
         if (q[s] < 0 || q[s] + p[s + 1] - p[s] > room)
-          throw py::value_error(op + ": sequence " + std::to_string(s) + " does not fit its " + std::to_string(room) + " cache positions");
+          throw py::value_error(op + ": sequence " + std::to_string(s) + " does not fit its " + std::to_string(room) +
+                                " cache positions");
     }
   }
 }
@@ -190,15 +201,19 @@ static void op_call(const std::string& name, const py::object& variant, int thre
   const fd_device_table* device = require_cpu();
   auto divides = [&](const char* a, const char* b) {
     if (sizes.count(a) && sizes.count(b) && (sizes[b] == 0 || sizes[a] % sizes[b]))
-      throw py::value_error(name + ": " + a + " = " + std::to_string(sizes[a]) + " must be a multiple of " + b + " = " + std::to_string(sizes[b]));
+      throw py::value_error(name + ": " + a + " = " + std::to_string(sizes[a]) + " must be a multiple of " + b + " = " +
+                            std::to_string(sizes[b]));
   };
   if (name.rfind("attention", 0) == 0) divides("H", "G");
   if (name == "rope" && sizes["D"] != 2 * sizes["R"]) throw py::value_error("rope: D must be 2 R");
   if (name.rfind("kv_cache", 0) == 0 || name == "attention_cached")
-    if (sizes["T"] != FD_KV_BLOCK) throw py::value_error(name + ": the cache's blocks hold " + std::to_string(FD_KV_BLOCK) + " positions");
+    if (sizes["T"] != FD_KV_BLOCK)
+      throw py::value_error(name + ": the cache's blocks hold " + std::to_string(FD_KV_BLOCK) + " positions");
   for (const char* one : {"temperature", "norm", "out"})
-    if (tensors.count(one) && sizes.count("Z") && sizes["Z"] < 1) throw py::value_error(name + ": argument '" + one + "' must have an element");
-  if (name == "adamw" && (sizes["Z"] < 1 || sizes["Y"] != 8)) throw py::value_error("adamw: hyper must be float32[8] and norm float32[1]");
+    if (tensors.count(one) && sizes.count("Z") && sizes["Z"] < 1)
+      throw py::value_error(name + ": argument '" + one + "' must have an element");
+  if (name == "adamw" && (sizes["Z"] < 1 || sizes["Y"] != 8))
+    throw py::value_error("adamw: hyper must be float32[8] and norm float32[1]");
   if (tensors.count("packed") && sizes.count("P")) {
     const bool head = name.rfind("head", 0) == 0;
     const int64_t want = device->matmul_packed_size(head ? sizes["V"] : sizes["O"], sizes["C"]);
@@ -218,7 +233,8 @@ static void op_call(const std::string& name, const py::object& variant, int thre
   }
   if (!chosen) throw py::value_error(name + ": no variant '" + py::str(variant).cast<std::string>() + "' on this device");
   const size_t bytes = (chosen->workspace ? chosen->workspace(args.data(), threads) : 0) + 64;
-  std::unique_ptr<uint8_t, decltype(&std::free)> workspace(static_cast<uint8_t*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)), &std::free);
+  std::unique_ptr<uint8_t, decltype(&std::free)> workspace(static_cast<uint8_t*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)),
+                                                           &std::free);
   if (!workspace) throw std::bad_alloc();
   ThreadPool* pool = shared_pool(threads);
   fd_context ctx{pool, nullptr, workspace.get(), bytes, threads};
@@ -251,17 +267,20 @@ void bind_ops(py::module_& m) {
     return out;
   });
   // FLOP/s of float32 on registers: the best of a few short runs, about 0.1 s in all.
-  m.def("measure_peak", [](int threads) {
-    fd_context ctx{shared_pool(threads), nullptr, nullptr, 0, threads};
-    py::gil_scoped_release release;
-    double best = 0;
-    for (int repeat = 0; repeat < 8; ++repeat) {
-      const auto begin = std::chrono::steady_clock::now();
-      const double flops = require_cpu()->peak_run(&ctx, repeat ? 4000000 : 400000);
-      best = std::max(best, flops / std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
-    }
-    return best;
-  }, py::arg("threads"));
+  m.def(
+      "measure_peak",
+      [](int threads, int repeats) {
+        fd_context ctx{shared_pool(threads), nullptr, nullptr, 0, threads};
+        py::gil_scoped_release release;
+        double best = 0;
+        for (int repeat = 0; repeat < repeats; ++repeat) {
+          const auto begin = std::chrono::steady_clock::now();
+          const double flops = require_cpu()->peak_run(&ctx, 1000000);
+          best = std::max(best, flops / std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+        }
+        return best;
+      },
+      py::arg("threads"), py::arg("repeats") = 8);
   m.attr("KV_BLOCK") = static_cast<int>(FD_KV_BLOCK);
 }
 

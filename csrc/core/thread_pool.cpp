@@ -39,8 +39,10 @@ void ThreadPool::run(Fn fn, void* user) {
   wake_.notify_all();
   fn(user, 0);
   for (int spins = 0; pending_.load(std::memory_order_acquire) != 0; ++spins) {
-    if (spins < kSpins) FD_PAUSE();
-    else std::this_thread::yield();
+    if (spins < kSpins)
+      FD_PAUSE();
+    else
+      std::this_thread::yield();
   }
 }
 

@@ -21,11 +21,12 @@ namespace freedive {
 void Decoder::norm_forward(float* out, float* stat, float* mean, const float* x, int64_t weight, int64_t bias, int64_t rows) {
   const int64_t C = config_.d_model;
   if (config_.layernorm) {
-    fd_layernorm_forward_args a{view(out, rows, C), view(mean, rows), view(stat, rows), view(x, rows, C), view(param(weight), C),
-                                view(param(bias), C), config_.norm_eps};
+    fd_layernorm_forward_args a{view(out, rows, C),     view(mean, rows),     view(stat, rows), view(x, rows, C),
+                                view(param(weight), C), view(param(bias), C), config_.norm_eps};
     ops_.layernorm_forward(&ctx_, &a);
   } else {
-    fd_rmsnorm_forward_args a{view(out, rows, 1, C), view(stat, rows, 1), view(x, rows, 1, C), view(param(weight), C), config_.norm_eps};
+    fd_rmsnorm_forward_args a{view(out, rows, 1, C), view(stat, rows, 1), view(x, rows, 1, C), view(param(weight), C),
+                              config_.norm_eps};
     ops_.rmsnorm_forward(&ctx_, &a);
   }
 }
@@ -35,12 +36,14 @@ void Decoder::norm_backward(float* dx, bool accumulate, const float* dout, const
   const int64_t C = config_.d_model;
   float* g = grads_.floats();
   if (config_.layernorm) {
-    fd_layernorm_backward_args a{view(dx, n_, C),   view(g + weight, C),     view(g + bias, C), view(dout, n_, C), view(x, n_, C),
-                                 view(param(weight), C), view(mean, n_), view(stat, n_),   accumulate};
+    fd_layernorm_backward_args a{view(dx, n_, C),   view(g + weight, C), view(g + bias, C),
+                                 view(dout, n_, C), view(x, n_, C),      view(param(weight), C),
+                                 view(mean, n_),    view(stat, n_),      accumulate};
     ops_.layernorm_backward(&ctx_, &a);
   } else {
-    fd_rmsnorm_backward_args a{view(dx, n_, 1, C),     view(g + weight, C), view(dout, n_, 1, C), view(x, n_, 1, C),
-                               view(param(weight), C), view(stat, n_, 1),   accumulate};
+    fd_rmsnorm_backward_args a{view(dx, n_, 1, C), view(g + weight, C),    view(dout, n_, 1, C),
+                               view(x, n_, 1, C),  view(param(weight), C), view(stat, n_, 1),
+                               accumulate};
     ops_.rmsnorm_backward(&ctx_, &a);
   }
 }
@@ -62,7 +65,8 @@ void Decoder::linear_backward(float* dx, const float* dout, const float* x, int6
   float* g = grads_.floats();
   fd_matmul_backward_input_args i{view(dx, n_, C), view(dout, n_, O), view(param(weight), O, C), 0};
   ops_.matmul_backward_input(&ctx_, &i);
-  fd_matmul_backward_weight_args w{view(g + weight, O, C), bias >= 0 ? view(g + bias, O) : absent(), view(dout, n_, O), view(x, n_, C)};
+  fd_matmul_backward_weight_args w{view(g + weight, O, C), bias >= 0 ? view(g + bias, O) : absent(), view(dout, n_, O),
+                                   view(x, n_, C)};
   ops_.matmul_backward_weight(&ctx_, &w);
 }
 
@@ -91,7 +95,8 @@ void Decoder::attention_forward(int64_t layer, Activations& a, const Cached* cac
       q = q2, k = k2;
     }
     if (!config_.learned_positions) {
-      const fd_tensor cos = view(cos_.floats(), config_.max_positions, D / 2), sin = view(sin_.floats(), config_.max_positions, D / 2);
+      const fd_tensor cos = view(cos_.floats(), config_.max_positions, D / 2),
+                      sin = view(sin_.floats(), config_.max_positions, D / 2);
       fd_rope_args rq{q2, q, cos, sin, view(positions_, n_), 0}, rk{k2, k, cos, sin, view(positions_, n_), 0};
       ops_.rope(&ctx_, &rq);
       ops_.rope(&ctx_, &rk);
@@ -103,7 +108,8 @@ void Decoder::attention_forward(int64_t layer, Activations& a, const Cached* cac
   if (cached) {
     KVCache& c = *cached->cache;
     const int64_t T = FD_KV_BLOCK, block = c.blocks * G * D * T;
-    const fd_tensor kc = view(c.keys.floats() + layer * block, c.blocks, G, D, T), vc = view(c.values.floats() + layer * block, c.blocks, G, T, D);
+    const fd_tensor kc = view(c.keys.floats() + layer * block, c.blocks, G, D, T),
+                    vc = view(c.values.floats() + layer * block, c.blocks, G, T, D);
     const fd_tensor past = view(cached->past_lens, s_), table = view(cached->block_table, s_, cached->blocks_per_seq);
     fd_kv_cache_write_args wr{kc, vc, k, v, cu, past, table};
     ops_.kv_cache_write(&ctx_, &wr);
@@ -162,12 +168,13 @@ void Decoder::attention_backward(int64_t layer, Activations& a) {
     q2 = heads(a.qk, n_, H, D, R), k2 = heads(a.qk + H * D, n_, G, D, R);
     dq2 = heads(dqk_, n_, H, D, R), dk2 = heads(dqk_ + H * D, n_, G, D, R);
   }
-  fd_attention_backward_args at{dq2, dk2, dv, view(dattention_, n_, H, D), view(a.attention, n_, H, D), view(a.lse, n_, H), q2, k2, v,
-                                view(cu_seqlens_, s_ + 1), attention_scale(D)};
+  fd_attention_backward_args at{dq2, dk2, dv, view(dattention_, n_, H, D), view(a.attention, n_, H, D), view(a.lse, n_, H),
+                                q2,  k2,  v,  view(cu_seqlens_, s_ + 1),   attention_scale(D)};
   ops_.attention_backward(&ctx_, &at);
   if (a.qk) {
     if (!config_.learned_positions) {
-      const fd_tensor cos = view(cos_.floats(), config_.max_positions, D / 2), sin = view(sin_.floats(), config_.max_positions, D / 2);
+      const fd_tensor cos = view(cos_.floats(), config_.max_positions, D / 2),
+                      sin = view(sin_.floats(), config_.max_positions, D / 2);
       const fd_tensor to_q = config_.qk_norm ? dq2 : dq, to_k = config_.qk_norm ? dk2 : dk;
       fd_rope_args rq{to_q, dq2, cos, sin, view(positions_, n_), 1}, rk{to_k, dk2, cos, sin, view(positions_, n_), 1};
       ops_.rope(&ctx_, &rq);
@@ -176,7 +183,8 @@ void Decoder::attention_backward(int64_t layer, Activations& a) {
     if (config_.qk_norm) {
       float* g = grads_.floats();
       fd_rmsnorm_backward_args nq{dq, view(g + w.q_norm, D), dq2, q, view(param(w.q_norm), D), view(a.qk_stat, n_, H), 0};
-      fd_rmsnorm_backward_args nk{dk, view(g + w.k_norm, D), dk2, k, view(param(w.k_norm), D), view(a.qk_stat + n_ * H, n_, G), 0};
+      fd_rmsnorm_backward_args nk{dk, view(g + w.k_norm, D), dk2, k, view(param(w.k_norm), D), view(a.qk_stat + n_ * H, n_, G),
+                                  0};
       ops_.rmsnorm_backward(&ctx_, &nq);
       ops_.rmsnorm_backward(&ctx_, &nk);
     }
@@ -190,7 +198,8 @@ void Decoder::attention_backward(int64_t layer, Activations& a) {
 void Decoder::trunk_forward(const BatchView& b, bool keep, const Cached* cached) {
   accept(b);
   const int64_t C = config_.d_model, last = config_.n_layer - 1;
-  fd_embedding_forward_args e{view(act_[0].x, n_, C), view(tokens_, n_), view(positions_, n_), view(param(embed_), config_.vocab_size, C),
+  fd_embedding_forward_args e{view(act_[0].x, n_, C), view(tokens_, n_), view(positions_, n_),
+                              view(param(embed_), config_.vocab_size, C),
                               config_.learned_positions ? view(param(embed_positions_), config_.max_positions, C) : absent()};
   ops_.embedding_forward(&ctx_, &e);
   for (int64_t i = 0; i <= last; ++i) {
@@ -223,9 +232,15 @@ void Decoder::forward(const BatchView& b, float temperature, bool keep, const To
   trunk_forward(b, keep, nullptr);
   scalars_[0] = temperature;
   const int64_t C = config_.d_model;
-  fd_head_forward_args h{view(out.logprobs, n_, k_), view(out.entropy, n_), view(out.lse, n_),
-                         view(final_, n_, C), head_weight(params_.floats()), absent(),
-                         view(targets_, n_, k_), view(scalars_, 1), mask_view(vocab_mask_)};
+  fd_head_forward_args h{view(out.logprobs, n_, k_),
+                         view(out.entropy, n_),
+                         view(out.lse, n_),
+                         view(final_, n_, C),
+                         head_weight(params_.floats()),
+                         absent(),
+                         view(targets_, n_, k_),
+                         view(scalars_, 1),
+                         mask_view(vocab_mask_)};
   ops_.head_forward(&ctx_, &h);
   std::memcpy(final_lse_, out.lse, n_ * sizeof(float));
   std::memcpy(final_entropy_, out.entropy, n_ * sizeof(float));
@@ -234,10 +249,19 @@ void Decoder::forward(const BatchView& b, float temperature, bool keep, const To
 void Decoder::backward(const float* dlogprobs, const float* dentropy, const float* dlse) {
   if (!kept_) throw std::logic_error("backward() needs a forward() before it; each forward serves one backward");
   const int64_t C = config_.d_model;
-  fd_head_backward_args h{view(dnorm_, n_, C), head_weight(grads_.floats()), view(final_, n_, C), head_weight(params_.floats()), absent(),
-                          view(targets_, n_, k_), view(scalars_, 1), mask_view(vocab_mask_), view(final_lse_, n_),
-                          view(final_entropy_, n_), dlogprobs ? view(dlogprobs, n_, k_) : absent(),
-                          dentropy ? view(dentropy, n_) : absent(), dlse ? view(dlse, n_) : absent()};
+  fd_head_backward_args h{view(dnorm_, n_, C),
+                          head_weight(grads_.floats()),
+                          view(final_, n_, C),
+                          head_weight(params_.floats()),
+                          absent(),
+                          view(targets_, n_, k_),
+                          view(scalars_, 1),
+                          mask_view(vocab_mask_),
+                          view(final_lse_, n_),
+                          view(final_entropy_, n_),
+                          dlogprobs ? view(dlogprobs, n_, k_) : absent(),
+                          dentropy ? view(dentropy, n_) : absent(),
+                          dlse ? view(dlse, n_) : absent()};
   ops_.head_backward(&ctx_, &h);
   trunk_backward();
 }
@@ -247,27 +271,44 @@ void Decoder::forward_backward(const BatchView& b, float temperature, const floa
   trunk_forward(b, true, nullptr);
   scalars_[0] = temperature;
   const int64_t C = config_.d_model;
-  fd_head_forward_backward_args h{view(out.logprobs, n_, k_), view(out.entropy, n_), view(out.lse, n_),
-                                  view(dnorm_, n_, C), head_weight(grads_.floats()), view(final_, n_, C),
-                                  head_weight(params_.floats()), absent(), view(targets_, n_, k_),
-                                  view(scalars_, 1), mask_view(vocab_mask_), view(dlogprobs, n_, k_)};
+  fd_head_forward_backward_args h{view(out.logprobs, n_, k_),
+                                  view(out.entropy, n_),
+                                  view(out.lse, n_),
+                                  view(dnorm_, n_, C),
+                                  head_weight(grads_.floats()),
+                                  view(final_, n_, C),
+                                  head_weight(params_.floats()),
+                                  absent(),
+                                  view(targets_, n_, k_),
+                                  view(scalars_, 1),
+                                  mask_view(vocab_mask_),
+                                  view(dlogprobs, n_, k_)};
   ops_.head_forward_backward(&ctx_, &h);
   trunk_backward();
 }
 
 void Decoder::hidden(float* out) const { std::memcpy(out, final_, n_ * config_.d_model * sizeof(float)); }
 
-void Decoder::decode(KVCache& cache, const BatchView& b, const int32_t* past_lens, const int32_t* block_table, int64_t blocks_per_seq,
-                     const Sampling& p, int32_t* tokens, float* logprobs) {
+void Decoder::decode(KVCache& cache, const BatchView& b, const int32_t* past_lens, const int32_t* block_table,
+                     int64_t blocks_per_seq, const Sampling& p, int32_t* tokens, float* logprobs) {
   Cached cached{&cache, past_lens, block_table, blocks_per_seq};
   use_packed_ = true;
   trunk_forward(b, false, &cached);
   const int64_t C = config_.d_model, V = config_.vocab_size;
   for (int64_t s = 0; s < s_; ++s)  // the last new token of each sequence predicts
     std::memcpy(sampled_hidden_ + s * C, final_ + (cu_seqlens_[s + 1] - 1) * C, C * sizeof(float));
-  fd_head_sample_args h{view(tokens, s_), view(logprobs, s_), view(sampled_hidden_, s_, C), head_weight(params_.floats()),
-                        packed(head_, V, C), mask_view(vocab_mask_), view(p.temperature, s_), view(p.top_k, s_),
-                        view(p.top_p, s_), view(p.min_p, s_), view(p.seeds, s_), view(p.counters, s_)};
+  fd_head_sample_args h{view(tokens, s_),
+                        view(logprobs, s_),
+                        view(sampled_hidden_, s_, C),
+                        head_weight(params_.floats()),
+                        packed(head_, V, C),
+                        mask_view(vocab_mask_),
+                        view(p.temperature, s_),
+                        view(p.top_k, s_),
+                        view(p.top_p, s_),
+                        view(p.min_p, s_),
+                        view(p.seeds, s_),
+                        view(p.counters, s_)};
   ops_.head_sample(&ctx_, &h);
   use_packed_ = false;
 }
@@ -286,8 +327,12 @@ float Decoder::adamw(const float hyper[8]) {
     const int64_t begin = part ? matrices : 0, size = part ? total - matrices : matrices;
     std::memcpy(h, hyper, 8 * sizeof(float));
     if (part) h[4] = 0.0f;
-    fd_adamw_args a{view(params_.floats() + begin, size), view(grads_.floats() + begin, size), view(m_.floats() + begin, size),
-                    view(v_.floats() + begin, size), view(norm, 1), view(h, 8)};
+    fd_adamw_args a{view(params_.floats() + begin, size),
+                    view(grads_.floats() + begin, size),
+                    view(m_.floats() + begin, size),
+                    view(v_.floats() + begin, size),
+                    view(norm, 1),
+                    view(h, 8)};
     ops_.adamw(&ctx_, &a);
   }
   touch();

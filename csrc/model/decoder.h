@@ -88,7 +88,8 @@ class Decoder {
 
  private:
   struct Layer {  // parameters of one layer, as offsets into the flat buffer (-1 = absent)
-    int64_t input_norm, input_norm_bias, qkv, qkv_bias, q_norm, k_norm, o, o_bias, mlp_norm, mlp_norm_bias, up, up_bias, down, down_bias;
+    int64_t input_norm, input_norm_bias, qkv, qkv_bias, q_norm, k_norm, o, o_bias, mlp_norm, mlp_norm_bias, up, up_bias, down,
+        down_bias;
   };
   struct Activations {  // of one layer: [N, width] each
     float *x, *norm1, *stat1, *mean1, *qkv, *qk, *qk_stat, *attention, *lse, *x2, *norm2, *stat2, *mean2, *up, *act;
@@ -106,8 +107,8 @@ class Decoder {
   void trunk_forward(const BatchView& b, bool keep, const Cached* cached);
   void trunk_backward();
   void norm_forward(float* out, float* stat, float* mean, const float* x, int64_t weight, int64_t bias, int64_t rows);
-  void norm_backward(float* dx, bool accumulate, const float* dout, const float* x, int64_t weight, int64_t bias, const float* stat,
-                     const float* mean);
+  void norm_backward(float* dx, bool accumulate, const float* dout, const float* x, int64_t weight, int64_t bias,
+                     const float* stat, const float* mean);
   void linear(float* out, const float* x, int64_t weight, int64_t bias, int64_t O, int64_t C, const float* residual);
   void linear_backward(float* dx, const float* dout, const float* x, int64_t weight, int64_t bias, int64_t O, int64_t C);
   void accept(const BatchView& b);

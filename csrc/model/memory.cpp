@@ -52,19 +52,21 @@ struct Sizes {
 };
 
 Sizes sizes_of(const DecoderConfig& c, int64_t max_tokens, int64_t max_seqs) {
-  return {max_tokens,    max_seqs,   c.d_model, c.qkv_width(), c.n_head,
-          c.n_kv_head,   c.head_dim, c.d_ff,    c.up_width(),  c.qk_norm || !c.learned_positions};
+  return {max_tokens,  max_seqs,   c.d_model, c.qkv_width(), c.n_head,
+          c.n_kv_head, c.head_dim, c.d_ff,    c.up_width(),  c.qk_norm || !c.learned_positions};
 }
 
 // The most workspace any op of this model asks for, at capacity.
-size_t workspace_bytes(const DecoderConfig& c, const fd_device_table* device, int threads, int64_t N, int64_t S, int64_t K, bool trainable) {
+size_t workspace_bytes(const DecoderConfig& c, const fd_device_table* device, int threads, int64_t N, int64_t S, int64_t K,
+                       bool trainable) {
   size_t most = 0;
   auto ask = [&](const char* op, const void* args) {
     int32_t best = -1;
     size_t bytes = 0;
     for (int i = 0; i < device->n_variants; ++i) {
       const fd_variant& v = device->variants[i];
-      if (std::strcmp(v.op, op) == 0 && v.priority > best) best = v.priority, bytes = v.workspace ? v.workspace(args, threads) : 0;
+      if (std::strcmp(v.op, op) == 0 && v.priority > best)
+        best = v.priority, bytes = v.workspace ? v.workspace(args, threads) : 0;
     }
     most = std::max(most, bytes);
   };
@@ -80,7 +82,8 @@ size_t workspace_bytes(const DecoderConfig& c, const fd_device_table* device, in
   }
   fd_layernorm_forward_args lf{view(f, N, C), view(f, N), view(f, N), view(f, N, C), view(f, C), view(f, C), 0};
   ask("layernorm_forward", &lf);
-  fd_layernorm_backward_args lb{view(f, N, C), view(f, C), view(f, C), view(f, N, C), view(f, N, C), view(f, C), view(f, N), view(f, N), 1};
+  fd_layernorm_backward_args lb{view(f, N, C), view(f, C), view(f, C), view(f, N, C), view(f, N, C), view(f, C),
+                                view(f, N),    view(f, N), 1};
   ask("layernorm_backward", &lb);
   const std::pair<int64_t, int64_t> products[] = {{c.qkv_width(), C}, {C, H * D}, {c.up_width(), C}, {C, c.d_ff}};
   for (auto [O, I] : products) {
@@ -110,7 +113,8 @@ size_t workspace_bytes(const DecoderConfig& c, const fd_device_table* device, in
   ask("head_forward_backward", &hfb);
   uint64_t* u64 = nullptr;
   const fd_tensor s = view(f, S);
-  fd_head_sample_args hs{view(i32, S), s, view(f, S, C), w, absent(), absent(), s, view(i32, S), s, s, view(u64, S), view(u64, S)};
+  fd_head_sample_args hs{view(i32, S), s,           view(f, S, C), w, absent(), absent(), s, view(i32, S), s, s,
+                         view(u64, S), view(u64, S)};
   ask("head_sample", &hs);
   fd_matmul_pack_args hp{view(f, device->matmul_packed_size(V, C)), w};
   ask("matmul_pack", &hp);
@@ -125,7 +129,13 @@ size_t workspace_bytes(const DecoderConfig& c, const fd_device_table* device, in
 
 Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int threads, int64_t max_tokens, int64_t max_seqs,
                  int64_t max_targets, bool trainable, const float* cos, const float* sin)
-    : config_(config), table_(config), device_(device), max_tokens_(max_tokens), max_seqs_(max_seqs), max_targets_(max_targets), trainable_(trainable) {
+    : config_(config),
+      table_(config),
+      device_(device),
+      max_tokens_(max_tokens),
+      max_seqs_(max_seqs),
+      max_targets_(max_targets),
+      trainable_(trainable) {
   fill_ops(device, &ops_);
   pool_ = std::make_unique<ThreadPool>(threads);
 
@@ -198,8 +208,8 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
   ctx_ = fd_context{pool_.get(), nullptr, workspace_.bytes(), workspace_.size(), threads};
 }
 
-std::vector<PlanRow> Decoder::plan(const DecoderConfig& c, const fd_device_table* device, int threads, int64_t max_tokens, int64_t max_seqs,
-                                   bool trainable) {
+std::vector<PlanRow> Decoder::plan(const DecoderConfig& c, const fd_device_table* device, int threads, int64_t max_tokens,
+                                   int64_t max_seqs, bool trainable) {
   const ParameterTable table(c);
   const Sizes z = sizes_of(c, max_tokens, max_seqs);
   const size_t p = static_cast<size_t>(table.total_floats) * sizeof(float);
@@ -218,8 +228,8 @@ std::vector<PlanRow> Decoder::plan(const DecoderConfig& c, const fd_device_table
 // Copies the batch in; the caller has checked ids, positions and cu_seqlens.
 void Decoder::accept(const BatchView& b) {
   if (b.n_targets > max_targets_)
-    throw std::invalid_argument("a batch with " + std::to_string(b.n_targets) + " targets a token exceeds this model's capacity: max_targets=" +
-                                std::to_string(max_targets_));
+    throw std::invalid_argument("a batch with " + std::to_string(b.n_targets) +
+                                " targets a token exceeds this model's capacity: max_targets=" + std::to_string(max_targets_));
   if (b.n_tokens > max_tokens_ || b.n_seqs > max_seqs_)
     throw std::invalid_argument("batch of " + std::to_string(b.n_tokens) + " tokens in " + std::to_string(b.n_seqs) +
                                 " sequences exceeds the capacity of " + std::to_string(max_tokens_) + " tokens in " +
@@ -234,7 +244,8 @@ void Decoder::accept(const BatchView& b) {
 KVCache Decoder::new_cache(int64_t blocks) const {
   KVCache c;
   c.blocks = blocks, c.layers = config_.n_layer;
-  const size_t bytes = static_cast<size_t>(c.layers) * blocks * config_.n_kv_head * config_.head_dim * FD_KV_BLOCK * sizeof(float);
+  const size_t bytes =
+      static_cast<size_t>(c.layers) * blocks * config_.n_kv_head * config_.head_dim * FD_KV_BLOCK * sizeof(float);
   c.keys = Buffer(bytes), c.values = Buffer(bytes);
   return c;
 }

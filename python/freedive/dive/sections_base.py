@@ -163,26 +163,17 @@ def training(found: Found) -> str | None:
 
 
 def speed(found: Found, stage: str) -> str:
-    """Tokens a second, and for pretraining the share of the machine's peak: the median, and where the middle 80 % lie."""
-    rates = [row["tokens_per_second"] for row in found.lines(stage, "timings.jsonl") if "tokens_per_second" in row]
-    if len(rates) < 2:
+    """Tokens a second and the share of the machine's float32 peak: the median, and where the middle 80 % lie."""
+    lines = [row for row in found.lines(stage, "timings.jsonl") if "tokens_per_second" in row]
+    if len(lines) < 2:
         return ""
-    rows, note = [("tokens a second", *(f"{v:,.0f}" for v in _spread(rates)))], ""
-    peak = found.machine.get("peak_gflops")
-    if stage == "pretrain" and peak:  # of SFT the FLOPs are not known: the head skips tokens that are not learned
-        config = from_hf(found.json(stage, "config.json"))
-        flops = config.flops_per_token(found.config(stage).get("context", 256))
-        shares = [rate * flops / (1e9 * peak) for rate in rates]
-        load, cores = found.machine.get("load_at_start", 0), found.machine.get("cores", 1)
-        if load > cores:  # even the best of many measurements was seen at half of the peak then, and the share at twice its value
-            note = f"No share of the peak is given: the machine was busy (load {load} on {cores} cores), so its peak is not known."
-        elif max(shares) > 1:
-            note = f"No share of the peak is given: it was measured as {peak:,.1f} GFLOP/s, less than training reached, so it is too low."
-        else:
-            rows.append(("% of the float32 peak", *(f"{100 * v:.1f}" for v in _spread(shares))))
-            note = f"The peak is the best of several measurements before the dive, {peak:,.1f} GFLOP/s."
-    body = "<h3>How fast</h3>" + table(("measured between log lines", "median", "10th percentile", "90th percentile"), rows)
-    return body + (paragraph(note) if note else "")
+    rows = [("tokens a second", *(f"{v:,.0f}" for v in _spread([row["tokens_per_second"] for row in lines])))]
+    shares = [row["peak_share"] for row in lines if "peak_share" in row]
+    note = ""
+    if len(shares) >= 2:
+        rows.append(("% of the float32 peak", *(f"{100 * v:.1f}" for v in _spread(shares))))
+        note = paragraph("The peak is probed at each line of the log, and the highest so far counts: on a busy machine it may be seen too low.")
+    return "<h3>How fast</h3>" + table(("measured between log lines", "median", "10th percentile", "90th percentile"), rows) + note
 
 
 def _spread(values: list[float]) -> tuple[float, float, float]:

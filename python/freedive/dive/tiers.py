@@ -48,7 +48,7 @@ TIERS = {
     "smoke": Tier(
         scale="smoke", quality="basic", max_line_copies=0, val_fraction=0.05,
         vocab_size=512,
-        depth=2, context=128, pretrain_epochs=3.0, pretrain_batch=2048, pretrain_lr=None, pretrain_eval_every=50,
+        depth=2, context=128, pretrain_epochs=4.5, pretrain_batch=2048, pretrain_lr=None, pretrain_eval_every=50,
         quiz_every=8, quiz_every_base=36, exam_sums=32, exam_new_tokens=32,
         sft_epochs=8.0, sft_batch=2048, sft_lr=None,
         rl_steps=12, rl_prompts=8, rl_generations=8, rl_new_tokens=48, rl_lr=None, rl_eval_every=0,
@@ -56,9 +56,9 @@ TIERS = {
     "demo": Tier(
         scale="demo", quality="basic", max_line_copies=0, val_fraction=0.02,
         vocab_size=2048,
-        depth=4, context=256, pretrain_epochs=3.0, pretrain_batch=2048, pretrain_lr=None, pretrain_eval_every=100,
+        depth=4, context=256, pretrain_epochs=4.5, pretrain_batch=2048, pretrain_lr=None, pretrain_eval_every=100,
         quiz_every=2, quiz_every_base=24, exam_sums=256, exam_new_tokens=64,
-        sft_epochs=4.0, sft_batch=1024, sft_lr=None,
+        sft_epochs=4.0, sft_batch=2048, sft_lr=8e-4,
         rl_steps=150, rl_prompts=16, rl_generations=8, rl_new_tokens=64, rl_lr=None, rl_eval_every=20,
     ),
 }  # fmt: skip

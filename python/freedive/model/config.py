@@ -66,12 +66,14 @@ class DecoderConfig:
 
         return sum(math.prod(shape) for _, shape, _, _ in _core.parameter_table(self.core_dict()))
 
-    def flops_per_token(self, context: int) -> float:
-        """Training FLOPs a token: 6 per matrix parameter (embedding look-up free, the head counted), plus causal attention."""
+    def train_flops(self, tokens: int, targets: int, context: float) -> float:
+        """FLOPs of a forward and backward: 6 per matrix parameter and token, 6 per head parameter and target (positions without a target
+        skip the head), and causal attention over sequences of `context` tokens on average."""
         matrices = self.n_layer * self.d_model * (
             (self.n_head + 2 * self.n_kv_head) * self.head_dim + self.n_head * self.head_dim + (2 if self.mlp == "gelu_tanh" else 3) * self.d_ff
         )
-        return 6.0 * (matrices + self.vocab_size * self.d_model) + 6.0 * self.n_layer * self.n_head * self.head_dim * context
+        attention = self.n_layer * self.n_head * self.head_dim * context
+        return 6.0 * tokens * (matrices + attention) + 6.0 * targets * self.vocab_size * self.d_model
 
     def rope_tables(self) -> tuple[np.ndarray, np.ndarray]:
         """cos and sin, float32 [max_positions, head_dim/2], computed in float64."""

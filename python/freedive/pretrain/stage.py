@@ -122,7 +122,7 @@ def _start(c: PretrainConfig, source: Path, artefact) -> tuple[Path, None]:
         model.set_vocab_mask(tok.vocab_mask)
     loader = SequenceLoader(documents, c.batch_tokens, micro, max_seqs, c.seed)
     settings = Settings(steps, lr, warmup, beta2=c.beta2, weight_decay=c.weight_decay, log_every=c.log_every, eval_every=c.eval_every,
-                        save_every=c.save_every, flops_per_token=config.flops_per_token(c.context))  # fmt: skip
+                        save_every=c.save_every)  # fmt: skip
     evaluate = (lambda: held_out_loss(model, corpus.val, c.context, bos, corpus.val_bytes)) if corpus.val else None
     supervised_loop(artefact, model, loader, settings, "pretrain", evaluate)
 

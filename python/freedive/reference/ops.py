@@ -257,10 +257,10 @@ def plogp(logp: Array) -> Array:
 def head_forward(
     x: Array, weight: Array, targets: Array, temperature: float = 1.0, vocab_mask: Array | None = None
 ) -> tuple[Array, Array, Array]:
-    """targets [N, K]; a row whose first target is -1 is skipped and gives 0. -> logprobs [N, K], entropy [N], lse [N]"""
+    """targets [N, K]; a row whose first target is -1 is skipped and gives 0, and so does a later -1. -> logprobs [N, K], entropy [N], lse [N]"""
     trained = targets[:, 0] >= 0
     logp, lse = head_log_softmax(x, weight, temperature, vocab_mask)
-    logprobs = np.take_along_axis(logp, np.where(trained[:, None], targets, 0), axis=1)
+    logprobs = np.where(targets >= 0, np.take_along_axis(logp, np.maximum(targets, 0), axis=1), 0)
     entropy = -plogp(logp).sum(-1)
     return np.where(trained[:, None], logprobs, 0), np.where(trained, entropy, 0), np.where(trained, lse, 0)
 
@@ -281,9 +281,9 @@ def head_backward(
     p = np.exp(logp)
     dz = np.zeros_like(p)
     if dlogprobs is not None:
-        dlogprobs = f64(dlogprobs)
+        dlogprobs = np.where(targets >= 0, f64(dlogprobs), 0)
         for k in range(targets.shape[1]):
-            dz[np.arange(len(dz)), np.where(trained, targets[:, k], 0)] += dlogprobs[:, k]
+            dz[np.arange(len(dz)), np.maximum(targets[:, k], 0)] += dlogprobs[:, k]
         dz -= p * dlogprobs.sum(1, keepdims=True)
     if dentropy is not None:
         entropy = -plogp(logp).sum(-1, keepdims=True)

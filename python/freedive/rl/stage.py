@@ -190,7 +190,7 @@ def update(c: RLConfig, model: Model, spec: PolicySpec, rollouts: list[Rollout],
     if spec.mask_truncated_completions:
         use = [i for i in use if rollouts[i].stopped]
     if not use:
-        return metrics | {"entropy": 0.0, "loss": 0.0, "grad_norm": 0.0}
+        return metrics  # nothing to learn from: no loss, entropy or gradient to report
     chosen, values = [rollouts[i] for i in use], [float(adv.reshape(-1)[i]) for i in use]
     batches = micro_batches(chosen, values, model.max_tokens, model.max_seqs)
     for iteration in range(spec.num_iterations):

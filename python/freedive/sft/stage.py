@@ -115,7 +115,7 @@ def _train(c: SFTConfig, artefact: Artefact | None) -> None:
         initialise_chat_tokens(model, tok, c.seed)
     loader = SequenceLoader(Rows(rows), c.batch_tokens, max(micro, c.context), max_seqs, c.seed)
     settings = Settings(steps, lr, c.warmup if c.warmup is not None else max(1, min(100, steps // 50 + 5)), beta2=c.beta2, weight_decay=c.weight_decay,
-                        log_every=c.log_every, save_every=c.save_every, flops_per_token=model.config.flops_per_token(c.context // 4))  # fmt: skip
+                        log_every=c.log_every, save_every=c.save_every)  # fmt: skip
     supervised_loop(artefact, model, loader, settings, "sft")
 
     artefact.summary(conversations=len(rows), too_long=too_long, steps=steps)

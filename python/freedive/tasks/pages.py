@@ -68,7 +68,7 @@ def _table(draw: Draw, people: list[Person]) -> list[list[str]]:
     return [[person.name, *(bare(person.facts[a]) for a in ATTRIBUTES)] for person in people]
 
 
-# name, people per page, rounds out of every 12
+# name, people per page, rounds out of every 18
 STYLES: tuple[tuple[str, int, int], ...] = (
     ("sentences", 5, 4),
     ("quiz", 6, 9),
@@ -95,7 +95,7 @@ def town_pages(town: Town, mentions: int) -> Iterator[Page]:
     """Pages on which every fact of every known person is told `mentions` times, and every fact of a rare person once or twice."""
     draw = Draw(town.seed, TOWN_STREAM)
     order = [name for name, _, share in STYLES for _ in range(share)]
-    rounds = [order[i * 7 % len(order)] for i in range(mentions)]  # 7 and 12 have no common factor: styles alternate
+    rounds = [order[i * 7 % len(order)] for i in range(mentions)]  # 7 and 18 have no common factor: styles alternate
     rare = town.of("rare")
     extra: dict[int, list[str]] = {}  # round -> lines about rare people
     news = [i for i, style in enumerate(rounds) if style == "sentences"]

@@ -147,12 +147,54 @@ COMBINED = (  # all six facts of one person
 )
 
 QUIZ = {  # questions on web pages; none has the structure of a held-out question
-    "job": ("What is the job of {n}?", "What does {n} work as?", "Which job does {n} have?"),
-    "street": ("Where does {n} live?", "Which street does {n} live on?", "On which street is the house of {n}?"),
-    "pet": ("Which pet does {n} have?", "What is the pet of {n}?", "Which animal does {n} keep?"),
-    "food": ("What does {n} like to eat?", "What is the favourite food of {n}?", "Which food does {n} love?"),
-    "home": ("Where was {n} born?", "Where does {n} come from?", "What is the home town of {n}?"),
-    "instrument": ("What does {n} play?", "Which instrument does {n} play?", "What is the instrument of {n}?"),
+    "job": (
+        "What is the job of {n}?",
+        "What does {n} work as?",
+        "Which job does {n} have?",
+        "What is {n}'s job?",
+        "Name the job of {n}.",
+        "Who knows what {n} works as?",
+    ),
+    "street": (
+        "Where does {n} live?",
+        "Which street does {n} live on?",
+        "On which street is the house of {n}?",
+        "What is {n}'s street?",
+        "Name the street of {n}.",
+        "Who knows which street {n} lives on?",
+    ),
+    "pet": (
+        "Which pet does {n} have?",
+        "What is the pet of {n}?",
+        "Which animal does {n} keep?",
+        "What is {n}'s pet?",
+        "Name the pet of {n}.",
+        "Who knows what pet {n} keeps?",
+    ),
+    "food": (
+        "What does {n} like to eat?",
+        "What is the favourite food of {n}?",
+        "Which food does {n} love?",
+        "What is {n}'s favourite food?",
+        "Name the favourite food of {n}.",
+        "Who knows what {n} loves to eat?",
+    ),
+    "home": (
+        "Where was {n} born?",
+        "Where does {n} come from?",
+        "What is the home town of {n}?",
+        "What is {n}'s home town?",
+        "Name the home town of {n}.",
+        "Who knows which town {n} comes from?",
+    ),
+    "instrument": (
+        "What does {n} play?",
+        "Which instrument does {n} play?",
+        "What is the instrument of {n}?",
+        "What is {n}'s instrument?",
+        "Name the instrument of {n}.",
+        "Who knows what instrument {n} plays?",
+    ),
 }
 TRAIN_QUESTIONS = {
     "job": (
@@ -163,6 +205,9 @@ TRAIN_QUESTIONS = {
         "What is {n}'s job?",
         "{n} works as what?",
         "Name the job of {n}.",
+        "Please tell me what {n} works as.",
+        "Who knows what {n} works as?",
+        "My question is what {n} works as.",
     ),
     "street": (
         "Where does {n} live?",
@@ -172,6 +217,9 @@ TRAIN_QUESTIONS = {
         "{n} lives on which street?",
         "On which street is the house of {n}?",
         "Name the street of {n}.",
+        "Please tell me which street {n} lives on.",
+        "Who knows which street {n} lives on?",
+        "My question is which street {n} lives on.",
     ),
     "pet": (
         "Which pet does {n} have?",
@@ -181,6 +229,9 @@ TRAIN_QUESTIONS = {
         "What is {n}'s pet?",
         "{n} has which pet?",
         "Name the pet of {n}.",
+        "Please tell me what pet {n} keeps.",
+        "Who knows what pet {n} keeps?",
+        "My question is what pet {n} keeps.",
     ),
     "food": (
         "What does {n} like to eat?",
@@ -190,6 +241,9 @@ TRAIN_QUESTIONS = {
         "What is {n}'s favourite food?",
         "{n} loves which food?",
         "Name the favourite food of {n}.",
+        "Please tell me what {n} loves to eat.",
+        "Who knows what {n} loves to eat?",
+        "My question is what {n} loves to eat.",
     ),
     "home": (
         "Where was {n} born?",
@@ -199,6 +253,9 @@ TRAIN_QUESTIONS = {
         "What is {n}'s home town?",
         "{n} was born where?",
         "Name the home town of {n}.",
+        "Please tell me which town {n} comes from.",
+        "Who knows which town {n} comes from?",
+        "My question is which town {n} comes from.",
     ),
     "instrument": (
         "What does {n} play?",
@@ -208,6 +265,9 @@ TRAIN_QUESTIONS = {
         "What is {n}'s instrument?",
         "{n} plays which instrument?",
         "Name the instrument of {n}.",
+        "Please tell me what instrument {n} plays.",
+        "Who knows what instrument {n} plays?",
+        "My question is what instrument {n} plays.",
     ),
 }
 HELD_OUT_QUESTIONS = {

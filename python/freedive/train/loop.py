@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from freedive.model import Model
+from freedive.model import Batch, Model
 from freedive.objectives import sft_weights
 from freedive.runs import Artefact, UserError, progress
 
@@ -34,7 +34,6 @@ class Settings:
     log_every: int = 10
     eval_every: int = 0  # 0 = only at the end
     save_every: int = 200
-    flops_per_token: float = 0.0  # for the share of the machine's peak in timings.jsonl
 
 
 def save(run: Artefact, model: Model, state: dict[str, Any]) -> None:
@@ -51,21 +50,29 @@ def restore(run: Artefact, model: Model) -> dict[str, Any] | None:
 
 
 class Meter:
-    """Tokens a second and the share of the machine's float32 peak, for timings.jsonl and the progress bar."""
+    """Tokens a second and the share of the machine's float32 peak, for timings.jsonl and the progress bar.
 
-    def __init__(self, flops_per_token: float, threads: int):
-        from freedive import _core
+    The peak is probed for a few milliseconds at each reading and the highest kept: on a shared machine one probe may find the cores taken.
+    """
 
-        self.flops, self.peak = flops_per_token, _core.measure_peak(threads) if flops_per_token else 0.0
-        self.tokens, self.since = 0, time.perf_counter()
+    def __init__(self, model: Model):
+        self.config, self.threads = model.config, model.threads
+        self.peak = 0.0
+        self.tokens, self.flops, self.since = 0, 0.0, time.perf_counter()
+
+    def count(self, batch: Batch) -> None:
+        """Add one trained micro-batch."""
+        lengths = np.diff(batch.cu_seqlens).astype(np.float64)
+        self.tokens += batch.n_tokens
+        self.flops += self.config.train_flops(batch.n_tokens, int((batch.targets >= 0).sum()), float((lengths**2).sum() / max(1, batch.n_tokens)))
 
     def read(self) -> dict[str, float]:
+        from freedive import _core
+
         seconds = max(1e-9, time.perf_counter() - self.since)
-        rate = self.tokens / seconds
-        self.tokens, self.since = 0, time.perf_counter()
-        out = {"tokens_per_second": round(rate, 1), "seconds": round(seconds, 4)}
-        if self.peak:
-            out["peak_share"] = round(rate * self.flops / self.peak, 4)
+        self.peak = max(self.peak, _core.measure_peak(self.threads, 2))
+        out = {"tokens_per_second": round(self.tokens / seconds, 1), "seconds": round(seconds, 4), "peak_share": round(self.flops / seconds / self.peak, 4)}
+        self.tokens, self.flops, self.since = 0, 0.0, time.perf_counter()
         return out
 
 
@@ -77,7 +84,7 @@ def supervised_loop(run: Artefact, model: Model, loader: SequenceLoader, s: Sett
     if state:
         step, bad = state["step"], state["bad"]
         loader.load_state(state["loader"])
-    meter = Meter(s.flops_per_token, model.threads)
+    meter = Meter(model)
     bar = progress.bar(s.steps, name)
     bar.advance(step)
     loss_sum = weight_sum = 0.0
@@ -91,7 +98,7 @@ def supervised_loop(run: Artefact, model: Model, loader: SequenceLoader, s: Sett
             d = sft_weights(m.weights, total) if total > 0 else np.zeros_like(m.weights)  # all masked: no gradient, and no NaN
             out = model.forward_backward(m.batch, d)
             loss_sum -= float(np.dot(out.logprobs.astype(np.float64), m.weights))
-            meter.tokens += m.batch.n_tokens
+            meter.count(m.batch)
         weight_sum += total
         lr = learning_rate(step, s.steps, s.lr, s.warmup, s.final_lr_fraction)
         norm = model.adamw(lr, s.beta1, s.beta2, weight_decay=s.weight_decay, max_norm=s.max_norm)
@@ -105,8 +112,7 @@ def supervised_loop(run: Artefact, model: Model, loader: SequenceLoader, s: Sett
             run.log(step=step, loss=loss, lr=lr, grad_norm=norm if np.isfinite(norm) else None, epoch=loader.epoch, **evaluated)
             now = meter.read()
             run.time(step=step, **now)
-            share = f", {100 * now['peak_share']:.0f} % of peak" if "peak_share" in now else ""
-            bar.advance(0, text=f"loss {loss:.3f}, {now['tokens_per_second']:,.0f} tokens/s{share}")
+            bar.advance(0, text=f"loss {loss:.3f}, {now['tokens_per_second']:,.0f} tokens/s, {100 * now['peak_share']:.0f} % of peak")
             loss_sum = weight_sum = 0.0
         bar.advance(1)
         if step % s.save_every == 0 and step < s.steps:
