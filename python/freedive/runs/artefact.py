@@ -112,9 +112,9 @@ class Artefact:
                 restart = "add --force to start over, choose another --out, or go on with the old settings"
                 self._check(read_json(state / "identity.json"), self.work, restart)
             except UserError:
-                if not force:
+                if not force and any((state / s).is_file() for s in slots.SLOTS):
                     raise
-                self._wipe()
+                self._wipe()  # --force, or there is no checkpoint: nothing would be lost
             else:
                 self._load()
         state.mkdir(parents=True, exist_ok=True)
@@ -288,6 +288,11 @@ def stage(
                 if not run.done:
                     run._finish()
                     run.done = True
+            except UserError:
+                if run._slot is None and not run.done:  # nothing to resume: leave nothing half-written either
+                    run._abandon()
+                    shutil.rmtree(run.work, ignore_errors=True)
+                raise
             finally:
                 run._abandon()
 

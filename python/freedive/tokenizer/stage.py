@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -60,11 +59,7 @@ def run(config: TokenizerConfig) -> Path:
         held: list[str] = []
         with warnings.catch_warnings(record=True) as notes:
             warnings.simplefilter("always", UserWarning)
-            try:
-                tok = _make(config, source, held)
-            except UserError:  # nothing to resume: leave nothing that would stand in the way of the corrected command
-                shutil.rmtree(run.work, ignore_errors=True)
-                raise
+            tok = _make(config, source, held)
         for note in notes:
             print(f"note: {note.message}")
         tok.save(run.work)
