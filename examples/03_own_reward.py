@@ -20,7 +20,8 @@ if __name__ == "__main__":
     problems = Path("problems.jsonl")
     problems.write_text("".join(json.dumps({"prompt": f"What is {a}+{b}?"}) + "\n" for a in range(4) for b in range(4)), encoding="utf-8")
 
-    # The same as: freedive rl --model chat --data problems.jsonl --reward 03_own_reward.py:reward --steps 40 --out big
+    # The same as: freedive rl --model chat --data problems.jsonl --reward 03_own_reward.py:reward --steps 40 --prompts-per-step 4
+    # --max-completion-length 16 --out big
     run(RLConfig(model=Path("chat"), data=problems, out=Path("big"), reward=f"{__file__}:reward", steps=40, prompts_per_step=4,
                  num_generations=8, max_completion_length=16))  # fmt: skip
 

@@ -23,7 +23,7 @@ class ChatConfig:
     prompt: str | None = option(None, "ask this, print the answer, and leave")
     system: str | None = option(None, "a system message")
     base: bool = option(False, "continue texts instead of answering, as a base model does")
-    temperature: float = option(0.0, "0 takes the likeliest token; 1 samples as trained")
+    temperature: float | None = option(None, "0 takes the likeliest token; 1 samples as trained (default: 0, and 0.8 for a base model)")
     top_k: int = option(0, "sample among the k likeliest (0: off)")
     top_p: float = option(1.0, "sample among the likeliest that make up p (1: off)")
     max_new_tokens: int = option(200, "longest answer, in tokens")
@@ -100,10 +100,11 @@ def _answer(c: ChatConfig, lm: LM, base: bool, history: list[dict[str, str]], se
         ids = render(tok, [*system, *turns], add_generation_prompt=True)[0]
         if len(ids) + 16 <= room:
             print("(the conversation is longer than the model's context: its beginning is forgotten)", file=sys.stderr)
+    temperature = c.temperature if c.temperature is not None else 0.8 if base else 0.0
     parts: list[str] = []
     stops = (tok.bos_id, tok.im_end)
     try:
-        for piece in lm.engine.stream(ids, c.max_new_tokens, c.temperature, c.top_k, c.top_p, stop_ids=stops, seed=seed):
+        for piece in lm.engine.stream(ids, c.max_new_tokens, temperature, c.top_k, c.top_p, stop_ids=stops, seed=seed):
             parts.append(piece)
             print(printable(piece), end="", flush=True)
     except KeyboardInterrupt:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from freedive.inference.samples import draw_samples
-from freedive.model import DecoderConfig, Model, from_depth, plan, preset, save_pretrained
-from freedive.runs import UserError, option, stage, write_json_atomic
+from freedive.model import DecoderConfig, Model, check_fits, from_depth, plan, preset, save_pretrained
+from freedive.runs import UserError, check_at_least, option, stage, write_json_atomic
 from freedive.train import Documents, SequenceLoader, Settings, supervised_loop
 from freedive.train.evaluate import held_out_loss
 
@@ -81,6 +81,10 @@ def run(c: PretrainConfig) -> Path:
     """Train; returns the folder written. Raises UserError for input that cannot be used."""
     if (c.data is None) == (c.text is None):
         raise UserError("give either --data or --text", hint="freedive pretrain --text book.txt --out my-model")
+    check_at_least(c, 1, "steps", "batch_tokens", "micro_tokens", "save_every", "log_every", "vocab_size", "threads", "max_positions", "depth")
+    check_at_least(c, 0, "epochs", "lr", "warmup", "weight_decay", "eval_every", "samples")
+    if not 0 <= c.val_fraction < 1:
+        raise UserError(f"val_fraction is {c.val_fraction}; it must be at least 0 and below 1")
     source = c.data or c.text
     assert source is not None
     if c.context < 2 or c.batch_tokens < c.context or c.micro_tokens < c.context:
@@ -105,6 +109,8 @@ def _start(c: PretrainConfig, source: Path, artefact) -> tuple[Path, None]:
     if documents.n_targets < c.batch_tokens:
         raise UserError(f"{source} gives {documents.n_targets:,} training tokens, less than one batch of {c.batch_tokens:,}",
                         hint=f"give more text, or lower --batch-tokens (at least --context = {c.context})")  # fmt: skip
+    if c.context > config.max_positions:
+        raise UserError(f"context is {c.context}, the model has {config.max_positions} positions", hint="lower --context or raise --max-positions")
     steps = c.steps if c.steps is not None else max(1, round(c.epochs * documents.n_targets / c.batch_tokens))
     micro, max_seqs = min(c.micro_tokens, c.batch_tokens), 512
     lr = c.lr or peak_lr(config)
@@ -113,6 +119,7 @@ def _start(c: PretrainConfig, source: Path, artefact) -> tuple[Path, None]:
           f"({config.n_layer} layers of {config.d_model}, {config.n_head} heads, {config.n_kv_head} for keys and values)")  # fmt: skip
     print(f"{steps:,} steps of {c.batch_tokens:,} tokens, context {c.context}, learning rate {lr:.2g}; memory: {plan(config, micro, max_seqs)}")
     if c.dry_run:
+        check_fits(config, micro, max_seqs, True)
         return c.out, None
 
     model = Model(config, max_tokens=micro, max_seqs=max_seqs, threads=c.threads, device=c.device)
@@ -134,4 +141,5 @@ def _start(c: PretrainConfig, source: Path, artefact) -> tuple[Path, None]:
     save_pretrained(model, artefact.work, special={"bos_token_id": tok.bos_id, "eos_token_id": tok.bos_id})
     shutil.rmtree(artefact.work / "tokenizer", ignore_errors=True)
     tok.save(artefact.work / "tokenizer")
+    print(f"wrote {c.out}; to see it continue a text: freedive chat --model {c.out}")
     return artefact.out, None

@@ -47,7 +47,10 @@ def find_reward(name: str) -> Reward:
         spec = importlib.util.spec_from_file_location("freedive_user_reward", where)
         assert spec and spec.loader
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            raise UserError(f"the reward file {where} cannot be run: {type(error).__name__}: {error}") from error
     else:
         try:
             module = importlib.import_module(where)
@@ -57,3 +60,9 @@ def find_reward(name: str) -> Reward:
     if not callable(found):
         raise UserError(f"{where} has no function {function!r}")
     return found
+
+
+def reward_file(name: str) -> Path | None:
+    """The user's file that a reward comes from, which is then one of the run's inputs; None for built-in and imported ones."""
+    where = name.rpartition(":")[0]
+    return Path(where) if where.endswith(".py") else None

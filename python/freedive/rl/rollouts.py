@@ -6,6 +6,7 @@ reward. Entry t of every per-token array is about the token *after* position t.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from freedive.inference import Engine
 from freedive.model import Batch
+from freedive.runs import UserError
 
 from .rewards import Reward
 
@@ -39,10 +41,22 @@ def sample(engine: Engine, prompts: Sequence[list[int]], generations: int, max_n
 
 
 def rewarded(rollouts: list[Rollout], rows: Sequence[dict[str, Any]], reward: Reward) -> list[Rollout]:
-    """Rollouts with rewards; `rows` has one entry per rollout. A completion that did not stop earns nothing."""
-    columns = {k: [r[k] for r in rows] for k in rows[0] if k != "prompt"}
-    values = reward([r["prompt"] for r in rows], [r.text for r in rollouts], [r.ids for r in rollouts], **columns)
-    return [Rollout(r.prompt_ids, r.ids, r.logprobs, r.text, r.stopped, float(v or 0.0) if r.stopped else 0.0) for r, v in zip(rollouts, values, strict=True)]
+    """Rollouts with rewards; `rows` has one entry per rollout. A completion that did not stop earns nothing (and keeps a negative reward).
+
+    Raises UserError when the reward function fails.
+    """
+    keys = list(dict.fromkeys(k for r in rows for k in r if k != "prompt"))
+    columns = {k: [r.get(k) for r in rows] for k in keys}  # None where a row lacks a key that others have
+    name = getattr(reward, "__name__", "reward")
+    try:
+        values = list(reward([r["prompt"] for r in rows], [r.text for r in rollouts], [r.ids for r in rollouts], **columns))
+        numbers = [0.0 if v is None else float(v) for v in values]
+    except Exception as error:
+        raise UserError(f"the reward {name!r} failed: {type(error).__name__}: {error}", hint="it is called with prompts, completions, completion_ids "
+                        f"and the columns of the problems: {', '.join(keys) or 'none'}") from error  # fmt: skip
+    if len(numbers) != len(rollouts) or not np.isfinite(numbers).all():
+        raise UserError(f"the reward {name!r} must return one finite number per completion; it returned {len(numbers)} for {len(rollouts)}")
+    return [dataclasses.replace(r, reward=v if r.stopped else min(0.0, v)) for r, v in zip(rollouts, numbers)]
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from freedive.inference import Engine
 from freedive.model import Model, load_pretrained, save_pretrained
 from freedive.objectives import PRESETS, Totals, advantages, count, kl_in_reward, merge_metrics, policy_loss, reward_metrics, zero_std
 from freedive.objectives.policy import PolicySpec
-from freedive.runs import Artefact, UserError, option, progress, stage, write_json_atomic
+from freedive.runs import Artefact, UserError, check_at_least, option, progress, stage, write_json_atomic
 from freedive.tokenizer import Tokenizer, render
 from freedive.train import learning_rate, restore, save
 
-from .rewards import Reward, find_reward
+from .rewards import Reward, find_reward, reward_file
 from .rollouts import Rollout, lay_out, micro_batches, rewarded, sample
 
 ORDER_STREAM, EVAL_STREAM = 31, 32
@@ -95,13 +95,17 @@ def run(c: RLConfig) -> Path:
     """Train; returns the folder written. Raises UserError for input that cannot be used."""
     if c.num_generations < 2:
         raise UserError(f"num_generations is {c.num_generations}; a group needs at least 2 completions to compare")
+    check_at_least(c, 1, "steps", "prompts_per_step", "num_iterations", "max_completion_length", "save_every", "micro_tokens", "threads")
+    check_at_least(c, 0, "lr", "warmup", "final_lr_fraction", "eval_every", "eval_problems", "beta")
+    if not 0 < c.temperature < float("inf"):
+        raise UserError(f"temperature is {c.temperature}; sampling for RL needs one above 0")
     policy_spec(c)
     find_reward(c.reward)
     sequences = c.prompts_per_step * c.num_generations
     print(f"{c.prompts_per_step} problems x {c.num_generations} completions = {sequences} sequences a step, {c.steps} steps, {c.algo}")
     if c.dry_run:
         return c.out
-    with stage("rl", c, out=c.out, inputs={"model": c.model, "data": c.data, "eval_data": c.eval_data}, force=c.force) as artefact:
+    with stage("rl", c, out=c.out, inputs={"model": c.model, "data": c.data, "eval_data": c.eval_data, "reward_file": reward_file(c.reward)}, force=c.force) as artefact:
         if not artefact.done:
             _train(c, artefact)
     return artefact.out
@@ -133,7 +137,7 @@ def _train(c: RLConfig, artefact: Artefact) -> None:
             before = evaluate(c, engine, tok, held_out, reward, c.seed)
             artefact.summary(**{f"before/{k}": v for k, v in before.items()})
             artefact.log(step=0, **{f"eval/{k}": v for k, v in before.items()})
-        save(artefact, model, {"step": 0})
+            save(artefact, model, {"step": 0})  # the evaluation need not be made again
     bar = progress.bar(c.steps, "rl")
     bar.advance(step)
     samples: list[dict[str, Any]] = state.get("samples", []) if state else []
@@ -168,6 +172,7 @@ def _train(c: RLConfig, artefact: Artefact) -> None:
     save_pretrained(model, artefact.work, special={"bos_token_id": tok.bos_id, "eos_token_id": tok.im_end})
     shutil.rmtree(artefact.work / "tokenizer", ignore_errors=True)
     tok.save(artefact.work / "tokenizer")
+    print(f"wrote {c.out}; to talk to it: freedive chat --model {c.out}")
 
 
 def _seed(seed: int, step: int, i: int) -> int:
@@ -185,8 +190,9 @@ def update(c: RLConfig, model: Model, spec: PolicySpec, rollouts: list[Rollout],
     lengths = np.array([len(r.ids) for r in rollouts])
     metrics: dict[str, float] = {**reward_metrics(rewards), "completions/mean_length": float(lengths.mean()),
                                  "completions/clipped_ratio": float(np.mean([not r.stopped for r in rollouts]))}  # fmt: skip
-    # Groups whose completions all earned the same teach nothing: they are left out, of the denominators too.
-    use = [i for i, dead in enumerate(np.repeat(zero_std(rewards), c.num_generations)) if not dead]
+    # Groups whose completions all earned the same have advantage 0: left out, of the denominators too, unless the loss has another term.
+    other_terms = spec.entropy_coef != 0 or (reference is not None and spec.kl_in == "loss")
+    use = [i for i, dead in enumerate(np.repeat(zero_std(shaped), c.num_generations)) if other_terms or not dead]
     if spec.mask_truncated_completions:
         use = [i for i in use if rollouts[i].stopped]
     if not use:

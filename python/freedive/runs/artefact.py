@@ -278,7 +278,10 @@ def stage(
     identity = {"stage": name, "config": config_json(config, inputs), "inputs": hashes}
     run = Artefact(folder, identity, getattr(config, "seed", None))
     with _friendly(folder):
-        os.makedirs(folder.parent, exist_ok=True)
+        try:
+            os.makedirs(folder.parent, exist_ok=True)
+        except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+            raise UserError(f"the folder {folder.parent} cannot be made: {error.strerror}", hint="choose another --out") from error
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder} is a file; --out must name a folder to be made")
         with locked(folder):

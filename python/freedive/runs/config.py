@@ -45,6 +45,14 @@ def option(default: Any = dataclasses.MISSING, help: str = "", *, hash: bool = T
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def check_at_least(config: Any, low: float, *names: str) -> None:
+    """UserError for the first of these fields that is below `low` or not a finite number; None passes (it means "derive it")."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not low <= value < float("inf"):
+            raise UserError(f"{name} is {value}, it must be at least {low:g}", hint=f"--{name.replace('_', '-')} {max(low, 1):g}")
+
+
 def hashed_fields(config: Any) -> list[dataclasses.Field[Any]]:
     """The fields that identify a run."""
     return [f for f in dataclasses.fields(config) if f.metadata.get("hash", True) and f.name not in NEVER_HASHED]

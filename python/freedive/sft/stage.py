@@ -13,7 +13,7 @@ from pathlib import Path
 from freedive.data.texts import iter_rows
 from freedive.inference.samples import draw_samples
 from freedive.model import Model, load_pretrained, save_pretrained
-from freedive.runs import Artefact, UserError, option, stage, write_json_atomic
+from freedive.runs import Artefact, UserError, check_at_least, option, stage, write_json_atomic
 from freedive.tokenizer import Tokenizer, check_mask, render
 from freedive.train import Rows, SequenceLoader, Settings, supervised_loop
 from freedive.train.loader import Example
@@ -85,6 +85,8 @@ def initialise_chat_tokens(model: Model, tok: Tokenizer, seed: int) -> None:
 
 def run(c: SFTConfig) -> Path:
     """Fine-tune; returns the folder written. Raises UserError for input that cannot be used."""
+    check_at_least(c, 1, "steps", "context", "batch_tokens", "micro_tokens", "save_every", "log_every", "threads")
+    check_at_least(c, 0, "epochs", "lr", "warmup", "weight_decay")
     if c.dry_run:
         _train(c, None)
         return c.out
@@ -124,3 +126,4 @@ def _train(c: SFTConfig, artefact: Artefact | None) -> None:
     save_pretrained(model, artefact.work, special={"bos_token_id": tok.bos_id, "eos_token_id": tok.im_end})
     shutil.rmtree(artefact.work / "tokenizer", ignore_errors=True)
     tok.save(artefact.work / "tokenizer")
+    print(f"wrote {c.out}; to talk to it: freedive chat --model {c.out}")

@@ -1,0 +1,79 @@
+"""Rewards and rollouts: the user's function may fail in any way and the user is told; what a reward of a group means for the update."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from freedive.model import Model, from_depth
+from freedive.objectives import PRESETS
+from freedive.rl.rewards import find_reward, reward_file
+from freedive.rl.rollouts import Rollout, rewarded
+from freedive.rl.stage import RLConfig, update
+from freedive.runs import UserError
+
+
+def rollouts(n: int, stopped: bool = True) -> list[Rollout]:
+    return [Rollout([1, 2, 3], [4, 5 + i % 3], np.full(2, -1.0, np.float32), "text", stopped) for i in range(n)]
+
+
+def test_rows_need_not_have_the_same_keys():
+    seen = {}
+
+    def reward(prompts, completions, completion_ids, **columns):
+        seen.update(columns)
+        return [1.0, 0.0]
+
+    rewarded(rollouts(2), [{"prompt": "a", "answer": "1"}, {"prompt": "b", "level": 2}], reward)
+    assert seen == {"answer": ["1", None], "level": [None, 2]}
+
+
+@pytest.mark.parametrize("returned", [[1.0], [1.0, float("nan")], ["x", "y"], None])
+def test_what_is_no_reward_is_said(returned):
+    with pytest.raises(UserError, match="reward"):
+        rewarded(rollouts(2), [{"prompt": "a"}] * 2, lambda *a, **k: returned)
+
+
+def test_a_reward_that_raises_is_the_users():
+    def mine(prompts, completions, completion_ids, answer):
+        return [0.0] * len(prompts)
+
+    with pytest.raises(UserError, match="mine"):
+        rewarded(rollouts(2), [{"prompt": "a"}] * 2, mine)
+
+
+def test_not_stopping_is_never_better_than_stopping():
+    value = lambda v: lambda *a, **k: [v, v]
+    rows = [{"prompt": "a"}] * 2
+    assert [r.reward for r in rewarded(rollouts(2, stopped=False), rows, value(1.0))] == [0.0, 0.0]
+    assert [r.reward for r in rewarded(rollouts(2, stopped=False), rows, value(-1.0))] == [-1.0, -1.0]
+
+
+def test_reward_files(tmp_path):
+    good, bad = tmp_path / "good.py", tmp_path / "bad.py"
+    good.write_text("def score(prompts, completions, completion_ids, **columns):\n    return [0.5] * len(prompts)\n")
+    bad.write_text("def score(:\n")
+    assert find_reward(f"{good}:score")([1], ["x"], [[1]]) == [0.5]
+    assert reward_file(f"{good}:score") == good and reward_file("answer") is None and reward_file("a.b:c") is None
+    for name in (f"{bad}:score", f"{good}:other", f"{tmp_path}/none.py:f", "nothing", "no.such.module:f"):
+        with pytest.raises(UserError):
+            find_reward(name)
+
+
+@pytest.mark.parametrize("algo, moves", [("grpo", True), ("rloo", True), ("dr_grpo", False)])
+def test_equal_rewards_still_feel_the_kl(algo, moves, tmp_path):
+    """With equal rewards only a KL term is left: it must move the weights, and without one nothing may."""
+    config = from_depth(1, 32, 64)
+    model = Model(config, max_tokens=128, max_seqs=8, threads=1).init(0)
+    reference = Model(config, max_tokens=128, max_seqs=8, threads=1, trainable=False)
+    reference.load_state({"parameters": model.state()["parameters"], "step_count": np.zeros(1, np.int64)})
+    for p in model.parameters.values():
+        p += np.random.default_rng(1).normal(0, 0.05, p.shape).astype(np.float32)
+    model.touch()
+    spec = dataclasses.replace(PRESETS[algo], num_generations=4, max_completion_length=8)
+    before = model.state()["parameters"]
+    c = RLConfig(model=tmp_path, data=tmp_path, num_generations=4, prompts_per_step=1)
+    update(c, model, spec, [dataclasses.replace(r, reward=1.0) for r in rollouts(4)], 1e-3, reference if spec.beta else None)
+    assert (np.abs(model.state()["parameters"] - before).max() > 0) == moves
