@@ -27,7 +27,7 @@ def answer_match(prompts: list[Any], completions: list[str], completion_ids: lis
 
 
 def coin(prompts: list[Any], completions: list[str], completion_ids: list[Any] | None = None, **columns: Any) -> list[float]:
-    """1 or 0 by a hash of the completion: a control that nothing can be learned from."""
+    """1 or 0 by a hash of the completion: a control that knows nothing of answers. Fixed for each text, so a policy can drift to texts that win."""
     return [float(hashlib.sha256(repr((p, c)).encode()).digest()[0] & 1) for p, c in zip(prompts, completions)]
 
 
