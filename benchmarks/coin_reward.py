@@ -1,4 +1,4 @@
-"""Control of the RL stage: the same run as the dive's, rewarded by a coin (a hash of problem and answer), must gain nothing.
+"""Control of the RL stage: the same run as the dive's, rewarded by a coin thrown anew for each completion, must gain nothing.
 
     python benchmarks/coin_reward.py --dive freedive-dive [--steps 150]
 

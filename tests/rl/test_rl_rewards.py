@@ -27,7 +27,14 @@ def test_rows_need_not_have_the_same_keys():
         return [1.0, 0.0]
 
     rewarded(rollouts(2), [{"prompt": "a", "answer": "1"}, {"prompt": "b", "level": 2}], reward)
-    assert seen == {"answer": ["1", None], "level": [None, 2]}
+    assert seen == {"answer": ["1", None], "level": [None, 2], "seeds": [0, 0]}
+
+
+def test_a_reward_gets_the_columns_it_names():
+    def named(prompts, completions, completion_ids, answer):
+        return [float(a == "1") for a in answer]
+
+    assert [r.reward for r in rewarded(rollouts(2), [{"prompt": "a", "answer": "1"}, {"prompt": "b", "answer": "2", "level": 3}], named)] == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("returned", [[1.0], [1.0, float("nan")], ["x", "y"], None])
@@ -37,7 +44,7 @@ def test_what_is_no_reward_is_said(returned):
 
 
 def test_a_reward_that_raises_is_the_users():
-    def mine(prompts, completions, completion_ids, answer):
+    def mine(prompts, completions, completion_ids, answer):  # there is no such column
         return [0.0] * len(prompts)
 
     with pytest.raises(UserError, match="mine"):

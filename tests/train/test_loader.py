@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from freedive.runs import UserError
-from freedive.train import Documents, MicroBatch, Rows, SequenceLoader, learning_rate
+from freedive.train import Documents, MicroBatch, Mixture, Rows, SequenceLoader, learning_rate
 
 CONTEXT = 16
 
@@ -122,3 +122,20 @@ def test_schedule_rises_then_falls_to_the_end():
     assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True) and max(rates) == 2.0
     assert learning_rate(0, 1, 1.0, 0) == 0.0 and learning_rate(99, 100, 1.0, 0) == pytest.approx(0.0)
     assert all(0 <= learning_rate(s, 5, 1.0, 9) <= 1 for s in range(5))  # a warm-up longer than the run
+
+
+def test_a_mixture_has_every_row_and_its_share_of_text():
+    rows = [Rows.from_masked([200 + i] * (3 + i % 5), [0, 1, 1, 1, 1, 1, 1][: 3 + i % 5]) for i in range(40)]
+    row_tokens = sum(len(r[0]) for r in rows)
+    for share in (0.0, 0.25, 0.5, 0.9):
+        source = Mixture(rows, Documents(documents(), CONTEXT, 0, 3), share, 3)
+        epochs = []
+        for epoch in (0, 1, 0):
+            examples = [source.get(i) for i in range(source.begin_epoch(epoch))]
+            assert all(a is b for a, b in zip(examples, rows))
+            text = examples[len(rows) :]
+            tokens = sum(len(ids) for ids, _, _ in text)
+            assert 0 <= tokens - share / (1 - share) * row_tokens < CONTEXT + 1
+            assert all((weights == 1).all() for _, _, weights in text)
+            epochs.append([ids.tobytes() for ids, _, _ in text])
+        assert epochs[0] == epochs[2] and (share == 0 or epochs[0] != epochs[1])

@@ -2,7 +2,8 @@
 
     def my_reward(prompts, completions, completion_ids, **columns) -> list[float]
 
-`completions` are texts; `columns` are the other keys of the JSONL rows (such as `answer`), one entry per completion.
+`completions` are texts; `columns` are the other keys of the JSONL rows (such as `answer`), one entry per completion, and `seeds`, the
+number that keyed the sampling of each completion. A function without `**columns` is given the ones it names.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ def answer_match(prompts: list[Any], completions: list[str], completion_ids: lis
     return [float(matches(c, a)) for c, a in zip(completions, answer, strict=True)]
 
 
-def coin(prompts: list[Any], completions: list[str], completion_ids: list[Any] | None = None, **columns: Any) -> list[float]:
-    """1 or 0 by a hash of the completion: a control that knows nothing of answers. Fixed for each text, so a policy can drift to texts that win."""
-    return [float(hashlib.sha256(repr((p, c)).encode()).digest()[0] & 1) for p, c in zip(prompts, completions)]
+def coin(prompts: list[Any], completions: list[str], completion_ids: list[Any] | None = None, *, seeds: list[int], **columns: Any) -> list[float]:
+    """1 or 0 at random, drawn anew for each completion and keyed by its seed: the control from which there is nothing to learn."""
+    return [float(hashlib.sha256(f"coin {seed}".encode()).digest()[0] & 1) for seed in seeds]
 
 
 BUILT_IN: dict[str, Reward] = {"answer": answer_match, "coin": coin}

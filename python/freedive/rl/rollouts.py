@@ -7,6 +7,7 @@ reward. Entry t of every per-token array is about the token *after* position t.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ class Rollout:
     logprobs: np.ndarray  # float32 [len(ids)], of the sampler
     text: str
     stopped: bool
+    seed: int = 0  # what keyed its sampling
     reward: float = 0.0
 
 
@@ -37,7 +39,7 @@ def sample(engine: Engine, prompts: Sequence[list[int]], generations: int, max_n
     """`generations` completions of each prompt, those of one prompt next to each other."""
     repeated = [p for p in prompts for _ in range(generations)]
     outs = engine.generate(repeated, max_new_tokens=max_new_tokens, temperature=temperature, stop_ids=stop_ids, seeds=list(seeds))
-    return [Rollout(p, list(o.ids), np.asarray(o.logprobs, np.float32), o.text, o.stopped) for p, o in zip(repeated, outs)]
+    return [Rollout(p, list(o.ids), np.asarray(o.logprobs, np.float32), o.text, o.stopped, s) for p, o, s in zip(repeated, outs, seeds, strict=True)]
 
 
 def rewarded(rollouts: list[Rollout], rows: Sequence[dict[str, Any]], reward: Reward) -> list[Rollout]:
@@ -47,6 +49,7 @@ def rewarded(rollouts: list[Rollout], rows: Sequence[dict[str, Any]], reward: Re
     """
     keys = list(dict.fromkeys(k for r in rows for k in r if k != "prompt"))
     columns = {k: [r.get(k) for r in rows] for k in keys}  # None where a row lacks a key that others have
+    columns = _accepted(reward, {"seeds": [r.seed for r in rollouts], **columns})
     name = getattr(reward, "__name__", "reward")
     try:
         values = list(reward([r["prompt"] for r in rows], [r.text for r in rollouts], [r.ids for r in rollouts], **columns))
@@ -57,6 +60,18 @@ def rewarded(rollouts: list[Rollout], rows: Sequence[dict[str, Any]], reward: Re
     if len(numbers) != len(rollouts) or not np.isfinite(numbers).all():
         raise UserError(f"the reward {name!r} must return one finite number per completion; it returned {len(numbers)} for {len(rollouts)}")
     return [dataclasses.replace(r, reward=v if r.stopped else min(0.0, v)) for r, v in zip(rollouts, numbers)]
+
+
+def _accepted(reward: Reward, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """The columns that the function takes: all with **columns, else those it names."""
+    try:
+        parameters = inspect.signature(reward).parameters.values()
+    except (TypeError, ValueError):  # a builtin without a signature
+        return columns
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return columns
+    names = {p.name for p in parameters}
+    return {k: v for k, v in columns.items() if k in names}
 
 
 @dataclass(frozen=True)

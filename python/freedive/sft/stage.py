@@ -10,12 +10,14 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from freedive.data.texts import iter_rows
+from freedive.data.texts import iter_rows, iter_texts
 from freedive.inference.samples import draw_samples
 from freedive.model import Model, load_pretrained, save_pretrained
 from freedive.runs import Artefact, UserError, check_at_least, option, stage, write_json_atomic
-from freedive.tokenizer import Tokenizer, check_mask, render
-from freedive.train import Rows, SequenceLoader, Settings, supervised_loop
+from freedive.tokenizer import Tokenizer, check_mask, encode_documents, render
+from freedive.train import Documents, Mixture, Rows, SequenceLoader, Settings, supervised_loop
+
+from .rows import FORMS, conversations
 from freedive.train.loader import Example
 
 
@@ -24,7 +26,7 @@ class SFTConfig:
     """Teach a base model to answer, from conversations."""
 
     model: Path = option(help="folder of the base model")
-    data: Path = option(help='JSONL of conversations: {"messages": [{"role": "user", "content": "..."}, ...]}')
+    data: Path = option(help='JSONL of conversations: {"messages": [{"role": "user", "content": "..."}, ...]}; other usual forms are known too')
     out: Path = option(Path("sft"), "folder to write")
     context: int = option(256, "conversations longer than this are left out, and counted")
     epochs: float = option(2.0, "passes over the conversations, when --steps is not given")
@@ -35,6 +37,8 @@ class SFTConfig:
     warmup: int | None = option(None, "warm-up steps (default: 2 %)")
     beta2: float = option(0.95, "AdamW's beta2")
     weight_decay: float = option(0.0, "AdamW's weight decay, on matrices")
+    replay: Path | None = option(None, "text, or a folder of `freedive data`, to go on learning beside the conversations, against forgetting")
+    replay_fraction: float = option(0.25, "part of the tokens that is replayed text, when --replay is given")
     save_every: int = option(200, "steps between checkpoints", hash=False)
     log_every: int = option(10, "steps between lines of metrics.jsonl")
     samples: list[str] = option(["Hello!", "Who are you?"], "questions answered at the end")
@@ -50,17 +54,20 @@ def read_conversations(path: Path, tok: Tokenizer, context: int) -> tuple[list[E
     rows: list[Example] = []
     too_long = 0
     for line, row in iter_rows(path):
-        if "messages" not in row:
-            raise UserError(f"{path}, line {line}: a row needs 'messages'; it has {sorted(row)[:6]}", hint='{"messages": [{"role": "user", "content": "..."}, ...]}')
-        ids, mask = render(tok, row["messages"], row=line)
-        if len(ids) > context + 1:
-            too_long += 1
-            continue
         try:
-            check_mask(tok, ids, mask)
-        except UserError as error:
-            raise UserError(f"{path}, line {line}: {error}") from None
-        rows.append(Rows.from_masked(ids, mask))
+            found = conversations(row)
+        except ValueError as error:
+            raise UserError(f"{path}, line {line}: {error}", hint=f"known forms: {FORMS}") from None
+        for messages in found:
+            ids, mask = render(tok, messages, row=line)
+            if len(ids) > context + 1:
+                too_long += 1
+                continue
+            try:
+                check_mask(tok, ids, mask)
+            except UserError as error:
+                raise UserError(f"{path}, line {line}: {error}") from None
+            rows.append(Rows.from_masked(ids, mask))
     if not rows:
         raise UserError(f"{path} gives no conversation to train on" + (f": all {too_long} are longer than {context} tokens" if too_long else ""),
                         hint="raise --context, or give other data")  # fmt: skip
@@ -87,10 +94,12 @@ def run(c: SFTConfig) -> Path:
     """Fine-tune; returns the folder written. Raises UserError for input that cannot be used."""
     check_at_least(c, 1, "steps", "context", "batch_tokens", "micro_tokens", "save_every", "log_every", "threads")
     check_at_least(c, 0, "epochs", "lr", "warmup", "weight_decay")
+    if not 0 <= c.replay_fraction < 1:
+        raise UserError(f"replay_fraction is {c.replay_fraction}; it must be at least 0 and below 1")
     if c.dry_run:
         _train(c, None)
         return c.out
-    with stage("sft", c, out=c.out, inputs={"model": c.model, "data": c.data}, force=c.force) as artefact:
+    with stage("sft", c, out=c.out, inputs={"model": c.model, "data": c.data, "replay": c.replay}, force=c.force) as artefact:
         if not artefact.done:
             _train(c, artefact)
     return artefact.out
@@ -102,9 +111,14 @@ def _train(c: SFTConfig, artefact: Artefact | None) -> None:
     tok = Tokenizer.load(c.model / "tokenizer")
     rows, too_long = read_conversations(c.data, tok, c.context)
     tokens = sum(len(r[0]) for r in rows)
+    source: Rows | Mixture = Rows(rows)
+    if c.replay is not None:
+        texts = list(iter_texts(c.replay))
+        source = Mixture(rows, Documents(encode_documents(tok, texts), c.context, tok.bos_id, c.seed), c.replay_fraction, c.seed)
+        tokens = source.n_tokens
     steps = c.steps if c.steps is not None else max(1, round(c.epochs * tokens / c.batch_tokens))
     trained = sum(int((r[2] > 0).sum()) for r in rows)
-    print(f"{len(rows):,} conversations, {tokens:,} tokens, {trained:,} of them learned" + (f"; {too_long:,} longer than {c.context} left out" if too_long else ""))
+    print(f"{len(rows):,} conversations, {sum(len(r[0]) for r in rows):,} tokens, {trained:,} of them learned" + (f"; {source.replayed:,} more of replayed text" if isinstance(source, Mixture) else "") + (f"; {too_long:,} longer than {c.context} left out" if too_long else ""))
     micro, max_seqs = min(c.micro_tokens, c.batch_tokens), 512
     print(f"{steps:,} steps of {c.batch_tokens:,} tokens")
     if artefact is None:
@@ -115,7 +129,7 @@ def _train(c: SFTConfig, artefact: Artefact | None) -> None:
     lr = c.lr or min(2e-3, 1.5e-3 * 128 / model.config.d_model)
     if artefact.resume is None:
         initialise_chat_tokens(model, tok, c.seed)
-    loader = SequenceLoader(Rows(rows), c.batch_tokens, max(micro, c.context), max_seqs, c.seed)
+    loader = SequenceLoader(source, c.batch_tokens, max(micro, c.context), max_seqs, c.seed)
     settings = Settings(steps, lr, c.warmup if c.warmup is not None else max(1, min(100, steps // 50 + 5)), beta2=c.beta2, weight_decay=c.weight_decay,
                         log_every=c.log_every, save_every=c.save_every)  # fmt: skip
     supervised_loop(artefact, model, loader, settings, "sft")

@@ -16,7 +16,7 @@ import numpy as np
 from freedive.model import Batch
 from freedive.runs import UserError
 
-OFFSET_STREAM, ORDER_STREAM = 11, 12
+OFFSET_STREAM, ORDER_STREAM, REPLAY_STREAM = 11, 12, 13
 Example = tuple[np.ndarray, np.ndarray, np.ndarray]  # ids int32 [L], targets int32 [L] (-1 = none), weights float32 [L]
 
 
@@ -96,6 +96,38 @@ class Rows:
 
     def get(self, i: int) -> Example:
         return self.rows[i]
+
+
+class Mixture:
+    """Rows, and beside them windows of documents, drawn anew each epoch, so that they are `share` of the epoch's tokens: replay of
+    pretraining text while fine-tuning, against forgetting. The windows come in the documents' own random order, epoch after epoch.
+
+    0 <= share < 1. Raises UserError when there is nothing to replay.
+    """
+
+    def __init__(self, rows: Sequence[Example], documents: Documents, share: float, seed: int):
+        self.rows, self.documents, self.seed = rows, documents, seed
+        self.replayed = round(share / (1 - share) * sum(len(r[0]) for r in rows))  # tokens an epoch
+        self._chosen: list[Example] = []
+
+    @property
+    def n_tokens(self) -> int:
+        """Of one epoch, about: the last window may go over."""
+        return sum(len(r[0]) for r in self.rows) + self.replayed
+
+    def begin_epoch(self, epoch: int) -> int:
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, REPLAY_STREAM], counter=[0, 0, 0, epoch]))
+        self._chosen, tokens = [], 0
+        while tokens < self.replayed:
+            for i in rng.permutation(self.documents.begin_epoch(epoch)):
+                self._chosen.append(self.documents.get(i))
+                tokens += len(self._chosen[-1][0])
+                if tokens >= self.replayed:
+                    break
+        return len(self.rows) + len(self._chosen)
+
+    def get(self, i: int) -> Example:
+        return self.rows[i] if i < len(self.rows) else self._chosen[i - len(self.rows)]
 
 
 class SequenceLoader:
