@@ -26,10 +26,12 @@ class Tier:
     pretrain_batch: int  # tokens of an optimizer step
     pretrain_lr: float | None  # None: from the width
     pretrain_eval_every: int  # steps
+    max_pretrain_steps: int  # of a user's own pages, of which there may be many
     # the exam before and after SFT and RL: every n-th question of the quiz, held-out sums, words to spell
     quiz_every: int
     quiz_every_base: int  # the base model never stops, so each of its answers is as long as allowed
-    exam_sums: int
+    exam_sums: int  # a user's own: held-out problems
+    exam_base: int  # a user's own: questions for the base model
     exam_new_tokens: int
     # 2
     sft_epochs: float
@@ -48,16 +50,16 @@ TIERS = {
     "smoke": Tier(
         scale="smoke", quality="basic", max_line_copies=0, val_fraction=0.05,
         vocab_size=512,
-        depth=2, context=128, pretrain_epochs=4.5, pretrain_batch=2048, pretrain_lr=None, pretrain_eval_every=50,
-        quiz_every=8, quiz_every_base=36, exam_sums=32, exam_new_tokens=32,
+        depth=2, context=128, pretrain_epochs=4.5, pretrain_batch=2048, pretrain_lr=None, pretrain_eval_every=50, max_pretrain_steps=300,
+        quiz_every=8, quiz_every_base=36, exam_sums=32, exam_base=32, exam_new_tokens=32,
         sft_epochs=8.0, sft_batch=2048, sft_lr=None,
         rl_steps=12, rl_prompts=8, rl_generations=8, rl_new_tokens=48, rl_lr=None, rl_eval_every=0,
     ),
     "demo": Tier(
         scale="demo", quality="basic", max_line_copies=0, val_fraction=0.02,
         vocab_size=2048,
-        depth=4, context=256, pretrain_epochs=4.5, pretrain_batch=2048, pretrain_lr=None, pretrain_eval_every=100,
-        quiz_every=2, quiz_every_base=24, exam_sums=256, exam_new_tokens=64,
+        depth=4, context=256, pretrain_epochs=4.5, pretrain_batch=2048, pretrain_lr=None, pretrain_eval_every=100, max_pretrain_steps=2400,
+        quiz_every=2, quiz_every_base=24, exam_sums=256, exam_base=96, exam_new_tokens=64,
         sft_epochs=4.0, sft_batch=2048, sft_lr=8e-4,
         rl_steps=300, rl_prompts=16, rl_generations=8, rl_new_tokens=64, rl_lr=None, rl_eval_every=20,
     ),

@@ -40,6 +40,7 @@ class PretrainConfig:
     max_positions: int | None = option(None, "longest sequence the model can be used with (default: 4 x context)")
     steps: int | None = option(None, "optimizer steps (default: --epochs)")
     epochs: float = option(1.0, "passes over the text, when --steps is not given")
+    max_steps: int | None = option(None, "at most this many steps, however long --epochs is")
     batch_tokens: int = option(4096, "tokens of an optimizer step")
     micro_tokens: int = option(4096, "tokens of one forward pass; less needs less memory and changes nothing but rounding")
     lr: float | None = option(None, "peak learning rate (default: from the width)")
@@ -81,7 +82,7 @@ def run(c: PretrainConfig) -> Path:
     """Train; returns the folder written. Raises UserError for input that cannot be used."""
     if (c.data is None) == (c.text is None):
         raise UserError("give either --data or --text", hint="freedive pretrain --text book.txt --out my-model")
-    check_at_least(c, 1, "steps", "batch_tokens", "micro_tokens", "save_every", "log_every", "vocab_size", "threads", "max_positions", "depth")
+    check_at_least(c, 1, "steps", "max_steps", "batch_tokens", "micro_tokens", "save_every", "log_every", "vocab_size", "threads", "max_positions", "depth")
     check_at_least(c, 0, "epochs", "lr", "warmup", "weight_decay", "eval_every", "samples")
     if not 0 <= c.val_fraction < 1:
         raise UserError(f"val_fraction is {c.val_fraction}; it must be at least 0 and below 1")
@@ -112,6 +113,7 @@ def _start(c: PretrainConfig, source: Path, artefact) -> tuple[Path, None]:
     if c.context > config.max_positions:
         raise UserError(f"context is {c.context}, the model has {config.max_positions} positions", hint="lower --context or raise --max-positions")
     steps = c.steps if c.steps is not None else max(1, round(c.epochs * documents.n_targets / c.batch_tokens))
+    steps = min(steps, c.max_steps or steps)
     micro, max_seqs = min(c.micro_tokens, c.batch_tokens), 512
     lr = c.lr or peak_lr(config)
     warmup = c.warmup if c.warmup is not None else max(1, min(200, steps // 50 + 5))

@@ -1,0 +1,94 @@
+"""The dive on things we did not make: `freedive dive --pages ... --chats ... --problems ... --questions ...`.
+
+    python benchmarks/real_dive.py --data DATA_FOLDER --out real [--tier demo]
+
+Pages: 12 OpenStax textbooks. Chats: dialogues of the Schema-Guided Dialogue corpus (SGD), capitals asked in seven wordings, and a few
+solved problems. Questions: the same capitals in three wordings that no chat has. Problems: the beginning of an SGD dialogue, answered by
+the name of the service call that the assistant made next (36 of them); training and held-out problems come from different dialogues.
+DATA_FOLDER holds text/openstax.jsonl.gz, sft/sgd_train.jsonl.gz and sft/facts/*.json. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from freedive.dive.stage import DiveConfig, run
+
+ASKED = ["What is the capital of {}?", "Which city is the capital of {}?", "Name the capital of {}.", "What's {}'s capital?", "Tell me the capital of {}, please.",
+         "{}: what is its capital?", "Do you know the capital of {}?"]  # fmt: skip
+HELD_OUT = ["I forgot what the capital of {} is called. Can you help?", "Which city does the government of {} sit in?", "The capital of {} is which city?"]
+SHORT, LONG = 450, 800  # characters of a problem, and of a dialogue that is trained on
+
+
+def capitals(folder: Path) -> list[tuple[str, str]]:
+    """(country or state of the US, its capital)"""
+    countries = json.loads((folder / "countries_with_capitals.json").read_text())["countries"]
+    states = json.loads((folder / "us_state_capitals.json").read_text())["capitals"]
+    pairs = {c["name"]: c["capital"] for c in countries} | {f"the state of {s['state']}": s["capital"] for s in states}
+    return [(place, city) for place, city in pairs.items() if city]
+
+
+def talk(question: str, answer: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def problems(dialogue: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    said = ""
+    for turn in dialogue["turns"]:
+        if turn.get("call") and len(said) <= SHORT:
+            yield {"prompt": f"{said}Next call?", "answer": turn["call"]["method"], "meta": {"check": "exact", "class": "call"}}
+        said += f"{turn['role'].title()}: {turn['text']}\n"
+
+
+def prepare(data: Path, out: Path, solved: int, chats: int, practice: int, held_out: int) -> dict[str, int]:
+    """Writes chats.jsonl, problems.jsonl, problems_eval.jsonl and questions.jsonl; returns how many rows each has."""
+    with gzip.open(data / "sft/sgd_train.jsonl.gz", "rt") as lines:
+        dialogues = [json.loads(line) for line in lines]
+    short = [d for d in dialogues[::3] if sum(len(t["text"]) for t in d["turns"]) < LONG]
+    rows = {
+        "chats": [{"turns": d["turns"]} for d in short[:chats]],
+        "problems": [p for d in dialogues[1::3] for p in problems(d)],
+        "problems_eval": [p for d in dialogues[2::3] for p in problems(d)][:held_out],
+        "questions": [],
+    }
+    rows["chats"] += [talk(p["prompt"], p["answer"]) for p in rows["problems"][:solved]]
+    rows["problems"] = rows["problems"][solved : solved + practice]
+    for place, city in capitals(data / "sft/facts"):
+        rows["chats"] += [talk(form.format(place), f"{city}.") for form in ASKED]
+        rows["questions"] += [{"prompt": form.format(place), "answer": city, "meta": {"class": "capital"}} for form in HELD_OUT]
+    out.mkdir(parents=True, exist_ok=True)
+    for name, part in rows.items():
+        (out / f"{name}.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in part), encoding="utf-8")
+    return {name: len(part) for name, part in rows.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("real-dive"))
+    parser.add_argument("--tier", default="demo", choices=["smoke", "demo"])
+    parser.add_argument("--solved", type=int, default=300, help="problems with their answers among the chats")
+    parser.add_argument("--chats", type=int, default=1000, help="dialogues among the chats")
+    a = parser.parse_args()
+    counts = prepare(a.data, a.out / "input", a.solved, a.chats, 8000, 2000)
+    print(json.dumps(counts), flush=True)
+    began = time.perf_counter()
+    into = a.out / "input"
+    run(DiveConfig(tier=a.tier, out=a.out / "dive", pages=(a.data / "text/openstax.jsonl.gz",), chats=into / "chats.jsonl", problems=into / "problems.jsonl",
+                   problems_eval=into / "problems_eval.jsonl", questions=into / "questions.jsonl"))  # fmt: skip
+    seconds = time.perf_counter() - began
+    stages = {name: s["metrics"] for name, s in json.loads((a.out / "dive/dive.json").read_text())["stages"].items()}
+    known = json.loads((a.out / "dive/eval-sft/eval.json").read_text())["groups"]["class=capital"]
+    print(json.dumps({"benchmark": "real_dive", "tier": a.tier, "minutes": round(seconds / 60, 1), "val_bits_per_byte": stages["pretrain"]["val_bits_per_byte"],
+                      "capitals_held_out_wordings": known["accuracy"], "questions": known["n"], "stop_rate": stages["eval-sft"]["stop_rate"],
+                      "stop_rate_base": stages["eval-base"]["stop_rate"], "calls_before": stages["rl"]["before/pass@1"], "calls_after": stages["rl"]["after/pass@1"]}))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
