@@ -16,9 +16,9 @@ from freedive.model import Model, load_pretrained, save_pretrained
 from freedive.runs import Artefact, UserError, check_at_least, option, stage, write_json_atomic
 from freedive.tokenizer import Tokenizer, check_mask, encode_documents, render
 from freedive.train import Documents, Mixture, Rows, SequenceLoader, Settings, supervised_loop
+from freedive.train.loader import Example
 
 from .rows import FORMS, conversations
-from freedive.train.loader import Example
 
 
 @dataclass(frozen=True)
