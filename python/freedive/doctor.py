@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from freedive.runs.config import option
 from freedive.runs.errors import human_bytes
+from freedive.runs.machine import memory_limit, total_memory, usable_cores
 
 
 @dataclass(frozen=True)
@@ -127,19 +128,6 @@ def _cpu() -> Finding:
     return Finding("CPU", "ok", f"{name} ({platform.machine()})" + (f": {' '.join(known)}" if known else ""))
 
 
-def usable_cores() -> int:
-    """Cores this process may use: the affinity mask, cut by the container's CPU quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup("cpu.max", "cpu/cpu.cfs_quota_us")
-    if quota:
-        numbers = quota.split()
-        if len(numbers) == 1:  # cgroup v1 keeps the period in its own file
-            numbers.append(_cgroup("", "cpu/cpu.cfs_period_us") or "100000")
-        if numbers[0].isdigit() and int(numbers[1]) > 0:
-            cores = min(cores, max(1, -(-int(numbers[0]) // int(numbers[1]))))
-    return cores
-
-
 def _cores() -> Finding:
     usable, total = usable_cores(), os.cpu_count() or 1
     kept = f" of {total}: the rest is kept from this process (affinity or container)" if usable < total else ""
@@ -147,25 +135,10 @@ def _cores() -> Finding:
 
 
 def _memory() -> Finding:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _cgroup("memory.max", "memory/memory.limit_in_bytes")
-    if limit and limit.isdigit() and int(limit) < total:
-        return Finding("memory", "ok", f"{human_bytes(int(limit))} (the container's limit; the machine has {human_bytes(total)})")
+    total, limit = total_memory(), memory_limit()
+    if limit is not None:
+        return Finding("memory", "ok", f"{human_bytes(limit)} (the container's limit; the machine has {human_bytes(total)})")
     return Finding("memory", "ok", human_bytes(total))
-
-
-def _cgroup(v2: str, v1: str) -> str | None:
-    """A container limit of this process, or None."""
-    own = Path("/proc/self/cgroup")
-    group = ""
-    if own.is_file():
-        group = next((line[3:] for line in own.read_text().splitlines() if line.startswith("0::")), "").strip("/")
-    root = Path("/sys/fs/cgroup")
-    candidates = [root / group / v2, root / v2] if v2 else []
-    for path in [*candidates, root / v1]:
-        if path.is_file():
-            return path.read_text().strip()
-    return None
 
 
 def _compiler() -> Finding:

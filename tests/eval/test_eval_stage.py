@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,49 @@ def test_a_checker_of_ones_own_and_a_base_model(tmp_path, folder):
     assert answers[0]["replies"] == [load(folder, threads=1).generate("Once", max_new_tokens=6, temperature=0.0)]
 
 
+def test_a_checker_in_a_file_is_an_input_of_the_run(tmp_path, folder):
+    mine, row = tmp_path / "mine.py", {"prompt": "q", "answer": "x"}
+    mine.write_text("def check(reply, row):\n    return row['answer'] == 'x'\n")
+    found, _ = evaluate(tmp_path, folder, [row], checker=f"{mine}:check")
+    assert found["accuracy"] == 1.0
+    mine.write_text("def check(reply, row):\n    return False\n")
+    with pytest.raises(UserError, match="checker_file"):  # another function: not the same evaluation
+        evaluate(tmp_path, folder, [row], checker=f"{mine}:check")
+    mine.write_text("def check(reply, row):\n    return 1 / 0\n")
+    with pytest.raises(UserError, match="ZeroDivisionError"):
+        evaluate(tmp_path, folder, [row], checker=f"{mine}:check", out=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_questions_without_the_key_are_a_group_of_their_own(tmp_path, folder):
+    rows = [{"prompt": f"q{i}", "answer": "a", "meta": meta} for i, meta in enumerate([{"kind": "a"}, {}, {"kind": "a", "level": 2}])]
+    found, _ = evaluate(tmp_path, folder, rows, group_by=["kind", "level"])
+    assert {name: group["n"] for name, group in found["groups"].items()} == {
+        "kind=a": 2, "kind=(none)": 1, "level=2": 1, "level=(none)": 2, "a/2": 1, "a/(none)": 1, "(none)/(none)": 1,
+    }  # fmt: skip
+    with pytest.raises(UserError, match="'knid'") as caught:
+        evaluate(tmp_path, folder, rows, group_by=["knid"], out=tmp_path / "other")
+    assert "kind, level" in caught.value.hint
+
+
+def test_a_dry_run_loads_everything_and_writes_nothing(tmp_path, folder, capsys):
+    rows = [{"prompt": "q", "answer": "a"}] * 3
+    good = dict(model=folder, data=write(tmp_path / "q.jsonl", rows), out=tmp_path / "out", dry_run=True, threads=1)
+    run(EvalConfig(**good))
+    assert "3 questions" in capsys.readouterr().out
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    (broken / "model.safetensors").write_bytes(b"junk")
+    for changes, says in (
+        ({"model": tmp_path / "nobody"}, "nobody"), ({"model": broken}, "cannot be read"), ({"data": tmp_path / "none.jsonl"}, "none.jsonl"),
+        ({"text": tmp_path / "none.txt"}, "none.txt"), ({"checker": "nowhere.py:f"}, "nowhere.py"), ({"threads": -1}, "threads is -1"),
+        ({"data": write(tmp_path / "long.jsonl", [{"prompt": "q" * 200, "answer": "a"}])}, "long.jsonl, line 1.*positions"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=says):
+            run(EvalConfig(**(good | changes)))
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_text_alone(tmp_path, folder):
     (tmp_path / "t.txt").write_text("Some text, a little longer than the context of this model is. " * 4)
     out = run(EvalConfig(model=folder, text=tmp_path / "t.txt", out=tmp_path / "out", threads=1))
@@ -97,7 +141,7 @@ def test_text_alone(tmp_path, folder):
         ({"prompt": [{"role": "nobody", "content": "q"}], "answer": "a"}, {}, "nobody"),
         ({"prompt": "q", "answer": "a"}, {"samples": 2}, "samples"),
         ({"prompt": "q", "answer": "a"}, {"samples": 0}, "samples"),
-        ({"prompt": "q", "answer": "a"}, {"checker": "no.such:thing"}, "no such checker"),
+        ({"prompt": "q", "answer": "a"}, {"checker": "no.such:thing"}, "no.such cannot be imported"),
         ({"prompt": "q", "answer": "a"}, {"data": None}, "--text"),
     ],
 )

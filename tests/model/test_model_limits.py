@@ -106,12 +106,26 @@ def test_plan_allocates_nothing_and_says_what_fits(monkeypatch: pytest.MonkeyPat
     big = preset("llama3")
     assert plan(big, 8192, 64).total > 4 * 4 * 8.0e9  # weights, gradients and two moments of eight billion
     monkeypatch.setattr("freedive.model.model.available_memory", lambda: 10**9)
-    with pytest.raises(UserError, match="128.*GB|GB of memory.*1.0 GB are available") as caught:
+    with pytest.raises(UserError, match="GiB of memory.*953.7 MiB are available") as caught:
         Model(big)
     assert "smaller model" in caught.value.hint
     with pytest.raises(UserError) as caught:
         check_fits(from_depth(4, 2048), 1 << 20, 64, True)
     assert "tokens at a time would fit" in caught.value.hint
+
+
+def test_what_fits_depends_on_the_threads(monkeypatch: pytest.MonkeyPatch):
+    """Each thread has work space of its own: with memory for exactly the plan of k threads, k fit and k + 1 do not."""
+    config = from_depth(4, 2048)
+    plans = [plan(config, 2048, 64, threads=threads).total for threads in (1, 2, 8)]
+    assert plans == sorted(plans) and len(set(plans)) == 3
+    for total, threads in zip(plans, (1, 2, 8)):
+        monkeypatch.setattr("freedive.model.model.available_memory", lambda total=total: total)
+        assert check_fits(config, 2048, 64, threads=threads).total == total
+        with pytest.raises(UserError, match="of memory"):
+            check_fits(config, 2048, 64, threads=threads + 1)
+        with pytest.raises(UserError, match="of memory"):
+            Model(config, max_tokens=2048, max_seqs=64, threads=threads + 1)
 
 
 @pytest.mark.parametrize("changes, says", [

@@ -9,10 +9,10 @@ import pytest
 
 from freedive.model import Model, from_depth
 from freedive.objectives import PRESETS
-from freedive.rl.rewards import find_reward, reward_file
+from freedive.rl.rewards import BUILT_IN
 from freedive.rl.rollouts import Rollout, rewarded
 from freedive.rl.stage import RLConfig, update
-from freedive.runs import UserError
+from freedive.runs import UserError, find_function
 
 
 def rollouts(n: int, stopped: bool = True) -> list[Rollout]:
@@ -59,14 +59,10 @@ def test_not_stopping_is_never_better_than_stopping():
 
 
 def test_reward_files(tmp_path):
-    good, bad = tmp_path / "good.py", tmp_path / "bad.py"
-    good.write_text("def score(prompts, completions, completion_ids, **columns):\n    return [0.5] * len(prompts)\n")
-    bad.write_text("def score(:\n")
-    assert find_reward(f"{good}:score")([1], ["x"], [[1]]) == [0.5]
-    assert reward_file(f"{good}:score") == good and reward_file("answer") is None and reward_file("a.b:c") is None
-    for name in (f"{bad}:score", f"{good}:other", f"{tmp_path}/none.py:f", "nothing", "no.such.module:f"):
-        with pytest.raises(UserError):
-            find_reward(name)
+    mine = tmp_path / "mine.py"
+    mine.write_text("def score(prompts, completions, completion_ids, **columns):\n    return [0.5] * len(prompts)\n")
+    assert find_function(f"{mine}:score", BUILT_IN, "reward")([1], ["x"], [[1]]) == [0.5]
+    assert find_function("coin", BUILT_IN, "reward") is BUILT_IN["coin"]
 
 
 @pytest.mark.parametrize("algo, moves", [("grpo", True), ("rloo", True), ("dr_grpo", False)])

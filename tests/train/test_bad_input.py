@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,6 @@ def test_sft_and_rl_on_what_is_not_there(base: Path, tmp_path: Path):
 
 
 def test_a_truncated_model(base: Path, tmp_path: Path):
-    import shutil
-
     broken = tmp_path / "broken"
     shutil.copytree(base, broken)
     raw = (broken / "model.safetensors").read_bytes()
@@ -128,6 +127,30 @@ def test_a_truncated_model(base: Path, tmp_path: Path):
 ])  # fmt: skip
 def test_rl_with_settings_that_cannot_be(base: Path, tmp_path: Path, changes: dict[str, Any], says: str):
     refuse(rl.run, rl_config(base, problem_file(tmp_path), tmp_path / "out", **changes), says)
+
+
+@pytest.mark.parametrize("run, make", [(sft.run, sft_config), (rl.run, rl_config)])
+def test_a_dry_run_loads_everything_and_writes_nothing(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], run: Any, make: Any):
+    data = chat_file(tmp_path) if run is sft.run else problem_file(tmp_path)
+    run(make(base, data, tmp_path / "out", dry_run=True))
+    assert "steps" in capsys.readouterr().out
+    broken = tmp_path / "broken"
+    shutil.copytree(base, broken)
+    (broken / "model.safetensors").write_bytes(b"junk")
+    refuse(run, make(broken, data, tmp_path / "out", dry_run=True), "cannot be read")
+    refuse(run, make(tmp_path / "nobody", data, tmp_path / "out", dry_run=True), "nobody")
+    refuse(run, make(base, tmp_path / "none.jsonl", tmp_path / "out", dry_run=True), "none.jsonl")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_dry_run_of_rl_finds_the_reward(base: Path, tmp_path: Path):
+    for reward, says in (("charm", "charm"), ("nowhere.py:f", "nowhere.py")):
+        refuse(rl.run, rl_config(base, problem_file(tmp_path), tmp_path / "out", dry_run=True, reward=reward), says)
+
+
+def test_sft_on_conversations_longer_than_the_model(base: Path, tmp_path: Path):
+    chats = chat_file(tmp_path)  # one of them has 1,200 characters; the model was made for 256 tokens
+    refuse(sft.run, sft_config(base, chats, tmp_path / "out", context=4096, batch_tokens=4096), "made for 256")
 
 
 @pytest.mark.parametrize("text, says", [("", "no problem"), ('{"answer": "4"}\n', "line 1.*'prompt'"), ("[]\n", "line 1 is no JSON")])

@@ -7,13 +7,12 @@ val shards
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from freedive.runs import Artefact, UserError, human_bytes, json_line, option, progress, stage, write_json_atomic
+from freedive.runs import Artefact, UserError, default_threads, human_bytes, json_line, option, progress, stage, write_json_atomic
 
 from .dedup import Seen
 from .language import Language
@@ -72,7 +71,7 @@ def run(config: DataConfig, rules: Rules | None = None) -> Path:
         return config.out
     rules = rules or PRESETS[config.preset]
     steps = Steps(Language(config.languages, config.language_threshold), rules, config.pii)
-    workers = config.workers or (1 if total < SMALL_INPUT else _cores())
+    workers = config.workers or (1 if total < SMALL_INPUT else default_threads())
     with stage(
         TITLE, _Identity(config, rules), out=config.out, inputs={"inputs": list(config.inputs)}, force=config.force
     ) as artefact:
@@ -215,7 +214,3 @@ def _check(config: DataConfig) -> None:
     ):
         if not low <= value <= high:
             raise UserError(f"--{name} is {value}", hint=f"allowed: {low} to {high}")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

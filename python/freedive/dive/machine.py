@@ -7,6 +7,9 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from freedive.runs import default_threads, usable_cores
+from freedive.runs.machine import total_memory
+
 PEAK_REPEATS = 8
 
 
@@ -14,20 +17,16 @@ def machine(threads: int | None = None) -> dict[str, Any]:
     """CPU, cores, memory, system, Python and freedive's kernels, as far as they can be found out."""
     from freedive import __version__, _core
 
-    found: dict[str, Any] = {"cpu": _cpu(), "cores": _cores(), "threads": threads or _cores(), "memory_gib": _memory()}
+    found: dict[str, Any] = {"cpu": _cpu(), "cores": usable_cores(), "threads": threads or default_threads(), "memory_gib": _memory()}
     found |= {"system": f"{platform.system()} {platform.machine()}", "python": platform.python_version(), "freedive": __version__}
     if hasattr(_core, "cpu_tier"):
         found["kernels"] = _core.cpu_tier()
     if hasattr(_core, "measure_peak"):
         # The best of several: other work on the machine can only make a measurement too low (by 5 times, seen on a busy one).
-        found["peak_gflops"] = round(max(_core.measure_peak(threads or _cores()) for _ in range(PEAK_REPEATS)) / 1e9, 1)
+        found["peak_gflops"] = round(max(_core.measure_peak(threads or default_threads()) for _ in range(PEAK_REPEATS)) / 1e9, 1)
     if hasattr(os, "getloadavg"):
         found["load_at_start"] = round(os.getloadavg()[0], 1)
     return {k: v for k, v in found.items() if v is not None}
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu() -> str:
@@ -42,6 +41,6 @@ def _cpu() -> str:
 
 def _memory() -> float | None:
     try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+        return round(total_memory() / 2**30, 1)
     except (AttributeError, ValueError, OSError):
         return None

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from freedive.model import Batch, Model
-from freedive.model.model import available_memory
-from freedive.runs import UserError, human_bytes
+from freedive.runs import UserError, available_memory, human_bytes
 from freedive.tokenizer import Tokenizer
 
 from .block_manager import BLOCK, BlockManager, blocks_for

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from freedive.model import Batch, Model, Outputs, load_pretrained
-from freedive.runs import UserError
+from freedive.model import Batch, Model, Outputs
 from freedive.tokenizer import Tokenizer, render
 
 from .engine import Engine
+from .folder import load_model, load_tokenizer
 
 Messages = Sequence[dict[str, str]]
 
@@ -58,18 +58,5 @@ class LM:
 
 def load(folder: str | Path, *, trainable: bool = False, max_tokens: int = 4096, max_seqs: int = 256, threads: int | None = None) -> LM:
     """Load what `freedive pretrain`, `sft` or `rl` wrote. Raises UserError saying what is missing or damaged."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        hint = f"{folder}.partial is an unfinished run: run its command again" if Path(f"{folder}.partial").is_dir() else "train one: freedive dive"
-        raise UserError(f"no such model folder: {folder}", hint=hint)
-    if not (folder / "tokenizer").is_dir():
-        raise UserError(f"{folder} holds no tokenizer/ folder", hint="give the folder that freedive pretrain, sft or rl wrote")
-    tok = Tokenizer.load(folder / "tokenizer")
-    model = load_pretrained(folder, trainable=trainable, max_tokens=max_tokens, max_seqs=max_seqs, threads=threads)
-    if model.config.vocab_size < tok.vocab_size:
-        raise UserError(f"{folder}: the tokenizer has {tok.vocab_size} ids, the model only {model.config.vocab_size}")
-    mask = np.zeros(model.config.vocab_size, np.uint8)
-    mask[: tok.vocab_size] = tok.vocab_mask
-    if not mask.all():
-        model.set_vocab_mask(mask)
-    return LM(model, tok)
+    tok = load_tokenizer(Path(folder))
+    return LM(load_model(Path(folder), tok, trainable=trainable, max_tokens=max_tokens, max_seqs=max_seqs, threads=threads), tok)

@@ -6,7 +6,6 @@ algorithm written in NumPy reads and writes them in place.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 from freedive import _core
 from freedive.model.batch import Batch
 from freedive.model.config import DecoderConfig
-from freedive.runs import UserError
+from freedive.runs import UserError, available_memory, default_threads, human_bytes
 
 
 @dataclass(frozen=True)
@@ -25,25 +24,6 @@ class Outputs:
     logprobs: np.ndarray  # float32 [N] or [N, K], nats: log p of the target at the given temperature
     entropy: np.ndarray  # float32 [N], nats
     lse: np.ndarray  # float32 [N], log-sum-exp of the logits divided by the temperature
-
-
-def default_threads() -> int:
-    """Cores this process may run on; FREEDIVE_THREADS overrides."""
-    wanted = os.environ.get("FREEDIVE_THREADS", "")
-    if wanted.isdigit() and int(wanted) > 0:
-        return int(wanted)
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        return os.cpu_count() or 1
-
-
-def _bytes(n: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if n < 1000 or unit == "GB":
-            return f"{n:.0f} {unit}" if unit in ("B", "KB") else f"{n:.1f} {unit}"
-        n /= 1000
-    return ""
 
 
 def _positive(temperature: float) -> float:
@@ -63,7 +43,7 @@ class Plan:
         return sum(b for _, b in self.rows)
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {_bytes(b)}" for name, b in self.rows if b) + f"; in all {_bytes(self.total)}"
+        return ", ".join(f"{name} {human_bytes(b)}" for name, b in self.rows if b) + f"; in all {human_bytes(self.total)}"
 
 
 def plan(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable: bool = True, threads: int | None = None) -> Plan:
@@ -71,31 +51,18 @@ def plan(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable: bool 
     return Plan(tuple(_core.plan(config.core_dict(), threads or default_threads(), max_tokens, max_seqs, trainable)))
 
 
-def available_memory() -> int:
-    """Bytes this process can still take: the smaller of what the machine has free and what its cgroup leaves."""
-    free = 1 << 62
-    try:
-        with open("/proc/meminfo") as f:
-            free = next(int(line.split()[1]) * 1024 for line in f if line.startswith("MemAvailable"))
-        limit = open("/sys/fs/cgroup/memory.max").read().strip()
-        if limit != "max":
-            free = min(free, int(limit) - int(open("/sys/fs/cgroup/memory.current").read()))
-    except (OSError, StopIteration, ValueError):
-        pass
-    return free
-
-
-def check_fits(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable: bool) -> Plan:
-    """The plan, or a UserError that says what would fit."""
-    p, free = plan(config, max_tokens, max_seqs, trainable), available_memory()
+def check_fits(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable: bool = True, threads: int | None = None) -> Plan:
+    """The plan, or a UserError that says what would fit. Every thread has work space of its own, so their number counts."""
+    planned = lambda tokens: plan(config, tokens, max_seqs, trainable, threads)
+    p, free = planned(max_tokens), available_memory()
     if p.total <= free:
         return p
     tokens = max_tokens
-    while tokens > 32 and plan(config, tokens, max_seqs, trainable).total > free:
+    while tokens > 32 and planned(tokens).total > free:
         tokens //= 2
-    fits = plan(config, tokens, max_seqs, trainable).total <= free
+    fits = planned(tokens).total <= free
     hint = f"a batch of {tokens} tokens at a time would fit" if fits else "its weights alone do not fit: choose a smaller model (a lower --depth)"
-    raise UserError(f"this model needs {_bytes(p.total)} of memory ({p}), but {_bytes(free)} are available", hint=hint)
+    raise UserError(f"this model needs {human_bytes(p.total)} of memory ({p}), but {human_bytes(free)} are available", hint=hint)
 
 
 class Model:
@@ -109,7 +76,7 @@ class Model:
                  device: str = "cpu", trainable: bool = True):  # fmt: skip
         if device != "cpu":
             raise UserError(f"device {device!r} is not available in this build", hint="use --device cpu")
-        check_fits(config, max_tokens, max_seqs, trainable)
+        check_fits(config, max_tokens, max_seqs, trainable, threads)
         self.config, self.max_tokens, self.max_seqs, self.trainable = config, max_tokens, max_seqs, trainable
         self.device, self.threads = device, threads or default_threads()
         cos, sin = config.rope_tables()

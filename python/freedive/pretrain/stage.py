@@ -4,15 +4,15 @@ that goes down, and now and then a sample to see what it dreams.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from freedive.inference import save_model_folder
 from freedive.inference.samples import draw_samples
-from freedive.model import DecoderConfig, Model, check_fits, from_depth, plan, preset, save_pretrained
-from freedive.runs import UserError, check_at_least, option, stage, write_json_atomic
+from freedive.model import DecoderConfig, Model, check_fits, from_depth, plan, preset
+from freedive.runs import Artefact, UserError, check_at_least, option, stage, write_json_atomic
 from freedive.train import Documents, SequenceLoader, Settings, supervised_loop
 from freedive.train.evaluate import held_out_loss
 
@@ -94,15 +94,16 @@ def run(c: PretrainConfig) -> Path:
     if Path(c.tokenizer).is_dir():
         inputs["tokenizer"] = Path(c.tokenizer)
     if c.dry_run:
-        return _start(c, source, None)[0]
+        _start(c, source, None)
+        return c.out
     with stage("pretrain", c, out=c.out, inputs=inputs, force=c.force) as artefact:
-        if artefact.done:
-            return artefact.out
-        _start(c, source, artefact)
+        if not artefact.done:
+            _start(c, source, artefact)
     return artefact.out
 
 
-def _start(c: PretrainConfig, source: Path, artefact) -> tuple[Path, None]:
+def _start(c: PretrainConfig, source: Path, artefact: Artefact | None) -> None:
+    """The whole stage; without an artefact (a dry run) it ends when the plan is printed and known to fit."""
     corpus, tok = load_corpus(source, c.tokenizer, c.vocab_size, c.val_fraction, c.context)
     config = model_config(c, tok.vocab_size)
     bos = tok.bos_id if c.document_edges else None
@@ -119,10 +120,10 @@ def _start(c: PretrainConfig, source: Path, artefact) -> tuple[Path, None]:
     warmup = c.warmup if c.warmup is not None else max(1, min(200, steps // 50 + 5))
     print(f"{documents.n_targets:,} training tokens, vocabulary {tok.vocab_size:,}; model: {config.n_params():,} parameters "
           f"({config.n_layer} layers of {config.d_model}, {config.n_head} heads, {config.n_kv_head} for keys and values)")  # fmt: skip
-    print(f"{steps:,} steps of {c.batch_tokens:,} tokens, context {c.context}, learning rate {lr:.2g}; memory: {plan(config, micro, max_seqs)}")
-    if c.dry_run:
-        check_fits(config, micro, max_seqs, True)
-        return c.out, None
+    print(f"{steps:,} steps of {c.batch_tokens:,} tokens, context {c.context}, learning rate {lr:.2g}; memory: {plan(config, micro, max_seqs, threads=c.threads)}")
+    if artefact is None:
+        check_fits(config, micro, max_seqs, threads=c.threads)
+        return
 
     model = Model(config, max_tokens=micro, max_seqs=max_seqs, threads=c.threads, device=c.device)
     if artefact.resume is None:
@@ -135,13 +136,8 @@ def _start(c: PretrainConfig, source: Path, artefact) -> tuple[Path, None]:
     evaluate = (lambda: held_out_loss(model, corpus.val, c.context, bos, corpus.val_bytes)) if corpus.val else None
     supervised_loop(artefact, model, loader, settings, "pretrain", evaluate)
 
-    if evaluate:
-        artefact.summary(**evaluate())
     artefact.summary(parameters=config.n_params(), steps=steps, train_tokens=documents.n_targets)
     prompts = [[tok.bos_id]] * c.samples + [[tok.bos_id, *tok.encode(p)] for p in c.prompts]
     write_json_atomic(artefact.work / "samples.json", draw_samples(model, tok, prompts, min(96, config.max_positions // 2), c.seed))
-    save_pretrained(model, artefact.work, special={"bos_token_id": tok.bos_id, "eos_token_id": tok.bos_id})
-    shutil.rmtree(artefact.work / "tokenizer", ignore_errors=True)
-    tok.save(artefact.work / "tokenizer")
+    save_model_folder(model, tok, artefact.work, tok.bos_id)
     print(f"wrote {c.out}; to see it continue a text: freedive chat --model {c.out}")
-    return artefact.out, None

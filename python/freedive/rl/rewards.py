@@ -9,13 +9,8 @@ number that keyed the sampling of each completion. A function without `**columns
 from __future__ import annotations
 
 import hashlib
-import importlib
-import importlib.util
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-
-from freedive.runs import UserError
 
 Reward = Callable[..., list[float]]
 
@@ -33,37 +28,3 @@ def coin(prompts: list[Any], completions: list[str], completion_ids: list[Any] |
 
 
 BUILT_IN: dict[str, Reward] = {"answer": answer_match, "coin": coin}
-
-
-def find_reward(name: str) -> Reward:
-    """A built-in by name, `package.module:function`, or `path/to/file.py:function`. Raises UserError when there is none."""
-    if name in BUILT_IN:
-        return BUILT_IN[name]
-    where, _, function = name.rpartition(":")
-    if not where:
-        raise UserError(f"unknown reward {name!r}", hint=f"built in: {', '.join(BUILT_IN)}; or module:function, or file.py:function")
-    if where.endswith(".py"):
-        if not Path(where).is_file():
-            raise UserError(f"no such reward file: {where}")
-        spec = importlib.util.spec_from_file_location("freedive_user_reward", where)
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            raise UserError(f"the reward file {where} cannot be run: {type(error).__name__}: {error}") from error
-    else:
-        try:
-            module = importlib.import_module(where)
-        except ImportError as error:
-            raise UserError(f"the reward's module {where!r} cannot be imported: {error}") from None
-    found = getattr(module, function, None)
-    if not callable(found):
-        raise UserError(f"{where} has no function {function!r}")
-    return found
-
-
-def reward_file(name: str) -> Path | None:
-    """The user's file that a reward comes from, which is then one of the run's inputs; None for built-in and imported ones."""
-    where = name.rpartition(":")[0]
-    return Path(where) if where.endswith(".py") else None

@@ -8,7 +8,6 @@ probability ratio of the first update is exactly 1.
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +16,15 @@ from typing import Any
 import numpy as np
 
 from freedive.data.texts import iter_rows
-from freedive.inference import Engine
-from freedive.model import Model, load_pretrained, save_pretrained
+from freedive.inference import Engine, load_model, load_tokenizer, save_model_folder
+from freedive.model import Model
 from freedive.objectives import PRESETS, Totals, advantages, count, kl_in_reward, merge_metrics, policy_loss, reward_metrics, zero_std
 from freedive.objectives.policy import PolicySpec
-from freedive.runs import Artefact, UserError, check_at_least, option, progress, stage, write_json_atomic
+from freedive.runs import Artefact, UserError, check_at_least, find_function, function_file, option, progress, stage, write_json_atomic
 from freedive.tokenizer import Tokenizer, render
 from freedive.train import learning_rate, restore, save
 
-from .rewards import Reward, find_reward, reward_file
+from .rewards import BUILT_IN, Reward
 from .rollouts import Rollout, lay_out, micro_batches, rewarded, sample
 
 ORDER_STREAM, EVAL_STREAM = 31, 32
@@ -100,32 +99,33 @@ def run(c: RLConfig) -> Path:
     if not 0 < c.temperature < float("inf"):
         raise UserError(f"temperature is {c.temperature}; sampling for RL needs one above 0")
     policy_spec(c)
-    find_reward(c.reward)
     sequences = c.prompts_per_step * c.num_generations
     print(f"{c.prompts_per_step} problems x {c.num_generations} completions = {sequences} sequences a step, {c.steps} steps, {c.algo}")
     if c.dry_run:
+        _train(c, None)
         return c.out
-    with stage("rl", c, out=c.out, inputs={"model": c.model, "data": c.data, "eval_data": c.eval_data, "reward_file": reward_file(c.reward)}, force=c.force) as artefact:
+    inputs = {"model": c.model, "data": c.data, "eval_data": c.eval_data, "reward_file": function_file(c.reward)}
+    with stage("rl", c, out=c.out, inputs=inputs, force=c.force) as artefact:
         if not artefact.done:
             _train(c, artefact)
     return artefact.out
 
 
-def _train(c: RLConfig, artefact: Artefact) -> None:
-    spec, reward = policy_spec(c), find_reward(c.reward)
-    if not (c.model / "tokenizer").is_dir():
-        raise UserError(f"{c.model} holds no tokenizer/ folder", hint="give the folder that `freedive sft` wrote")
-    tok = Tokenizer.load(c.model / "tokenizer")
+def _train(c: RLConfig, artefact: Artefact | None) -> None:
+    """The whole stage; without an artefact (a dry run) it ends when everything is loaded and checked."""
+    spec, reward = policy_spec(c), find_function(c.reward, BUILT_IN, "reward")
+    tok = load_tokenizer(c.model)
     problems = read_problems(c.data, tok)
     held_out = read_problems(c.eval_data, tok) if c.eval_data else []
     sequences = c.prompts_per_step * c.num_generations
     longest = max(len(p.ids) for p in problems + held_out) + c.max_completion_length
-    model = load_pretrained(c.model, max_tokens=max(c.micro_tokens, longest), max_seqs=max(256, sequences), threads=c.threads, device=c.device)
+    model = load_model(c.model, tok, max_tokens=max(c.micro_tokens, longest), max_seqs=max(256, sequences), threads=c.threads, device=c.device)
     if longest > model.config.max_positions:
         raise UserError(f"a problem and its completion take up to {longest} tokens; the model was made for {model.config.max_positions}", hint="lower --max-completion-length")
-    if not tok.vocab_mask.all():
-        model.set_vocab_mask(tok.vocab_mask)
-    reference = load_pretrained(c.model, max_tokens=model.max_tokens, max_seqs=model.max_seqs, threads=c.threads, trainable=False) if spec.beta else None
+    reference = load_model(c.model, tok, max_tokens=model.max_tokens, max_seqs=model.max_seqs, threads=c.threads, trainable=False) if spec.beta else None
+    if artefact is None:
+        print(f"{len(problems):,} problems, {len(held_out):,} held out, up to {longest} tokens with their completions; model: {model.config.n_params():,} parameters")
+        return
     engine = Engine(model, tok)
     lr = c.lr or min(1e-3, 5e-4 * 128 / model.config.d_model)
     order = np.random.Generator(np.random.Philox(key=[c.seed, ORDER_STREAM])).permutation(len(problems))
@@ -169,9 +169,7 @@ def _train(c: RLConfig, artefact: Artefact) -> None:
         artefact.summary(**{f"after/{k}": v for k, v in after.items()})
         artefact.log(step=step, **{f"eval/{k}": v for k, v in after.items()})
     write_json_atomic(artefact.work / "samples.json", samples)
-    save_pretrained(model, artefact.work, special={"bos_token_id": tok.bos_id, "eos_token_id": tok.im_end})
-    shutil.rmtree(artefact.work / "tokenizer", ignore_errors=True)
-    tok.save(artefact.work / "tokenizer")
+    save_model_folder(model, tok, artefact.work, tok.im_end)
     print(f"wrote {c.out}; to talk to it: freedive chat --model {c.out}")
 
 

@@ -6,9 +6,12 @@ from .config import check_at_least, config_json, load_toml, option, read_toml
 from .errors import UserError, human_bytes
 from .hashing import file_hash, folder_hash
 from .lock import locked
+from .machine import available_memory, default_threads, usable_cores
+from .plugins import find_function, function_file
 from .progress import progress
 
 __all__ = [
-    "Artefact", "UserError", "check_at_least", "config_json", "file_hash", "folder_hash", "human_bytes", "json_line", "load_toml", "locked",
-    "option", "plain", "progress", "read_json", "read_toml", "stage", "write_atomic", "write_json_atomic",
+    "Artefact", "UserError", "available_memory", "check_at_least", "config_json", "default_threads", "file_hash", "find_function", "folder_hash",
+    "function_file", "human_bytes", "json_line", "load_toml", "locked", "option", "plain", "progress", "read_json", "read_toml", "stage", "usable_cores",
+    "write_atomic", "write_json_atomic",
 ]  # fmt: skip

@@ -6,13 +6,13 @@ The same loop as pretraining; what differs is the weight of each token: 1 for wh
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from freedive.data.texts import iter_rows, iter_texts
+from freedive.inference import load_model, load_tokenizer, save_model_folder
 from freedive.inference.samples import draw_samples
-from freedive.model import Model, load_pretrained, save_pretrained
+from freedive.model import Model
 from freedive.runs import Artefact, UserError, check_at_least, option, stage, write_json_atomic
 from freedive.tokenizer import Tokenizer, check_mask, encode_documents, render
 from freedive.train import Documents, Mixture, Rows, SequenceLoader, Settings, supervised_loop
@@ -106,9 +106,7 @@ def run(c: SFTConfig) -> Path:
 
 
 def _train(c: SFTConfig, artefact: Artefact | None) -> None:
-    if not (c.model / "tokenizer").is_dir():
-        raise UserError(f"{c.model} holds no tokenizer/ folder", hint="give the folder that `freedive pretrain` wrote")
-    tok = Tokenizer.load(c.model / "tokenizer")
+    tok = load_tokenizer(c.model)
     rows, too_long = read_conversations(c.data, tok, c.context)
     tokens = sum(len(r[0]) for r in rows)
     source: Rows | Mixture = Rows(rows)
@@ -121,11 +119,12 @@ def _train(c: SFTConfig, artefact: Artefact | None) -> None:
     print(f"{len(rows):,} conversations, {sum(len(r[0]) for r in rows):,} tokens, {trained:,} of them learned" + (f"; {source.replayed:,} more of replayed text" if isinstance(source, Mixture) else "") + (f"; {too_long:,} longer than {c.context} left out" if too_long else ""))
     micro, max_seqs = min(c.micro_tokens, c.batch_tokens), 512
     print(f"{steps:,} steps of {c.batch_tokens:,} tokens")
+    model = load_model(c.model, tok, max_tokens=max(micro, c.context), max_seqs=max_seqs, threads=c.threads, device=c.device)
+    longest = max(len(r[0]) for r in rows)
+    if longest > model.config.max_positions:
+        raise UserError(f"a conversation has {longest} tokens; the model was made for {model.config.max_positions}", hint="lower --context: longer ones are left out")
     if artefact is None:
         return
-    model = load_pretrained(c.model, max_tokens=max(micro, c.context), max_seqs=max_seqs, threads=c.threads, device=c.device)
-    if not tok.vocab_mask.all():
-        model.set_vocab_mask(tok.vocab_mask)
     lr = c.lr or min(2e-3, 1.5e-3 * 128 / model.config.d_model)
     if artefact.resume is None:
         initialise_chat_tokens(model, tok, c.seed)
@@ -137,7 +136,5 @@ def _train(c: SFTConfig, artefact: Artefact | None) -> None:
     artefact.summary(conversations=len(rows), too_long=too_long, steps=steps)
     prompts = [render(tok, [{"role": "user", "content": q}], add_generation_prompt=True)[0] for q in c.samples]
     write_json_atomic(artefact.work / "samples.json", draw_samples(model, tok, prompts, 64, c.seed, temperature=0.0) if prompts else [])
-    save_pretrained(model, artefact.work, special={"bos_token_id": tok.bos_id, "eos_token_id": tok.im_end})
-    shutil.rmtree(artefact.work / "tokenizer", ignore_errors=True)
-    tok.save(artefact.work / "tokenizer")
+    save_model_folder(model, tok, artefact.work, tok.im_end)
     print(f"wrote {c.out}; to talk to it: freedive chat --model {c.out}")

@@ -8,7 +8,6 @@ take the run with it.
 from __future__ import annotations
 
 import codecs
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from freedive.runs import UserError
+from freedive.runs import UserError, default_threads
 
 from .chat_config import ChatConfig
 
@@ -222,7 +221,7 @@ class StreamDecoder:
 def encode_documents(tok: Tokenizer, texts: Sequence[str] | Iterable[str], threads: int | None = None) -> list[np.ndarray]:
     """Return one array of ids per text, in `tok.dtype`, in the order of the texts whatever the number of threads."""
     if threads is None:
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = default_threads()
     if threads <= 1 or tok.kind != "bpe":  # bytes and chars are Python loops: threads would only queue for the interpreter
         return [tok.encode_array(text) for text in texts]
     with ThreadPoolExecutor(threads) as pool:

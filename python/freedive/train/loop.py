@@ -78,7 +78,10 @@ class Meter:
 
 def supervised_loop(run: Artefact, model: Model, loader: SequenceLoader, s: Settings, name: str,
                     evaluate: Callable[[], dict[str, float]] | None = None) -> None:  # fmt: skip
-    """Train for s.steps optimizer steps, resuming from the run's checkpoint. Raises UserError when the loss stays non-finite."""
+    """Train for s.steps optimizer steps, resuming from the run's checkpoint. What `evaluate` returns at the end goes to the run's summary.
+
+    Raises UserError when the gradient stays non-finite.
+    """
     step, bad = 0, 0
     state = restore(run, model)
     if state:
@@ -114,6 +117,8 @@ def supervised_loop(run: Artefact, model: Model, loader: SequenceLoader, s: Sett
             run.time(step=step, **now)
             bar.advance(0, text=f"loss {loss:.3f}, {now['tokens_per_second']:,.0f} tokens/s, {100 * now['peak_share']:.0f} % of peak")
             loss_sum = weight_sum = 0.0
+        if step == s.steps:
+            run.summary(**evaluated)  # kept by the last checkpoint, so a kill after it loses no evaluation
         bar.advance(1)
         if step % s.save_every == 0 and step < s.steps:
             save(run, model, {"step": step, "bad": bad, "loader": loader.state(), "loss_sum": loss_sum, "weight_sum": weight_sum})
