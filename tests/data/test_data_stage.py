@@ -12,6 +12,7 @@ from freedive.data import DataConfig, iter_documents, print_waterfall, run
 from freedive.data import stage as stage_module
 from freedive.data.extract import extract
 from freedive.data.read import Record, read_records
+from freedive.data.shard_files import ShardWriter
 from freedive.runs import UserError, folder_hash
 from freedive.tasks.warc import write_warc
 
@@ -128,20 +129,21 @@ def test_the_bytes_do_not_depend_on_workers(mixed, tmp_path):
 @pytest.mark.parametrize("settings", [{}, {"max_line_copies": 1}, {"val_fraction": 0.0}, {"shard_bytes": 20_000}])
 def test_a_stopped_run_ends_with_the_same_bytes(mixed, tmp_path, monkeypatch, settings):
     monkeypatch.setattr(stage_module, "CHECKPOINT_BYTES", 1)
+    monkeypatch.setattr(stage_module, "GROUP_BYTES", 1)
     config = DataConfig((mixed,), tmp_path / "whole", **settings)
     whole = folder_hash(run(config))
     config = dataclasses.replace(config, out=tmp_path / "stopped")
-    original, left = stage_module._Writer.take, 0
+    original, left = ShardWriter.write, 0
 
-    def take(self, result):
+    def write(self, split, line):
         nonlocal left
         left -= 1
         if left < 0:
             raise KeyboardInterrupt
-        original(self, result)
+        original(self, split, line)
 
-    monkeypatch.setattr(stage_module._Writer, "take", take)
-    for steps in (5, 47, 60, 3, 130):
+    monkeypatch.setattr(ShardWriter, "write", write)
+    for steps in (5, 47, 60, 3):
         left = steps
         with pytest.raises(KeyboardInterrupt):
             run(config)

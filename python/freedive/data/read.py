@@ -1,89 +1,84 @@
-"""Raw documents out of files: WARC and WET, HTML, text, JSONL. Damage is a record with a reason, never an exception.
-
-A crawl always holds truncated files, wrong charsets and lines of 100 MB; the run goes on and the waterfall counts them.
+"""Raw documents out of files: WARC and WET, HTML, text, JSONL, parquet; plain, .gz or .zst. Damage is a record with a reason,
+never an exception: a crawl always holds truncated files, wrong charsets and lines of 100 MB; the run goes on and counts them.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .texts import text_files
+from .record import Record
+from .sources import HTML_SUFFIXES, JSONL_SUFFIXES, PARQUET_SUFFIXES, WARC_SUFFIXES, RemoteError, Source, is_remote
+from .warc import read_warc
 
-WARC_SUFFIXES = (".warc", ".warc.gz", ".wet", ".wet.gz")
-HTML_SUFFIXES = (".html", ".htm", ".xhtml")
-TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
-JSONL_SUFFIXES = (".jsonl", ".jsonl.gz")
-SUFFIXES = WARC_SUFFIXES + HTML_SUFFIXES + TEXT_SUFFIXES + JSONL_SUFFIXES
-HTML_TYPES = ("text/html", "application/xhtml+xml")
-
-
-@dataclass(frozen=True)
-class Record:
-    """One raw document; with a `reason` there is none, something was wrong with it."""
-
-    url: str
-    source: str  # name of the file it came from
-    data: bytes = b""
-    html: bool = False
-    charset: str | None = None  # as the HTTP header says
-    reason: str = ""
-    size: int = 0  # bytes read for it
+__all__ = ["Record", "read_records"]
+TEXT_KEYS = ("text", "html", "content", "raw_content")
+GIVE_UP = 100  # times max_bytes: a line that is still going on is a bomb, and the rest of the file is left
+MAX_META = 2000  # characters of a text that is taken along as metadata
 
 
-def input_files(inputs: tuple[Path, ...]) -> list[tuple[Path, str]]:
-    """(file, name) of every readable file of the inputs, in order; names are relative to the input they were found in."""
-    files = []
-    for path in inputs:
-        for file in text_files(path, SUFFIXES):
-            files.append((file, file.name if path.is_file() else file.relative_to(path).as_posix()))
-    return files
+def read_records(file: Source | Path | str, name: str, max_bytes: int, text_key: str | None = None) -> Iterator[Record]:
+    """All records of one file. Anything larger than `max_bytes` becomes a record with the reason "too_large".
 
-
-def read_records(file: Path, name: str, max_bytes: int) -> Iterator[Record]:
-    """All records of one file. Anything larger than `max_bytes` becomes a record with the reason "too_large"."""
-    lower = file.name.lower()
+    `text_key`: the field of JSONL and parquet rows that holds the text; by default the first of TEXT_KEYS that is there.
+    Raises RemoteError if the network fails, UserError if a package is missing.
+    """
+    if not isinstance(file, Source):
+        file = Source(str(file), name, -1 if is_remote(file) else Path(file).stat().st_size)
     try:
-        if lower.endswith(WARC_SUFFIXES):
-            yield from _warc(file, name, max_bytes)
-        elif lower.endswith(JSONL_SUFFIXES):
-            with gzip.open(file, "rb") if lower.endswith(".gz") else open(file, "rb") as stream:
-                yield from _jsonl(stream, name, max_bytes)
+        if file.size == 0:
+            yield Record(name, name, reason="empty")
+        elif file.kind in WARC_SUFFIXES:
+            yield from read_warc(file, max_bytes)
+        elif file.kind in JSONL_SUFFIXES:
+            with file.open_plain() as stream:
+                yield from _jsonl(stream, name, max_bytes, text_key)
+        elif file.kind in PARQUET_SUFFIXES:
+            yield from _parquet(file, name, max_bytes, text_key)
         else:
-            yield _whole(file, name, max_bytes, html=lower.endswith(HTML_SUFFIXES))
+            yield _whole(file, name, max_bytes)
     except EOFError:
         yield Record(name, name, reason="truncated_file")
     except (OSError, zlib.error):
         yield Record(name, name, reason="unreadable_file")
+    except Exception as error:
+        if type(error).__name__ != "ZstdError":
+            raise
+        yield Record(name, name, reason="unreadable_file")
 
 
-def _whole(file: Path, name: str, max_bytes: int, html: bool) -> Record:
-    size = file.stat().st_size
-    if size > max_bytes:
+def _whole(file: Source, name: str, max_bytes: int) -> Record:
+    size = file.size
+    if size > max_bytes and not file.compression:
         return Record(name, name, reason="too_large", size=size)
-    data = file.read_bytes()
+    with file.open_plain() as stream:
+        data = stream.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        return Record(name, name, reason="zip_bomb" if file.compression else "too_large", size=max(size, 0))
+    html = file.kind in HTML_SUFFIXES
     return Record(name, name, data, html=html, size=len(data), reason="" if data.strip() else "empty")
 
 
-def _jsonl(stream: BinaryIO | gzip.GzipFile, name: str, max_bytes: int) -> Iterator[Record]:
+def _jsonl(stream: BinaryIO, name: str, max_bytes: int, text_key: str | None) -> Iterator[Record]:
     number = 0
     while line := stream.readline(max_bytes + 1):
         number += 1
         size = len(line)
         if size > max_bytes:
-            while not line.endswith(b"\n") and (line := stream.readline(max_bytes)):
+            while not line.endswith(b"\n") and size < GIVE_UP * max_bytes and (line := stream.readline(max_bytes)):
                 size += len(line)
-            yield Record(f"{name}:{number}", name, reason="too_large", size=size)
+            bomb = size >= GIVE_UP * max_bytes
+            yield Record(f"{name}:{number}", name, reason="zip_bomb" if bomb else "too_large", size=size)
+            if bomb:
+                return
         elif line.strip():
-            yield _row(line, number, name)
+            yield _line(line, number, name, text_key)
 
 
-def _row(line: bytes, number: int, name: str) -> Record:
+def _line(line: bytes, number: int, name: str, text_key: str | None) -> Record:
     where = f"{name}:{number}"
     try:
         row: Any = json.loads(line)
@@ -91,77 +86,69 @@ def _row(line: bytes, number: int, name: str) -> Record:
         return Record(where, name, reason="bad_encoding", size=len(line))
     except (ValueError, RecursionError):
         return Record(where, name, reason="bad_json", size=len(line))
+    return _row(row, where, name, len(line), text_key)
+
+
+def _row(row: Any, where: str, name: str, size: int, text_key: str | None) -> Record:
+    """A JSON object or a row of a table; fields of its "metadata" count as its own."""
     if isinstance(row, dict):
-        for key in ("text", "html"):
-            if isinstance(row.get(key), str):
-                data = row[key].encode("utf-8", "replace")  # lone surrogates, which JSON can hold, are no text
-                url = row["url"] if isinstance(row.get("url"), str) and row["url"] else where
-                return Record(url, name, data, html=key == "html", charset="utf-8", size=len(data))
-    return Record(where, name, reason="no_text_field", size=len(line))
+        inner = row.get("metadata")
+        fields = {**inner, **row} if isinstance(inner, dict) else row
+        for key in (text_key,) if text_key else TEXT_KEYS:
+            value = fields.get(key)
+            if isinstance(value, str):
+                data = value.encode("utf-8", "replace")  # lone surrogates, which JSON can hold, are no text
+                meta = {k: v for k, v in fields.items() if k != key and _is_small(v)}
+                return Record(
+                    _text(meta.get("url")) or where,
+                    name,
+                    data,
+                    html=key == "html",
+                    charset="utf-8",
+                    size=len(data),
+                    reason="" if data.strip() else "empty",
+                    id=_text(meta.get("id")),
+                    date=_text(meta.get("date")),
+                    meta=meta,
+                )
+    return Record(where, name, reason="no_text_field", size=size)
 
 
-def _warc(file: Path, name: str, max_bytes: int) -> Iterator[Record]:
-    from fastwarc.warc import ArchiveIterator, WarcRecordType
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else "" if value is None else str(value)
 
-    found = 0
-    with open(file, "rb") as stream:
+
+def _is_small(value: Any) -> bool:
+    return isinstance(value, (int, float, bool)) or isinstance(value, str) and len(value) <= MAX_META
+
+
+def _parquet(file: Source, name: str, max_bytes: int, text_key: str | None) -> Iterator[Record]:
+    import pyarrow
+    import pyarrow.parquet
+
+    with file.open() as stream:
+        number = 0
         try:
-            kinds = WarcRecordType.response | WarcRecordType.conversion | WarcRecordType.resource
-            for warc in ArchiveIterator(stream, record_types=kinds, parse_http=True):
-                found += 1
-                yield _page(warc, name, max_bytes)
-        except EOFError:
-            yield Record(name, name, reason="truncated_file")
+            table = pyarrow.parquet.ParquetFile(stream)
+            wanted = [f.name for f in table.schema_arrow if _is_plain(f.type)]
+            for batch in table.iter_batches(batch_size=256, columns=wanted):
+                for row in batch.to_pylist():
+                    number += 1
+                    record = _row(row, f"{name}:{number}", name, 0, text_key)
+                    yield record if record.size <= max_bytes else Record(record.url, name, reason="too_large", size=record.size)
+        except pyarrow.ArrowException:
+            yield Record(name, name, reason="unreadable_file")
             return
-        except Exception:  # fastwarc raises its own errors, OSError or ValueError, depending on where the damage is
-            yield Record(name, name, reason="broken_record")
+        except OSError as error:
+            if isinstance(error.__cause__, RemoteError):
+                raise RemoteError(str(error)) from error
+            yield Record(name, name, reason="truncated_file" if number else "unreadable_file")
             return
-        if found == 0 or not _whole_gzip(file):
-            yield Record(name, name, reason="truncated_file" if found else "no_records")
+        if number == 0:
+            yield Record(name, name, reason="no_records")
 
 
-def _page(warc: Any, name: str, max_bytes: int) -> Record:
-    url = str(warc.headers.get("WARC-Target-URI") or warc.record_id or name).strip("<>")
-    http = warc.http_headers
-    status = http.status_code if http is not None else None
-    kind = str(warc.headers.get("WARC-Identified-Payload-Type") or warc.http_content_type or "").split(";")[0].strip().lower()
-    if http is None and not kind:
-        kind = str(warc.headers.get("Content-Type") or "").split(";")[0].strip().lower()
-    if status is not None and status != 200:
-        return Record(url, name, reason="http_status", size=warc.content_length)
-    if kind not in HTML_TYPES and kind != "text/plain":
-        return Record(url, name, reason="not_html", size=warc.content_length)
-    if warc.content_length > max_bytes:
-        return Record(url, name, reason="too_large", size=warc.content_length)
-    encoding = str(http.get("Content-Encoding") or "").lower() if http is not None else ""
-    data = warc.reader.read()
-    if encoding in ("gzip", "x-gzip", "deflate"):
-        data = _inflate(data, max_bytes)
-        if data is None:
-            return Record(url, name, reason="bad_content_encoding", size=warc.content_length)
-    return Record(
-        url, name, data, html=kind in HTML_TYPES, charset=warc.http_charset if http is not None else "utf-8", size=len(data)
-    )
+def _is_plain(kind: Any) -> bool:
+    import pyarrow.types as t
 
-
-def _inflate(data: bytes, max_bytes: int) -> bytes | None:
-    """The HTTP body of a page that the crawler stored compressed; at most `max_bytes` of it (a bomb is cut)."""
-    for bits in (47, -15):  # gzip or zlib by its header, then raw deflate
-        try:
-            return zlib.decompressobj(bits).decompress(data, max_bytes)
-        except zlib.error:
-            continue
-    return None
-
-
-def _whole_gzip(file: Path) -> bool:
-    """False for a gzip file whose last member is cut off: fastwarc ends silently there."""
-    if not file.name.lower().endswith(".gz"):
-        return True
-    try:
-        with gzip.open(file) as stream:
-            while stream.read(1 << 20):
-                pass
-    except (EOFError, OSError, zlib.error):
-        return False
-    return True
+    return any(check(kind) for check in (t.is_string, t.is_large_string, t.is_integer, t.is_floating, t.is_boolean, t.is_dictionary, t.is_timestamp))

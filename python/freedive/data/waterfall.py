@@ -14,14 +14,18 @@ from freedive.runs import UserError, human_bytes
 
 STEPS = (
     "read",
+    "url",
     "extract",
     "language",
     "gopher_repetition",
     "gopher_quality",
     "c4",
     "fineweb",
+    "decontaminate",
+    "edu",
     "pii",
     "exact_dedup",
+    "near_dedup",
     "line_dedup",
 )
 
@@ -35,22 +39,40 @@ class Waterfall:
     def add(self, size: int, trail: list[tuple[str, int]], removed: tuple[str, str] | None) -> None:
         """One document of `size` bytes that passed the steps of `trail` and was then removed, or not."""
         for step, out in trail:
-            self._enter(step, size)
-            self.steps[step]["documents_out"] += 1
-            self.steps[step]["bytes_out"] += out
+            self.passed(step, 1, size, out)
             size = out
         if removed is not None:
-            step, rule = removed
-            self._enter(step, size)
-            count = self.steps[step]["removed"].setdefault(rule, {"documents": 0, "bytes": 0})
-            count["documents"] += 1
-            count["bytes"] += size
+            self.lost(*removed, 1, size)
 
-    def _enter(self, step: str, size: int) -> None:
+    def passed(self, step: str, documents: int, bytes_in: int, bytes_out: int) -> None:
+        """Documents that went through `step`."""
+        counts = self._enter(step, documents, bytes_in)
+        counts["documents_out"] += documents
+        counts["bytes_out"] += bytes_out
+
+    def lost(self, step: str, rule: str, documents: int, size: int) -> None:
+        """Documents, of `size` bytes together, that `rule` of `step` removed."""
+        count = self._enter(step, documents, size)["removed"].setdefault(rule, {"documents": 0, "bytes": 0})
+        count["documents"] += documents
+        count["bytes"] += size
+
+    def merge(self, state: dict[str, Any]) -> None:
+        """Adds the counts of another waterfall's `state`."""
+        for step, other in state["steps"].items():
+            counts = self._enter(step, other["documents_in"], other["bytes_in"])
+            counts["documents_out"] += other["documents_out"]
+            counts["bytes_out"] += other["bytes_out"]
+            for rule, lost in other["removed"].items():
+                count = counts["removed"].setdefault(rule, {"documents": 0, "bytes": 0})
+                count["documents"] += lost["documents"]
+                count["bytes"] += lost["bytes"]
+
+    def _enter(self, step: str, documents: int, size: int) -> dict[str, Any]:
         empty = {"documents_in": 0, "bytes_in": 0, "documents_out": 0, "bytes_out": 0, "removed": {}}
         counts = self.steps.setdefault(step, empty)
-        counts["documents_in"] += 1
+        counts["documents_in"] += documents
         counts["bytes_in"] += size
+        return counts
 
     def state(self) -> dict[str, Any]:
         return {"steps": self.steps}

@@ -1,0 +1,216 @@
+"""Worker processes for jobs, and what happens when one dies: it is replaced, and the job goes on from its last note.
+
+Each worker writes into shared memory what it is doing (reading, or which page it is at) and since when. If it dies, the same record
+is tried once more in a new process; if that dies too, the record is counted as `worker_crashed`. One that takes longer than
+its time limit is killed and treated alike, as `timeout`. So a poisoned page costs itself, and a process killed from outside
+(for lack of memory, say) costs nothing.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from freedive.runs import UserError
+
+from .job import Job, run_job
+from .sources import RemoteError
+
+PHASES = ("start", "read", "page")
+READ_SECONDS = 600.0  # a read that takes longer hangs
+TRIES = 2  # of a record at which a worker died
+NETWORK_TRIES = 3  # of a job whose file could not be read for the network
+TICK = 0.1
+
+
+@dataclass
+class _Worker:
+    process: Any
+    pipe: Any
+    slot: int
+    job: Job | None = None
+    killed: bool = False
+
+
+@dataclass
+class Supervisor:
+    """Runs jobs by `count` processes. `page_seconds`: the longest that one page may take, in CPU time where that is known."""
+
+    count: int
+    page_seconds: float = 20.0
+    on_progress: Callable[[int, int], None] | None = None  # (jobs done, documents kept so far)
+    _workers: list[_Worker] = field(default_factory=list)
+    _poison: dict[int, dict[tuple[str, int], str]] = field(default_factory=lambda: collections.defaultdict(dict))
+    _deaths: collections.Counter[tuple[int, str, int]] = field(default_factory=collections.Counter)
+    _network: collections.Counter[int] = field(default_factory=collections.Counter)
+
+    def run(self, jobs: Iterable[Job]) -> None:
+        """Every job that is not done yet. UserError if a job cannot be done; the results of the others stay."""
+        todo = collections.deque(job for job in jobs if not job.done())
+        if not todo:
+            return
+        todo[0].steps.prepare()  # before the fork: models and lists are shared
+        count = max(1, min(self.count, len(todo)))
+        self._shared = multiprocessing.RawArray("d", 5 * count)  # phase, record, started, CPU seconds then, documents kept
+        self._finished = self._kept = 0
+        try:
+            self._workers = [self._start(slot) for slot in range(count)]
+            while todo or any(worker.job for worker in self._workers):
+                for worker in self._workers:
+                    if worker.job is None and todo:
+                        self._give(worker, todo.popleft())
+                self._wait(todo)
+        finally:
+            for worker in self._workers:
+                self._stop(worker)
+            self._workers = []
+
+    def _start(self, slot: int) -> _Worker:
+        # fork where it is safe enough: our children only run this package, and a spawned child would re-run a user's unguarded script
+        context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        here, there = context.Pipe()
+        self._shared[5 * slot] = 0
+        # The child closes the parent's ends that it inherits, so that a closed pipe means a dead process.
+        others = [here, *(worker.pipe for worker in self._workers if worker.slot != slot)]
+        process = context.Process(target=_serve, args=(there, others, self._shared, slot, os.getpid()), daemon=True)
+        with _no_fork_warning():
+            process.start()
+        there.close()
+        return _Worker(process, here, slot)
+
+    def _give(self, worker: _Worker, job: Job) -> None:
+        self._shared[5 * worker.slot : 5 * worker.slot + 5] = [0, 0, time.monotonic(), 0, 0]
+        worker.job, worker.killed = job, False
+        with contextlib.suppress(OSError):  # it is dead already, which _wait sees
+            worker.pipe.send((job, self._poison[job.index]))
+
+    def _wait(self, todo: collections.deque[Job]) -> None:
+        busy = [worker for worker in self._workers if worker.job]
+        ready = multiprocessing.connection.wait([worker.pipe for worker in busy], TICK)
+        for worker in busy:
+            job = worker.job
+            assert job is not None
+            if worker.pipe not in ready:
+                self._check_time(worker)
+                continue
+            try:
+                kind, value = worker.pipe.recv()
+            except (EOFError, OSError):
+                self._died(worker, job, todo)
+                continue
+            worker.job = None
+            if kind == "done":
+                self._finished += 1
+                self._kept += int(self._shared[5 * worker.slot + 4])
+            elif kind == "network":
+                self._network[job.index] += 1
+                if self._network[job.index] >= NETWORK_TRIES:
+                    raise UserError(f"{job.sources[0].path} could not be read: {value}", hint="the same command goes on with what is missing")
+                todo.append(job)
+            elif kind == "user":
+                raise UserError(*value)
+            else:
+                raise RuntimeError(f"in {job.sources[0].path}, record {int(self._shared[5 * worker.slot + 1])}:\n{value}")
+        if self.on_progress is not None:
+            running = sum(int(self._shared[5 * worker.slot + 4]) for worker in self._workers if worker.job)
+            self.on_progress(self._finished, self._kept + running)
+
+    def _check_time(self, worker: _Worker) -> None:
+        phase, _, started, cpu, _ = self._shared[5 * worker.slot : 5 * worker.slot + 5]
+        limit = self.page_seconds if PHASES[int(phase)] == "page" else READ_SECONDS
+        passed = time.monotonic() - started
+        if passed <= limit:
+            return
+        used = _cpu_seconds(worker.process.pid)
+        if PHASES[int(phase)] != "page" or used is None or used - cpu > limit or passed > 10 * limit:  # on a busy machine, waiting is no fault
+            worker.killed = True
+            worker.process.kill()
+
+    def _died(self, worker: _Worker, job: Job, todo: collections.deque[Job]) -> None:
+        phase, number = PHASES[int(self._shared[5 * worker.slot])], int(self._shared[5 * worker.slot + 1])
+        killed = worker.killed
+        self._stop(worker)
+        self._deaths[job.index, phase, number] += 1
+        if self._deaths[job.index, phase, number] >= TRIES:
+            if phase == "start":
+                raise UserError("worker processes die before they read anything", hint="is there enough memory? try --workers 1")
+            self._poison[job.index][phase, number] = "timeout" if killed else "worker_crashed"
+        todo.appendleft(job)
+        self._workers[self._workers.index(worker)] = self._start(worker.slot)
+
+    def _stop(self, worker: _Worker) -> None:
+        worker.pipe.close()
+        worker.process.kill()
+        worker.process.join()
+
+
+def _serve(pipe: Any, others: list[Any], shared: Any, slot: int, parent: int) -> None:
+    """A worker: takes jobs from the pipe until it closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for other in others:
+        other.close()
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    at = 5 * slot
+
+    def tell(phase: str, number: int, kept: int) -> None:
+        shared[at + 1], shared[at + 2] = number, time.monotonic()
+        if phase == "page":
+            shared[at + 3] = time.process_time()
+        shared[at], shared[at + 4] = PHASES.index(phase), kept
+
+    while True:
+        try:
+            job, poison = pipe.recv()
+        except (EOFError, OSError):
+            os._exit(0)
+        try:
+            run_job(job, poison, tell)
+            answer: tuple[str, Any] = ("done", None)
+        except RemoteError as error:
+            answer = ("network", str(error))
+        except UserError as error:
+            answer = ("user", (error.message, error.hint))
+        except ModuleNotFoundError as error:
+            answer = ("user", (f"this needs the Python package {error.name}, which is not installed", f"pip install {error.name}"))
+        except MemoryError:
+            os._exit(1)
+        except Exception:
+            answer = ("bug", traceback.format_exc())
+        pipe.send(answer)
+
+
+def _watch(parent: int) -> None:
+    """A parent that was killed must not leave its workers behind."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _cpu_seconds(pid: int) -> float | None:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+@contextlib.contextmanager
+def _no_fork_warning() -> Any:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of fork beside threads
+        yield
