@@ -11,7 +11,7 @@
 //  * sizes are int64; what changes from step to step (lr, temperature, lengths, seeds) is read from device memory.
 //  * a tensor is a view: last dimension contiguous, the others strided. data == NULL means "absent".
 //  * float atomics are forbidden; every reduction has a fixed order which depends on sizes only: never on the
-//    number of threads, nor on which other rows or sequences share the batch (DESIGN idea 4).
+//    number of threads, nor on which other rows or sequences share the batch.
 //    matmul: every output element is ONE chain of fused multiply-adds over k = 0..K-1, then bias, then residual.
 //    attention: keys are visited in blocks of FD_KV_BLOCK from the start of the sequence, in order, in
 //    training, prefill and decode alike. So the sampler's log-prob is the trainer's, bit for bit.
@@ -107,7 +107,7 @@ typedef struct { fd_tensor dx, dweight, x, weight, packed, targets, temperature,
 typedef struct { fd_tensor logprobs, entropy, lse, dx, dweight, x, weight, packed, targets, temperature, vocab_mask, dlogprobs; } fd_head_forward_backward_args;
 // One token per row. temperature[s] == 0: the largest logit (smallest id on ties), log-prob at T = 1. Else, at temperature[s]:
 // top_k (0 = off), then min_p (0 = off), then top_p (1 = off) cut, renormalise, and draw with the uniform number
-// fd_uniform(seeds[s], FD_STREAM_SAMPLE, counters[s]). logprobs is at T, before any truncation: bit-equal to head_forward's.
+// uniform(seeds[s], STREAM_SAMPLE, counters[s]) of csrc/core/rng.h. logprobs is at T, before any truncation: bit-equal to head_forward's.
 typedef struct { fd_tensor tokens, logprobs, x, weight, packed, vocab_mask, temperature, top_k, top_p, min_p, seeds, counters; } fd_head_sample_args;
 
 // ---- optimizer -------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@
 #include <mutex>
 
 #include "../core/context.h"
+#include "../core/dispatch.h"
 #include "../core/thread_pool.h"
 #include "../cpu/device.h"
 #include "bindings.h"
@@ -34,6 +35,8 @@ ThreadPool* shared_pool(int threads) {
   if (!pool) pool = std::make_unique<ThreadPool>(threads);
   return pool.get();
 }
+
+static std::mutex shared_pools_in_use;  // they are not reentrant
 
 static const char* dtype_name(int32_t dtype) {
   static const char* names[] = {"float32", "bfloat16", "int32", "int64", "uint64", "uint8"};
@@ -225,22 +228,16 @@ static void op_call(const std::string& name, const py::object& variant, int thre
     throw py::value_error("embedding_backward: dwpe needs positions");
   check_indices(name, tensors, sizes);
 
-  const fd_variant* chosen = nullptr;
-  for (int i = 0; i < device->n_variants; ++i) {
-    const fd_variant& v = device->variants[i];
-    if (name != v.op) continue;
-    if (variant.is_none() ? (!chosen || v.priority > chosen->priority) : variant.cast<std::string>() == v.name) chosen = &v;
-  }
+  const std::string wanted = variant.is_none() ? "" : variant.cast<std::string>();
+  const fd_variant* chosen = find_variant(device, name.c_str(), variant.is_none() ? nullptr : wanted.c_str());
   if (!chosen) throw py::value_error(name + ": no variant '" + py::str(variant).cast<std::string>() + "' on this device");
   const size_t bytes = (chosen->workspace ? chosen->workspace(args.data(), threads) : 0) + 64;
   std::unique_ptr<uint8_t, decltype(&std::free)> workspace(static_cast<uint8_t*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)),
                                                            &std::free);
   if (!workspace) throw std::bad_alloc();
-  ThreadPool* pool = shared_pool(threads);
-  fd_context ctx{pool, nullptr, workspace.get(), bytes, threads};
-  static std::mutex one_at_a_time;  // the shared pools are not reentrant
+  fd_context ctx{shared_pool(threads), nullptr, workspace.get(), bytes, threads};
   py::gil_scoped_release release;
-  std::lock_guard<std::mutex> lock(one_at_a_time);
+  std::lock_guard<std::mutex> lock(shared_pools_in_use);
   chosen->run(&ctx, args.data());
 }
 
@@ -272,6 +269,7 @@ void bind_ops(py::module_& m) {
       [](int threads, int repeats) {
         fd_context ctx{shared_pool(threads), nullptr, nullptr, 0, threads};
         py::gil_scoped_release release;
+        std::lock_guard<std::mutex> lock(shared_pools_in_use);
         double best = 0;
         for (int repeat = 0; repeat < repeats; ++repeat) {
           const auto begin = std::chrono::steady_clock::now();
@@ -281,6 +279,16 @@ void bind_ops(py::module_& m) {
         return best;
       },
       py::arg("threads"), py::arg("repeats") = 8);
+  // The same loop once, for callers who hold the clock: returns how many float32 operations were done.
+  m.def(
+      "run_peak",
+      [](int threads, int64_t iterations) {
+        fd_context ctx{shared_pool(threads), nullptr, nullptr, 0, threads};
+        py::gil_scoped_release release;
+        std::lock_guard<std::mutex> lock(shared_pools_in_use);
+        return require_cpu()->peak_run(&ctx, iterations);
+      },
+      py::arg("threads"), py::arg("iterations"));
   m.attr("KV_BLOCK") = static_cast<int>(FD_KV_BLOCK);
 }
 

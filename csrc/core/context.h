@@ -16,19 +16,3 @@ struct fd_context {
   size_t workspace_bytes;
   int32_t threads;
 };
-
-namespace freedive {
-
-// Bump allocation from the workspace, reset by constructing a new one. Aligned to 64 bytes.
-struct Scratch {
-  uint8_t* at;
-  explicit Scratch(fd_context* ctx) : at(ctx->workspace) {}
-  template <class T>
-  T* take(int64_t count) {
-    T* p = reinterpret_cast<T*>(at);
-    at += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
-    return p;
-  }
-};
-
-}  // namespace freedive

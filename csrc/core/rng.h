@@ -5,7 +5,8 @@
 
 namespace freedive {
 
-enum Stream : uint32_t { STREAM_INIT = 1, STREAM_SAMPLE = 2, STREAM_DATA = 3 };
+// Which use of the random numbers; one seed serves all of them. Further uses take further values.
+enum Stream : uint32_t { STREAM_SAMPLE = 2 };
 
 struct Philox {
   uint32_t v[4];

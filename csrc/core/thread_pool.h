@@ -33,29 +33,4 @@ class ThreadPool {
   void* user_ = nullptr;
 };
 
-// body(begin, end) over [0, n) in pieces of `grain`, handed out dynamically. Pieces are fixed by n and grain alone.
-template <class Body>
-void parallel_for(ThreadPool* pool, int64_t n, int64_t grain, const Body& body) {
-  if (n <= 0) return;
-  if (pool == nullptr || pool->size() == 1 || n <= grain) {
-    for (int64_t b = 0; b < n; b += grain) body(b, b + grain < n ? b + grain : n);
-    return;
-  }
-  struct Shared {
-    const Body* body;
-    std::atomic<int64_t> next;
-    int64_t n, grain;
-  } shared{&body, {0}, n, grain};
-  pool->run(
-      [](void* user, int) {
-        auto* s = static_cast<Shared*>(user);
-        for (;;) {
-          int64_t b = s->next.fetch_add(s->grain, std::memory_order_relaxed);
-          if (b >= s->n) return;
-          (*s->body)(b, b + s->grain < s->n ? b + s->grain : s->n);
-        }
-      },
-      &shared);
-}
-
 }  // namespace freedive

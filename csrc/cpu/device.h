@@ -15,8 +15,4 @@ const char* cpu_device_error();
 std::vector<const char*> cpu_tiers();
 const fd_device_table* cpu_tier(const char* name);
 
-// The variant of the highest priority for every op. Ops without a variant stay NULL.
-void fill_ops(const fd_device_table* table, fd_ops* ops);
-const fd_variant* find_variant(const fd_device_table* table, const char* op, const char* name = nullptr);
-
 }  // namespace freedive

@@ -155,7 +155,7 @@ FD_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 FD_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 FD_INLINE size_t bytes64(int64_t count, size_t size) { return (static_cast<size_t>(count) * size + 63) / 64 * 64; }
 
-// Scratch as in context.h, without weak symbols.
+// Hands out pieces of the workspace, aligned to 64 bytes.
 struct Space {
   uint8_t* at;
   template <class T>
