@@ -44,10 +44,6 @@ def read_records(file: Source | Path | str, name: str, max_bytes: int, text_key:
         yield Record(name, name, reason="truncated_file")
     except (OSError, zlib.error):
         yield Record(name, name, reason="unreadable_file")
-    except Exception as error:
-        if type(error).__name__ != "ZstdError":
-            raise
-        yield Record(name, name, reason="unreadable_file")
 
 
 def _whole(file: Source, name: str, max_bytes: int) -> Record:

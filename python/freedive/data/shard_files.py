@@ -10,7 +10,7 @@ from typing import Any
 
 from freedive.runs import Artefact
 
-from .sources import _zstandard
+from .texts import zstandard
 
 FRAME_BYTES = 1 << 20  # of JSON in a zstd frame
 ROWS = 512  # of a parquet row group
@@ -30,7 +30,7 @@ class ShardWriter:
         self._buffers: dict[str, bytearray] = {"train": bytearray(), "val": bytearray()}
         self._rows: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
         self._tables: dict[str, Any] = {}
-        self._compressor = _zstandard().ZstdCompressor(level=LEVEL) if kind == "jsonl.zst" else None
+        self._compressor = zstandard().ZstdCompressor(level=LEVEL) if kind == "jsonl.zst" else None
 
     def state(self) -> dict[str, list[int]]:
         return self.shards

@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 
 from freedive.runs import UserError
 
+from .texts import Zstd, is_artefact, shard_paths, text_files
+
 WARC_SUFFIXES = (".warc", ".wet")
 HTML_SUFFIXES = (".html", ".htm", ".xhtml")
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
@@ -83,9 +85,7 @@ class Source:
         if self.compression == ".gz":
             return cast(BinaryIO, gzip.GzipFile(fileobj=stream))
         if self.compression == ".zst":
-            return cast(
-                BinaryIO, io.BufferedReader(cast(Any, _zstandard().ZstdDecompressor().stream_reader(stream, read_across_frames=True)), 1 << 20)
-            )
+            return cast(BinaryIO, io.BufferedReader(cast(Any, Zstd(stream)), 1 << 20))
         return stream
 
 
@@ -103,14 +103,11 @@ def sources(inputs: tuple[str | Path, ...]) -> list[Source]:
 
 
 def _local_sources(path: Path) -> list[Source]:
-    from .texts import text_files
-
     if not path.exists():
         raise UserError(f"{path} does not exist", hint="give files or folders with WARC, HTML, text, parquet or JSONL")
-    return [
-        Source(str(file), file.name if path.is_file() else file.relative_to(path).as_posix(), file.stat().st_size)
-        for file in text_files(path, SUFFIXES)
-    ]
+    # of a folder that `freedive data` wrote only the shards, not the rejected and the report
+    files = shard_paths(path, "train") + shard_paths(path, "val") if is_artefact(path) else text_files(path, SUFFIXES)
+    return [Source(str(file), file.name if path.is_file() else file.relative_to(path).as_posix(), file.stat().st_size) for file in files]
 
 
 def _remote_sources(url: str) -> list[Source]:
@@ -205,11 +202,3 @@ class _Raw(io.RawIOBase):
     def close(self) -> None:
         self._file.close()
         super().close()
-
-
-def _zstandard() -> Any:
-    try:
-        import zstandard
-    except ImportError:
-        raise UserError("zstd files need the package zstandard, which is not installed", hint="pip install zstandard") from None
-    return zstandard

@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +40,7 @@ class DataConfig:
     inputs: tuple[str | Path, ...] = option(
         help="files, folders or addresses (https:// s3:// hf://): .warc .wet .html .txt .md .jsonl .parquet, plain, .gz or .zst", positional=True
     )
-    out: Path = option(help="folder to be made")
+    out: Path = option(Path("runs/data"), "folder to be made")
     preset: Literal["none", "basic", "gopher", "fineweb", "fineweb-paper"] = option("basic", "set of quality rules")
     languages: tuple[str, ...] = option(("en",), "languages to keep (ISO codes); none given: all")
     language_threshold: float = option(0.65, "smallest score of the language detector")
@@ -85,7 +86,7 @@ def run(config: DataConfig, rules: Rules | None = None) -> Path:
         print(f"would read {len(files)} file(s), {human_bytes(total)}, and write {config.out} (preset {config.preset})")
         return config.out
     rules = rules or PRESETS[config.preset]
-    near = config.near_dedup if config.near_dedup is not None else config.preset.startswith("fineweb")
+    near = config.near_dedup if config.near_dedup is not None else config.preset.startswith("fineweb") and find_spec("freedive.data.minhash") is not None
     steps = Steps(Language(config.languages, config.language_threshold), rules, config.pii, config.text_key, config.max_record_bytes, near)
     jobs = _jobs(config, steps, files)
     workers = config.workers or (1 if total < SMALL_INPUT else default_threads())

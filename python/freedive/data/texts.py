@@ -8,17 +8,22 @@ somebody's folder.
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from freedive.runs import UserError
 
+NO_TEXT = {b"\x1f\x8b": "gzip-compressed", b"\x28\xb5\x2f\xfd": "zstd-compressed", b"WARC/": "a web archive (WARC)"}  # by how a file begins
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
-JSONL_SUFFIXES = (".jsonl", ".jsonl.gz")
+JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+PARQUET_SUFFIXES = (".parquet",)
+SHARD_SUFFIXES = (".jsonl", ".jsonl.zst", ".parquet")  # of a data artefact
+PACKED_BYTES = 1 << 11  # read at once of a .zst file; up to 2^15 times as much can come out
 
 
 def iter_texts(path: str | os.PathLike[str], split: str | None = None) -> Iterator[str]:
@@ -40,13 +45,11 @@ def iter_documents(path: str | os.PathLike[str], split: str | None = None) -> It
         raise UserError(f'unknown split "{split}"', hint='a data artefact has "train" and "val"')
     if is_artefact(path):
         split = split or "train"
-        files = sorted(path.glob(f"{split}-*.jsonl"))
+        files = shard_paths(path, split)
         if not files:
             raise UserError(f"{path} has no {split} documents", hint=f"expected {split}-00000.jsonl in the folder")
     elif split is not None:
-        raise UserError(
-            f"{path} has no train/val split, {split} was asked for", hint="`freedive data` makes a folder that has one"
-        )
+        raise UserError(f"{path} has no train/val split, {split} was asked for", hint="`freedive data` makes a folder that has one")
     else:
         files = text_files(path)
     found = False
@@ -60,12 +63,17 @@ def iter_documents(path: str | os.PathLike[str], split: str | None = None) -> It
 
 
 def is_artefact(path: str | os.PathLike[str]) -> bool:
-    """True for a folder that `freedive data` wrote (it holds train-*.jsonl)."""
+    """True for a folder that `freedive data` wrote (it holds train-*.jsonl, .jsonl.zst or .parquet)."""
     path = Path(path)
-    return path.is_dir() and any(path.glob("train-*.jsonl"))
+    return path.is_dir() and bool(shard_paths(path, "train"))
 
 
-def text_files(path: Path, suffixes: tuple[str, ...] = TEXT_SUFFIXES + JSONL_SUFFIXES) -> list[Path]:
+def shard_paths(folder: str | os.PathLike[str], split: str) -> list[Path]:
+    """The shards of a data artefact, in order."""
+    return sorted(file for file in Path(folder).glob(f"{split}-*") if file.name.endswith(SHARD_SUFFIXES))
+
+
+def text_files(path: Path, suffixes: tuple[str, ...] = TEXT_SUFFIXES + JSONL_SUFFIXES + PARQUET_SUFFIXES) -> list[Path]:
     """`path` itself, or the files below the folder with one of the suffixes, sorted by path; hidden ones are left out."""
     if path.is_file():
         return [path]
@@ -97,13 +105,17 @@ def decode_utf8(raw: bytes, file: Path | str, start: int = 0) -> str:
 
 
 def _documents(file: Path, name: str) -> Iterator[dict[str, Any]]:
-    if file.name.lower().endswith(JSONL_SUFFIXES):
+    if file.name.lower().endswith(JSONL_SUFFIXES + PARQUET_SUFFIXES):
         yield from _jsonl_documents(file, name)
         return
     try:
-        text = decode_utf8(file.read_bytes(), file)
+        raw = file.read_bytes()
     except OSError as error:
         raise UserError(f"{file} could not be read: {error.strerror}", hint="check the file and its permissions") from None
+    for magic, kind in NO_TEXT.items():
+        if raw.startswith(magic):
+            raise UserError(f"{file} is {kind}, not text", hint=f"`freedive data {file} --out my-data` reads it; then give my-data instead")
+    text = decode_utf8(raw, file)
     if text.strip():
         yield {"text": text, "id": name, "url": "", "source": name}
 
@@ -119,12 +131,18 @@ def _jsonl_documents(file: Path, name: str) -> Iterator[dict[str, Any]]:
 
 
 def iter_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of every line of a JSONL(.gz) file. UserError for what is damaged, not UTF-8 or no object."""
+    """(line number, object) of every line of a JSONL(.gz, .zst) file, or (row number, row) of a parquet file.
+
+    UserError for what is damaged, not UTF-8 or no object.
+    """
     file = Path(path)
-    opener = gzip.open if file.name.lower().endswith(".gz") else open
+    lower = file.name.lower()
+    if lower.endswith(PARQUET_SUFFIXES):
+        yield from _parquet_rows(file)
+        return
     offset = 0  # bytes of (uncompressed) JSONL before the line
     try:
-        with opener(file, "rb") as lines:
+        with _lines(file) as lines:
             for number, raw in enumerate(lines, 1):
                 line = decode_utf8(raw, file, offset).strip()
                 offset += len(raw)
@@ -139,3 +157,75 @@ def iter_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any
                 yield number, row
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{file} could not be read to its end: {error}", hint="the file may be missing or truncated") from None
+
+
+def _lines(file: Path) -> BinaryIO:
+    lower = file.name.lower()
+    if lower.endswith(".gz"):
+        return cast(BinaryIO, gzip.open(file, "rb"))
+    if lower.endswith(".zst"):
+        return cast(BinaryIO, io.BufferedReader(cast(Any, Zstd(open(file, "rb"))), 1 << 20))  # noqa: SIM115 - closed by the reader
+    return open(file, "rb")
+
+
+def zstandard() -> Any:
+    """The package zstandard; UserError if it is not installed."""
+    try:
+        import zstandard as package
+    except ImportError:
+        raise UserError("zstd files need the package zstandard, which is not installed", hint="pip install zstandard") from None
+    return package
+
+
+class Zstd(io.RawIOBase):
+    """The plain bytes of a .zst stream of any number of frames. EOFError for a cut-off end, OSError for damage, as gzip does."""
+
+    def __init__(self, stream: BinaryIO):
+        self._stream, self._zstd = stream, zstandard()
+        self._frame: Any = None  # the frame being read
+        self._plain, self._packed = memoryview(b""), b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not len(self._plain):
+            if not self._packed:
+                self._packed = self._stream.read(PACKED_BYTES)
+                if not self._packed:
+                    if self._frame is not None:
+                        raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+                    return 0
+            if self._frame is None:
+                self._frame = self._zstd.ZstdDecompressor().decompressobj()
+            try:
+                self._plain = memoryview(self._frame.decompress(self._packed))
+            except self._zstd.ZstdError as error:
+                raise OSError(f"not a zstd file, or damaged: {error}") from None
+            self._packed = b""
+            if self._frame.eof:
+                self._packed, self._frame = self._frame.unused_data, None
+        count = min(len(buffer), len(self._plain))
+        buffer[:count] = self._plain[:count]
+        self._plain = self._plain[count:]
+        return count
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+def _parquet_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(f"{file}: parquet files need the package pyarrow, which is not installed", hint="pip install pyarrow") from None
+    try:
+        number = 0
+        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=256):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{file} could not be read: {error}", hint="the file may be missing or truncated") from None

@@ -14,7 +14,8 @@ from dataclasses import replace
 from typing import Any, BinaryIO
 
 from .record import Record
-from .sources import RemoteError, Source, _zstandard
+from .sources import RemoteError, Source
+from .texts import zstandard
 
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 MEMBER = {".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd", "": b"WARC/1."}  # how a record begins
@@ -180,7 +181,7 @@ def _ends_well(stream: BinaryIO, source: Source, start: int, single: bool) -> bo
         return _whole_gzip(source)
     stream.seek(start)
     if source.compression:
-        member: Any = zlib.decompressobj(31) if source.compression == ".gz" else _zstandard().ZstdDecompressor().decompressobj()
+        member: Any = zlib.decompressobj(31) if source.compression == ".gz" else zstandard().ZstdDecompressor().decompressobj()
         try:
             while not member.eof and (block := stream.read(BLOCK)):
                 member.decompress(block)

@@ -9,14 +9,13 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from freedive.data.texts import is_artefact, iter_texts
-from freedive.runs import UserError, option, progress, stage
+from freedive.data.texts import is_artefact, iter_texts, shard_paths
+from freedive.runs import UserError, check_at_least, notes, option, progress, stage
 
 from .colour import segments, to_ansi
 from .tokenizer import Tokenizer, encode_documents
@@ -47,6 +46,7 @@ class TokenizerConfig:
 
 def run(config: TokenizerConfig) -> Path:
     """Make the tokenizer and return its folder. Raises UserError for input that can't be read or settings that can't work."""
+    check_at_least(config, 1, "threads", "max_chars")
     source = _source(config)
     if config.dry_run:
         _dry_run(config, source)
@@ -57,11 +57,8 @@ def run(config: TokenizerConfig) -> Path:
             print(f"{config.out} is finished already: nothing to do")
             return run.out
         held: list[str] = []
-        with warnings.catch_warnings(record=True) as notes:
-            warnings.simplefilter("always", UserWarning)
+        with notes():
             tok = _make(config, source, held)
-        for note in notes:
-            print(f"note: {note.message}")
         tok.save(run.work)
         run.summary(kind=tok.kind, vocab_size=tok.vocab_size)
         print(f"tokenizer: {tok.vocab_size:,} ids ({_what(tok)}, {len(tok.special_tokens)} special tokens)")
@@ -115,7 +112,7 @@ def _source(config: TokenizerConfig) -> Path | None:
 
 def _make(config: TokenizerConfig, source: Path | None, held: list[str]) -> Tokenizer:
     texts: Iterable[str] = ()
-    if source is not None and is_artefact(source) and any(source.glob("val-*.jsonl")):
+    if source is not None and is_artefact(source) and shard_paths(source, "val"):
         texts = iter_texts(source)
         room = HELD_OUT_CHARS
         for text in iter_texts(source, "val"):
