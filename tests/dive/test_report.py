@@ -1,6 +1,7 @@
 """The report: every section from its inputs, nothing from elsewhere, and whatever a text holds stays text."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,12 +10,20 @@ import pytest
 from html_page import Page
 
 from freedive.dive.chart import chart, ticks
+from freedive.dive.found import Found
 from freedive.dive.report import SECTIONS, write_report
+from freedive.eval.stage import wilson
 from freedive.model import Model, from_depth, save_pretrained
 from freedive.runs import UserError, stage
 from freedive.tokenizer import train_tokenizer
 
 EVIL = "<script>alert(1)</script><img src=x onerror='y'> & \"quoted\" \x07"
+RECITED, DREAMT = "This sentence stands in the training pages.", "This sentence stands in none of the pages."
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    group_by: tuple[str, ...] = ("class",)
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,7 @@ def lines(path: Path, rows):
 def dive(tmp_path_factory):
     """Folders as the stages leave them, with a hostile text wherever a text can be."""
     root = tmp_path_factory.mktemp("dive")
-    words = [f"{EVIL} the cat sat on the mat number {i} " * 10 for i in range(30)]
+    words = [RECITED + " " + f"{EVIL} the cat sat on the mat number {i} " * 10 for i in range(30)]
     tok = train_tokenizer(words, vocab_size=300)
     model = Model(from_depth(1, tok.vocab_size, 64), max_tokens=256, max_seqs=16)
     model.init(0)
@@ -73,7 +82,8 @@ def dive(tmp_path_factory):
             run.log(step=i, loss=6 / i, lr=0.1, **({"val_loss": 2.0} if i == 5 else {}))
             run.time(step=i, tokens_per_second=1000 + i, seconds=1.0, peak_share=0.1 * i)
         run.summary(val_loss=2.0, val_bits_per_byte=1.5, steps=5, train_tokens=4096)
-        (run.work / "samples.json").write_text(json.dumps([{"prompt": EVIL, "text": EVIL, "stopped": False}]))
+        dreamt = {"prompt": "", "text": f"{RECITED} {DREAMT}", "stopped": False}
+        (run.work / "samples.json").write_text(json.dumps([{"prompt": EVIL, "text": EVIL, "stopped": False}, dreamt]))
     with stage("sft", Config(), out=root / "sft") as run:
         save_model(run.work)
         run.log(step=1, loss=2.0)
@@ -88,11 +98,14 @@ def dive(tmp_path_factory):
                 "completions/mean_length": 9.0,
                 "entropy": 0.5,
                 "sampling/sampling_logp_difference/max": 0.0,
+                "frac_reward_zero_std": i / 4,
             }
             run.log(step=i, **numbers, **{"eval/pass@1": i / 4})
+            run.time(step=i, sampling_seconds=1.0, step_seconds=2.0, tokens=100)
         run.summary(**{"before/pass@1": 0.25, "after/pass@1": 0.75, "before/mean_length": 4.0, "after/mean_length": 30.0})
-        row = {"step": 1, "prompt": [{"role": "user", "content": EVIL}], "text": EVIL, "reward": 1.0}
-        (run.work / "samples.json").write_text(json.dumps([row]))
+        row = {"prompt": [{"role": "user", "content": EVIL}], "text": EVIL, "reward": 1.0}
+        (run.work / "samples.json").write_text(json.dumps([{"step": 1, **row}, {"step": 4, **row}]))
+    (root / "dive.json").write_text(json.dumps({"tier": "smoke", "source": "town"}))
     for name in ("base", "sft", "rl"):
         with stage("eval", Config(), out=root / f"eval-{name}") as run:
             lines(run.work / "answers.jsonl", answers(name))
@@ -102,11 +115,12 @@ def dive(tmp_path_factory):
 
 
 def answers(name):
-    for i in range(12):
+    for i in range(40):
         kind = ("known", "rare", "unseen")[i % 3]
-        meta = {"task": "town", "class": kind, "split": "held", "template": f"t{i % 2}", "person": f"{EVIL}{i}"}
+        split = "held_template" if kind == "known" and i % 2 else "held_person"
+        meta = {"task": "town", "class": kind, "split": split, "template": f"t{i % 2}", "person": f"{EVIL}{i}"}
         if i % 4 == 3:
-            meta = {"task": "arithmetic", "numbers": [1, 2]}
+            meta = {"task": ("arithmetic", "spell", "count")[i // 4 % 3], "numbers": [1, 2], "split": "held_out"}
         said = "1+2+0=03. Answer 3" if name == "rl" else EVIL
         row = {"prompt": [{"role": "user", "content": f"{EVIL} {i}"}], "answer": EVIL, "replies": [said]}
         yield {**row, "right": [i % 2 == 0], "stopped": [name != "base"], "meta": meta}
@@ -117,7 +131,7 @@ def test_every_section_is_there_and_nothing_is_loaded(dive):
     page = Page(text)
     page.is_self_contained()
     assert set(page.anchors) >= {anchor for anchor, _, _ in SECTIONS}
-    assert text.count("<svg") >= 5
+    assert text.count("<svg") >= 6
     assert "<script" not in text and "\x07" not in text
     assert "&lt;script&gt;" in text
 
@@ -126,12 +140,67 @@ def test_the_report_is_deterministic_and_no_part_of_the_artefact(dive):
     assert write_report(dive).read_bytes() == write_report(dive).read_bytes()
 
 
+def test_a_browser_is_told_to_load_and_run_nothing(dive):
+    text = write_report(dive).read_text()
+    head = text[: text.index("<body>")]
+    assert "Content-Security-Policy" in head and "default-src 'none'" in head
+    assert not re.search(r"\bhttps?:|//[a-z]+\.|data:", re.sub(r"<pre.*?</pre>", "", text, flags=re.S))
+
+
+def test_whoever_does_not_see_the_page_can_follow_it(dive):
+    text = write_report(dive).read_text()
+    levels = [int(level) for level in re.findall(r"<h([1-6])", text)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(below - above <= 1 for above, below in zip(levels, levels[1:])), "a heading skips a level"
+    charts = re.findall(r"<svg [^>]*>", text)
+    assert charts and all('role="img"' in svg and 'aria-label="' in svg for svg in charts)
+    assert '<nav aria-label="Contents">' in text and '<html lang="en">' in text
+    assert all("scope=" in th for th in re.findall(r"<th\b[^>]*>", text))
+
+
 def test_what_the_report_says(dive):
     text = write_report(dive).read_text()
     assert "33.3 %" in text  # 3 of 9 pages removed by one rule
     assert "25.0 %" in text and "75.0 %" in text  # pass@1 before and after
     assert "base model" in text and "after RL" in text
-    assert "ended its turn" in text
+    assert "ended by themselves" in text
+    for words in ("told nowhere", "The same question, before and after", "nothing to learn", "step 1", "step 4", "The same sums"):
+        assert words in text, words
+
+
+def test_sentences_of_the_training_text_are_marked_in_dreams_and_others_are_not(dive):
+    text = write_report(dive).read_text()
+    assert f"<mark>{RECITED}</mark>" in text
+    assert DREAMT in text and f"<mark>{DREAMT}" not in text
+    assert "Of 2 whole sentences above, 1 stand" in text
+
+
+def test_shares_have_wilsons_interval(dive):
+    text = write_report(dive).read_text()
+    exam = Found(dive).exam("sft")
+    share, count = exam.share({"class": "unseen"})
+    low, high = wilson(round(share * count), count)
+    assert f"{100 * low:.1f} to {100 * high:.1f}, of {count}" in text
+    for width, left in re.findall(r'<u style="left:([\d.]+)%;width:([\d.]+)%"', text):
+        assert 0 <= float(left) + float(width) <= 100.01
+
+
+@pytest.mark.parametrize("dive_json", [{"source": "own"}, None])
+def test_a_report_of_ones_own_files_says_nothing_of_the_town(dive, tmp_path, dive_json):
+    """The folders of a dive on a user's files: no crawl, questions of classes that only they know."""
+    for name in ("data", "tokenizer", "pretrain", "sft", "rl"):
+        (tmp_path / name).symlink_to(dive / name)
+    for name in ("base", "sft", "rl"):
+        with stage("eval", EvalConfig(), out=tmp_path / f"eval-{name}") as run:
+            kinds = [{"class": "question" if i % 3 else "problem"} for i in range(20)]
+            rows = [{"prompt": f"{EVIL} {i}", "answer": "42", "replies": [EVIL], "right": [i % 4 == 0], "stopped": [True]} for i in range(20)]
+            lines(run.work / "answers.jsonl", [{**row, "meta": kind} for row, kind in zip(rows, kinds)])
+    if dive_json:
+        (tmp_path / "dive.json").write_text(json.dumps(dive_json))
+    text = write_report(tmp_path).read_text()
+    Page(text).is_self_contained()
+    assert not re.search(r"\btown\b|\bsums?\b|invented", re.sub(r"<(pre|details).*?</\1>", "", text, flags=re.S))
+    assert ">question</th>" in text and ">problem</th>" in text and "Wrong answers" in text
 
 
 def test_the_share_of_the_peak_is_shown_with_its_spread(dive):

@@ -38,6 +38,7 @@ class Exam:
 
     name: str  # of its folder
     answers: list[Answer]
+    groups: tuple[str, ...] = ()  # the keys of meta that it was asked to group by
 
     def share(self, meta: dict[str, str] | None = None, of: str = "right") -> tuple[float | None, int]:
         """The part that is right (or that `stopped`) of the answers to questions with this `meta`, and their number."""
@@ -85,6 +86,12 @@ class Found:
         peaks = [note["peak_gflops"] for note in notes if "peak_gflops" in note]
         return {**notes[-1], **({"peak_gflops": max(peaks)} if peaks else {})} if notes else {}
 
+    @cached_property
+    def source(self) -> str:
+        """What a dive was made of: "town", the invented pages, or "own", a user's files; "own" for folders that are no dive."""
+        path = self.root / "dive.json"
+        return str(read_json(path).get("source", "town")) if path.is_file() else "own"
+
     @property
     def models(self) -> list[str]:
         """The stages here that made a model."""
@@ -105,7 +112,17 @@ class Found:
             return next((i for i, part in enumerate(("base", "sft", "rl")) if path.name.endswith(part)), 9), path.name
 
         folders = sorted((p for p, run in self.runs.items() if run.get("stage") == "eval"), key=order)
-        return [Exam(p.name, [a for row in jsonl(p / "answers.jsonl") for a in _answers(row)]) for p in folders]
+        return [
+            Exam(
+                p.name, [a for row in jsonl(p / "answers.jsonl") for a in _answers(row)],
+                tuple(self.runs[p].get("config", {}).get("group_by") or ()),
+            )
+            for p in folders
+        ]  # fmt: skip
+
+    def exam(self, end: str) -> Exam | None:
+        """The first evaluation with answers whose folder's name ends so ("base", "sft", "rl")."""
+        return next((e for e in self.exams if e.name.endswith(end) and e.answers), None)
 
 
 def last_words(prompt: str | list[dict[str, str]]) -> str:
