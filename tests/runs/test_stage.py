@@ -253,6 +253,21 @@ def test_full_disk(config, monkeypatch):
     assert folder_hash(toy(config)) == expected
 
 
+def test_a_disk_that_fills_up_before_and_after_the_first_checkpoint(config):
+    with pytest.raises(UserError, match="the disk is full") as error:
+        with stage("toy", config, out=config.out) as run:
+            run.log(step=1)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert "resumes" not in error.value.hint and not run.work.exists()  # nothing to go on from: the space is given back
+    with pytest.raises(UserError, match="the disk is full") as error:
+        with stage("toy", config, out=config.out) as run:
+            run.checkpoint({"step": 1})
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert "resumes from the last checkpoint" in error.value.hint
+    with stage("toy", config, out=config.out) as run:
+        assert run.resume == {"step": 1}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
 def test_full_disk_as_other_libraries_say_it(config):
     from safetensors.numpy import save_file

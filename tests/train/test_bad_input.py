@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -45,6 +46,19 @@ def test_pretrain_on_a_file_that_is_no_text(tmp_path: Path, name: str, folder: b
     path = tmp_path / "texts" / "a.txt"
     path.write_bytes(raw)
     refuse(pretrain.run, pretrain_config(path.parent if folder else path, tmp_path / "out"), says)
+
+
+@pytest.mark.parametrize("packed, says", [(gzip.compress, "gzip-compressed"), (lambda raw: b"WARC/1.0\r\n" + raw, "web archive")])
+def test_pretrain_on_what_the_data_stage_reads(tmp_path: Path, packed: Any, says: str):
+    (tmp_path / "a.txt").write_bytes(packed(b"some text " * 100))
+    error = refuse(pretrain.run, pretrain_config(tmp_path / "a.txt", tmp_path / "out"), says)
+    assert "freedive data" in error.hint
+
+
+def test_a_small_text_is_a_note_and_no_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder):
+    (tmp_path / "a.txt").write_text("A short text which gives but few merges, again and again. " * 30)
+    pretrain.run(pretrain_config(tmp_path / "a.txt", tmp_path / "out", tokenizer="bpe", vocab_size=2000, context=8, batch_tokens=32, micro_tokens=32, steps=1))
+    assert "note: " in capsys.readouterr().out and not [w for w in recwarn if issubclass(w.category, UserWarning)]
 
 
 def test_pretrain_needs_one_input(tmp_path: Path):

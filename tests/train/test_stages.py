@@ -85,6 +85,17 @@ def test_pretraining_learns(room: Path, tmp_path: Path):
     assert metrics["steps"] == 60 and metrics["val_bits_per_byte"] < 6
 
 
+def test_held_out_text_is_evaluated_once_at_the_end(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    calls, evaluate = [], pretrain.held_out_loss
+    monkeypatch.setattr(pretrain, "held_out_loss", lambda *a: calls.append(a) or evaluate(*a))
+    out = pretrain.run(pretrain_config(room / "text.jsonl", tmp_path / "out", eval_every=5))
+    assert len(calls) == 3  # after 5, 10 and all 14 steps
+    evaluated = [row for row in lines(out) if "val_loss" in row]
+    metrics = read_json(out / "run.json")["metrics"]
+    assert [row["step"] for row in evaluated] == [5, 10, 14]
+    assert all(metrics[key] == evaluated[-1][key] for key in ("val_loss", "val_bits_per_byte"))
+
+
 @every_verb
 def test_killed_at_three_random_moments(room: Path, verb: str, tmp_path: Path):
     """SIGKILL in a process of its own, once the run has begun to save; then the same call again, to the end."""

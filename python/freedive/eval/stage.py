@@ -33,7 +33,7 @@ class EvalConfig:
     model: Path = option(help="folder of the model")
     data: Path | None = option(None, 'JSONL of questions: {"prompt": text or messages, "answer": "...", "meta": {...}}')
     text: Path | None = option(None, "text whose bits per byte are measured: a file, a folder, or a data artefact (its held-out part)")
-    out: Path = option(Path("eval"), "folder to write")
+    out: Path = option(Path("runs/eval"), "folder to write")
     group_by: list[str] = option([], "keys of meta to report accuracy by")
     checker: str = option("match", "match; or package.module:function or file.py:function, taking (reply, row) and returning True or False")
     limit: int = option(0, "questions asked, spread over the file (0: all)")

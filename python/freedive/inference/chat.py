@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from freedive.runs import UserError, option
+from freedive.runs import UserError, check_at_least, option
 from freedive.tokenizer import render
 
 from .load import LM, load
@@ -45,6 +45,8 @@ def find_model(folder: Path | None) -> Path:
 
 def run(c: ChatConfig) -> int:
     """The chat; returns the exit code."""
+    check_at_least(c, 1, "max_new_tokens", "threads")
+    check_at_least(c, 0, "temperature", "seed")
     folder = find_model(c.model)
     lm = load(folder, threads=c.threads)
     base = c.base or "pretrain" in _stage(folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from freedive.data.texts import is_artefact, iter_texts
-from freedive.runs import UserError
+from freedive.runs import UserError, notes
 from freedive.tokenizer import Tokenizer, byte_tokenizer, char_tokenizer, encode_documents, get, train_tokenizer
 
 
@@ -42,7 +42,8 @@ def choose_tokenizer(name: str, vocab_size: int, texts: list[str]) -> Tokenizer:
     if name == "chars":
         return char_tokenizer("".join(texts))
     if name == "bpe":
-        return train_tokenizer(texts, vocab_size=vocab_size)
+        with notes():
+            return train_tokenizer(texts, vocab_size=vocab_size)
     if Path(name).is_dir():
         return Tokenizer.load(Path(name))
     return get(name)

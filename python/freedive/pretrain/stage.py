@@ -27,7 +27,7 @@ class PretrainConfig:
     text: Path | None = option(None, "instead of --data: a text or JSONL file, or a folder of them")
     tokenizer: str = option("bpe", "tokenizer folder, or: bpe (trained on the text), bytes, chars, gpt2, cl100k_base, o200k_base")
     vocab_size: int = option(2048, "of the tokenizer trained when --tokenizer bpe")
-    out: Path = option(Path("pretrain"), "folder to write")
+    out: Path = option(Path("runs/pretrain"), "folder to write")
     depth: int | None = option(None, "layers; width, heads and learning rate follow from it (default 4; with --preset: the preset's)")
     preset: str | None = option(None, "instead of --depth: gpt2, llama3, qwen3, smollm2, ... (see docs)")
     d_model: int | None = option(None, "override the width")

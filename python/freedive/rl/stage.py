@@ -36,7 +36,7 @@ class RLConfig:
 
     model: Path = option(help="folder of the assistant to start from")
     data: Path = option(help='JSONL of problems: {"prompt": text or messages, "answer": "..."}; other keys go to the reward too')
-    out: Path = option(Path("rl"), "folder to write")
+    out: Path = option(Path("runs/rl"), "folder to write")
     eval_data: Path | None = option(None, "held-out problems, same form")
     reward: str = option("answer", "built in: answer, coin; or package.module:function, or file.py:function")
     algo: str = option("dr_grpo", "reinforce, grpo, dr_grpo, dapo, rloo, gspo, cispo, r1")

@@ -277,7 +277,7 @@ def stage(
     hashes = {key: {"hash": _input_hash(key, value)} for key, value in inputs.items() if value is not None}
     identity = {"stage": name, "config": config_json(config, inputs), "inputs": hashes}
     run = Artefact(folder, identity, getattr(config, "seed", None))
-    with _friendly(folder):
+    with _friendly(run):
         try:
             os.makedirs(folder.parent, exist_ok=True)
         except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
@@ -291,8 +291,9 @@ def stage(
                 if not run.done:
                     run._finish()
                     run.done = True
-            except UserError:
-                if run._slot is None and not run.done:  # nothing to resume: leave nothing half-written either
+            except Exception as error:
+                users = isinstance(error, UserError) or is_disk_full(error)
+                if users and run._slot is None and not run.done:  # nothing to resume: leave nothing half-written either
                     run._abandon()
                     shutil.rmtree(run.work, ignore_errors=True)
                 raise
@@ -301,8 +302,9 @@ def stage(
 
 
 @contextlib.contextmanager
-def _friendly(out: Path) -> Iterator[None]:
+def _friendly(run: Artefact) -> Iterator[None]:
     """Full disks and missing permissions are the user's business, not bugs."""
+    out = run.out
     try:
         yield
     except PermissionError as error:
@@ -312,7 +314,7 @@ def _friendly(out: Path) -> Iterator[None]:
         raise UserError(f"no permission to write {where}", hint="choose an --out in a folder that is yours") from error
     except Exception as error:
         if is_disk_full(error):
-            raise disk_full(out) from error
+            raise disk_full(out, resumes=run._slot is not None) from error
         raise
 
 

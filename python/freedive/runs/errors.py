@@ -6,9 +6,12 @@ are the user's business (a full disk, a folder without write permission) are tra
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
+import warnings
+from collections.abc import Iterator
 
 
 class UserError(Exception):
@@ -30,16 +33,24 @@ def is_disk_full(error: BaseException) -> bool:
     return not isinstance(error, UserError) and os.strerror(errno.ENOSPC) in str(error)
 
 
-def disk_full(folder: str | os.PathLike[str]) -> UserError:
-    """The UserError for a disk that filled up while `folder` was being written."""
+def disk_full(folder: str | os.PathLike[str], resumes: bool = False) -> UserError:
+    """The UserError for a disk that filled up while `folder` was being written; `resumes`: there is a checkpoint to go on from."""
     where = os.path.abspath(folder)
     while not os.path.exists(where):
         where = os.path.dirname(where)
     free = shutil.disk_usage(where).free
-    return UserError(
-        f"the disk is full: {folder} could not be written ({human_bytes(free)} free there)",
-        hint="free some space on that disk and run the same command again: it resumes from the last checkpoint",
-    )
+    hint = "free some space on that disk and run the same command again" + (": it resumes from the last checkpoint" if resumes else "")
+    return UserError(f"the disk is full: {folder} could not be written ({human_bytes(free)} free there)", hint=hint)
+
+
+@contextlib.contextmanager
+def notes() -> Iterator[None]:
+    """What the body warns of (UserWarning) is printed as lines `note: ...`, for people, instead of Python's file and line."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in caught:
+        print(f"note: {warning.message}")
 
 
 def human_bytes(count: float) -> str:

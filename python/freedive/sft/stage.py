@@ -27,7 +27,7 @@ class SFTConfig:
 
     model: Path = option(help="folder of the base model")
     data: Path = option(help='JSONL of conversations: {"messages": [{"role": "user", "content": "..."}, ...]}; other usual forms are known too')
-    out: Path = option(Path("sft"), "folder to write")
+    out: Path = option(Path("runs/sft"), "folder to write")
     context: int = option(256, "conversations longer than this are left out, and counted")
     epochs: float = option(2.0, "passes over the conversations, when --steps is not given")
     steps: int | None = option(None, "optimizer steps")
