@@ -36,18 +36,6 @@ def nothing_left(waterfall: Waterfall) -> UserError:
     return UserError(f"no document was left: {reasons}", hint=hint)
 
 
-def nothing_left(waterfall: Waterfall) -> UserError:
-    """What to say when every document was removed: the commonest reasons, and the setting that would keep most of them."""
-    removed = {(step, rule): count["documents"] for step, counts in waterfall.steps.items() for rule, count in counts["removed"].items()}
-    commonest = sorted(removed.items(), key=lambda item: (-item[1], item[0]))
-    reasons = ", ".join(f"{documents:,} {step}/{rule}" for (step, rule), documents in commonest[:5]) or "the files hold none"
-    foreign = [(rule.removeprefix("is_"), documents) for (step, rule), documents in commonest if step == "language" and rule.startswith("is_")]
-    hint = "try --preset none, which removes nothing for its quality"
-    if 2 * sum(documents for _, documents in foreign) > sum(removed.values()):
-        hint = f"most of it is not in the languages to keep (--languages, by default en); to keep it: --languages {' '.join(name for name, _ in foreign[:3])}"
-    return UserError(f"no document was left: {reasons}", hint=hint)
-
-
 class Merge:
     """Call `run` once. `settings` is the stage's configuration."""
 

@@ -19,7 +19,6 @@ from typing import Any, BinaryIO, cast
 from freedive.runs import UserError
 
 NO_TEXT = {b"\x1f\x8b": "gzip-compressed", b"\x28\xb5\x2f\xfd": "zstd-compressed", b"WARC/": "a web archive (WARC)"}  # by how a file begins
-NO_TEXT = {b"\x1f\x8b": "gzip-compressed", b"\x28\xb5\x2f\xfd": "zstd-compressed", b"WARC/": "a web archive (WARC)"}  # by how a file begins
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 PARQUET_SUFFIXES = (".parquet",)
@@ -113,10 +112,6 @@ def _documents(file: Path, name: str) -> Iterator[dict[str, Any]]:
         raw = file.read_bytes()
     except OSError as error:
         raise UserError(f"{file} could not be read: {error.strerror}", hint="check the file and its permissions") from None
-    for magic, kind in NO_TEXT.items():
-        if raw.startswith(magic):
-            raise UserError(f"{file} is {kind}, not text", hint=f"`freedive data {file} --out my-data` reads it; then give my-data instead")
-    text = decode_utf8(raw, file)
     for magic, kind in NO_TEXT.items():
         if raw.startswith(magic):
             raise UserError(f"{file} is {kind}, not text", hint=f"`freedive data {file} --out my-data` reads it; then give my-data instead")

@@ -47,7 +47,6 @@ class TokenizerConfig:
 def run(config: TokenizerConfig) -> Path:
     """Make the tokenizer and return its folder. Raises UserError for input that can't be read or settings that can't work."""
     check_at_least(config, 1, "threads", "max_chars")
-    check_at_least(config, 1, "threads", "max_chars")
     source = _source(config)
     if config.dry_run:
         _dry_run(config, source)
