@@ -7,6 +7,7 @@ FineWeb, where that is the last step.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,9 @@ from .extract import extract
 from .language import Language, language_filter
 from .pii import scrub
 from .record import Record
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]+")
+MAX_CONTROLS = 0.01  # part of the characters
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ def process(record: Record, steps: Steps) -> Result:
         return result("", ("read", record.reason))
     trail.append(("read", record.size))
     text, reason = extract(record)
+    if text is not None:
+        text, reason = _without_controls(text)
     if text is None:
         return result("", ("extract", reason))
     trail.append(("extract", _bytes(text)))
@@ -95,6 +101,14 @@ def process(record: Record, steps: Steps) -> Result:
         text = scrub(text)
         trail.append(("pii", _bytes(text)))
     return result(text, id=text_id(text), signature=signature)
+
+
+def _without_controls(text: str) -> tuple[str | None, str]:
+    """Line ends as \\n, no other control characters; a text with many is none."""
+    clean = _CONTROLS.sub("", text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text)
+    if len(text) - len(clean) > MAX_CONTROLS * len(text) + text.count("\r\n"):
+        return None, "control_characters"
+    return (clean, "") if clean.strip() else (None, "no_text")
 
 
 def _bytes(text: str) -> int:

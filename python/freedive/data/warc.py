@@ -19,7 +19,9 @@ from .texts import zstandard
 
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 MEMBER = {".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd", "": b"WARC/1."}  # how a record begins
-BLOCK = 1 << 20
+SWALLOWED = b"\r\n\r\nWARC/1.0\r\nWARC-Type:"  # inside a page: its length is wrong, and other records are in it
+BLOCK, SMALL = 1 << 20, 1 << 14
+MAX_MEMBER = 1 << 28  # bytes of a record that is looked at again
 
 
 def read_warc(source: Source, max_bytes: int) -> Iterator[Record]:
@@ -33,12 +35,12 @@ def read_warc(source: Source, max_bytes: int) -> Iterator[Record]:
         while True:
             if offset:
                 stream.seek(offset)
-            start, held, failed, single = offset, None, False, False
+            start, held, failed, single, came = offset, None, False, False, 0
             records = iter(ArchiveIterator(stream, parse_http=False))
             while True:
                 try:
                     warc = next(records)
-                    found += 1
+                    found, came = found + 1, came + 1
                     if held is not None:
                         yield held
                         held = None
@@ -61,21 +63,21 @@ def read_warc(source: Source, max_bytes: int) -> Iterator[Record]:
                 if not complete:
                     failed = True
                     break
-            if not failed:
+            if came and not failed and (not seekable or _ends_well(stream, source, start, single)):
                 if held is not None:
                     yield held
-                if found == 0:
-                    yield Record(name, name, reason="no_records")
-                elif seekable and not _ends_well(stream, source, start, single):
-                    yield Record(name, name, reason="truncated_file")
                 return
-            if held is not None:
-                yield replace(held, data=b"", reason="wrong_length")
-            else:
-                yield Record(name, name, reason="broken_record")
+            if held is not None and failed and not held.reason and not single and seekable and _fits(stream, source, start):
+                yield held
+                held = None
             next_record = None if single or not seekable else _search(stream, start + 1, MEMBER[source.compression])
+            if held is not None:
+                yield replace(held, data=b"", reason="wrong_length") if failed else held
+            if held is None or not failed:
+                ended = next_record is None and not failed
+                yield Record(name, name, reason="no_records" if ended and not found else "truncated_file" if ended else "broken_record")
             if next_record is None:
-                if single:
+                if single and failed:
                     yield Record(name, name, reason="rest_of_file")
                 return
             offset = next_record
@@ -104,6 +106,8 @@ def _page(warc: Any, name: str, max_bytes: int) -> tuple[Record, bool, bool]:
     charset = warc.http_charset if http is not None else "utf-8"
     data = warc.reader.read()
     complete = len(data) == warc.content_length  # of what follows the HTTP header
+    if not sure and SWALLOWED in data:
+        return replace(base, reason="wrong_length"), False, False
     if wrong:
         return replace(base, reason="wrong_digest"), complete, complete
     if http is not None and http.status_code not in (None, 200):
@@ -179,23 +183,47 @@ def _ends_well(stream: BinaryIO, source: Source, start: int, single: bool) -> bo
     """False if the file goes on, or should, after its last record, which begins at byte `start`."""
     if source.compression == ".gz" and single:
         return _whole_gzip(source)
+    if not source.compression:
+        end = _end(_head(stream, start))
+        return end is not None and 0 <= stream.seek(0, 2) - (start + end) <= 4
+    member, _ = _member(stream, source, start)
+    return member is not None and not member.unused_data and not stream.read(1)
+
+
+def _fits(stream: BinaryIO, source: Source, start: int) -> bool:
+    """True if the record at byte `start` ends where its header says, so that what follows it is to blame."""
+    if not source.compression:
+        end = _end(_head(stream, start))
+        return end is not None and stream.seek(start + end) >= 0 and stream.read(4) == b"\r\n\r\n"
+    member, plain = _member(stream, source, start)
+    end = _end(plain)
+    return member is not None and end is not None and plain[end:] == b"\r\n\r\n"
+
+
+def _head(stream: BinaryIO, start: int) -> bytes:
     stream.seek(start)
-    if source.compression:
-        member: Any = zlib.decompressobj(31) if source.compression == ".gz" else zstandard().ZstdDecompressor().decompressobj()
-        try:
-            while not member.eof and (block := stream.read(BLOCK)):
-                member.decompress(block)
-        except Exception:
-            return False
-        return bool(member.eof and not member.unused_data and not stream.read(1))
-    head = stream.read(1 << 16)
-    end = head.find(b"\r\n\r\n")
-    length = next((line for line in head[: max(end, 0)].split(b"\r\n") if line.lower().startswith(b"content-length:")), b"")
+    return stream.read(1 << 16)
+
+
+def _end(record: bytes) -> int | None:
+    """Where the content of a record ends, by its header."""
+    head = record.find(b"\r\n\r\n")
+    line = next((line for line in record[: max(head, 0)].split(b"\r\n") if line.lower().startswith(b"content-length:")), b"")
+    digits = line.partition(b":")[2].strip()
+    return head + 4 + int(digits) if head >= 0 and digits.isdigit() and len(digits) < 19 else None
+
+
+def _member(stream: BinaryIO, source: Source, start: int) -> tuple[Any, bytes]:
+    """The decompressor after the gzip member or zstd frame at byte `start` (None: cut off or damaged), and the plain bytes."""
+    stream.seek(start)
+    member: Any = zlib.decompressobj(31) if source.compression == ".gz" else zstandard().ZstdDecompressor().decompressobj()
+    plain = bytearray()
     try:
-        rest = stream.seek(0, 2) - (start + end + 4 + int(length.partition(b":")[2]))
-    except ValueError:
-        return False
-    return end >= 0 and 0 <= rest <= 4
+        while not member.eof and len(plain) < MAX_MEMBER and (block := stream.read(SMALL)):
+            plain += member.decompress(block)
+    except Exception:  # zlib's and zstd's own
+        return None, b""
+    return (member if member.eof else None), bytes(plain)
 
 
 def _whole_gzip(source: Source) -> bool:
