@@ -41,7 +41,7 @@ def assistant(found: Found) -> str | None:
     body += _said(found)
     if exams:
         body += "<h3>The exam, before and after</h3>" + paragraph(
-            "Questions held out of the training sets. Right means that the answer's text, or its last number, is the expected one."
+            ("Questions that are in no training set. " if found.source == "town" else "") + "Right means that the answer's text, or its last number, is the expected one."
         )
         body += share_table(exams) + every_group([e for e in found.exams if e.answers])
     return body + speed(found, "sft") + code("freedive/sft/stage.py", "freedive/tokenizer/chat.py")

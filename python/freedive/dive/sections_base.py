@@ -133,10 +133,10 @@ def tokens(found: Found) -> str | None:
 
 def _ids(tok: Tokenizer, ids: list[int]) -> str:
     """The numbers, in the colours that `to_html` gives their texts."""
-    spans = [
-        f'<span style="background:{HTML_COLOURS[i % len(HTML_COLOURS)]};color:#111">{" ".join(map(str, members))}</span>'
-        for i, (_, members) in enumerate(segments(tok, ids))
-    ]
+    spans = []
+    for i, (_, members) in enumerate(segments(tok, ids)):
+        colours = "background:#4a4a4a;color:#fff" if members[0] in tok.special_ids else f"background:{HTML_COLOURS[i % len(HTML_COLOURS)]};color:#111"
+        spans.append(f'<span style="{colours}">{" ".join(map(str, members))}</span>')
     return f'<pre class="ids" tabindex="0">{" ".join(spans)}</pre>'
 
 

@@ -92,7 +92,7 @@ def _before_and_after(found: Found) -> str:
     body = worked or "<h3>The same question, before and after</h3>" + cards(side_by_side([before, after], 6))
     body += "<h3>The whole exam, before and after practice</h3>" + paragraph(
         "Practice on one thing moves the same parameters that hold everything else, and the reward never asks to keep it. "
-        "What got worse was forgotten."
+        "What got worse by more than chance was forgotten."
     )
     body += share_table([before, after])
     return body + ("" if "sft" in found.folders else every_group([before, after]))
