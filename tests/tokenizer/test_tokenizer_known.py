@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from freedive.runs import UserError
-from freedive.tokenizer import get, known
+from freedive.tokenizer import download, get, known
 
 LINES = ["Hello world!\n\n", "They'LL  pay 12345.67€ ", "你好, Привет 🙂", "  def f(x):\r\n\treturn x", "." * 27]
 
@@ -77,3 +77,49 @@ def test_cache_names_are_tiktokens():
         known._cache_name("r50k")
         == hashlib.sha1(b"https://openaipublic.blob.core.windows.net/encodings/r50k_base.tiktoken").hexdigest()
     )
+
+
+def test_download_by_hash(shared_data, no_files, tmp_path_factory):
+    """From any address, here a folder: what has the published sha256 is kept under tiktoken's name, anything else is not."""
+    folder = shared_data / "tok" / "gpt2"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    for name in ("vocab.bpe", "encoder.json"):
+        (no_files / known._cache_name(name)).write_bytes((folder / f"gpt2_{name}").read_bytes())
+    ranks = known.format_ranks(known._gpt2_ranks())  # r50k, byte for byte OpenAI's file
+    mirror = tmp_path_factory.mktemp("mirror")
+    (mirror / "encodings").mkdir()
+    for data, good in ((ranks[:-9], False), (ranks, True)):
+        (mirror / "encodings" / "r50k_base.tiktoken").write_bytes(data)
+        if good:
+            path = download("gpt2", base=mirror.as_uri() + "/")
+            assert path == no_files / known._cache_name("r50k") and path.read_bytes() == ranks
+        else:
+            with pytest.raises(UserError, match="nothing was written"):
+                download("gpt2", base=mirror.as_uri() + "/")
+            assert not (no_files / known._cache_name("r50k")).exists()
+    assert download("gpt2", base="http://127.0.0.1:9/") == path, "what is there is not fetched again"
+    with pytest.raises(UserError, match="could not be fetched"):
+        download("o200k_base", base="http://127.0.0.1:9/")
+    with pytest.raises(UserError, match="'gpt5'"):
+        download("gpt5")
+
+
+def test_a_model_row_of_a_hole_is_never_sampled(published):
+    """Holes have no bytes, so a model with this vocabulary must not be able to say them: its head is masked there."""
+    np = pytest.importorskip("numpy")
+    model_room = pytest.importorskip("freedive.model")
+    from freedive.tokenizer import Tokenizer
+
+    tokens = {bytes((b,)): b for b in range(256)}
+    tok = Tokenizer("bpe", tokens, {"<|endoftext|>": 300}, r"[\s\S]")
+    config = model_room.DecoderConfig(vocab_size=320, n_layer=1, n_head=2, n_kv_head=1, d_model=16, head_dim=8, d_ff=32, max_positions=64)
+    model = model_room.Model(config, max_tokens=64, max_seqs=8)
+    model.init(0)
+    mask = np.zeros(320, np.uint8)
+    mask[: tok.vocab_size] = tok.vocab_mask
+    model.set_vocab_mask(mask)
+    from freedive.inference import Engine
+
+    outs = Engine(model, tok).generate([[300]] * 8, max_new_tokens=50, temperature=5.0)
+    assert all(tok.vocab_mask[i] for out in outs for i in out.ids) and {i for out in outs for i in out.ids} - set(range(256)) <= {300}

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from .chat import ChatConfig, check_mask, parse, render, render_text
 from .export import save_hf, to_hf
-from .known import get
+from .imported import from_gguf, from_hf
+from .known import download, find, get
 from .tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer, encode_documents
 from .train import DEFAULT_SPECIALS, QWEN2_PATTERN, byte_tokenizer, char_tokenizer, train_tokenizer
 
@@ -23,7 +24,11 @@ __all__ = [
     "byte_tokenizer",
     "char_tokenizer",
     "check_mask",
+    "download",
     "encode_documents",
+    "find",
+    "from_gguf",
+    "from_hf",
     "get",
     "parse",
     "render",

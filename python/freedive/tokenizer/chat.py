@@ -47,6 +47,7 @@ def render(
         add(_header(tok, chat, message["role"]), False)
         add(tok.encode(message["content"]), trained)
         add([tok.special(chat.end)], trained)
+        add(tok.encode(chat.after), False)
     if add_generation_prompt:
         add(_header(tok, chat, chat.assistant), False)
     return ids, mask
@@ -130,12 +131,15 @@ _EXAMPLE = 'for example [{"role": "user", "content": "Hello"}, {"role": "assista
 
 
 def _header(tok: Tokenizer, chat: ChatConfig, role: str) -> list[int]:
-    return [tok.special(chat.start), *tok.encode(role), tok.special(chat.sep)]
+    if not chat.sep:
+        return [tok.special(chat.start), *tok.encode(role + chat.sep_text)]
+    return [tok.special(chat.start), *tok.encode(role), tok.special(chat.sep), *tok.encode(chat.sep_text)]
 
 
 def _turns(tok: Tokenizer, chat: ChatConfig, ids: Sequence[int]) -> list[tuple[str, int, int, bool]]:
     """(role, where content begins, where it ends, whether the end token stands there) of each turn."""
-    start, sep, end = tok.special(chat.start), tok.special(chat.sep), tok.special(chat.end)
+    start, end, after = tok.special(chat.start), tok.special(chat.end), tok.encode(chat.after)
+    headers = {role: _header(tok, chat, role) for role in chat.roles}
     ids = [int(i) for i in ids]
     at = 0
     if chat.bos:
@@ -146,18 +150,24 @@ def _turns(tok: Tokenizer, chat: ChatConfig, ids: Sequence[int]) -> list[tuple[s
     while at < len(ids):
         if ids[at] != start:
             raise _not_a_conversation(at, f"expected {chat.start}")
-        role_end = _ordinary_until(tok, ids, at + 1)
-        if role_end == len(ids) or ids[role_end] != sep:
-            raise _not_a_conversation(role_end, f"expected {chat.sep} after the role")
-        role = tok.decode(ids[at + 1 : role_end])
-        if role not in chat.roles:
-            raise _not_a_conversation(at + 1, f"unknown role {role!r}")
-        content_end = _ordinary_until(tok, ids, role_end + 1)
+        fitting = [role for role, header in headers.items() if ids[at : at + len(header)] == header]
+        if not fitting:
+            role_end = _ordinary_until(tok, ids, at + 1)
+            role = tok.decode(ids[at + 1 : role_end])
+            if chat.sep and ids[role_end : role_end + 1] != [tok.special(chat.sep)]:
+                raise _not_a_conversation(role_end, f"expected {chat.sep} after the role")
+            raise _not_a_conversation(at + 1, f"unknown role {role!r:.60}")
+        role = max(fitting, key=lambda name: len(headers[name]))
+        begin = at + len(headers[role])
+        content_end = _ordinary_until(tok, ids, begin)
         finished = content_end < len(ids)
         if finished and ids[content_end] != end:
             raise _not_a_conversation(content_end, f"expected {chat.end}, found {tok.decode([ids[content_end]])}")
-        turns.append((role, role_end + 1, content_end, finished))
+        turns.append((role, begin, content_end, finished))
         at = content_end + 1
+        if ids[at : at + len(after)] != after[: len(ids) - at]:
+            raise _not_a_conversation(at, f"expected {chat.after!r} after {chat.end}")
+        at += len(after)
     return turns
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from freedive.runs import UserError
 
 from .chat_config import ChatConfig
-from .tokenizer import END_OF_TEXT, Tokenizer
+from .tokenizer import Tokenizer, byte_pairs
 
 # tiktoken's patterns use possessive quantifiers, which only make matching faster; Oniguruma (tokenizers) gives them another
 # meaning.
@@ -49,7 +49,7 @@ def recover_merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     merges = []
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
         if len(token) > 1:
-            parts = _split_below(token, rank, ranks)
+            parts = byte_pairs(token, ranks, rank)
             if len(parts) != 2:
                 raise UserError(
                     f"token {rank} ({token!r}) is not a merge of two earlier tokens; these ranks have no Hugging Face form"
@@ -64,7 +64,8 @@ def chat_template(chat: ChatConfig) -> str:
     def quoted(text: str) -> str:
         return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
-    start, sep, end, role = (quoted(t) for t in (chat.start, chat.sep, chat.end, chat.assistant))
+    start, sep, role = (quoted(t) for t in (chat.start, chat.sep + chat.sep_text, chat.assistant))
+    end, after = quoted(chat.end), quoted(chat.after)
     return (
         ("{{ bos_token }}" if chat.bos else "")
         + "{% for message in messages %}"
@@ -72,6 +73,7 @@ def chat_template(chat: ChatConfig) -> str:
         + f"{{% if message['role'] == {role} %}}"
         + f"{{% generation %}}{{{{ message['content'] + {end} }}}}{{% endgeneration %}}"
         + f"{{% else %}}{{{{ message['content'] + {end} }}}}{{% endif %}}"
+        + (f"{{{{ {after} }}}}" if chat.after else "")
         + "{% endfor %}"
         + f"{{% if add_generation_prompt %}}{{{{ {start} + {role} + {sep} }}}}{{% endif %}}"
     )
@@ -108,7 +110,7 @@ def _tokenizer_json(tok: Tokenizer) -> dict[str, Any]:
         "truncation": None,
         "padding": None,
         "added_tokens": [{"id": i, "content": name, **_ADDED} for name, i in _by_id(tok.special_tokens)],
-        "normalizer": None,
+        "normalizer": {"type": tok.normalizer} if tok.normalizer else None,
         "pre_tokenizer": pre,
         "post_processor": None,  # nothing is ever added: the chat template writes <|endoftext|> itself
         "decoder": decoder,
@@ -126,8 +128,8 @@ def _tokenizer_config(tok: Tokenizer) -> dict[str, Any]:
         "clean_up_tokenization_spaces": False,
         "added_tokens_decoder": {str(i): {"content": name, **_ADDED} for name, i in _by_id(tok.special_tokens)},
     }
-    if END_OF_TEXT in tok.special_tokens:
-        config.update(bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
+    if tok.bos in tok.special_tokens:
+        config.update(bos_token=tok.bos, eos_token=tok.bos, pad_token=tok.bos)
     if tok.chat is not None:
         config.update(eos_token=tok.chat.end, chat_template=chat_template(tok.chat))
     return config
@@ -147,17 +149,3 @@ def _plain_pattern(pattern: str) -> str:
             hint="train with a pattern without them, such as freedive's default",
         )
     return plain
-
-
-def _split_below(token: bytes, limit: int, ranks: dict[bytes, int]) -> list[bytes]:
-    """BPE of `token` with merges of rank < limit: always the lowest rank, leftmost first."""
-    parts = [token[i : i + 1] for i in range(len(token))]
-    while True:
-        best, at = limit, -1
-        for i in range(len(parts) - 1):
-            rank = ranks.get(parts[i] + parts[i + 1], limit)
-            if rank < best:
-                best, at = rank, i
-        if at < 0:
-            return parts
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]

@@ -17,9 +17,10 @@ from typing import Any
 from freedive.runs import UserError
 
 from .chat_config import ChatConfig
-from .tokenizer import KINDS, Tokenizer
+from .tokenizer import END_OF_TEXT, KINDS, Tokenizer
 
 FORMAT = "freedive-tokenizer-1"
+FORMAT_2 = "freedive-tokenizer-2"  # adds keys that a reader must not overlook; written only where they are used
 RANKS = "ranks.tiktoken"
 CONFIG = "tokenizer.json"
 
@@ -41,11 +42,23 @@ def save(tok: Tokenizer, folder: Path) -> None:
         (folder / RANKS).write_bytes(ranks)
     elif tok.kind == "chars":
         config["characters"] = "".join(token.decode("utf-8") for token, _ in sorted(tok.tokens.items(), key=lambda item: item[1]))
+    extra: dict[str, Any] = {"bos": tok.bos, "normalizer": tok.normalizer, "missing_bytes": tok.missing_bytes.hex()}
+    if extra != _PLAIN:
+        config.update(extra, format=FORMAT_2)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
 
 
 def load(folder: Path) -> Tokenizer:
-    """Read a tokenizer folder or the `tokenizer/` inside a model folder. Raises UserError saying which file is wrong and how."""
+    """Read a tokenizer folder or the `tokenizer/` inside a model folder. Raises UserError saying which file is wrong and how.
+
+    Also a Hugging Face `tokenizer.json`, its folder, or a GGUF file.
+    """
+    from .imported import from_gguf, from_hf, is_hf
+
+    if folder.is_file() and folder.name.lower().endswith(".gguf"):
+        return from_gguf(folder)
+    if folder.is_file() and folder.name == CONFIG:
+        folder = folder.parent
     if (folder / "tokenizer" / CONFIG).is_file():
         folder = folder / "tokenizer"
     path = folder / CONFIG
@@ -54,6 +67,8 @@ def load(folder: Path) -> Tokenizer:
             f"no tokenizer in {folder}: {CONFIG} is missing",
             hint="make one with: freedive tokenizer --text FILE_OR_FOLDER --out DIR",
         )
+    if is_hf(path):
+        return from_hf(path)
     config = _read_config(path)
     kind = config["kind"]
     if kind == "bpe":
@@ -66,9 +81,16 @@ def load(folder: Path) -> Tokenizer:
         if len(tokens) != len(characters):
             raise UserError(f"{path}: a character is listed twice")
     try:
-        tok = Tokenizer(kind, tokens, config["special_tokens"], config["pattern"], _chat(config["chat"], path))
+        missing = bytes.fromhex(config["missing_bytes"])
+        chat = _chat(config["chat"], path)
+        bos, normalizer = config["bos"], config["normalizer"]
+        tok = Tokenizer(
+            kind, tokens, config["special_tokens"], config["pattern"], chat, bos=bos, normalizer=normalizer, missing_bytes=missing
+        )
     except UserError as error:
         raise UserError(f"{path}: {error.message}", hint=error.hint) from error
+    except ValueError as error:
+        raise UserError(f"{path}: 'missing_bytes' is not hexadecimal: {error}", hint=_DAMAGED) from error
     if tok.vocab_size != config["vocab_size"]:
         raise UserError(
             f"{path}: vocab_size is {config['vocab_size']}, but the highest id is {tok.vocab_size - 1}",
@@ -107,6 +129,7 @@ def parse_ranks(data: bytes, path: Path) -> dict[bytes, int]:
     return ranks
 
 
+_PLAIN: dict[str, Any] = {"bos": END_OF_TEXT, "normalizer": None, "missing_bytes": ""}
 _DAMAGED = "the file is damaged: copy it again, or train the tokenizer again"
 
 
@@ -127,10 +150,9 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}", hint=_DAMAGED) from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
+    if not isinstance(config, dict) or config.get("format") not in (FORMAT, FORMAT_2):
         found = config.get("format") if isinstance(config, dict) else type(config).__name__
-        what = "a Hugging Face tokenizer" if isinstance(config, dict) and "model" in config else f"format {found!r}"
-        raise UserError(f"{path} is {what}, not {FORMAT!r}", hint="give a folder written by freedive tokenizer")
+        raise UserError(f"{path} is format {found!r}, not {FORMAT!r}", hint="give a folder written by freedive tokenizer")
     if config.get("kind") not in KINDS:
         raise UserError(f"{path}: kind is {config.get('kind')!r}; allowed: {', '.join(KINDS)}")
     _typed(config, "vocab_size", int, path)
@@ -141,7 +163,12 @@ def _read_config(path: Path) -> dict[str, Any]:
         config["pattern"] = None
     _typed(config, "special_tokens", dict, path)
     config.setdefault("chat", None)
-    return config
+    if config["format"] == FORMAT_2:
+        for key in ("bos", "missing_bytes"):
+            _typed(config, key, str, path)
+    else:
+        config.update(_PLAIN)
+    return {"normalizer": None, **config}
 
 
 def _typed(config: dict[str, Any], key: str, kind: type, path: Path) -> Any:
@@ -163,8 +190,10 @@ def _chat(value: object, path: Path) -> ChatConfig | None:
         raise UserError(f"{path}: 'chat' {what}", hint=f"known keys: {', '.join(sorted(known))}")
     roles = value.get("roles", list(ChatConfig.roles))
     chat = ChatConfig(**{**value, "roles": tuple(roles) if isinstance(roles, list) else ()})
-    texts = (chat.start, chat.sep, chat.end, chat.assistant, *chat.roles)
-    if any(not isinstance(t, str) or not t for t in texts) or not isinstance(chat.bos, bool) or chat.assistant not in chat.roles:
+    texts = (chat.start, chat.sep or chat.sep_text, chat.end, chat.assistant, *chat.roles)
+    optional = (chat.sep, chat.sep_text, chat.after)
+    wrong = any(not isinstance(t, str) or not t for t in texts) or any(not isinstance(t, str) for t in optional)
+    if wrong or not isinstance(chat.bos, bool) or chat.assistant not in chat.roles:
         raise UserError(
             f"{path}: 'chat' needs text for start, sep, end, assistant, true or false for bos, and roles with the assistant in it"
         )

@@ -1,7 +1,7 @@
 """OpenAI's published vocabularies, offline: gpt2, cl100k_base, o200k_base, the last two also with chat tokens.
 
 The rank files are found where a machine already has them (tiktoken's cache, or an installed package that carries them) and
-checked by sha256 before use. Nothing is downloaded here and nothing is copied into freedive.
+checked by sha256 before use. Only `download`, which somebody has to ask for, uses the network; nothing is copied into freedive.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import importlib.util
 import json
 import os
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from freedive.runs import UserError
+from freedive.runs import UserError, write_atomic
 
 from .chat_config import ChatConfig
 from .files import format_ranks, parse_ranks
@@ -34,6 +35,8 @@ _FILES = {
 }
 # packages that carry rank files under tiktoken's cache names; found by path, never imported
 _CARRIERS = (("llama_index", "core/_static/tiktoken_cache"), ("litellm", "litellm_core_utils/tokenizers"))
+
+_MAX_BYTES = 1 << 26  # the largest rank file has 3.6 MB
 
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 CL100K_PATTERN = (
@@ -94,10 +97,59 @@ def get(name: str) -> Tokenizer:
         address, _ = _FILES[known.ranks]
         raise UserError(
             f"the ranks of {name} are not on this machine, and freedive downloads nothing by itself",
-            hint="pip install --no-deps llama-index-core (cl100k, o200k) or litellm (these and gpt2), or save "
-            f"{_BASE}{address} as {_cache_name(known.ranks)} in a folder and set TIKTOKEN_CACHE_DIR to it",
+            hint="pip install --no-deps llama-index-core (cl100k, o200k) or litellm (these and gpt2), or run: freedive tokens "
+            f"--download {name}, or save {_BASE}{address} as {_cache_name(known.ranks)} in a folder and set TIKTOKEN_CACHE_DIR",
         )
     return Tokenizer("bpe", ranks, dict(known.special_tokens), known.pattern, known.chat)
+
+
+def names() -> tuple[str, ...]:
+    """The names that `get` knows."""
+    return tuple(_KNOWN)
+
+
+def find(name: str | Path) -> Tokenizer:
+    """A tokenizer by name (`gpt2`, `o200k_chatml`, `bytes`, ...) or from a path: a tokenizer or model folder, a `tokenizer.json`, a GGUF file.
+
+    Raises UserError.
+    """
+    if Path(name).exists():
+        return Tokenizer.load(name)
+    if str(name) == "bytes":
+        from .train import byte_tokenizer
+
+        return byte_tokenizer()
+    if os.sep in str(name) or str(name).endswith((".gguf", ".json")):
+        raise UserError(f"no such file or folder: {name}", hint=f"or a name: bytes, {', '.join(_KNOWN)}")
+    return get(str(name))
+
+
+def download(name: str, base: str = _BASE, timeout: float = 60.0) -> Path:
+    """Fetch the rank file of a published tokenizer into tiktoken's cache and return its path; one that is there is left alone.
+
+    The file is written only if its sha256 is the published one. Raises UserError without network, or for other bytes.
+    """
+    if name not in _KNOWN:
+        raise UserError(f"no published tokenizer is called {name!r}", hint=f"known names: {', '.join(_KNOWN)}")
+    ranks = _KNOWN[name].ranks
+    address, expected = _FILES[ranks]
+    path = next(_folders()) / _cache_name(ranks)
+    if _find(ranks) is not None:
+        return path
+    try:
+        with urllib.request.urlopen(base + address, timeout=timeout) as answer:
+            data = answer.read(_MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{base}{address} could not be fetched: {error}", hint="pip install --no-deps llama-index-core carries some of them"
+        ) from None
+    found = hashlib.sha256(data).hexdigest()
+    if found != expected:
+        raise UserError(f"{base}{address} has the sha256 {found[:16]}..., not {expected[:16]}...; nothing was written")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, [data])
+    get.cache_clear()
+    return path
 
 
 def _gpt2_ranks() -> dict[bytes, int] | None:
@@ -114,12 +166,18 @@ def _gpt2_ranks() -> dict[bytes, int] | None:
 
 def _data_gym_ranks(merges: bytes, encoder: bytes) -> dict[bytes, int]:
     """GPT-2's `vocab.bpe` writes each byte as a printable character; rank = its place in `encoder.json`."""
-    from .export import byte_characters
-
-    byte_of = {character: value for value, character in enumerate(byte_characters())}
+    byte_of = byte_of_character()
     ids = json.loads(encoder)
     words = [*byte_of, *("".join(line.split()) for line in merges.decode("utf-8").splitlines()[1:] if line)]
     return {bytes(byte_of[c] for c in word): ids[word] for word in words}
+
+
+@functools.cache
+def byte_of_character() -> dict[str, int]:
+    """GPT-2's printable character -> the byte that it stands for."""
+    from .export import byte_characters
+
+    return {character: value for value, character in enumerate(byte_characters())}
 
 
 def _read(name: str) -> dict[bytes, int] | None:

@@ -8,6 +8,7 @@ take the run with it.
 from __future__ import annotations
 
 import codecs
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -47,9 +48,16 @@ class Tokenizer:
         special_tokens: Mapping[str, int],
         pattern: str | None = None,
         chat: ChatConfig | None = None,
+        *,
+        bos: str = END_OF_TEXT,  # name of the special token that stands before every document
+        normalizer: str | None = None,  # a Unicode form applied before encoding; Qwen's vocabularies ask for "NFC"
+        missing_bytes: bytes = b"",  # bpe: byte values that no token holds (SmolLM2 lacks 21); they are left out when encoding
     ) -> None:
         """Check the table and build the encoder. Raises UserError for a table that can't encode, or ids that collide."""
         self.kind = kind
+        self.bos = bos
+        self.normalizer = normalizer
+        self.missing_bytes = bytes(sorted(missing_bytes))
         self.tokens = dict(tokens)
         self.special_tokens = dict(special_tokens)
         self.pattern = pattern
@@ -72,7 +80,9 @@ class Tokenizer:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Tokenizer):
             return NotImplemented
-        mine, theirs = ((t.kind, t.tokens, t.special_tokens, t.pattern, t.chat) for t in (self, other))
+        mine, theirs = (
+            (t.kind, t.tokens, t.special_tokens, t.pattern, t.chat, t.bos, t.normalizer, t.missing_bytes) for t in (self, other)
+        )
         return mine == theirs
 
     __hash__ = object.__hash__
@@ -83,8 +93,13 @@ class Tokenizer:
         """Return the ids of `text` as ordinary text: no string gives a special token, and nothing is ever added."""
         if not isinstance(text, str):
             raise UserError(f"encode needs text (str), got {type(text).__name__}", hint="decode bytes to str first")
+        if self.normalizer:
+            text = unicodedata.normalize(self.normalizer, text)  # type: ignore[arg-type]
         if self.kind == "bpe":
-            return self._encoding.encode_ordinary(text)
+            ids = self._encoding.encode_ordinary(text)
+            if self.missing_bytes and any(i >= self.vocab_size for i in ids):
+                return _encode_without(self, text)
+            return ids
         text = well_formed(text)
         if self.kind == "bytes":
             return list(text.encode("utf-8"))
@@ -98,7 +113,7 @@ class Tokenizer:
 
     def encode_array(self, text: str) -> np.ndarray:
         """Return the ids of `text` as an array in `self.dtype`; for large texts the faster way, and it lets other threads run."""
-        if self.kind == "bpe" and isinstance(text, str):
+        if self.kind == "bpe" and isinstance(text, str) and not self.missing_bytes and not self.normalizer:
             ids = self._encoding.encode_to_numpy(well_formed(text), allowed_special=set(), disallowed_special=())
         else:
             ids = np.asarray(self.encode(text), dtype=np.uint32)
@@ -158,8 +173,8 @@ class Tokenizer:
 
     @property
     def bos_id(self) -> int:
-        """Id of <|endoftext|>, which stands before every document."""
-        return self.special(END_OF_TEXT)
+        """Id of the token that stands before every document: <|endoftext|>, or what a published vocabulary has instead."""
+        return self.special(self.bos)
 
     @property
     def im_start(self) -> int:
@@ -168,7 +183,7 @@ class Tokenizer:
 
     @property
     def im_sep(self) -> int:
-        """Id between a turn's role and its content."""
+        """Id between a turn's role and its content. UserError where plain text stands between them (ChatML)."""
         return self.special(self.require_chat().sep)
 
     @property
@@ -194,7 +209,10 @@ class Tokenizer:
 
     @staticmethod
     def load(folder: str | Path) -> Tokenizer:
-        """Read a tokenizer folder, or the `tokenizer/` inside a model folder. Everything is checked; raises UserError."""
+        """Read a tokenizer folder, or the `tokenizer/` inside a model folder. Everything is checked; raises UserError.
+
+        Published tokenizers are read too: Hugging Face's `tokenizer.json` (the file or its folder), and the one in a GGUF file.
+        """
         from .files import load
 
         return load(Path(folder))
@@ -228,6 +246,40 @@ def encode_documents(tok: Tokenizer, texts: Sequence[str] | Iterable[str], threa
         return list(pool.map(tok.encode_array, texts))
 
 
+def _encode_without(tok: Tokenizer, text: str) -> list[int]:
+    """Encode text that holds bytes which the vocabulary lacks: they are left out of each piece after the split and before
+    merging, as Hugging Face's tokenizers do. Slow; such text is a few control characters in a web page.
+    """
+    import regex  # tiktoken depends on it
+
+    # Python calls the separators 0x1c to 0x1f white space, Unicode and Rust do not
+    pattern = (tok.pattern or "").replace(r"\s", r"\p{White_Space}").replace(r"\S", r"\P{White_Space}")
+    ids: list[int] = []
+    for match in regex.finditer(pattern, well_formed(text)):
+        piece = match.group().encode("utf-8").translate(None, tok.missing_bytes)
+        parts = [piece] if piece in tok.tokens else byte_pairs(piece, tok.tokens, tok.vocab_size)
+        ids.extend(tok.tokens[part] for part in parts)
+    return ids
+
+
+def byte_pairs(data: bytes, ranks: Mapping[bytes, int], limit: int) -> list[bytes]:
+    """BPE of `data` with merges of rank < limit: always the lowest rank, leftmost first."""
+    parts = [data[i : i + 1] for i in range(len(data))]
+    found = [ranks.get(data[i : i + 2], limit) for i in range(len(data) - 1)]  # the rank of each neighbouring pair
+    while found:
+        best = min(found)
+        if best >= limit:
+            break
+        at = found.index(best)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        del found[at]
+        if at > 0:
+            found[at - 1] = ranks.get(parts[at - 1] + parts[at], limit)
+        if at < len(found):
+            found[at] = ranks.get(parts[at] + parts[at + 1], limit)
+    return parts
+
+
 def _check_table(tok: Tokenizer) -> None:
     if tok.kind not in KINDS:
         raise UserError(f"unknown kind of tokenizer {tok.kind!r}", hint=f"allowed: {', '.join(KINDS)}")
@@ -247,14 +299,21 @@ def _check_table(tok: Tokenizer) -> None:
         raise UserError("the name of a special token is not valid Unicode")
     if tok.kind in ("bpe", "bytes"):
         missing = [b for b in range(256) if bytes((b,)) not in tok.tokens]
-        if missing:
-            raise UserError(f"{len(missing)} of the 256 single bytes have no token (the first: 0x{missing[0]:02x})")
+        if missing != list(tok.missing_bytes):
+            odd = sorted(set(missing) ^ set(tok.missing_bytes))
+            raise UserError(f"{len(odd)} of the 256 single bytes have no token (the first: 0x{odd[0]:02x})")
     if tok.kind == "bytes" and any(tok.tokens[bytes((b,))] != b for b in range(256)):
         raise UserError("in a bytes tokenizer the id of a byte is its value")
+    if tok.normalizer not in (None, "NFC", "NFD", "NFKC", "NFKD"):
+        raise UserError(f"unknown normalizer {tok.normalizer!r}", hint="allowed: NFC, NFD, NFKC, NFKD or none")
+    if tok.bos != END_OF_TEXT and tok.bos not in tok.special_tokens:
+        raise UserError(f"the token before documents, {tok.bos!r}, is not among the special tokens")
     if tok.chat is not None:
         names = {"start": tok.chat.start, "sep": tok.chat.sep, "end": tok.chat.end}
+        if not tok.chat.sep and tok.chat.sep_text:
+            del names["sep"]
         if tok.chat.bos:
-            names["bos"] = END_OF_TEXT
+            names["bos"] = tok.bos
         for role, name in names.items():
             if name not in tok.special_tokens:
                 raise UserError(
@@ -270,8 +329,10 @@ def _tiktoken_encoding(tok: Tokenizer) -> tiktoken.Encoding:
 
     if not tok.pattern:
         raise UserError("a bpe tokenizer needs the split pattern which it was trained with")
+    # the library needs all bytes: absent ones get ids above all others, which never leave `encode`
+    ranks = tok.tokens | {bytes((b,)): tok.vocab_size + n for n, b in enumerate(tok.missing_bytes)}
     try:
-        return tiktoken.Encoding("freedive", pat_str=tok.pattern, mergeable_ranks=tok.tokens, special_tokens=tok.special_tokens)
+        return tiktoken.Encoding("freedive", pat_str=tok.pattern, mergeable_ranks=ranks, special_tokens=tok.special_tokens)
     except ValueError as error:
         raise UserError(
             f"the split pattern is not a valid regular expression: {error}", hint=f"pattern: {tok.pattern[:200]}"
