@@ -10,7 +10,7 @@ import numpy as np
 
 from freedive.data.texts import is_artefact, iter_texts
 from freedive.runs import UserError, notes
-from freedive.tokenizer import Tokenizer, byte_tokenizer, char_tokenizer, encode_documents, get, train_tokenizer
+from freedive.tokenizer import Tokenizer, byte_tokenizer, char_tokenizer, encode_documents, find, train_tokenizer
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def read_texts(path: Path, val_fraction: float) -> tuple[list[str], list[str]]:
 
 
 def choose_tokenizer(name: str, vocab_size: int, texts: list[str]) -> Tokenizer:
-    """`name`: a tokenizer folder, "bpe" (trained on the texts), "bytes", "chars", or a known encoding such as "gpt2"."""
+    """`name`: a tokenizer folder, `tokenizer.json` or GGUF file, "bpe" (trained on the texts), "bytes", "chars", or a known encoding such as "gpt2"."""
     if name == "bytes":
         return byte_tokenizer()
     if name == "chars":
@@ -44,9 +44,7 @@ def choose_tokenizer(name: str, vocab_size: int, texts: list[str]) -> Tokenizer:
     if name == "bpe":
         with notes():
             return train_tokenizer(texts, vocab_size=vocab_size)
-    if Path(name).is_dir():
-        return Tokenizer.load(Path(name))
-    return get(name)
+    return find(name)
 
 
 def load_corpus(path: Path, tokenizer: str, vocab_size: int, val_fraction: float, context: int) -> tuple[Corpus, Tokenizer]:
