@@ -27,8 +27,9 @@ def merge(ids: list[int], pair: Pair, new: int) -> list[int]:
     return out
 
 
-def train(texts: Iterable[str], vocab_size: int, pattern: str) -> dict[bytes, int]:
-    """Ranks of `vocab_size` tokens, the 256 bytes first. Ties of the count go to the smallest pair of ids.
+def train(texts: Iterable[str], vocab_size: int, pattern: str, ties: str = "smaller ids") -> dict[bytes, int]:
+    """Ranks of `vocab_size` tokens, the 256 bytes first. Ties of the count go to the smallest pair of ids (rustbpe), or with
+    ties = "larger bytes" to the pair whose bytes compare greater (Stanford CS336's assignment).
 
     Stops early when no pair is left to merge. Raises ValueError for vocab_size < 256.
     """
@@ -44,7 +45,10 @@ def train(texts: Iterable[str], vocab_size: int, pattern: str) -> dict[bytes, in
                 pairs[pair] += count
         if not pairs:
             break
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        if ties == "smaller ids":
+            best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        else:
+            best = max(pairs, key=lambda pair: (pairs[pair], tokens[pair[0]], tokens[pair[1]]))
         pieces = [(merge(ids, best, len(tokens)), count) for ids, count in pieces]
         tokens.append(tokens[best[0]] + tokens[best[1]])
     return {token: rank for rank, token in enumerate(tokens)}
