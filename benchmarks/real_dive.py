@@ -2,7 +2,7 @@
 
     python benchmarks/real_dive.py --data DATA_FOLDER --out real [--tier demo]
 
-Pages: 12 OpenStax textbooks. Chats: dialogues of the Schema-Guided Dialogue corpus (SGD), capitals asked in seven wordings, and a few
+Pages: OpenStax textbooks, and pages that say the capitals of countries and states forty times each in changing words. Chats: dialogues of the Schema-Guided Dialogue corpus (SGD), capitals asked in seven wordings, and a few
 solved problems. Questions: the same capitals in three wordings that no chat has. Problems: the beginning of an SGD dialogue, answered by
 the name of the service call that the assistant made next (36 of them); training and held-out problems come from different dialogues.
 DATA_FOLDER holds text/openstax.jsonl.gz, sft/sgd_train.jsonl.gz and sft/facts/*.json. The last line is JSON.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,10 @@ from freedive.dive.stage import DiveConfig, run
 ASKED = ["What is the capital of {}?", "Which city is the capital of {}?", "Name the capital of {}.", "What's {}'s capital?", "Tell me the capital of {}, please.",
          "{}: what is its capital?", "Do you know the capital of {}?"]  # fmt: skip
 HELD_OUT = ["I forgot what the capital of {} is called. Can you help?", "Which city does the government of {} sit in?", "The capital of {} is which city?"]
+SAID = ["The capital of {0} is {1}.", "{1} is the capital of {0}.", "The government of {0} sits in {1}.", "{0} has its capital at {1}.",
+        "Question: what is the capital of {0}? Answer: {1}.", "Question: name the capital city of {0}. Answer: {1}.", "Capital of {0}: {1}.",
+        "In {1}, the capital of {0}, the parliament met."]  # fmt: skip
+BOOKS = ("american-government", "introduction-sociology", "psychology", "us-history")
 SHORT, LONG = 450, 800  # characters of a problem, and of a dialogue that is trained on
 
 
@@ -32,6 +37,16 @@ def capitals(folder: Path) -> list[tuple[str, str]]:
     states = json.loads((folder / "us_state_capitals.json").read_text())["capitals"]
     pairs = {c["name"]: c["capital"] for c in countries} | {f"the state of {s['state']}": s["capital"] for s in states}
     return [(place, city) for place, city in pairs.items() if city]
+
+
+def pages(data: Path, mentions: int) -> Iterator[dict[str, str]]:
+    """Chapters of the books, and between them pages of a few facts."""
+    places, rng = capitals(data / "sft/facts"), random.Random(0)
+    facts = [SAID[m % len(SAID)].format(*pair) for m in range(mentions) for pair in rng.sample(places, len(places))]
+    with gzip.open(data / "text/openstax.jsonl.gz", "rt") as lines:
+        books = [row for row in map(json.loads, lines) if row["book"].startswith(BOOKS)]
+    rows = [{"text": row["text"]} for row in books] + [{"text": "\n".join(facts[i : i + 12])} for i in range(0, len(facts), 12)]
+    yield from rng.sample(rows, len(rows))
 
 
 def talk(question: str, answer: str) -> dict[str, Any]:
@@ -46,16 +61,18 @@ def problems(dialogue: dict[str, Any]) -> Iterator[dict[str, Any]]:
         said += f"{turn['role'].title()}: {turn['text']}\n"
 
 
-def prepare(data: Path, out: Path, solved: int, chats: int, practice: int, held_out: int) -> dict[str, int]:
-    """Writes chats.jsonl, problems.jsonl, problems_eval.jsonl and questions.jsonl; returns how many rows each has."""
+def prepare(data: Path, out: Path, solved: int, chats: int, practice: int, held_out: int, mentions: int) -> dict[str, int]:
+    """Writes pages.jsonl, chats.jsonl, problems.jsonl, problems_eval.jsonl and questions.jsonl; returns how many rows each has."""
     with gzip.open(data / "sft/sgd_train.jsonl.gz", "rt") as lines:
-        dialogues = [json.loads(line) for line in lines]
+        dialogues = [json.loads(line) for line in lines]  # sorted by service
+    random.Random(1).shuffle(dialogues)
     short = [d for d in dialogues[::3] if sum(len(t["text"]) for t in d["turns"]) < LONG]
     rows = {
         "chats": [{"turns": d["turns"]} for d in short[:chats]],
         "problems": [p for d in dialogues[1::3] for p in problems(d)],
         "problems_eval": [p for d in dialogues[2::3] for p in problems(d)][:held_out],
         "questions": [],
+        "pages": list(pages(data, mentions)),
     }
     rows["chats"] += [talk(p["prompt"], p["answer"]) for p in rows["problems"][:solved]]
     rows["problems"] = rows["problems"][solved : solved + practice]
@@ -75,12 +92,13 @@ def main() -> None:
     parser.add_argument("--tier", default="demo", choices=["smoke", "demo"])
     parser.add_argument("--solved", type=int, default=300, help="problems with their answers among the chats")
     parser.add_argument("--chats", type=int, default=1000, help="dialogues among the chats")
+    parser.add_argument("--mentions", type=int, default=40, help="of each capital in the pages")
     a = parser.parse_args()
-    counts = prepare(a.data, a.out / "input", a.solved, a.chats, 8000, 2000)
+    counts = prepare(a.data, a.out / "input", a.solved, a.chats, 8000, 2000, a.mentions)
     print(json.dumps(counts), flush=True)
     began = time.perf_counter()
     into = a.out / "input"
-    run(DiveConfig(tier=a.tier, out=a.out / "dive", pages=(a.data / "text/openstax.jsonl.gz",), chats=into / "chats.jsonl", problems=into / "problems.jsonl",
+    run(DiveConfig(tier=a.tier, out=a.out / "dive", pages=(into / "pages.jsonl",), chats=into / "chats.jsonl", problems=into / "problems.jsonl",
                    problems_eval=into / "problems_eval.jsonl", questions=into / "questions.jsonl"))  # fmt: skip
     seconds = time.perf_counter() - began
     stages = {name: s["metrics"] for name, s in json.loads((a.out / "dive/dive.json").read_text())["stages"].items()}

@@ -18,6 +18,9 @@ from pathlib import Path
 from freedive.runs import folder_hash
 
 
+START = 1.0  # seconds until a dive that goes on has found its place
+
+
 def dive(tier: str, out: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", "freedive", "dive", "--tier", tier, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
@@ -39,11 +42,12 @@ def main() -> int:
     for _ in range(a.kills):
         process = dive(a.tier, a.out)
         try:
-            process.wait(timeout=rng.uniform(0.5, max(3.0, 1.5 * whole / max(1, a.kills))))
+            process.wait(timeout=rng.uniform(1.0, 2 * (0.9 * whole / max(1, a.kills) + START)))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
             kills += 1
+            print(f"kill {kills}: {', '.join(p.name.removesuffix('.partial') for p in a.out.glob('*.partial')) or 'between stages'}", flush=True)
         else:
             break
     last = dive(a.tier, a.out)

@@ -37,6 +37,7 @@ class Tier:
     sft_epochs: float
     sft_batch: int
     sft_lr: float | None
+    sft_replay: float  # part of the tokens that is text of the pages again, against forgetting them
     # 4
     rl_steps: int
     rl_prompts: int
@@ -52,7 +53,7 @@ TIERS = {
         vocab_size=512,
         depth=2, context=128, pretrain_epochs=4.5, pretrain_batch=2048, pretrain_lr=None, pretrain_eval_every=50, max_pretrain_steps=300,
         quiz_every=8, quiz_every_base=36, exam_sums=32, exam_base=32, exam_new_tokens=32,
-        sft_epochs=8.0, sft_batch=2048, sft_lr=None,
+        sft_epochs=8.0, sft_batch=2048, sft_lr=None, sft_replay=0.25,
         rl_steps=12, rl_prompts=8, rl_generations=8, rl_new_tokens=48, rl_lr=None, rl_eval_every=0,
     ),
     "demo": Tier(
@@ -60,7 +61,7 @@ TIERS = {
         vocab_size=2048,
         depth=4, context=256, pretrain_epochs=4.5, pretrain_batch=2048, pretrain_lr=None, pretrain_eval_every=100, max_pretrain_steps=2400,
         quiz_every=2, quiz_every_base=24, exam_sums=256, exam_base=96, exam_new_tokens=64,
-        sft_epochs=4.0, sft_batch=2048, sft_lr=8e-4,
+        sft_epochs=6.0, sft_batch=2048, sft_lr=3e-3, sft_replay=0.6,
         rl_steps=300, rl_prompts=16, rl_generations=8, rl_new_tokens=64, rl_lr=None, rl_eval_every=20,
     ),
 }  # fmt: skip

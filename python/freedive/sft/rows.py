@@ -62,10 +62,12 @@ def _tree(prompt: dict[str, Any]) -> Iterator[list[Message]]:
     """Each reply to the first prompt, then down the best-ranked replies, to the last turn of the assistant."""
     first = {"role": "user", "content": prompt["text"]}
     for reply in sorted(_usable(prompt), key=_rank):
-        path, node = [first], reply
+        path: list[Message] = [first]
+        node: dict[str, Any] | None = reply
         while node is not None:
             path.append({"role": _ROLES.get(node.get("role", ""), "assistant"), "content": node["text"]})
-            node = min(_usable(node), key=_rank, default=None)
+            following = sorted(_usable(node), key=_rank)
+            node = following[0] if following else None
         if path[-1]["role"] == "user":
             path.pop()
         yield path
