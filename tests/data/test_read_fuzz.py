@@ -206,11 +206,10 @@ def test_everything_bad_in_one_folder(tmp_path):
 
 def test_parquet_rows_and_damage(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
+    parquet = pytest.importorskip("pyarrow.parquet")
     table = pyarrow.table({"text": [story(1), "", None], "url": ["https://x.example", "", None], "score": [2.5, 1.0, None], "n": [[1], [2], [3]]})
     buffer = io.BytesIO()
-    pyarrow.parquet.write_table(table, buffer)
+    parquet.write_table(table, buffer)
     found = read(tmp_path, buffer.getvalue(), "x.parquet")
     assert [r.reason for r in found] == ["", "empty", "no_text_field"]
     assert found[0].url == "https://x.example" and found[0].meta["score"] == 2.5

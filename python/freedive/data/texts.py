@@ -127,7 +127,8 @@ def _jsonl_documents(file: Path, name: str) -> Iterator[dict[str, Any]]:
             raise UserError(f'{file}, line {number} has no "text" string', hint='each line is {"text": "..."}')
         if text.strip():
             default = {"id": f"{name}:{number}", "url": "", "source": name}
-            yield {"text": text, **{key: str(row.get(key) or value) for key, value in default.items()}}
+            more = {"record": str(row["record"])} if row.get("record") else {}  # the WARC record it came from
+            yield {"text": text, **{key: str(row.get(key) or value) for key, value in default.items()}, **more}
 
 
 def iter_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:

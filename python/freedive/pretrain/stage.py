@@ -13,7 +13,7 @@ from freedive.inference import save_model_folder
 from freedive.inference.samples import draw_samples
 from freedive.model import DecoderConfig, Model, check_fits, from_depth, plan, preset
 from freedive.runs import Artefact, UserError, check_at_least, option, stage, write_json_atomic
-from freedive.train import Documents, SequenceLoader, Settings, supervised_loop
+from freedive.train import SequenceLoader, Settings, supervised_loop
 from freedive.train.evaluate import held_out_loss
 
 from .corpus import load_corpus
@@ -23,7 +23,7 @@ from .corpus import load_corpus
 class PretrainConfig:
     """Train a base model on text."""
 
-    data: Path | None = option(None, "folder made by `freedive data`")
+    data: Path | None = option(None, "folder made by `freedive data`, or token shards by `freedive data shards`")
     text: Path | None = option(None, "instead of --data: a text or JSONL file, or a folder of them")
     tokenizer: str = option("bpe", "tokenizer folder, or: bpe (trained on the text), bytes, chars, gpt2, cl100k_base, o200k_base")
     vocab_size: int = option(2048, "of the tokenizer trained when --tokenizer bpe")
@@ -107,7 +107,7 @@ def _start(c: PretrainConfig, source: Path, artefact: Artefact | None) -> None:
     corpus, tok = load_corpus(source, c.tokenizer, c.vocab_size, c.val_fraction, c.context)
     config = model_config(c, tok.vocab_size)
     bos = tok.bos_id if c.document_edges else None
-    documents = Documents(corpus.train, c.context, bos, c.seed)
+    documents = corpus.documents(c.context, bos, c.seed)
     if documents.n_targets < c.batch_tokens:
         raise UserError(f"{source} gives {documents.n_targets:,} training tokens, less than one batch of {c.batch_tokens:,}",
                         hint=f"give more text, or lower --batch-tokens (at least --context = {c.context})")  # fmt: skip

@@ -20,6 +20,13 @@ OFFSET_STREAM, ORDER_STREAM, REPLAY_STREAM = 11, 12, 13
 Example = tuple[np.ndarray, np.ndarray, np.ndarray]  # ids int32 [L], targets int32 [L] (-1 = none), weights float32 [L]
 
 
+class Sliceable(Protocol):
+    """Token ids, all in memory or not."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, place: slice, /) -> np.ndarray: ...
+
+
 class Source(Protocol):
     def begin_epoch(self, epoch: int) -> int:
         """Prepare an epoch; returns how many sequences it has."""
@@ -50,30 +57,41 @@ class Documents:
             documents = [d.astype(np.int32) for d in documents if len(d) > 1]
         if not documents:
             raise UserError("no document has a token to learn from", hint="give more text")
-        self.ids = np.concatenate(documents)
-        self.starts = np.cumsum([0, *(len(d) for d in documents)])
+        ends = np.cumsum([len(d) for d in documents])
+        self._set(np.concatenate(documents), np.concatenate([[0], ends[:-1]]), ends - 1, context, seed)
+
+    def _set(self, ids: Sliceable, first: np.ndarray, last: np.ndarray, context: int, seed: int) -> None:
+        self.ids, self.first, self.last = ids, first, last  # of each document the places of its first and last token, edges included
         self.context, self.seed = context, seed
         self._windows: np.ndarray = np.zeros((0, 2), np.int64)
+
+    @classmethod
+    def mapped(cls, ids: Sliceable, first: np.ndarray, last: np.ndarray, context: int, seed: int) -> Documents:
+        """Documents with their edges, lying in `ids` already (a memory map): document i is ids[first[i] : last[i] + 1]."""
+        self = cls.__new__(cls)
+        self._set(ids, first, last, context, seed)
+        return self
 
     @property
     def n_targets(self) -> int:
         """Tokens predicted in one epoch."""
-        return int(len(self.ids) - (len(self.starts) - 1))
+        return int((self.last - self.first).sum())
 
     def begin_epoch(self, epoch: int) -> int:
         rng = np.random.Generator(np.random.Philox(key=[self.seed, OFFSET_STREAM], counter=[0, 0, 0, epoch]))
         windows = []
-        for a, b in zip(self.starts[:-1], self.starts[1:]):
-            targets = b - a - 1
+        for a, b in zip(self.first.tolist(), self.last.tolist()):
+            targets = b - a
             first = int(rng.integers(1, self.context + 1)) if targets > self.context else targets
-            cuts = [a, *range(a + first, b - 1, self.context), b - 1]
+            cuts = [a, *range(a + first, b, self.context), b]
             windows += list(zip(cuts[:-1], cuts[1:]))
         self._windows = np.array(windows, np.int64)
         return len(windows)
 
     def get(self, i: int) -> Example:
-        a, b = self._windows[i]
-        return self.ids[a:b], self.ids[a + 1 : b + 1], np.ones(b - a, np.float32)
+        a, b = self._windows[i].tolist()
+        ids = np.asarray(self.ids[a : b + 1]).astype(np.int32, copy=False)
+        return ids[:-1], ids[1:], np.ones(b - a, np.float32)
 
 
 class Rows:
