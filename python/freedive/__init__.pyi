@@ -14,4 +14,3 @@ from .tokenizer import render as render
 from .tokenizer import train_tokenizer as train_tokenizer
 
 __version__: str
-_core: Any  # compiled, without a stub

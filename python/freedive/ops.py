@@ -110,7 +110,8 @@ def rmsnorm_forward(x: Array, weight: Array, eps: float = 1e-6, **how: Any) -> t
 def rmsnorm_backward(
     dout: Array, x: Array, weight: Array, rstd: Array, *, dx: Array | None = None, dweight: Array | None = None, **how: Any
 ) -> tuple[Array, Array]:
-    """dx = rstd (dout weight - x rstd^2 mean(dout weight x)); dweight = sum dout x rstd. Given dx or dweight are added to."""
+    """dx = rstd (dout weight - x rstd^2 mean(dout weight x)); dweight = sum dout x rstd. dout, x [N,H,D] or [N,D], weight [D],
+    rstd of the forward -> dx like x, dweight [D]. Given dx or dweight are added to."""
     into = poisoned(*x.shape) if dx is None else dx
     dweight = zeros_like_rows(weight) if dweight is None else dweight
     call(
@@ -148,7 +149,7 @@ def layernorm_backward(
     dbias: Array | None = None,
     **how: Any,
 ) -> tuple[Array, Array, Array]:
-    """-> dx [N,C], dweight [C], dbias [C]. Given ones are added to."""
+    """dout, x [N,C], weight [C], mean and rstd [N] of the forward -> dx [N,C], dweight [C], dbias [C]. Given ones are added to."""
     into = poisoned(*x.shape) if dx is None else dx
     dweight = zeros_like_rows(weight) if dweight is None else dweight
     dbias = zeros_like_rows(weight) if dbias is None else dbias
@@ -189,7 +190,7 @@ def swiglu_forward(gate: Array, up: Array, **how: Any) -> Array:
 
 
 def swiglu_backward(dout: Array, gate: Array, up: Array, **how: Any) -> tuple[Array, Array]:
-    """-> dgate, dup [N,F]"""
+    """dout, gate, up [N,F] -> dgate = dout up silu'(gate), dup = dout silu(gate), [N,F]"""
     dgate, dup = poisoned(*gate.shape), poisoned(*gate.shape)
     call("swiglu_backward", dgate=dgate, dup=dup, dout=dout, gate=gate, up=up, **how)
     return dgate, dup
@@ -250,7 +251,7 @@ def attention_forward(
 def attention_backward(
     dout: Array, out: Array, lse: Array, q: Array, k: Array, v: Array, cu_seqlens: Array, scale: float | None = None, **how: Any
 ) -> tuple[Array, Array, Array]:
-    """-> dq [N,H,D], dk, dv [N,G,D]"""
+    """dout [N,H,D]; out [N,H,D] and lse [N,H] of the forward, and its q [N,H,D], k, v [N,G,D] -> dq [N,H,D], dk, dv [N,G,D]"""
     dq, dk, dv = poisoned(*q.shape), poisoned(*k.shape), poisoned(*v.shape)
     scale = q.shape[2] ** -0.5 if scale is None else scale
     inputs: dict[str, Any] = {"dout": dout, "out": out, "lse": lse, "q": q, "k": k, "v": v, "cu_seqlens": cu_seqlens}
@@ -273,7 +274,8 @@ def kv_cache_write(
     block_table: Array,
     **how: Any,
 ) -> None:
-    """Append k, v [N,G,D] to the cache: position p of sequence s goes to block block_table[s, p // 32], slot p % 32"""
+    """Append k, v [N,G,D] of S sequences to the cache (see new_cache): position p of sequence s goes to block block_table[s, p // 32],
+    slot p % 32. cu_seqlens [S+1] of the new rows, past_lens [S] rows cached before, block_table [S,M]"""
     where: dict[str, Any] = {"cu_seqlens": cu_seqlens, "past_lens": past_lens, "block_table": block_table}
     call("kv_cache_write", k_cache=k_cache, v_cache=v_cache, k=k, v=v, **where, **how)
 
@@ -288,7 +290,8 @@ def attention_cached(
     scale: float | None = None,
     **how: Any,
 ) -> Array:
-    """attention_forward of the newest rows, keys and values (theirs included) read from the cache -> [N,H,D]"""
+    """attention_forward of the newest rows q [N,H,D], keys and values (theirs included) read from the cache -> [N,H,D].
+    The other arguments as of kv_cache_write, which comes first"""
     out = poisoned(*q.shape)
     scale = q.shape[2] ** -0.5 if scale is None else scale
     inputs: dict[str, Any] = {"q": q, "k_cache": k_cache, "v_cache": v_cache, "cu_seqlens": cu_seqlens, "past_lens": past_lens}
@@ -317,7 +320,8 @@ def head_forward(
     packed: Array | None = None,
     **how: Any,
 ) -> tuple[Array, Array, Array]:
-    """z = weight x / T over unmasked ids -> logprobs like targets, entropy [N], lse [N], nats"""
+    """z = weight x / T over unmasked ids; logprobs = z[targets] - lse -> logprobs like targets, entropy [N], lse [N], nats.
+    x [N,C], weight [V,C], targets [N] or [N,K], -1 = none (its outputs are 0)"""
     inputs = head_inputs(x, weight, targets, temperature, vocab_mask, packed)
     logprobs, entropy, lse = poisoned(*inputs["targets"].shape), poisoned(len(x)), poisoned(len(x))
     call("head_forward", logprobs=logprobs, entropy=entropy, lse=lse, **inputs, **how)
@@ -362,7 +366,8 @@ def head_forward_backward(
     dweight: Array | None = None,
     **how: Any,
 ) -> tuple[Array, Array, Array, Array, Array]:
-    """head_forward and head_backward in one pass over the logits -> logprobs, entropy, lse, dx, dweight"""
+    """head_forward and head_backward in one pass over the logits; dlogprobs like targets, known beforehand -> logprobs like targets,
+    entropy, lse [N], dx [N,C], dweight [V,C]. A given dweight is added to."""
     inputs = head_inputs(x, weight, targets, temperature, vocab_mask, packed)
     shape = inputs["targets"].shape
     logprobs, entropy, lse, dx = poisoned(*shape), poisoned(len(x)), poisoned(len(x)), poisoned(*x.shape)

@@ -71,10 +71,11 @@ class Engine:
         top_p: float = 1.0, min_p: float = 0.0, stop_ids: Sequence[int] = (), seeds: Sequence[int] | None = None,
         on_finish: Callable[[int, Completion], None] | None = None,
     ) -> list[Completion]:  # fmt: skip
-        """One completion per prompt (lists of ids), in order. seeds: one per prompt (default 0, 1, ...).
+        """One completion per prompt (lists of ids), in order. seeds: one per prompt (default 0, 1, ...), whole numbers modulo 2^64.
 
-        Prompt and completion together fill at most the model's context. `on_finish(index, completion)` is called as each ends.
-        Raises UserError for prompts that do not fit.
+        A completion ends with one of stop_ids, after max_new_tokens, or where prompt and completion fill the model's context.
+        temperature 0 takes the likeliest token; top_k 0, top_p 1 and min_p 0 are off. `on_finish(index, completion)` is called as each
+        ends. Raises UserError for empty prompts, prompts that do not fit, ids outside the vocabulary, and parameters out of range.
         """
         done: list[Any] = [None] * len(prompts)
         seeds = range(len(prompts)) if seeds is None else seeds
@@ -91,7 +92,10 @@ class Engine:
         self, prompt: Sequence[int], max_new_tokens: int = 256, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
         min_p: float = 0.0, stop_ids: Sequence[int] = (), seed: int = 0,
     ) -> Iterator[str]:  # fmt: skip
-        """The completion's text in pieces of whole characters, as it is sampled. A later call on the same engine ends the stream."""
+        """The completion's text in pieces of whole characters, as it is sampled. Parameters and errors as of `generate`.
+
+        A later call on the same engine takes its cache: going on with this stream is then a RuntimeError.
+        """
         if self.tokenizer is None:
             raise UserError("streaming gives text, and this engine has no tokenizer", hint="Engine(model, tokenizer)")
         return self._pieces(self._begin([prompt], Params(max_new_tokens, temperature, top_k, top_p, min_p, tuple(stop_ids)), [seed]))

@@ -24,14 +24,20 @@ class LM:
         self.model, self.tokenizer, self.engine = model, tokenizer, Engine(model, tokenizer)
 
     def generate(self, prompt: str, max_new_tokens: int = 64, temperature: float = 0.8, seed: int = 0, **sampling: Any) -> str:
-        """Continue a text, as a document of the training data would go on."""
+        """Continue a text, as a document of the training data would go on; returns the new text, at most max_new_tokens tokens of it.
+
+        sampling: top_k, top_p, min_p, stop_ids as of Engine.generate. Raises UserError for a text too long for the model.
+        """
         tok = self.tokenizer
         sampling.setdefault("stop_ids", (tok.bos_id, tok.im_end))
         out = self.engine.generate([[tok.bos_id, *tok.encode(prompt)]], max_new_tokens=max_new_tokens, temperature=temperature, seeds=[seed], **sampling)
         return out[0].text
 
     def chat(self, messages: str | Messages, max_new_tokens: int = 128, temperature: float = 0.0, seed: int = 0, **sampling: Any) -> str:
-        """The assistant's answer to a question, or to a list of {"role", "content"}."""
+        """The assistant's answer to a question, or to a list of {"role", "content"}; by default the likeliest (temperature 0).
+
+        sampling: as of `generate`. Raises UserError for messages that cannot be rendered or are too long for the model.
+        """
         tok = self.tokenizer
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         ids = render(tok, turns, add_generation_prompt=True)[0]
@@ -39,7 +45,10 @@ class LM:
         return self.engine.generate([ids], max_new_tokens=max_new_tokens, temperature=temperature, seeds=[seed], **sampling)[0].text
 
     def score(self, text: str) -> tuple[list[int], np.ndarray]:
-        """(ids, log-probs): each token of a text and its log-prob given what stands before it, float32, nats."""
+        """Each token of a text and its log-prob given what stands before it, in a document that begins there: (ids [L], log-probs float32 [L], nats).
+
+        Raises ValueError for a text of more tokens than max_tokens or than the model has positions.
+        """
         tok = self.tokenizer
         ids = tok.encode(text)
         if not ids:
@@ -48,15 +57,25 @@ class LM:
         return ids, self.model.score(Batch.pack([(whole[:-1], whole[1:])])).logprobs
 
     def forward(self, batch: Batch, temperature: float = 1.0) -> Outputs:
-        """Model.forward: per-token outputs, activations kept for `backward`."""
+        """Model.forward of a Batch of N tokens: .logprobs like its targets, .entropy [N] and .lse [N], float32, nats; kept for one `backward`.
+
+        Raises RuntimeError unless loaded with trainable=True, ValueError for a batch beyond the capacities.
+        """
         return self.model.forward(batch, temperature)
 
     def backward(self, dlogprobs: np.ndarray | None = None, dentropy: np.ndarray | None = None, dlse: np.ndarray | None = None) -> None:
-        """Model.backward: accumulate gradients."""
+        """Model.backward: add to .model.gradients, given the loss's derivative by each output of the last `forward`, shaped like it; None is 0.
+
+        Raises ValueError for another number of entries, RuntimeError without a `forward` before it.
+        """
         self.model.backward(dlogprobs, dentropy, dlse)
 
 
 def load(folder: str | Path, *, trainable: bool = False, max_tokens: int = 4096, max_seqs: int = 256, threads: int | None = None) -> LM:
-    """Load what `freedive pretrain`, `sft` or `rl` wrote. Raises UserError saying what is missing or damaged."""
+    """Load what `freedive pretrain`, `sft` or `rl` wrote.
+
+    trainable: keep room for gradients and moments, so that `forward`, `backward` and `adamw` work. max_tokens, max_seqs: the most tokens and
+    sequences of one batch. threads: default the usable cores. Raises UserError saying what is missing, damaged or does not fit in memory.
+    """
     tok = load_tokenizer(Path(folder))
     return LM(load_model(Path(folder), tok, trainable=trainable, max_tokens=max_tokens, max_seqs=max_seqs, threads=threads), tok)

@@ -12,16 +12,19 @@ Ids = Sequence[int] | np.ndarray
 
 @dataclass(frozen=True)
 class Batch:
-    """tokens, targets, positions: int32 [N] (targets may be [N, K]); cu_seqlens: int32 [S+1]. Entry t is about targets[t]; -1 = no target."""
+    """N tokens of S sequences, end to end. Entry t of every per-token array is about targets[t], the id that follows tokens[t]; -1 = no target."""
 
-    tokens: np.ndarray
-    targets: np.ndarray
-    positions: np.ndarray
-    cu_seqlens: np.ndarray
+    tokens: np.ndarray  # int32 [N], ids
+    targets: np.ndarray  # int32 [N], or [N, K] for K candidates of each token
+    positions: np.ndarray  # int32 [N], within the sequence, from 0
+    cu_seqlens: np.ndarray  # int32 [S+1]: sequence s is entries cu_seqlens[s] up to cu_seqlens[s+1]; begins with 0, ends with N
 
     @staticmethod
     def pack(sequences: Iterable[tuple[Ids, Ids]]) -> Batch:
-        """Lay (ids, targets) pairs end to end. targets[t] is the id that follows ids[t], or -1; both have the same length, at least 1."""
+        """Lay (ids, targets) pairs end to end. targets[t] is the id that follows ids[t], or -1; both have the same length, at least 1.
+
+        Raises ValueError for a pair of other lengths, and when there is no sequence.
+        """
         ids, targets, positions, lengths = [], [], [], [0]
         for sequence, wanted in sequences:
             if len(sequence) != len(wanted) or len(sequence) == 0:
@@ -36,13 +39,15 @@ class Batch:
 
     @staticmethod
     def next_token(sequences: Iterable[Sequence[int]]) -> Batch:
-        """Every id predicts the next; the last has no target."""
+        """Every id predicts the next; the last of each sequence has no target. Raises ValueError for an empty sequence, or none."""
         return Batch.pack((s, [*s[1:], -1]) for s in sequences)
 
     @property
     def n_tokens(self) -> int:
+        """N"""
         return len(self.tokens)
 
     @property
     def n_seqs(self) -> int:
+        """S"""
         return len(self.cu_seqlens) - 1

@@ -19,7 +19,7 @@ from freedive.runs import UserError, available_memory, default_threads, human_by
 
 @dataclass(frozen=True)
 class Outputs:
-    """Per-token outputs, indexed by the predicting position; rows without a target are 0."""
+    """Per-token outputs of N tokens, indexed by the predicting position; rows without a target (-1) are 0."""
 
     logprobs: np.ndarray  # float32 [N] or [N, K], nats: log p of the target at the given temperature
     entropy: np.ndarray  # float32 [N], nats
@@ -68,8 +68,12 @@ def check_fits(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable:
 class Model:
     """A decoder and its weights. Not thread-safe: one call at a time.
 
-    Capacities max_tokens (N) and max_seqs (S) are fixed; max_targets is K, the candidate ids per token. Raises UserError if it does
-    not fit in memory.
+    max_tokens, max_seqs and max_targets are the most N tokens, S sequences and K candidate ids per token of one batch; memory is taken
+    for them at once. threads: default the usable cores, or FREEDIVE_THREADS; no result depends on them. trainable=False saves the
+    gradients and moments: `score` and `decode` only. Weights are zero until `init`, `load_state` or `load_pretrained`.
+
+    Raises UserError if it does not fit in memory or the device is not there, ValueError for capacities below 1. Batches beyond the
+    capacities, ids outside the vocabulary and positions beyond config.max_positions are a ValueError in every call that takes a batch.
     """
 
     def __init__(self, config: DecoderConfig, *, max_tokens: int = 4096, max_seqs: int = 256, max_targets: int = 1, threads: int | None = None,
@@ -92,13 +96,13 @@ class Model:
 
     @property
     def parameters(self) -> dict[str, np.ndarray]:
-        """Name -> float32 view. After writing through a view you kept, call `touch()`."""
+        """Name -> float32 view of the weights, shaped as in PyTorch (matrices [out, in]). After writing through a view you kept, call `touch()`."""
         self.touch()
         return self._parameters
 
     @property
     def gradients(self) -> dict[str, np.ndarray]:
-        """Name -> float32 view of dL/dparameter, accumulated by `backward` until `zero_grad`."""
+        """Name -> float32 view of dL/dparameter, shaped as `parameters`, added to by `backward` until `zero_grad`. {} if not trainable."""
         return self._gradients
 
     def touch(self) -> None:
@@ -120,36 +124,50 @@ class Model:
         return self
 
     def set_vocab_mask(self, mask: np.ndarray) -> None:
-        """uint8 [vocab_size]; ids with 0 (padding rows, holes) get no probability and are never sampled."""
+        """mask uint8 [vocab_size]: ids with 0 (padding rows, holes) get no probability and are never sampled. ValueError for another length."""
         self._core.set_vocab_mask(np.ascontiguousarray(mask, np.uint8))
 
     # ---- training ----------------------------------------------------------------------------------------------
 
     def forward(self, batch: Batch, temperature: float = 1.0) -> Outputs:
-        """Per-token outputs; activations are kept for one `backward`."""
+        """Per-token outputs (log-probs like batch.targets, entropy and lse [N], float32, nats); activations are kept for one `backward`.
+
+        temperature divides the logits; it must be positive and finite. Raises ValueError for a temperature or batch that cannot be,
+        RuntimeError if the model is not trainable.
+        """
         return Outputs(*self._core.forward(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, _positive(temperature), True))
 
     def score(self, batch: Batch, temperature: float = 1.0) -> Outputs:
-        """The same numbers as `forward`, bit for bit, keeping nothing."""
+        """The same numbers as `forward`, bit for bit, keeping nothing: a `backward` that was due is no longer possible. Raises as `forward`."""
         return Outputs(*self._core.forward(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, _positive(temperature), False))
 
     def backward(self, dlogprobs: np.ndarray | None = None, dentropy: np.ndarray | None = None, dlse: np.ndarray | None = None) -> None:
-        """Accumulate gradients, given the loss's derivative by each per-token output of the last `forward` (None = 0)."""
+        """Add to `gradients`, given the loss's derivative by each per-token output of the last `forward`; None is zero everywhere.
+
+        dlogprobs has the shape of the batch's targets ([N] or [N, K]), dentropy and dlse [N]; anything that converts to float32.
+        Raises ValueError for another number of entries, RuntimeError without a `forward` that was not followed by a `backward` yet.
+        """
         f32 = lambda a: None if a is None else np.ascontiguousarray(a, np.float32)
         self._core.backward(f32(dlogprobs), f32(dentropy), f32(dlse))
 
     def forward_backward(self, batch: Batch, dlogprobs: np.ndarray, temperature: float = 1.0) -> Outputs:
-        """`forward` and `backward` in one, for derivatives known beforehand (pretraining, SFT): the head's logits are computed once."""
+        """`forward` and `backward` in one, for derivatives known beforehand (pretraining, SFT): the head's logits are computed once.
+
+        dlogprobs, float32 [N] or [N, K] like batch.targets: the loss's derivative by each log-prob. Returns the outputs; `gradients` get
+        the same bits added as by the two calls. Raises as they do.
+        """
         d = np.ascontiguousarray(dlogprobs, np.float32)
         return Outputs(*self._core.forward_backward(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, d, _positive(temperature)))
 
     def zero_grad(self) -> None:
+        """Set all gradients to 0. Raises ValueError if the model is not trainable."""
         self._core.zero_gradients()
 
     def adamw(self, lr: float, beta1: float = 0.9, beta2: float = 0.95, eps: float = 1e-8, weight_decay: float = 0.1, max_norm: float = 1.0) -> float:
-        """One AdamW step (decoupled decay, on matrices only; Loshchilov & Hutter 2019). Returns the gradient norm before clipping.
+        """One AdamW step (decoupled decay, on matrices only; Loshchilov & Hutter, arXiv:1711.05101). Returns the gradient norm before clipping.
 
-        A non-finite norm leaves the weights as they were; the caller sees it in the return value.
+        The gradient is scaled down to the norm max_norm if it is longer. A non-finite norm leaves weights, moments and step_count as they
+        were; the caller sees it in the return value. Raises ValueError if the model is not trainable.
         """
         t = self.step_count + 1
         hyper = np.array([lr, beta1, beta2, eps, weight_decay, max_norm, 1 - beta1**t, 1 - beta2**t], np.float32)
@@ -161,13 +179,14 @@ class Model:
     # ---- checkpoints -------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, np.ndarray]:
-        """What a resumed run needs, as copies: parameters, moments, optimizer steps."""
+        """What a resumed run needs, as copies: "parameters" float32 [P], flat; "step_count" int64 [1]; if trainable the moments "m" and "v" [P]."""
         out = {"parameters": self._core.buffer("parameters").copy(), "step_count": np.array([self.step_count], np.int64)}
         if self.trainable:
             out |= {which: self._core.buffer(which).copy() for which in ("m", "v")}
         return out
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
+        """Take what `state` of a model of the same configuration gave. Raises UserError if it is another model's; a missing moment is a KeyError."""
         for which in ("parameters", "m", "v") if self.trainable else ("parameters",):
             buffer = self._core.buffer(which)
             if state[which].shape != buffer.shape:
@@ -179,12 +198,29 @@ class Model:
     # ---- decoding ----------------------------------------------------------------------------------------------
 
     def new_cache(self, blocks: int) -> Any:
-        """A paged key-value cache of `blocks` blocks of 32 positions, for all layers."""
+        """A paged key-value cache of `blocks` blocks of 32 positions, for all layers: blocks * 32 * 2 * n_layer * n_kv_head * head_dim floats.
+
+        Raises ValueError for fewer than one block, MemoryError where there is no room.
+        """
         return self._core.new_cache(blocks)
 
     def decode(self, cache: Any, batch: Batch, past_lens: np.ndarray, block_table: np.ndarray, *, temperature: np.ndarray, top_k: np.ndarray,
                top_p: np.ndarray, min_p: np.ndarray, seeds: np.ndarray, counters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-        """Run the new tokens of S sequences (targets ignored) and sample one token for each: (int32 [S], float32 [S] log-prob at T before truncation)."""
+        """Run the new tokens of S sequences, append their keys and values to the cache, and sample the next token of each sequence.
+
+        cache          from `new_cache`
+        batch          the new tokens only, N of them, at least one a sequence; positions[i] counts from the sequence's first token, so those
+                       of sequence s begin at past_lens[s]; targets are not read
+        past_lens      int32 [S], how many tokens of each sequence are in the cache already
+        block_table    int32 [S, M]: position p of sequence s lies in block block_table[s, p // 32], slot p % 32
+        temperature    float32 [S]; 0 takes the largest logit
+        top_k          int32 [S], 0 is off        top_p    float32 [S], 1 is off        min_p    float32 [S], 0 is off
+        seeds, counters    uint64 [S]: the random number of a row is a function of these two alone, whatever else is in the batch
+
+        Returns (tokens int32 [S], logprobs float32 [S]): the log-prob, in nats, at the row's temperature (at 1 for temperature 0) before
+        top_k, top_p and min_p, the same bits as `forward`'s. Raises ValueError for arrays of another length, a sequence longer than its blocks
+        and a block outside the cache.
+        """
         return self._core.decode(cache, batch.tokens, batch.positions, batch.cu_seqlens, np.ascontiguousarray(past_lens, np.int32),
                                  np.ascontiguousarray(block_table, np.int32), np.ascontiguousarray(temperature, np.float32),
                                  np.ascontiguousarray(top_k, np.int32), np.ascontiguousarray(top_p, np.float32),
