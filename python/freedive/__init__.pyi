@@ -1,5 +1,3 @@
-from typing import Any
-
 from . import objectives as objectives
 from . import ops as ops
 from .inference import Engine as Engine
