@@ -1,6 +1,13 @@
 """freedive and transformers compute the same model: log-probs within 1e-4, equal greedy ids, in both directions.
 
-Set FREEDIVE_ORACLE_PYTHON to a Python with torch and transformers (its own environment: freedive needs neither).
+torch and transformers live in an environment of their own, which these tests start as a program (freedive needs neither, and CI has
+neither, so there they are skipped). Once, from the root of the checkout; torch's CPU build is enough, PyPI's for Linux brings CUDA (some GB):
+
+    python3 -m venv .venv-oracle && .venv-oracle/bin/pip install torch transformers
+
+Then, where freedive is installed, in about a minute:
+
+    FREEDIVE_ORACLE_PYTHON=.venv-oracle/bin/python pytest tests/oracle
 """
 
 from __future__ import annotations
