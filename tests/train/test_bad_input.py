@@ -82,7 +82,8 @@ def test_pretrain_on_too_little_text(tmp_path: Path):
     ({"d_model": 33, "head_dim": 7}, "must be even"), ({"device": "cuda"}, "cuda"),
 ])  # fmt: skip
 def test_pretrain_with_settings_that_cannot_be(tmp_path: Path, changes: dict[str, Any], says: str):
-    refuse(pretrain.run, pretrain_config(text_file(tmp_path), tmp_path / "out", **changes), says)
+    for dry_run in (True, False):
+        refuse(pretrain.run, pretrain_config(text_file(tmp_path), tmp_path / "out", dry_run=dry_run, **changes), says)
 
 
 def test_pretrain_says_what_would_fit_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

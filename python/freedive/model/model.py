@@ -65,6 +65,12 @@ def check_fits(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable:
     raise UserError(f"this model needs {human_bytes(p.total)} of memory ({p}), but {human_bytes(free)} are available", hint=hint)
 
 
+def check_device(device: str) -> None:
+    """UserError for a device that this build does not have."""
+    if device != "cpu":
+        raise UserError(f"device {device!r} is not available in this build", hint="use --device cpu")
+
+
 class Model:
     """A decoder and its weights. Not thread-safe: one call at a time.
 
@@ -78,8 +84,7 @@ class Model:
 
     def __init__(self, config: DecoderConfig, *, max_tokens: int = 4096, max_seqs: int = 256, max_targets: int = 1, threads: int | None = None,
                  device: str = "cpu", trainable: bool = True):  # fmt: skip
-        if device != "cpu":
-            raise UserError(f"device {device!r} is not available in this build", hint="use --device cpu")
+        check_device(device)
         check_fits(config, max_tokens, max_seqs, trainable, threads)
         self.config, self.max_tokens, self.max_seqs, self.trainable = config, max_tokens, max_seqs, trainable
         self.device, self.threads = device, threads or default_threads()

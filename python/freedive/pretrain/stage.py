@@ -11,7 +11,7 @@ import numpy as np
 
 from freedive.inference import save_model_folder
 from freedive.inference.samples import draw_samples
-from freedive.model import DecoderConfig, Model, check_fits, from_depth, plan, preset
+from freedive.model import DecoderConfig, Model, check_device, check_fits, from_depth, plan, preset
 from freedive.runs import Artefact, UserError, check_at_least, option, stage, write_json_atomic
 from freedive.train import SequenceLoader, Settings, supervised_loop
 from freedive.train.evaluate import held_out_loss
@@ -122,6 +122,7 @@ def _start(c: PretrainConfig, source: Path, artefact: Artefact | None) -> None:
           f"({config.n_layer} layers of {config.d_model}, {config.n_head} heads, {config.n_kv_head} for keys and values)")  # fmt: skip
     print(f"{steps:,} steps of {c.batch_tokens:,} tokens, context {c.context}, learning rate {lr:.2g}; memory: {plan(config, micro, max_seqs, threads=c.threads)}")
     if artefact is None:
+        check_device(c.device)
         check_fits(config, micro, max_seqs, threads=c.threads)
         return
 
