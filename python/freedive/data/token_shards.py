@@ -39,6 +39,7 @@ class ShardsConfig:
     position: int | None = option(None, "say which page this token of the shards comes from")
     split: str = option("train", "the split that --position is in")
     threads: int | None = option(None, "CPU threads for encoding (default: all)")
+    fast: bool = option(False, "encode with the package gigatoken, if it gives the same ids on this machine", hash=False)
     dry_run: bool = option(False, "check the input and say what would be done")
     force: bool = option(False, "replace OUT if it was made with other settings")
 
@@ -87,7 +88,7 @@ class _Shards:
                     continue
                 documents = iter_documents(self.c.data, split if is_artefact(self.c.data) else None)
                 for batch in _batches(itertools.islice(documents, self.done[split], None)):
-                    for row, ids in zip(batch, encode_documents(self.tok, [row["text"] for row in batch], self.c.threads), strict=True):
+                    for row, ids in zip(batch, encode_documents(self.tok, [row["text"] for row in batch], self.c.threads, self.c.fast), strict=True):
                         self._document(split, row, ids)
                     bar.advance(len(batch), text=f"{sum(f['tokens'] for f in self.files[split]):,} tokens")
                     if self.since >= CHECKPOINT_TOKENS:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -236,14 +236,44 @@ class StreamDecoder:
         return text
 
 
-def encode_documents(tok: Tokenizer, texts: Sequence[str] | Iterable[str], threads: int | None = None) -> list[np.ndarray]:
-    """Return one array of ids per text, in `tok.dtype`, in the order of the texts whatever the number of threads."""
+_CHUNK_CHARS = 1 << 18  # of text that a thread takes at once; a task a document would cost more than short documents do
+
+
+def encode_documents(tok: Tokenizer, texts: Iterable[str], threads: int | None = None, fast: bool = False) -> list[np.ndarray]:
+    """Return one array of ids per text, in `tok.dtype`, in the order of the texts whatever the number of threads.
+
+    `fast` uses the package gigatoken, if it is installed and gives this tokenizer's ids on the golden texts (`accelerate.py`);
+    a note says why not otherwise.
+    """
     if threads is None:
         threads = default_threads()
+    if fast and tok.kind == "bpe":
+        from .accelerate import accelerated
+
+        encode_batch = accelerated(tok)
+        if encode_batch is not None:
+            return encode_batch(list(texts), threads)
     if threads <= 1 or tok.kind != "bpe":  # bytes and chars are Python loops: threads would only queue for the interpreter
         return [tok.encode_array(text) for text in texts]
+
+    def encode(chunk: list[str]) -> list[np.ndarray]:
+        return [tok.encode_array(text) for text in chunk]
+
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(tok.encode_array, texts))
+        return [ids for chunk in pool.map(encode, _chunks(texts)) for ids in chunk]
+
+
+def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    size = 0
+    for text in texts:
+        chunk.append(text)
+        size += len(text)
+        if size >= _CHUNK_CHARS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def _encode_without(tok: Tokenizer, text: str) -> list[int]:
