@@ -48,6 +48,12 @@ VERBS = {
         "learn a vocabulary from documents",
         "freedive tokenizer --data runs/data --out runs/tokenizer",
     ),
+    "tokens": Verb(
+        "freedive.tokenizer.show",
+        "TokensConfig",
+        "what a model sees instead of a text: pieces, ids, bytes, count",
+        'freedive tokens "How many r in strawberry?" --encoding o200k_chatml --compare gpt2',
+    ),
     "pretrain": Verb(
         "freedive.pretrain.stage",
         "PretrainConfig",

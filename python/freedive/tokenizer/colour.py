@@ -35,14 +35,18 @@ def segments(tok: Tokenizer, ids: Sequence[int]) -> Iterator[tuple[str, list[int
         yield data.decode("utf-8", errors="replace"), waiting
 
 
-def to_ansi(tok: Tokenizer, ids: Sequence[int]) -> str:
-    """The text with a background colour per token (256-colour escape codes); line ends are shown as ↵."""
+def to_ansi(tok: Tokenizer, ids: Sequence[int], mask: Sequence[int] | None = None) -> str:
+    """The text with a background colour per token (256-colour escape codes); line ends are shown as ↵; trained tokens underlined."""
     out = []
+    at = 0
     for number, (text, members) in enumerate(segments(tok, ids)):
         if members[0] in tok.special_ids:
             style = f"\x1b[97;48;5;{_SPECIAL_ANSI}m"
         else:
             style = f"\x1b[30;48;5;{ANSI_COLOURS[number % len(ANSI_COLOURS)]}m"
+        if mask is not None and any(mask[at : at + len(members)]):
+            style += "\x1b[4m"
+        at += len(members)
         # a colour must not run on to the end of the line, and text of the web must not steer the terminal
         shown = "".join(c if c == "\n" or c.isprintable() else "·" for c in text.replace("\r\n", "\n"))
         out.append("\x1b[0m\n".join(style + line for line in shown.replace("\n", "↵\n").split("\n")) + "\x1b[0m")
