@@ -92,7 +92,8 @@ def test_a_stopped_run_ends_with_the_same_bytes(clean, made, tmp_path, monkeypat
         original(self, *rest)
 
     monkeypatch.setattr(module._Shards, "_document", document)
-    for left in (3, 20, 31, 2):
+    for steps in (3, 20, 31, 2):
+        left = steps
         with pytest.raises(KeyboardInterrupt):
             module.run(config)
         assert not config.out.exists()
