@@ -1,0 +1,86 @@
+// What the data room computes in C++: words, repeated n-grams, MinHash. The friendly functions are freedive.data.words and
+// .minhash.
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include "../data/minhash.h"
+#include "../data/ngrams.h"
+#include "../data/words.h"
+#include "bindings.h"
+
+namespace py = pybind11;
+
+namespace freedive {
+
+using U64 = py::array_t<uint64_t, py::array::c_style>;
+
+void bind_data(py::module_& m) {
+  using namespace data;
+  py::class_<Repetition>(m, "Repetition")
+      .def("top", &Repetition::top, py::arg("n"))
+      .def("repeated", &Repetition::repeated, py::arg("n"));
+  py::class_<Words>(m, "Words")
+      .def_readonly("missing_pages", &Words::missing_pages)
+      .def_readonly("unknown", &Words::unknown)
+      .def_readonly("needs_reference", &Words::needs_reference)
+      .def("__len__", &Words::size)
+      .def_property_readonly("text", [](const Words& w) { return w.text; })
+      .def("list",
+           [](const Words& w) {
+             py::list out(w.size());
+             for (size_t i = 0; i < w.size(); ++i) {
+               const auto s = w.word(i);
+               out[i] = py::reinterpret_steal<py::object>(PyUnicode_DecodeUTF8(s.data(), s.size(), "strict"));
+             }
+             return out;
+           })
+      .def("repetition", [](const Words& w) { return Repetition(w); })
+      .def(
+          "signature",
+          [](const Words& w, const U64& a, const U64& b) -> py::object {
+            if (a.ndim() != 1 || b.ndim() != 1 || a.size() != b.size()) throw py::value_error("a and b must be uint64[n]");
+            U64 out(a.size());
+            if (!signature(w, a.data(), b.data(), static_cast<int>(a.size()), out.mutable_data())) return py::none();
+            return out;
+          },
+          py::arg("a"), py::arg("b"));
+  py::class_<Splitter>(m, "Splitter")
+      .def(py::init<>())
+      .def(
+          "learn_page",
+          [](Splitter& s, uint32_t page, const py::bytes& flags, std::vector<std::string> replacements) {
+            const std::string f = flags;
+            if (f.size() != 256) throw py::value_error("a page has 256 flags");
+            s.learn_page(page, reinterpret_cast<const uint8_t*>(f.data()), std::move(replacements));
+          },
+          py::arg("page"), py::arg("flags"), py::arg("replacements"))
+      .def("learn", &Splitter::learn, py::arg("piece"), py::arg("lengths"), py::arg("keep"))
+      .def("split", &Splitter::split, py::arg("text"), py::arg("simplify"));
+  m.def(
+      "sha1_64",
+      [](const py::bytes& data) {
+        const std::string s = data;
+        return sha1_64(s.data(), s.size());
+      },
+      py::arg("data"));
+  m.def(
+      "minhash_cluster",
+      [](const U64& signatures, uint64_t memory, int agreement) {
+        if (signatures.ndim() != 3 || signatures.shape(1) < 1 || signatures.shape(2) < 1)
+          throw py::value_error("signatures must be uint64[n, buckets, hashes]");
+        Clusters c;
+        {
+          py::gil_scoped_release release;
+          c = cluster(signatures.data(), signatures.shape(0), static_cast<int>(signatures.shape(1)),
+                      static_cast<int>(signatures.shape(2)), memory, agreement);
+        }
+        py::array_t<bool> keep(c.keep.size());
+        std::copy(c.keep.begin(), c.keep.end(), keep.mutable_data());
+        py::array_t<uint32_t> root(c.root.size());
+        std::copy(c.root.begin(), c.root.end(), root.mutable_data());
+        return py::make_tuple(keep, root);
+      },
+      py::arg("signatures"), py::arg("memory"), py::arg("agreement"));
+}
+
+}  // namespace freedive
