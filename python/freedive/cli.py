@@ -78,6 +78,12 @@ VERBS = {
         "measure a model",
         "freedive eval --model runs/assistant --data questions.jsonl --out runs/eval",
     ),
+    "recite": Verb(
+        "freedive.eval.recite",
+        "ReciteConfig",
+        "what a model says word for word of its training data, and from which page",
+        "freedive recite runs/base --data runs/data --out runs/recite",
+    ),
     "chat": Verb(
         "freedive.inference.chat",
         "ChatConfig",
