@@ -1,9 +1,9 @@
 """float32 matmul at training shapes: share of this machine's FMA peak, beside NumPy's BLAS, interleaved in one run.
 
-    python benchmarks/matmul.py [--threads 2]
+    python benchmarks/matmul.py [--threads 1 2] [--repeats 40]
 
-One JSON line per shape and layout: GFLOP/s (median, min, max), ratio to the peak measured around it, and NumPy's figure (its own thread
-setting: set OPENBLAS_NUM_THREADS to compare at one thread). The last line is the geometric mean of the ratios to peak.
+One JSON line per shape and layout: ours and NumPy's GFLOP/s (medians), share of the peak probed around every call (median) and best
+(highest rate over highest probe). The last line of each number of threads holds geometric means of the shares. How timed: against_peak.py.
 """
 
 from __future__ import annotations
@@ -12,48 +12,53 @@ import argparse
 import json
 import math
 import statistics
-import time
 
 import numpy as np
+from against_peak import each_thread_count, share_of_peak, timed
 
-from freedive import _core, ops
+from freedive import ops
 
-SHAPES = {  # name: (N tokens, C in, O out)
-    "768 attention": (1024, 768, 2304), "768 projection": (1024, 768, 768), "768 up": (1024, 768, 3072), "768 down": (1024, 3072, 768),
+# name: (N tokens, C in, O out). 768 wide: GPT-2 small and, with 512 tokens, short enough calls that most of them run undisturbed
+SHAPES = {
+    "768 qkv": (512, 768, 2304), "768 projection": (512, 768, 768), "768 up": (512, 768, 3072), "768 down": (512, 3072, 768),
     "128 qkv": (4096, 128, 256), "128 up": (4096, 128, 704), "128 down": (4096, 352, 128),
 }  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=7)
-    a = parser.parse_args()
+def measure(threads: int, repeats: int) -> None:
     rng = np.random.default_rng(0)
-    ratios = []
+    shares: dict[str, list[float]] = {}
     for name, (N, C, O) in SHAPES.items():
         x, w, dout = (rng.standard_normal(s, dtype=np.float32) for s in ((N, C), (O, C), (N, O)))
         out, dx, dw = np.empty((N, O), np.float32), np.empty((N, C), np.float32), np.zeros((O, C), np.float32)
+        forward = {"out": out, "x": x, "weight": w, "accumulate": 0}
         layouts = {
-            "forward": (lambda: ops.call("matmul_forward", out=out, x=x, weight=w, accumulate=0, threads=a.threads), lambda: np.matmul(x, w.T, out=out)),
-            "backward_input": (lambda: ops.call("matmul_backward_input", dx=dx, dout=dout, weight=w, accumulate=0, threads=a.threads), lambda: np.matmul(dout, w, out=dx)),
-            "backward_weight": (lambda: ops.call("matmul_backward_weight", dweight=dw, dout=dout, x=x, threads=a.threads), lambda: np.matmul(dout.T, x, out=dw)),
-        }
-        for layout, (ours, numpys) in layouts.items():
-            times: dict[str, list[float]] = {"ours": [], "numpy": []}
-            peaks = []
-            for _ in range(a.repeats + 1):
-                peaks.append(_core.measure_peak(a.threads))
-                for who, f in (("ours", ours), ("numpy", numpys)):
-                    began = time.perf_counter()
-                    f()
-                    times[who].append(2.0 * N * C * O / (time.perf_counter() - began) / 1e9)
-            mine, theirs, peak = times["ours"][1:], statistics.median(times["numpy"][1:]), max(peaks) / 1e9
-            ratios.append(statistics.median(mine) / peak)
-            print(json.dumps({"benchmark": "matmul", "case": f"{name} {layout}", "threads": a.threads, "gflops": round(statistics.median(mine), 1),
-                              "min": round(min(mine), 1), "max": round(max(mine), 1), "peak": round(peak, 1), "ratio_to_peak": round(ratios[-1], 3),
-                              "numpy_gflops": round(theirs, 1)}), flush=True)  # fmt: skip
-    print(json.dumps({"benchmark": "matmul", "case": "geometric mean", "threads": a.threads, "ratio_to_peak": round(math.exp(statistics.mean(map(math.log, ratios))), 3)}))
+            "forward": ("matmul_forward", forward, lambda: np.matmul(x, w.T, out=out)),
+            "forward packed": ("matmul_forward", {**forward, "packed": ops.matmul_pack(w)}, lambda: np.matmul(x, w.T, out=out)),
+            "backward_input": ("matmul_backward_input", {"dx": dx, "dout": dout, "weight": w, "accumulate": 0}, lambda: np.matmul(dout, w, out=dx)),
+            "backward_weight": ("matmul_backward_weight", {"dweight": dw, "dout": dout, "x": x}, lambda: np.matmul(dout.T, x, out=dw)),
+        }  # fmt: skip
+        for layout, (op, arguments, numpys) in layouts.items():
+            work = {"ours": lambda: timed(lambda: ops.call(op, **arguments, threads=threads), threads), "numpy": lambda: timed(numpys, threads)}  # fmt: skip  # noqa: B023
+            found = share_of_peak(work, 2e-9 * N * C * O, threads, repeats)
+            for who, width in (("ours", name.split()[0]), ("numpy", f"numpy {name.split()[0]}")):
+                if found[who]["share"] is not None:
+                    shares.setdefault(width, []).append(found[who]["share"])
+            print(json.dumps({"benchmark": "matmul", "case": f"{name} {layout}", "threads": threads, **found}), flush=True)
+    means = {f"{who} ({len(values)} cases)": round(math.exp(statistics.mean(map(math.log, values))), 3) for who, values in shares.items()}
+    print(json.dumps({"benchmark": "matmul", "case": "geometric means of share", "threads": threads, **means}), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # this process measures the one number of threads given
+    a = parser.parse_args()
+    if a.one:
+        measure(a.threads[0], a.repeats)
+    else:
+        each_thread_count(__file__, a.threads, ["--repeats", str(a.repeats)])
 
 
 if __name__ == "__main__":

@@ -40,13 +40,11 @@ FD_INLINE void zero_tail(const fd_tensor& t, int64_t used) {
 
 // rows x D at `from` becomes D x 32 at `to`, zeros beyond the rows.
 FD_INLINE void transpose_keys(float* to, const float* from, int64_t from_row, int64_t rows, int64_t D) {
-  if (rows == KEYS) {
-    for (int64_t d = 0; d < D; ++d) {
-      for (int64_t j = 0; j < KEYS; ++j) to[d * KEYS + j] = from[j * from_row + d];
-    }
-    return;
+  int64_t d = 0;
+  for (; rows == KEYS && d + VL <= D; d += VL) {
+    for (int64_t j = 0; j < KEYS; j += VL) turn_8x8(to + d * KEYS + j, KEYS, from + j * from_row + d, from_row);
   }
-  for (int64_t d = 0; d < D; ++d) {
+  for (; d < D; ++d) {
     for (int64_t j = 0; j < rows; ++j) to[d * KEYS + j] = from[j * from_row + d];
     for (int64_t j = rows; j < KEYS; ++j) to[d * KEYS + j] = 0.0f;
   }

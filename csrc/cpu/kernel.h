@@ -57,6 +57,34 @@ __attribute__((noinline)) void tile(int64_t K, const float* a, int64_t a_row, in
   }
 }
 
+// The hot one: MR x 16 of packed strips and panels, nothing to finish. While it runs, the rows of C the next tile down will load
+// are fetched.
+__attribute__((noinline)) void tile_packed(int64_t K, const float* a, const float* b, float* c, int64_t c_row, bool load) {
+  vf acc[MR][2];
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i) {
+    acc[i][0] = load ? vload(c + i * c_row) : vset(0.0f);
+    acc[i][1] = load ? vload(c + i * c_row + VL) : vset(0.0f);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i) __builtin_prefetch(c + (MR + i) * c_row, 1);
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < K; ++k) {
+    const vf low = vload(b + k * 16), high = vload(b + k * 16 + VL);
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i) {
+      const vf av = vset(a[k * MR + i]);
+      acc[i][0] = vfma(av, low, acc[i][0]);
+      acc[i][1] = vfma(av, high, acc[i][1]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i) {
+    vstore(c + i * c_row, acc[i][0]);
+    vstore(c + i * c_row + VL, acc[i][1]);
+  }
+}
+
 // The same with rows known at run time only, 1..MR.
 template <int V>
 FD_INLINE void tile_rows(int64_t rows, int64_t K, const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t b_k,
@@ -93,6 +121,65 @@ FD_INLINE void tile_edge(int64_t rows, int64_t columns, int64_t K, const float* 
   }
 }
 
+// R rows of a plain product, V*8 columns at a time as far as they go; returns how many columns that were. One call for all of
+// them, and k four steps at a time: attention's chains are 32 to 128 long, so what is around them counts.
+template <int R, int V>
+__attribute__((noinline)) int64_t strip(int64_t K, int64_t columns, const float* a, int64_t a_row, int64_t a_k, const float* b,
+                                        int64_t b_k, float* c, int64_t c_row, bool load) {
+  int64_t j = 0;
+  for (; j + V * VL <= columns; j += V * VL) {
+    vf acc[R][V];
+#pragma GCC unroll 8
+    for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) acc[i][v] = load ? vload(c + i * c_row + j + v * VL) : vset(0.0f);
+    }
+    const float *ak = a, *bk = b + j;
+#pragma GCC unroll 4
+    for (int64_t k = 0; k < K; ++k) {
+      vf bv[V];
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) bv[v] = vload(bk + v * VL);
+#pragma GCC unroll 8
+      for (int i = 0; i < R; ++i) {
+        const vf av = vset(ak[i * a_row]);
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) acc[i][v] = vfma(av, bv[v], acc[i][v]);
+      }
+      ak += a_k;
+      bk += b_k;
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) vstore(c + i * c_row + j + v * VL, acc[i][v]);
+    }
+  }
+  return j;
+}
+
+template <int V>
+FD_INLINE int64_t strip_rows(int64_t rows, int64_t K, int64_t columns, const float* a, int64_t a_row, int64_t a_k, const float* b,
+                             int64_t b_k, float* c, int64_t c_row, bool load) {
+  switch (rows) {
+    case 1:
+      return strip<1, V>(K, columns, a, a_row, a_k, b, b_k, c, c_row, load);
+    case 2:
+      return strip<2, V>(K, columns, a, a_row, a_k, b, b_k, c, c_row, load);
+    case 3:
+      return strip<3, V>(K, columns, a, a_row, a_k, b, b_k, c, c_row, load);
+#ifdef FREEDIVE_AVX2
+    case 4:
+      return strip<4, V>(K, columns, a, a_row, a_k, b, b_k, c, c_row, load);
+    case 5:
+      return strip<5, V>(K, columns, a, a_row, a_k, b, b_k, c, c_row, load);
+    case 6:
+      return strip<6, V>(K, columns, a, a_row, a_k, b, b_k, c, c_row, load);
+#endif
+  }
+  return 0;
+}
+
 // Any rows and columns with a plain B: what attention needs, and products with few rows. One and two rows take more
 // columns at once, so that eight chains hide the latency of a fused multiply-add.
 FD_INLINE void product(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_row, int64_t a_k, const float* b,
@@ -104,18 +191,11 @@ FD_INLINE void product(int64_t rows, int64_t columns, int64_t K, const float* a,
     float* ci = c + i * c_row;
     int64_t j = 0;
 #ifdef FREEDIVE_AVX2
-    if (r == 1) {
-      for (; j + 64 <= columns; j += 64) tile<1, 8>(K, ai, a_row, a_k, b + j, b_k, 16, ci + j, c_row, load, none);
-    }
-    if (r <= 3) {
-      for (; j + 32 <= columns; j += 32) tile_rows<4>(r, K, ai, a_row, a_k, b + j, b_k, 16, ci + j, c_row, load, none);
-    }
+    if (r == 1 && columns >= 64) j += strip<1, 8>(K, columns, ai, a_row, a_k, b, b_k, ci, c_row, load);
+    if (r <= 3 && columns - j >= 32) j += strip_rows<4>(r, K, columns - j, ai, a_row, a_k, b + j, b_k, ci + j, c_row, load);
 #endif
-    for (; j + 16 <= columns; j += 16) tile_rows<2>(r, K, ai, a_row, a_k, b + j, b_k, 16, ci + j, c_row, load, none);
-    if (j + 8 <= columns) {
-      tile_rows<1>(r, K, ai, a_row, a_k, b + j, b_k, 16, ci + j, c_row, load, none);
-      j += 8;
-    }
+    if (columns - j >= 16) j += strip_rows<2>(r, K, columns - j, ai, a_row, a_k, b + j, b_k, ci + j, c_row, load);
+    if (columns - j >= 8) j += strip_rows<1>(r, K, columns - j, ai, a_row, a_k, b + j, b_k, ci + j, c_row, load);
     if (j < columns) tile_edge(r, columns - j, K, ai, a_row, a_k, b + j, b_k, ci + j, c_row, load, none);
   }
 }

@@ -25,7 +25,9 @@ namespace freedive {
 namespace FREEDIVE_TIER_NAMESPACE {
 namespace {
 
-constexpr int64_t BLOCK_M = 240, BLOCK_N = 256, BLOCK_K = 256, PANEL = 16;
+constexpr int64_t BLOCK_M = 240, BLOCK_N = 512, BLOCK_K = 256, PANEL = 16;
+constexpr int64_t UNIT_M = 4 * BLOCK_M;  // rows for which a block of B is packed once
+constexpr int64_t WORTH_PACKING = 96;    // columns: with fewer, rows of A are read where they lie
 constexpr int64_t SMALL = 1 << 18;  // multiply-adds: about 10 us, below which waking the other threads costs more than it brings
 
 FD_INLINE float* row(const fd_tensor& t, int64_t n) { return f32(t) + n * t.stride[0]; }
@@ -85,15 +87,37 @@ void backward_weight_naive(fd_context* ctx, const void* p) {
 
 // ---- packing ---------------------------------------------------------------------------------------------------
 
+// Six rows by eight columns at `from`, turned: to[c * to_row + r] = from[r * from_row + c]. Stores write eight lanes each, of
+// which six count, in rising order.
+#ifdef FREEDIVE_AVX2
+FD_INLINE void turn_6x8(float* to, int64_t to_row, const float* from, int64_t from_row) {
+  const vf x0 = vload(from), x1 = vload(from + from_row), x2 = vload(from + 2 * from_row);
+  const vf x3 = vload(from + 3 * from_row), x4 = vload(from + 4 * from_row), x5 = vload(from + 5 * from_row);
+  const vi low = {0, 8, 1, 9, 4, 12, 5, 13}, high = {2, 10, 3, 11, 6, 14, 7, 15};      // pairs of floats
+  const vi first = {0, 1, 8, 9, 4, 5, 12, 13}, second = {2, 3, 10, 11, 6, 7, 14, 15};  // pairs of pairs
+  const vf a01 = __builtin_shuffle(x0, x1, low), b01 = __builtin_shuffle(x0, x1, high);
+  const vf a23 = __builtin_shuffle(x2, x3, low), b23 = __builtin_shuffle(x2, x3, high);
+  const vf a45 = __builtin_shuffle(x4, x5, low), b45 = __builtin_shuffle(x4, x5, high);
+  // q[c]: columns c and c + 4 of rows 0..3; t[c]: of rows 4 and 5, twice
+  const vf q[4] = {__builtin_shuffle(a01, a23, first), __builtin_shuffle(a01, a23, second), __builtin_shuffle(b01, b23, first),
+                   __builtin_shuffle(b01, b23, second)};
+  const vf t[4] = {__builtin_shuffle(a45, a45, first), __builtin_shuffle(a45, a45, second), __builtin_shuffle(b45, b45, first),
+                   __builtin_shuffle(b45, b45, second)};
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) vstore(to + c * to_row, __builtin_shuffle(q[c], t[c], vi{0, 1, 2, 3, 8, 9, 10, 11}));
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) vstore(to + (4 + c) * to_row, __builtin_shuffle(q[c], t[c], vi{4, 5, 6, 7, 12, 13, 14, 15}));
+}
+#endif
+
 // One panel of a weight [O,C]: 16 of its rows side by side, [C][16].
 void pack_panel(float* panel, const float* weight, int64_t weight_row, int64_t rows, int64_t C) {
-  if (rows == PANEL) {
-    for (int64_t c = 0; c < C; ++c) {
-      for (int64_t o = 0; o < PANEL; ++o) panel[c * PANEL + o] = weight[o * weight_row + c];
-    }
-    return;
+  int64_t c = 0;
+  for (; rows == PANEL && c + VL <= C; c += VL) {
+    turn_8x8(panel + c * PANEL, PANEL, weight + c, weight_row);
+    turn_8x8(panel + c * PANEL + VL, PANEL, weight + VL * weight_row + c, weight_row);
   }
-  for (int64_t c = 0; c < C; ++c) {
+  for (; c < C; ++c) {
     for (int64_t o = 0; o < PANEL; ++o) panel[c * PANEL + o] = o < rows ? weight[o * weight_row + c] : 0.0f;
   }
 }
@@ -115,14 +139,36 @@ void pack_block(float* panels, const float* b, int64_t b_k, int64_t K, int64_t c
   }
 }
 
-// A block of A stored by columns (A(i,k) = a[k*a_k + i]) in strips [ceil(rows/MR)][K][MR].
-void pack_strips(float* strips, const float* a, int64_t a_k, int64_t rows, int64_t K) {
-  int64_t i = 0;
-  for (; i + MR <= rows; i += MR, strips += K * MR) {
-    for (int64_t k = 0; k < K; ++k) memcpy(strips + k * MR, a + k * a_k + i, MR * sizeof(float));
+// A block of A stored by columns (A(i,k) = a[k*a_k + i]) in strips [ceil(rows/MR)][K][MR]. 16 rows of memory at a time:
+// they stay in L1 while all strips take their part of them.
+void pack_strips_of_columns(float* strips, const float* a, int64_t a_k, int64_t rows, int64_t K) {
+  const int64_t whole = rows / MR, rest = rows - whole * MR;
+  for (int64_t k0 = 0; k0 < K; k0 += 16) {
+    const int64_t end = min64(K, k0 + 16);
+    for (int64_t s = 0; s < whole; ++s) {
+      float* strip = strips + s * K * MR;
+      for (int64_t k = k0; k < end; ++k) memcpy(strip + k * MR, a + k * a_k + s * MR, MR * sizeof(float));
+    }
+    float* strip = strips + whole * K * MR;
+    for (int64_t k = k0; k < end; ++k) {
+      for (int64_t r = 0; r < rest; ++r) strip[k * MR + r] = a[k * a_k + whole * MR + r];
+    }
   }
-  for (int64_t k = 0; i < rows && k < K; ++k) {
-    for (int64_t r = 0; r < rows - i; ++r) strips[k * MR + r] = a[k * a_k + i + r];
+}
+
+// The same of a block stored by rows (A(i,k) = a[i*a_row + k]). turn_6x8's last store
+// of a strip reaches into the next, which is written afterwards; the buffer has room behind its end.
+void pack_strips_of_rows(float* strips, const float* a, int64_t a_row, int64_t rows, int64_t K) {
+  for (int64_t i = 0; i < rows; i += MR, strips += K * MR) {
+    const float* from = a + i * a_row;
+    const int64_t r = min64(MR, rows - i);
+    int64_t k = 0;
+#ifdef FREEDIVE_AVX2
+    for (; r == MR && k + VL <= K; k += VL) turn_6x8(strips + k * MR, MR, from + k, a_row);
+#endif
+    for (; k < K; ++k) {
+      for (int64_t y = 0; y < r; ++y) strips[k * MR + y] = from[y * a_row + k];
+    }
   }
 }
 
@@ -132,7 +178,7 @@ struct Buffers {
   float *a, *b, *c;
 };
 
-constexpr int64_t BUFFER_A = BLOCK_M * BLOCK_K, BUFFER_B = BLOCK_N * BLOCK_K, BUFFER_C = BLOCK_M * BLOCK_N;
+constexpr int64_t BUFFER_A = BLOCK_M * BLOCK_K + 16, BUFFER_B = BLOCK_N * BLOCK_K, BUFFER_C = BLOCK_M * BLOCK_N;
 constexpr int64_t BUFFER = BUFFER_A + BUFFER_B + BUFFER_C;
 
 Buffers buffers_of(uint8_t* workspace, int thread) {
@@ -158,60 +204,85 @@ void tile_narrow(int64_t rows, int64_t columns, int64_t K, const float* a, int64
   }
 }
 
-// One block of the output: rows i0.., columns j0...
+// True when partial sums cannot rest in the output between slices of k, because the residual lies there.
+bool rests_in_buffer(const Gemm& g) { return g.residual != nullptr && g.k > BLOCK_K; }
+
+// One slice of k for at most BLOCK_M rows of A, packed or not, against the panels of B.
+struct Slice {
+  const float* a;
+  int64_t a_row, a_k, strip;  // strip: from one strip of MR rows to the next
+  const float* b;
+  int64_t K, panel;
+  bool load, last;
+};
+
+void multiply(const Gemm& g, const Slice& x, const Buffers& buffers, int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
+  const bool in_buffer = rests_in_buffer(g);
+  for (int64_t j = 0; j < columns; j += PANEL) {
+    const float* b = x.b + j / PANEL * x.panel;
+    const int64_t width = min64(PANEL, columns - j);
+    for (int64_t i = 0; i < rows; i += MR) {
+      const int64_t r = min64(MR, rows - i);
+      const float* a = x.a + i / MR * x.strip;
+      float* out = g.c + (i0 + i) * g.c_row + j0 + j;
+      float* c = in_buffer ? buffers.c + i * BLOCK_N + j : out;
+      const int64_t c_row = in_buffer ? BLOCK_N : g.c_row;
+      Finish finish = {nullptr, nullptr, 0};
+      if (x.last) {
+        finish.bias = g.bias == nullptr ? nullptr : g.bias + j0 + j;
+        finish.residual = g.residual == nullptr ? nullptr : g.residual + (i0 + i) * g.residual_row + j0 + j;
+        finish.residual_row = g.residual_row;
+      }
+      if (width == PANEL) {
+        if (r == MR && x.a_k == MR && finish.bias == nullptr && finish.residual == nullptr) {
+          tile_packed(x.K, a, b, c, c_row, x.load);
+        } else {
+          tile_rows<2>(r, x.K, a, x.a_row, x.a_k, b, PANEL, 0, c, c_row, x.load, finish);
+        }
+      } else {
+        tile_narrow(r, width, x.K, a, x.a_row, x.a_k, b, c, c_row, x.load, finish);
+      }
+      if (in_buffer && x.last) {
+        for (int64_t y = 0; y < r; ++y) memcpy(out + y * g.c_row, c + y * BLOCK_N, width * sizeof(float));
+      }
+    }
+  }
+}
+
+// One unit of the output: rows i0.., columns j0...
 void gemm_block(const Gemm& g, const Buffers& buffers, int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
   const int64_t slices = max64(1, ceil_div(g.k, BLOCK_K)), slice = ceil_div(g.k, slices);
-  const bool rest_in_buffer = g.residual != nullptr && slices > 1;
   for (int64_t s = 0; s < slices; ++s) {
-    const int64_t k0 = s * slice, K = min64(slice, g.k - k0);
-    const bool first = s == 0, last = s == slices - 1;
-
-    const float *a = g.a + i0 * g.a_row + k0 * g.a_k, *b = nullptr;
-    int64_t a_row = g.a_row, a_k = g.a_k, strip = MR * g.a_row;
-    if (g.a_k != 1) {
-      pack_strips(buffers.a, a, g.a_k, rows, K);
-      a = buffers.a, a_row = 1, a_k = MR, strip = K * MR;
-    }
-    int64_t panel = K * PANEL;
+    const int64_t k0 = s * slice;
+    Slice x;
+    x.K = min64(slice, g.k - k0);
+    x.load = s > 0 || g.accumulate;
+    x.last = s == slices - 1;
+    x.panel = x.K * PANEL;
     if (g.packed != nullptr) {
-      b = g.packed + j0 / PANEL * g.k * PANEL + k0 * PANEL;
-      panel = g.k * PANEL;
+      x.b = g.packed + j0 / PANEL * g.k * PANEL + k0 * PANEL;
+      x.panel = g.k * PANEL;
     } else {
-      pack_block(buffers.b, g.b + k0 * g.b_k + j0, g.b_k, K, columns);
-      b = buffers.b;
+      pack_block(buffers.b, g.b + k0 * g.b_k + j0, g.b_k, x.K, columns);
+      x.b = buffers.b;
     }
-
-    for (int64_t j = 0; j < columns; j += PANEL, b += panel) {
-      const int64_t width = min64(PANEL, columns - j);
-      for (int64_t i = 0; i < rows; i += MR) {
-        const int64_t r = min64(MR, rows - i);
-        float* out = g.c + (i0 + i) * g.c_row + j0 + j;
-        float* rest = buffers.c + i * BLOCK_N + j;
-        Finish finish = {nullptr, nullptr, 0};
-        if (last) {
-          finish.bias = g.bias == nullptr ? nullptr : g.bias + j0 + j;
-          finish.residual = g.residual == nullptr ? nullptr : g.residual + (i0 + i) * g.residual_row + j0 + j;
-          finish.residual_row = g.residual_row;
-        }
-        float* c = out;
-        int64_t c_row = g.c_row;
-        bool load = !first || g.accumulate;
-        if (rest_in_buffer) {
-          if (first && g.accumulate) {
-            for (int64_t y = 0; y < r; ++y) memcpy(rest + y * BLOCK_N, out + y * g.c_row, width * sizeof(float));
-          }
-          c = rest, c_row = BLOCK_N;
-        }
-        const float* strip_a = a + i / MR * strip;
-        if (width == PANEL) {
-          tile_rows<2>(r, K, strip_a, a_row, a_k, b, PANEL, 0, c, c_row, load, finish);
+    for (int64_t i = 0; i < rows; i += BLOCK_M) {
+      const int64_t r = min64(BLOCK_M, rows - i);
+      x.a = g.a + (i0 + i) * g.a_row + k0 * g.a_k;
+      x.a_row = g.a_row, x.a_k = g.a_k, x.strip = MR * g.a_row;
+      if (g.a_k != 1 || columns >= WORTH_PACKING) {
+        if (g.a_k != 1) {
+          pack_strips_of_columns(buffers.a, x.a, g.a_k, r, x.K);
         } else {
-          tile_narrow(r, width, K, strip_a, a_row, a_k, b, c, c_row, load, finish);
+          pack_strips_of_rows(buffers.a, x.a, g.a_row, r, x.K);
         }
-        if (rest_in_buffer && last) {
-          for (int64_t y = 0; y < r; ++y) memcpy(out + y * g.c_row, rest + y * BLOCK_N, width * sizeof(float));
-        }
+        x.a = buffers.a, x.a_row = 1, x.a_k = MR, x.strip = x.K * MR;
       }
+      if (rests_in_buffer(g) && s == 0 && g.accumulate) {
+        for (int64_t y = 0; y < r; ++y)
+          memcpy(buffers.c + y * BLOCK_N, g.c + (i0 + i + y) * g.c_row + j0, columns * sizeof(float));
+      }
+      multiply(g, x, buffers, i0 + i, r, j0, columns);
     }
   }
 }
@@ -263,22 +334,23 @@ void gemm(fd_context* context, uint8_t* workspace, const Gemm& g) {
                    [&](int64_t unit, int) { gemm_few_rows(g, unit * columns, min64(columns, g.n - unit * columns)); });
     return;
   }
-  // Halve the blocks until every thread finds several; the cut shows in the time, not in the bits.
-  int64_t block_m = min64(BLOCK_M, ceil_div(g.m, MR) * MR), block_n = min64(BLOCK_N, ceil_div(g.n, PANEL) * PANEL);
+  // Units as large as the buffers allow: a unit packs its rows of A once for all its columns, and its columns of B once for all
+  // its rows. With several threads they are halved until everybody finds several; the cut shows in the time, not in the bits.
+  int64_t unit_m = rests_in_buffer(g) ? min64(BLOCK_M, g.m) : min64(UNIT_M, g.m), unit_n = min64(BLOCK_N, g.n);
   const int64_t wanted = ctx->threads > 1 && g.m * g.n * g.k >= 4 * SMALL ? 4 * ctx->threads : 1;
-  while (ceil_div(g.m, block_m) * ceil_div(g.n, block_n) < wanted) {
-    if (block_n > 64) {
-      block_n = ceil_div(block_n / 2, PANEL) * PANEL;
-    } else if (block_m > 24) {
-      block_m = ceil_div(block_m / 2, MR) * MR;
+  while (ceil_div(g.m, unit_m) * ceil_div(g.n, unit_n) < wanted) {
+    if (unit_m > BLOCK_M || (unit_m > 24 && unit_n <= 64)) {
+      unit_m = ceil_div(ceil_div(unit_m, 2), MR) * MR;
+    } else if (unit_n > 64) {
+      unit_n = ceil_div(ceil_div(unit_n, 2), PANEL) * PANEL;
     } else {
       break;
     }
   }
-  const int64_t blocks_m = ceil_div(g.m, block_m), blocks_n = ceil_div(g.n, block_n);
-  parallel_units(ctx, blocks_m * blocks_n, [&](int64_t unit, int thread) {
-    const int64_t i0 = unit / blocks_n * block_m, j0 = unit % blocks_n * block_n;
-    gemm_block(g, buffers_of(workspace, thread), i0, min64(block_m, g.m - i0), j0, min64(block_n, g.n - j0));
+  const int64_t units_m = ceil_div(g.m, unit_m), units_n = ceil_div(g.n, unit_n);
+  parallel_units(ctx, units_m * units_n, [&](int64_t unit, int thread) {
+    const int64_t i0 = unit % units_m * unit_m, j0 = unit / units_m * unit_n;
+    gemm_block(g, buffers_of(workspace, thread), i0, min64(unit_m, g.m - i0), j0, min64(unit_n, g.n - j0));
   });
 }
 

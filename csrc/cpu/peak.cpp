@@ -31,8 +31,10 @@ void chains(void* user, int) {
 
 double peak_run(fd_context* ctx, int64_t iterations) {
   Work w{iterations};
-  if (ctx->pool) ctx->pool->run(chains, &w);
-  else chains(&w, 0);
+  if (ctx->pool)
+    ctx->pool->run(chains, &w);
+  else
+    chains(&w, 0);
   return 2.0 * VL * CHAINS * static_cast<double>(iterations) * ctx->threads;
 }
 

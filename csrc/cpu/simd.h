@@ -98,6 +98,27 @@ FD_INLINE float hmax(vf x) {
   return x[0] > x[1] ? x[0] : x[1];
 }
 
+// Eight rows by eight columns, turned: to[c * to_row + r] = from[r * from_row + c]
+FD_INLINE void turn_8x8(float* to, int64_t to_row, const float* from, int64_t from_row) {
+  const vi low = {0, 8, 1, 9, 4, 12, 5, 13}, high = {2, 10, 3, 11, 6, 14, 7, 15};      // pairs of floats
+  const vi first = {0, 1, 8, 9, 4, 5, 12, 13}, second = {2, 3, 10, 11, 6, 7, 14, 15};  // pairs of pairs
+  vf q[2][4];  // q[h][c]: columns c and c + 4 of rows 4h..4h+3
+#pragma GCC unroll 2
+  for (int h = 0; h < 2; ++h) {
+    const float* at = from + 4 * h * from_row;
+    const vf x0 = vload(at), x1 = vload(at + from_row), x2 = vload(at + 2 * from_row), x3 = vload(at + 3 * from_row);
+    const vf a01 = __builtin_shuffle(x0, x1, low), b01 = __builtin_shuffle(x0, x1, high);
+    const vf a23 = __builtin_shuffle(x2, x3, low), b23 = __builtin_shuffle(x2, x3, high);
+    q[h][0] = __builtin_shuffle(a01, a23, first), q[h][1] = __builtin_shuffle(a01, a23, second);
+    q[h][2] = __builtin_shuffle(b01, b23, first), q[h][3] = __builtin_shuffle(b01, b23, second);
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    vstore(to + c * to_row, __builtin_shuffle(q[0][c], q[1][c], vi{0, 1, 2, 3, 8, 9, 10, 11}));
+    vstore(to + (4 + c) * to_row, __builtin_shuffle(q[0][c], q[1][c], vi{4, 5, 6, 7, 12, 13, 14, 15}));
+  }
+}
+
 FD_INLINE vf vsqrt(vf x) {
 #ifdef FREEDIVE_AVX2
   return reinterpret_cast<vf>(_mm256_sqrt_ps(x));
@@ -108,12 +129,11 @@ FD_INLINE vf vsqrt(vf x) {
 #endif
 }
 
-// exp(x), relative error about 1e-7: x = n ln 2 + r, |r| <= ln 2 / 2, a degree-6 polynomial in r (Cephes), times 2^n.
-// Below -87.33 the result is 0 (no denormals), above 88.37 it is infinity; exp(0) is exactly 1; NaN stays NaN.
-FD_INLINE vf vexp(vf x) {
-  const vf magic = vset(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
-  vf clamped = vmax(vset(-87.336f), x);
-  clamped = clamped > vset(88.37f) ? vset(88.37f) : clamped;
+// exp(x) for x up to 88.37, relative error about 1e-7: x = n ln 2 + r, |r| <= ln 2 / 2, a degree-6 polynomial in r (Cephes),
+// times 2^n. Below -87.33 the result is 0 (no denormals); exp(0) is exactly 1; NaN stays NaN. What a softmax needs.
+FD_INLINE vf vexp_bounded(vf x) {
+  const vf magic = vset(12582912.0f);          // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
+  const vf clamped = vmax(vset(-87.336f), x);  // NaN passes
   vf shifted = vfma(clamped, vset(1.44269504088896341f), magic);
   vf n = shifted - magic;
   vf r = vfma(n, vset(-0.693359375f), clamped);
@@ -126,10 +146,12 @@ FD_INLINE vf vexp(vf x) {
   y = vfma(y, r, vset(5.0000001201e-1f));
   y = vfma(y, r * r, r) + vset(1.0f);
   vi power = (reinterpret_cast<vi>(shifted) - reinterpret_cast<vi>(magic) + vseti(127)) << 23;
-  vf result = y * reinterpret_cast<vf>(power);
-  result = vselect(x < vset(-87.336f), vset(0.0f), result);
-  result = vselect(x > vset(88.37f), vset(__builtin_inff()), result);
-  return vselect(x != x, x, result);
+  return vselect(x < vset(-87.336f), vset(0.0f), y * reinterpret_cast<vf>(power));
+}
+// For any x: infinity above 88.37.
+FD_INLINE vf vexp(vf x) {
+  const vf high = vset(88.37f);
+  return vselect(x > high, vset(__builtin_inff()), vselect(x != x, x, vexp_bounded(x > high ? high : x)));
 }
 FD_INLINE float exp1(float x) { return vexp(vset(x))[0]; }
 
