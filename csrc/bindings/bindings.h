@@ -10,4 +10,5 @@ ThreadPool* shared_pool(int threads);  // of ops called one by one; a Decoder ow
 void bind_ops(pybind11::module_& m);
 void bind_model(pybind11::module_& m);
 void bind_data(pybind11::module_& m);
+void bind_language(pybind11::module_& m);
 }  // namespace freedive

@@ -5,4 +5,5 @@ PYBIND11_MODULE(_core, m) {
   freedive::bind_ops(m);
   freedive::bind_model(m);
   freedive::bind_data(m);
+  freedive::bind_language(m);
 }

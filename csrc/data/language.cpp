@@ -1,5 +1,5 @@
-// The file format and the arithmetic are fastText's (version 12). Quantised rows are unfolded when the file is read: 60,000 rows of 16 floats are
-// 4 MB, and a row is then one line of cache instead of eight look-ups. Sums run in fastText's order.
+// The file format and the arithmetic are fastText's (version 12). Quantised rows are unfolded when the file is read: 60,000 rows
+// of 16 floats are 4 MB, and a row is then one line of cache instead of eight look-ups. Sums run in fastText's order.
 #include "language.h"
 
 #include <cmath>
@@ -67,7 +67,8 @@ struct Quantiser {
     centroids = in.list<float>(static_cast<int64_t>(dim) * kCentroids);
   }
   const float* centroid(int part, uint8_t code) const {
-    if (part == nsubq - 1) return &centroids[static_cast<size_t>(part) * kCentroids * dsub + static_cast<size_t>(code) * lastdsub];
+    if (part == nsubq - 1)
+      return &centroids[static_cast<size_t>(part) * kCentroids * dsub + static_cast<size_t>(code) * lastdsub];
     return &centroids[(static_cast<size_t>(part) * kCentroids + code) * dsub];
   }
 };
@@ -77,7 +78,8 @@ std::vector<float> quantised(Reader& in, int64_t& rows, int64_t& dim) {
   rows = in.take<int64_t>(), dim = in.take<int64_t>();
   const auto codes = in.list<uint8_t>(in.take<int32_t>());
   const Quantiser q(in);
-  if (q.dim != dim || rows < 0 || static_cast<uint64_t>(rows) * q.nsubq != codes.size()) throw std::runtime_error("the file is damaged");
+  if (q.dim != dim || rows < 0 || static_cast<uint64_t>(rows) * q.nsubq != codes.size())
+    throw std::runtime_error("the file is damaged");
   std::vector<uint8_t> norms;
   std::vector<float> norm_of(kCentroids, 1.0f);
   if (with_norm) {
@@ -115,7 +117,8 @@ LanguageModel::LanguageModel(std::string_view file) {
   const int32_t word_ngrams = in.take<int32_t>(), loss = in.take<int32_t>(), kind = in.take<int32_t>();
   bucket_ = in.take<int32_t>(), minn_ = in.take<int32_t>(), maxn_ = in.take<int32_t>();
   in.take<int32_t>(), in.take<double>();  // learning rate's update rate, sampling threshold
-  if (kind != kSupervised || word_ngrams > 1 || (loss != kHierarchical && loss != kSoftmax) || bucket_ < 1 || dim_ < 1 || dim_ > 4096)
+  if (kind != kSupervised || word_ngrams > 1 || (loss != kHierarchical && loss != kSoftmax) || bucket_ < 1 || dim_ < 1 ||
+      dim_ > 4096)
     throw std::runtime_error("it is a fastText model of a kind that is not read here");
   hierarchical_ = loss == kHierarchical;
 
@@ -124,7 +127,8 @@ LanguageModel::LanguageModel(std::string_view file) {
   const int32_t nlabels = in.take<int32_t>();
   in.take<int64_t>();
   prune_ = in.take<int64_t>();
-  if (nwords_ < 0 || nlabels < 1 || size != int64_t{nwords_} + nlabels || static_cast<uint64_t>(size) > file.size() || prune_ > static_cast<int64_t>(file.size()))
+  if (nwords_ < 0 || nlabels < 1 || size != int64_t{nwords_} + nlabels || static_cast<uint64_t>(size) > file.size() ||
+      prune_ > static_cast<int64_t>(file.size()))
     throw std::runtime_error("the file is damaged");
   std::vector<int64_t> counts;
   for (int32_t i = 0; i < size; ++i) {

@@ -39,7 +39,8 @@ def _html(record: Record) -> tuple[str | None, str]:
     from resiliparse.extract.html2text import extract_plain_text
     from resiliparse.parse.encoding import bytes_to_str, detect_encoding
 
-    if _depth(record.data) > MAX_DEPTH:
+    opened = record.data.count(b"<") - record.data.count(b"</")  # an upper bound of the depth, at hardly any cost
+    if opened > MAX_DEPTH and _depth(record.data) > MAX_DEPTH:
         return None, "too_deep"
     try:
         page = record.data.decode("utf-8-sig")  # most pages; a page of another charset is practically never valid UTF-8

