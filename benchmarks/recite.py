@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=Path("../shared/data/text/children_stories.jsonl.gz"))
     parser.add_argument("--per-group", type=int, default=12, help="stories of each number of copies")
     parser.add_argument("--characters", type=int, default=400, help="of a story: its beginning, so that 32 copies of 12 fit")
-    parser.add_argument("--epochs", type=float, default=12.0)
+    parser.add_argument("--epochs", type=float, default=4.0)
     arguments = parser.parse_args()
     stories = [{**row, "text": row["text"][: arguments.characters]} for row in iter_documents(arguments.text)]
     rng = random.Random(0)

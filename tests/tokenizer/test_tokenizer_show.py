@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from freedive.cli import main
-from freedive.tokenizer import byte_tokenizer, char_tokenizer, render, train_tokenizer
+from freedive.tokenizer import byte_tokenizer, char_tokenizer, find, render, train_tokenizer
 from freedive.tokenizer.colour import to_ansi
 from freedive.tokenizer.show import chat_ids, difference, explain, puzzles
 
@@ -92,6 +92,13 @@ def test_any_text_has_an_explanation(tok, text):
 def test_puzzles_of_any_encoding(tok):
     for any_tok in (tok, byte_tokenizer(()), byte_tokenizer(), train_tokenizer(["a b"], 300)):
         assert len(puzzles(any_tok)) >= 6
+
+
+def test_export_for_hugging_face(capsys, folders, tok, tmp_path):
+    out = printed(capsys, "--encoding", folders / "bpe", "--export", tmp_path / "hf")
+    assert "written to" in out and find(tmp_path / "hf").encode("the cats") == tok.encode("the cats")
+    assert main(["tokens", "--encoding", str(folders / "bpe"), "--export", str(folders / "bpe")]) == 2
+    assert "already" in capsys.readouterr().err and find(folders / "bpe") == tok
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ class ReciteConfig:
 
     model: Path = option(help="folder of the model", positional=True)
     data: Path = option(help="what it was trained on: token shards, a folder made by `freedive data`, or text")
-    out: Path = option(Path("recite"), "folder to write")
+    out: Path = option(Path("runs/recite"), "folder to write")
     prompt_tokens: int = option(32, "tokens of a document that are given")
     tokens: int = option(32, "tokens that must follow word for word")
     per_group: int = option(200, "passages asked of each group of about equally many copies (0: all)")
@@ -251,7 +251,7 @@ def _print(result: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     shown = sorted((row for row in rows if row["recited"]), key=lambda row: -row["copies"])[:SHOWN]
     for row in shown:
         page = row["pages"][0] if row["pages"] else {}
-        where = page.get("url") or page.get("source") or page.get("id") or "?"
+        where = page.get("url") or " ".join(page[key] for key in ("source", "id") if page.get(key)) or "?"
         start, end = (" ".join(row[key].split()) for key in ("prompt", "said"))
         record = f" ({page['record']})" if page.get("record") else ""
         print(f"\n{row['copies']} copies, first in {where}{record}\n  {start[-100:]} >>> {end[:160]}")

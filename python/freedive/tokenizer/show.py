@@ -18,6 +18,7 @@ from freedive.runs import UserError, option
 
 from .chat import render
 from .colour import segments, to_ansi
+from .export import save_hf
 from .known import download, find
 from .tokenizer import Tokenizer
 
@@ -35,6 +36,7 @@ class TokensConfig:
     chat: bool = option(False, 'the text is a conversation: JSON as [{"role": "user", "content": "..."}], or just what the user says')
     explain: bool = option(False, "say what the pieces mean for counting and spelling; without a text, the talk's puzzles")
     rows: int = option(60, "longest table of tokens; there is none with --compare")
+    export: Path | None = option(None, "write the encoding as Hugging Face's tokenizer.json and tokenizer_config.json into this folder")
     download: str = option("", "fetch the rank file of this encoding into tiktoken's cache, checked by its sha256")
 
 
@@ -44,9 +46,16 @@ def run(c: TokensConfig) -> None:
         raise UserError(f"--rows is {c.rows}", hint="it must be at least 0")
     if c.download:
         print(f"{c.download}: {download(c.download)}")
-        if not (c.text or c.file or c.explain):
+        if not (c.text or c.file or c.explain or c.export):
             return
     tok = find(c.encoding)
+    if c.export is not None:
+        if (c.export / "tokenizer.json").exists():
+            raise UserError(f"{c.export} holds a tokenizer.json already", hint="choose another folder: freedive never replaces your files")
+        save_hf(tok, c.export)
+        print(f"{c.encoding} written to {c.export}, for transformers, vLLM and llama.cpp")
+        if not (c.text or c.file or c.explain):
+            return
     text = _text(c)
     if c.chat:
         if not text:
