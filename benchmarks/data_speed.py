@@ -88,7 +88,7 @@ def child(python: str, code: str, settings: dict, environment: dict | None = Non
 
 
 def ours(inputs: list[Path], out: Path, extractor: str, workers: int = 1, **more: object) -> dict:
-    settings = {"inputs": [str(p) for p in inputs], "out": str(out), "preset": "fineweb", "near_dedup": False, "workers": workers, **more}
+    settings = {"inputs": [str(p) for p in inputs], "out": str(out), "preset": "fineweb", "near_dedup": "off", "workers": workers, **more}
     if extractor != "resiliparse":
         settings["extractor"] = extractor
     one_thread = {"OMP_NUM_THREADS": "1", "FREEDIVE_THREADS": "1"}

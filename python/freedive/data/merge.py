@@ -106,7 +106,7 @@ class Merge:
 
     def _near(self) -> np.ndarray:
         """True for the documents of a cluster but one, by the signatures of those that are still there."""
-        from . import minhash  # type: ignore[attr-defined, unused-ignore]
+        from . import minhash
 
         chosen = np.flatnonzero((self.gone == 0) & (self.all["signed"] == 1))
         mask = np.zeros(len(self.all), bool)

@@ -97,7 +97,7 @@ def process(record: Record, steps: Steps) -> Result:
         trail.append((name, _bytes(text)))
     signature = None
     if steps.minhash:
-        from . import minhash  # type: ignore[attr-defined, unused-ignore]
+        from . import minhash
 
         signature = minhash.signature(text)
     if steps.pii:

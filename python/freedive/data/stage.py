@@ -11,7 +11,6 @@ import hashlib
 import json
 import shutil
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,7 +45,7 @@ class DataConfig:
     language_threshold: float = option(0.65, "smallest score of the language detector")
     language_model: Path | None = option(None, "fastText file such as lid.176.bin (default: the small lid.176.ftz, which is installed)")
     exact_dedup: bool = option(True, "keep the first of documents with the same text")
-    near_dedup: bool | None = option(None, "remove near-duplicates by MinHash (default: with the fineweb presets)")
+    near_dedup: Literal["auto", "on", "off"] = option("auto", "remove near-duplicates by MinHash; auto: with the fineweb presets")
     max_line_copies: int = option(0, "remove lines that this many earlier documents had; 0: leave lines alone")
     pii: bool = option(True, "replace e-mail addresses and public IPv4 addresses")
     text_key: str | None = option(None, "field of JSONL and parquet rows that holds the text (default: text, html or content)")
@@ -87,7 +86,7 @@ def run(config: DataConfig, rules: Rules | None = None) -> Path:
         print(f"would read {len(files)} file(s), {human_bytes(total)}, and write {config.out} (preset {config.preset})")
         return config.out
     rules = rules or PRESETS[config.preset]
-    near = config.near_dedup if config.near_dedup is not None else config.preset.startswith("fineweb") and find_spec("freedive.data.minhash") is not None
+    near = config.near_dedup == "on" or config.near_dedup == "auto" and config.preset.startswith("fineweb")
     steps = Steps(Language(config.languages, config.language_threshold, config.language_model), rules, config.pii, config.text_key, config.max_record_bytes, near)
     jobs = _jobs(config, steps, files)
     workers = config.workers or (1 if total < SMALL_INPUT else default_threads())
