@@ -32,7 +32,7 @@ def _datatrove() -> Any:
 
 def Extract(timeout: float = 1.0) -> Any:
     """HTML to text by our extraction, in datatrove's sandbox with its time limit."""
-    base, _, _ = _datatrove()
+    base: Any = _datatrove()[0]
 
     class FreediveExtract(base):
         name = "freedive extract"
@@ -48,7 +48,7 @@ def Extract(timeout: float = 1.0) -> Any:
 
 def Filter(name: str, step: Step, exclusion_writer: Any = None) -> Any:
     """Any of our steps as a filter. A step may rewrite the text; the reason is what datatrove's statistics count."""
-    _, base, _ = _datatrove()
+    base: Any = _datatrove()[1]
 
     class FreediveFilter(base):
         def filter(self, doc: Any) -> Any:
@@ -88,7 +88,7 @@ def _bound(decide: Callable[..., Any], settings: Any) -> Step:
 
 def Scrub() -> Any:
     """Personal data, as a formatter."""
-    _, _, base = _datatrove()
+    base: Any = _datatrove()[2]
 
     class FreediveScrub(base):
         name = "freedive personal data"
