@@ -2,7 +2,7 @@
 
 `CASES[op]` is a list of `Case`; tests run each on every registered variant of the op, so a new variant is tested by
 existing, and test_ops_reference.py fails when an op of ops.h has no case. Sizes are chosen around vector widths (4, 8, 16),
-the attention block (32) and the matmul blocks (240, 256), and away from all of them.
+the attention block (32) and the matmul blocks (96, 240, 256, 512, 960), and away from all of them.
 """
 
 from __future__ import annotations
@@ -202,6 +202,8 @@ MATMUL_SHAPES = (
     (6, 300, 270),
     (250, 20, 30),
     (245, 260, 261),
+    (250, 300, 530),
+    (1000, 9, 110),
     (0, 4, 4),
 )
 

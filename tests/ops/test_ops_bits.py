@@ -87,6 +87,22 @@ def test_backward_packed_is_separate(variant):
             np.testing.assert_array_equal(got, want[begin:end])
 
 
+@pytest.mark.parametrize("variant", ops.variants("attention_backward"))
+@pytest.mark.parametrize(("H", "G"), [(1, 1), (4, 1), (4, 2)])
+@pytest.mark.parametrize("lengths", [(700,), (5, 400, 33, 0, 1), (31, 32, 33)])
+def test_backward_with_more_threads(variant, H, G, lengths):
+    """Threads follow each other through one sequence: dq sums over the key blocks in their order whoever adds them"""
+    r = rng(7)
+    cu = lengths_to_cu(lengths)
+    q, k, v = qkv(r, sum(lengths), H, G, 20)
+    out, lse = ops.attention_forward(q, k, v, cu)
+    dout = normal(r, *q.shape)
+    want = ops.attention_backward(dout, out, lse, q, k, v, cu, variant=variant, threads=1)
+    for threads in (2, 3, 7):
+        for got, expected in zip(ops.attention_backward(dout, out, lse, q, k, v, cu, variant=variant, threads=threads), want):
+            np.testing.assert_array_equal(got, expected)
+
+
 @pytest.mark.parametrize("variant", ops.variants("attention_cached"))
 @pytest.mark.parametrize("chunks", [(129,), (40, 89), (1, 31, 32, 1, 64), (100,) + 29 * (1,)])
 def test_cache_is_training(variant, chunks):
