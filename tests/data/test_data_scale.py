@@ -247,6 +247,42 @@ def test_addresses_are_read_like_files(files, server, tmp_path):
     assert len(documents(run(DataConfig((files / "warc.paths",), tmp_path / "list")))) == 20
 
 
+@pytest.mark.skipif(not (has("fsspec") and has("aiohttp")), reason="fsspec or aiohttp is not installed")
+@pytest.mark.parametrize("failures", [2, 1000])
+def test_a_network_that_fails_is_tried_again_and_is_no_damage(files, tmp_path, failures):
+    class Flaky(Handler):
+        left = failures
+
+        def __init__(self, *a):
+            super().__init__(*a, directory=str(files))
+
+        def do_GET(self):
+            if self.path == "/3.warc.gz" and Flaky.left > 0:
+                Flaky.left -= 1
+                self.send_response(200)
+                self.send_header("Content-Length", str((files / "3.warc.gz").stat().st_size))
+                self.end_headers()
+                self.wfile.write((files / "3.warc.gz").read_bytes()[:700])
+                self.wfile.flush()
+                self.close_connection = True
+                self.connection.close()
+            else:
+                super().do_GET()
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Flaky) as flaky:
+        threading.Thread(target=flaky.serve_forever, daemon=True).start()
+        config = DataConfig(tuple(f"http://127.0.0.1:{flaky.server_port}/{i}.warc.gz" for i in range(5)), tmp_path / "out", workers=2)
+        if failures < 10:
+            assert len(documents(run(config))) == 50 and not reasons(adds_up(config.out))
+        else:
+            with pytest.raises(UserError, match="3.warc.gz could not be read"):
+                run(config)
+            assert not config.out.exists()
+            Flaky.left = 0
+            assert len(documents(run(config))) == 50
+        flaky.shutdown()
+
+
 @pytest.mark.skipif(not has("fsspec"), reason="fsspec is not installed")
 def test_folders_of_other_file_systems_are_read(files, tmp_path):
     here = run(DataConfig((files,), tmp_path / "here"))
