@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import errno
 import faulthandler
 import http.server
 import importlib.util
@@ -61,6 +62,37 @@ def test_a_rank_that_is_missing_is_done_by_the_merge(files, tmp_path):
     config = DataConfig((files,), tmp_path / "ranks", world=3)
     run(dataclasses.replace(config, rank=1))
     assert folder_hash(run(config)) == folder_hash(run(DataConfig((files,), tmp_path / "whole")))
+
+
+def test_two_runs_of_one_rank_do_not_write_the_same_files(files, tmp_path, monkeypatch):
+    config = DataConfig((files,), tmp_path / "out", world=2, rank=0, workers=1)
+    monkeypatch.setattr(job_module, "LOCK_SECONDS", 0.3)
+    (tmp_path / "out.parts").mkdir()
+    code = f"import time; from freedive.runs import locked\nwith locked({str(tmp_path / 'out.parts' / '000002.job')!r}): print(flush=True); time.sleep(30)"
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    assert other.stdout is not None and other.stdout.readline()
+    with pytest.raises(UserError, match=f"process {other.pid} is writing"):
+        run(config)
+    other.kill()
+    other.wait()
+    run(config)
+    whole = folder_hash(run(DataConfig((files,), tmp_path / "whole")))
+    assert folder_hash(run(dataclasses.replace(config, rank=None))) == whole
+
+
+def test_a_full_disk_is_told_and_the_rest_done_later(files, tmp_path, monkeypatch):
+    original = job_module._Writer.finish
+
+    def finish(self):
+        if self.job.index == 3 and not (tmp_path / "space").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(self)
+
+    monkeypatch.setattr(job_module._Writer, "finish", finish)
+    with pytest.raises(UserError, match="disk is full"):
+        run(DataConfig((files,), tmp_path / "out"))
+    (tmp_path / "space").touch()
+    assert folder_hash(run(DataConfig((files,), tmp_path / "out"))) == folder_hash(run(DataConfig((files,), tmp_path / "whole")))
 
 
 def test_parts_of_other_settings_are_not_mixed_in(files, tmp_path):

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from freedive.runs import UserError, json_line, write_json_atomic
+from freedive.runs import UserError, json_line, locked, write_json_atomic
 
 from .process import Result, Steps, process
 from .read import read_records
@@ -31,6 +31,7 @@ from .sources import Source
 from .waterfall import Waterfall
 
 NOTE_RECORDS, NOTE_SECONDS = 256, 2.0  # a note at most so often
+LOCK_SECONDS = 5.0  # a worker whose run was killed ends within two
 SAMPLE_CHARACTERS = 1000
 KEY = np.dtype([("id", "V16"), ("bytes", "<u8"), ("signed", "u1"), ("split", "<u4")])  # split: the id's first 32 bits
 FILES = ("jsonl", "keys", "minhash", "decisions.jsonl")
@@ -74,6 +75,26 @@ def run_job(job: Job, poison: dict[tuple[str, int], str], tell: Tell) -> None:
     """
     if job.done():
         return
+    with contextlib.ExitStack() as stack:
+        _lock(job, stack)
+        if not job.done():  # by another rank, meanwhile
+            _run(job, poison, tell)
+
+
+def _lock(job: Job, stack: contextlib.ExitStack) -> None:
+    """Two ranks with the same number, or a killed run's last worker, must not write the same files."""
+    end = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            stack.enter_context(locked(job.path("job")))
+            return
+        except UserError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
+
+
+def _run(job: Job, poison: dict[tuple[str, int], str], tell: Tell) -> None:
     writer = _Writer(job)
     number = 0
     tell("read", 0, writer.kept)

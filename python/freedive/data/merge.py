@@ -42,9 +42,9 @@ class Merge:
     def __init__(self, artefact: Artefact, settings: Any, jobs: list[Job], recipe: str, checkpoint_bytes: int):
         self.artefact, self.settings, self.jobs, self.recipe = artefact, settings, jobs, recipe
         self.checkpoint_bytes = checkpoint_bytes
-        self.keys = [np.fromfile(job.path("keys"), KEY) for job in jobs]
-        self.first = np.cumsum([0, *map(len, self.keys)])
-        self.all = np.concatenate(self.keys) if self.keys else np.zeros(0, KEY)
+        self.all = np.concatenate([np.fromfile(job.path("keys"), KEY) for job in jobs])
+        self.first = np.cumsum([0, *(job.path("keys").stat().st_size // KEY.itemsize for job in jobs)])
+        self.keys = [self.all[a:b] for a, b in zip(self.first[:-1], self.first[1:], strict=True)]
         self.gone = np.zeros(len(self.all), np.uint8)  # 0: stays; else 1 + place in the list of steps that removed it
         self.steps = list(DUPLICATES) + ["line_dedup"]
         self.waterfall = Waterfall()

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from freedive.runs import UserError
+from freedive.runs.errors import disk_full, is_disk_full
 
 from .job import Job, run_job
 from .sources import RemoteError
@@ -186,8 +187,11 @@ def _serve(pipe: Any, others: list[Any], shared: Any, slot: int, parent: int) ->
             answer = ("user", (f"this needs the Python package {error.name}, which is not installed", f"pip install {error.name}"))
         except MemoryError:
             os._exit(1)
-        except Exception:
+        except Exception as error:
             answer = ("bug", traceback.format_exc())
+            if is_disk_full(error):
+                full = disk_full(job.folder, resumes=True)
+                answer = ("user", (full.message, full.hint))
         pipe.send(answer)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from freedive.data.token_shards import TokenShards, is_shards
 from freedive.data.texts import is_artefact, iter_texts
+from freedive.data.token_shards import TokenShards, is_shards
 from freedive.runs import UserError, notes
 from freedive.tokenizer import Tokenizer, byte_tokenizer, char_tokenizer, encode_documents, find, train_tokenizer
 from freedive.train import Documents
