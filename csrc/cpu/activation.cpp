@@ -2,9 +2,8 @@
 //   gelu(x) = 0.5 x (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3): the sigmoid form has no cancellation.
 //   swiglu(a, b) = silu(a) b, silu(a) = a sigmoid(a); silu'(a) = s (1 + a (1 - s)).
 //
-// Memory: 8 bytes an element (gelu forward) to 20 (swiglu backward), plus one exp and one division: the simd variants
-// bring
-// (one Zen 3 core, GB/s): gelu 0.3 -> 8 and 0.5 -> 11, swiglu 1.9 -> 16 and 2.5 -> 20. Not yet bound by memory.
+// Memory: 8 bytes an element (gelu forward) to 20 (swiglu backward), plus one exp and one division: gelu is not yet
+// bound by memory (benchmarks/ops.py).
 #include "tier.h"
 
 namespace freedive {

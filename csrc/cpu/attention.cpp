@@ -14,10 +14,9 @@
 // queries and outputs (2 x 48 x D floats), scores (48 x 32) and the key and value block (2 x 32 x D) stay in L2, what a strip of
 // six rows reads in L1.
 //
-// Variants:
-// (GFLOP/s on one Zen 3 core, peak 104, 4 sequences of 256, 4 heads of 32; masked half not counted)
-//   naive   a row and a head at a time, keys three times over (max, sum, values); nothing is stored      1.3
-//   simd    as above; the exp of a score costs as much as 20 of its multiply-adds                        42 (D=128: 64)
+// Variants (how fast: benchmarks/attention.py):
+//   naive   a row and a head at a time, keys three times over (max, sum, values); nothing is stored
+//   simd    as above; the exp of a score costs as much as 20 of its multiply-adds
 #include "attention.h"
 
 #include "tier.h"

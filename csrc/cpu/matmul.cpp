@@ -3,19 +3,18 @@
 //   backward input:  dx[n,c]      = sum_o dout[n,o] w[o,c]
 //   backward weight: dw[o,c]     += sum_n dout[n,o] x[n,c];  dbias[o] += sum_n dout[n,o]
 //
-// Memory plan (blocked, after Goto & van de Geijn 2008): the output is cut into blocks of at most BLOCK_M x BLOCK_N,
-// handed to threads one by one. For each slice of BLOCK_K along k a block of B (256 KB at most, in panels of 16
-// columns; one panel, 16 KB, lives in L1) meets a block of A (240 KB at most, in L2). The register tile is 6 x 16: 12
-// accumulators, and 12 fused multiply-adds for every 8 loads. Between slices of k the partial sums rest in the output
-// as float32, which is what they were in registers: blocking changes no bit. Where the residual is the output itself
-// they rest in a buffer of the thread instead.
+// Memory plan (blocked, after Goto & van de Geijn 2008): the output is cut into units of at most UNIT_M x BLOCK_N, handed to
+// threads one by one. For each slice of BLOCK_K along k a unit packs its block of B once (512 KB, in panels of 16 columns; one
+// panel, 16 KB, lives in L1), unless the weight came packed, and meets it with its rows of A, BLOCK_M at a time (240 KB, in L2),
+// packed in strips of six rows unless the columns are too few to pay for that. The register tile is 6 x 16: 12 accumulators, and 12
+// fused multiply-adds for every 8 loads; it fetches the outputs of the next tile ahead. Between slices of k the partial sums rest in
+// the output as float32, which is what they were in registers: blocking changes no bit. Where a residual is to be added, which may be
+// the output itself, they rest in a buffer of the thread instead.
 //
-// Variants:
-// GFLOP/s on one Zen 3 core (peak 104), N=1024 C=O=768, forward / backward input / backward weight:
-//   naive    three loops, one chain at a time, bound by the latency of the fused multiply-add     1.6 / 1.3 / 0.9
-//   simd     blocked as above                                                                      87 / 86 / 84
-//            few rows (decode) stream the packed weight once, four panels at a time: 39 for one row, 93 for four
-// Without `packed` a forward of one row spends its time packing (5 GFLOP/s): give it the packed weight.
+// Variants (how fast: benchmarks/matmul.py, and the table in csrc/README.md):
+//   naive    three loops, one chain at a time, bound by the latency of the fused multiply-add
+//   simd     blocked as above; few rows (decode) stream the packed weight once, four panels at a time
+// Without `packed` a forward of one row spends its time packing: give it the packed weight.
 #include "matmul.h"
 
 #include "kernel.h"

@@ -7,8 +7,8 @@
 // Backward reads dout and x and writes dx: 12. The sums over rows (dw, db) are taken over chunks of ROW_CHUNK rows,
 // each into its own partial in the workspace; the partials are then added in order. Chunks depend on N only.
 //
-// naive: sums in double, one number at a time. simd: eight lanes, the order of a row's sum depends on D only; on one
-// Zen 3 core, 512 wide, GB/s: rmsnorm 8 -> 29 forward, 8 -> 32 backward; layernorm 4 -> 17 and 4 -> 20.
+// naive: sums in double, one number at a time. simd: eight lanes, the order of a row's sum depends on D only
+// (how fast: benchmarks/ops.py).
 #include "tier.h"
 
 namespace freedive {
