@@ -102,6 +102,14 @@ def test_damage_in_one_member_leaves_the_others(tmp_path, data):
         assert (result.removed is None) == bool(result.text.strip()) or result.removed
 
 
+@pytest.mark.parametrize("kind", ["", ".gz", ".zst"])
+def test_damage_after_damage(tmp_path, kind):
+    parts = packed([record(0), record(1, length=40), record(2), record(3, length=4000), record(4), record(5, length=7), record(6)], kind)
+    found = read(tmp_path, b"".join(parts), "x.warc" + kind)
+    assert urls(found) == [URL.format(i) for i in (0, 2, 4, 6)]
+    assert [r.reason for r in found if r.reason] == ["wrong_length"] * 3
+
+
 @given(st.data())
 @quick
 def test_a_cut_file_is_told(tmp_path, data):

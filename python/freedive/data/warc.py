@@ -44,7 +44,7 @@ def read_warc(source: Source, max_bytes: int) -> Iterator[Record]:
                     if held is not None:
                         yield held
                         held = None
-                    single = single or warc.stream_pos == start != 0
+                    single = single or came > 1 and warc.stream_pos == start
                     start = warc.stream_pos
                     if warc.record_type not in pages:
                         continue
@@ -67,7 +67,7 @@ def read_warc(source: Source, max_bytes: int) -> Iterator[Record]:
                 if held is not None:
                     yield held
                 return
-            if held is not None and failed and not held.reason and not single and seekable and _fits(stream, source, start):
+            if held is not None and failed and held.data and not held.reason and not single and seekable and _fits(stream, source, start):
                 yield held
                 held = None
             next_record = None if single or not seekable else _search(stream, start + 1, MEMBER[source.compression])
