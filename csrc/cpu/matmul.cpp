@@ -6,10 +6,10 @@
 // Memory plan (blocked, after Goto & van de Geijn 2008): the output is cut into units of at most UNIT_M x BLOCK_N, handed to
 // threads one by one. For each slice of BLOCK_K along k a unit packs its block of B once (512 KB, in panels of 16 columns; one
 // panel, 16 KB, lives in L1), unless the weight came packed, and meets it with its rows of A, BLOCK_M at a time (240 KB, in L2),
-// packed in strips of six rows unless the columns are too few to pay for that. The register tile is 6 x 16: 12 accumulators, and 12
-// fused multiply-adds for every 8 loads; it fetches the outputs of the next tile ahead. Between slices of k the partial sums rest in
-// the output as float32, which is what they were in registers: blocking changes no bit. Where a residual is to be added, which may be
-// the output itself, they rest in a buffer of the thread instead.
+// packed in strips of six rows unless the columns are too few to pay for that. The register tile is 6 x 16: 12 accumulators, and
+// 12 fused multiply-adds for every 8 loads; it fetches the outputs of the next tile ahead. Between slices of k the partial sums
+// rest in the output as float32, which is what they were in registers: blocking changes no bit. Where a residual is to be added,
+// which may be the output itself, they rest in a buffer of the thread instead.
 //
 // Variants (how fast: benchmarks/matmul.py, and the table in csrc/README.md):
 //   naive    three loops, one chain at a time, bound by the latency of the fused multiply-add
