@@ -1,18 +1,17 @@
 """Quality rules with published values: Gopher (2112.11446), C4 (1910.10683), FineWeb (2406.17557), in datatrove's order.
 
-Each filter is (text, rules) -> (text or None, reason): the first rule that fails is the reason. Words are letters or digits
-with inner apostrophes or hyphens, or single symbols: spaCy's splitting without spaCy, so counts near a threshold may differ
-from datatrove's. A rule is switched off by the value None.
+Each filter is (text, rules) -> (text or None, reason): the first rule that fails is the reason. Words are those of spaCy's blank
+English (`words`). A rule is switched off by the value None.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
+from .words import split, words_of
+
 _SENTENCE_END = re.compile(r"[.!?]+[\"'”’)\]]*(?:\s|$)")
 _CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
 POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
@@ -101,10 +100,6 @@ PRESETS: dict[str, Rules] = {
 }
 
 
-def words_of(text: str) -> list[str]:
-    return _WORD.findall(text)
-
-
 def gopher_repetition(text: str, rules: GopherRepetition) -> Decision:
     """Gopher, appendix A.1.1, "repetition"; empty texts fail no rule."""
     paragraphs = re.split(r"\n{2,}", text.strip())
@@ -119,18 +114,12 @@ def gopher_repetition(text: str, rules: GopherRepetition) -> Decision:
         return None, "dup_line_frac"
     if _above(characters / max(1, len(text)), rules.dup_line_char_frac):
         return None, "dup_line_char_frac"
-    words = words_of(text)
+    grams = split(text).repetition()
     for n, limit in rules.top_n_grams:
-        grams = Counter(zip(*(words[i:] for i in range(n)), strict=False))
-        if grams:
-            most = max(grams.values())
-            top = next(
-                gram for gram, times in grams.items() if times == most
-            )  # the first of the most frequent, as Counter.most_common
-            if (sum(map(len, top)) + n - 1) * most / len(text) > limit:
-                return None, f"top_{n}_gram"
+        if grams.top(n) / max(1, len(text)) > limit:
+            return None, f"top_{n}_gram"
     for n, limit in rules.dup_n_grams:
-        if _repeated_characters(words, n) / max(1, len(text)) > limit:
+        if grams.repeated(n) / max(1, len(text)) > limit:
             return None, f"duplicated_{n}_grams"
     return text, ""
 
@@ -146,21 +135,6 @@ def _duplicates(items: Sequence[str]) -> tuple[int, int]:
         else:
             seen.add(item)
     return count, characters
-
-
-def _repeated_characters(words: list[str], n: int) -> int:
-    """Characters (without spaces) of n-grams seen before; a repeated one is stepped over as a whole."""
-    seen: set[str] = set()
-    i = characters = 0
-    while i + n <= len(words):
-        gram = "".join(words[i : i + n])
-        if gram in seen:
-            characters += len(gram)
-            i += n
-        else:
-            seen.add(gram)
-            i += 1
-    return characters
 
 
 def gopher_quality(text: str, rules: GopherQuality) -> Decision:
@@ -186,10 +160,7 @@ def gopher_quality(text: str, rules: GopherQuality) -> Decision:
         return None, "too_many_bullets"
     if _above(sum(line.rstrip().endswith(("...", "…")) for line in lines) / len(lines), rules.max_ellipsis_lines):
         return None, "too_many_ellipsis_lines"
-    if (
-        rules.min_alpha_words is not None
-        and sum(any(c.isalpha() for c in word) for word in words) / total < rules.min_alpha_words
-    ):
+    if rules.min_alpha_words is not None and sum(word.isalpha() or any(map(str.isalpha, word)) for word in words) / total < rules.min_alpha_words:
         return None, "below_alpha_words"
     if rules.min_stop_words is not None and len(STOP_WORDS.intersection(words)) < rules.min_stop_words:
         return None, "enough_stop_words"
@@ -203,11 +174,7 @@ def c4(text: str, rules: C4) -> Decision:
         if not line.strip():
             kept.append("")
             continue
-        if (
-            rules.max_word_length is not None
-            and len(line) > rules.max_word_length
-            and max(map(len, line.split())) > rules.max_word_length
-        ):
+        if rules.max_word_length is not None and len(line) > rules.max_word_length and max(map(len, line.split())) > rules.max_word_length:
             continue
         if rules.remove_citations:
             line = _CITATION.sub("", line)
@@ -235,10 +202,7 @@ def fineweb(text: str, rules: FineWeb) -> Decision:
     lines = [line for line in text.split("\n") if line.strip()]
     if not lines:
         return None, "empty"
-    if (
-        rules.min_line_punctuation is not None
-        and sum(line.rstrip().endswith(TERMINAL) for line in lines) / len(lines) < rules.min_line_punctuation
-    ):
+    if rules.min_line_punctuation is not None and sum(line.rstrip().endswith(TERMINAL) for line in lines) / len(lines) < rules.min_line_punctuation:
         return None, "line_punctuation"
     if _above(sum(len(line) <= rules.short_line_length for line in lines) / len(lines), rules.max_short_lines):
         return None, "short_lines"
