@@ -2,9 +2,11 @@
 
     python benchmarks/real_dive.py --data DATA_FOLDER --out real [--tier demo]
 
-Pages: OpenStax textbooks, and pages that say the capitals of countries and states forty times each in changing words. Chats: dialogues of the Schema-Guided Dialogue corpus (SGD), capitals asked in seven wordings, and a few
-solved problems. Questions: the same capitals in three wordings that no chat has. Problems: the beginning of an SGD dialogue, answered by
-the name of the service call that the assistant made next (36 of them); training and held-out problems come from different dialogues.
+Pages: an OpenStax textbook, and a third of the dialogues of the Schema-Guided Dialogue corpus (SGD) with the service calls that the
+assistant made, each followed by a few capitals of countries and states in changing words, as often as the invented town's pages say its
+facts. Chats: dialogues, capitals asked in seven wordings, and some solved problems. Questions: the same capitals in three wordings that
+no chat has. Problems: the beginning of an SGD dialogue, answered by the name of the next service call (there are 36); pages and chats,
+problems, and held-out problems come from different dialogues.
 DATA_FOLDER holds text/openstax.jsonl.gz, sft/sgd_train.jsonl.gz and sft/facts/*.json. The last line is JSON.
 """
 
@@ -27,7 +29,7 @@ HELD_OUT = ["I forgot what the capital of {} is called. Can you help?", "Which c
 SAID = ["The capital of {0} is {1}.", "{1} is the capital of {0}.", "The government of {0} sits in {1}.", "{0} has its capital at {1}.",
         "Question: what is the capital of {0}? Answer: {1}.", "Question: name the capital city of {0}. Answer: {1}.", "Capital of {0}: {1}.",
         "In {1}, the capital of {0}, the parliament met."]  # fmt: skip
-BOOKS = ("american-government", "introduction-sociology", "psychology", "us-history")
+BOOK = "american-government"
 SHORT, LONG = 450, 800  # characters of a problem, and of a dialogue that is trained on
 
 
@@ -39,14 +41,22 @@ def capitals(folder: Path) -> list[tuple[str, str]]:
     return [(place, city) for place, city in pairs.items() if city]
 
 
-def pages(data: Path, mentions: int) -> Iterator[dict[str, str]]:
-    """Chapters of the books, and between them pages of a few facts."""
+def as_page(dialogue: dict[str, Any]) -> str:
+    """The dialogue as a text, with the calls."""
+    call = lambda turn: f"Next call? {turn['call']['method']}\n" if turn.get("call") else ""
+    return "".join(f"{call(turn)}{turn['role'].title()}: {turn['text']}\n" for turn in dialogue["turns"])
+
+
+def pages(data: Path, dialogues: list[dict[str, Any]], mentions: int) -> list[dict[str, str]]:
+    """Chapters of the book, and dialogues that end in a few facts, shuffled."""
     places, rng = capitals(data / "sft/facts"), random.Random(0)
-    facts = [SAID[m % len(SAID)].format(*pair) for m in range(mentions) for pair in rng.sample(places, len(places))]
+    facts = [place for _ in range(mentions) for place in rng.sample(places, len(places))]
+    said = [SAID[i % len(SAID)].format(*place) for i, place in enumerate(facts)]
+    each = -(-len(said) // len(dialogues))
     with gzip.open(data / "text/openstax.jsonl.gz", "rt") as lines:
-        books = [row for row in map(json.loads, lines) if row["book"].startswith(BOOKS)]
-    rows = [{"text": row["text"]} for row in books] + [{"text": "\n".join(facts[i : i + 12])} for i in range(0, len(facts), 12)]
-    yield from rng.sample(rows, len(rows))
+        texts = [row["text"] for row in map(json.loads, lines) if row["book"] == BOOK]
+    texts += [as_page(d) + "\n" + "\n".join(said[i * each : (i + 1) * each]) for i, d in enumerate(dialogues)]
+    return [{"text": text} for text in rng.sample(texts, len(texts))]
 
 
 def talk(question: str, answer: str) -> dict[str, Any]:
@@ -72,7 +82,7 @@ def prepare(data: Path, out: Path, solved: int, chats: int, practice: int, held_
         "problems": [p for d in dialogues[1::3] for p in problems(d)],
         "problems_eval": [p for d in dialogues[2::3] for p in problems(d)][:held_out],
         "questions": [],
-        "pages": list(pages(data, mentions)),
+        "pages": pages(data, dialogues[::3], mentions),
     }
     rows["chats"] += [talk(p["prompt"], p["answer"]) for p in rows["problems"][:solved]]
     rows["problems"] = rows["problems"][solved : solved + practice]
@@ -90,9 +100,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("real-dive"))
     parser.add_argument("--tier", default="demo", choices=["smoke", "demo"])
-    parser.add_argument("--solved", type=int, default=300, help="problems with their answers among the chats")
+    parser.add_argument("--solved", type=int, default=600, help="problems with their answers among the chats")
     parser.add_argument("--chats", type=int, default=1000, help="dialogues among the chats")
-    parser.add_argument("--mentions", type=int, default=40, help="of each capital in the pages")
+    parser.add_argument("--mentions", type=int, default=100, help="of each capital in the pages")
     a = parser.parse_args()
     counts = prepare(a.data, a.out / "input", a.solved, a.chats, 8000, 2000, a.mentions)
     print(json.dumps(counts), flush=True)
