@@ -7,6 +7,7 @@ English (`words`). A rule is switched off by the value None.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -139,18 +140,19 @@ def _duplicates(items: Sequence[str]) -> tuple[int, int]:
 
 def gopher_quality(text: str, rules: GopherQuality) -> Decision:
     """Gopher, appendix A.1.1, "quality"."""
-    words = words_of(text)
-    real = [word for word in words if word[0].isalnum() or len(word) > 1]
-    if rules.min_words is not None and len(real) < rules.min_words:
+    words = Counter(words_of(text))  # each rule then looks at a different word once
+    real = {word: times for word, times in words.items() if word[0].isalnum() or len(word) > 1}
+    count = sum(real.values())
+    if rules.min_words is not None and count < rules.min_words:
         return None, "short_doc"
-    if _above(len(real), rules.max_words):
+    if _above(count, rules.max_words):
         return None, "long_doc"
-    mean = sum(map(len, real)) / max(1, len(real))
+    mean = sum(len(word) * times for word, times in real.items()) / max(1, count)
     if rules.min_mean_word_length is not None and mean < rules.min_mean_word_length:
         return None, "below_mean_word_length"
     if _above(mean, rules.max_mean_word_length):
         return None, "above_mean_word_length"
-    total = max(1, len(words))
+    total = max(1, sum(words.values()))
     if _above(text.count("#") / total, rules.max_symbol_ratio):
         return None, "too_many_hashes"
     if _above((text.count("...") + text.count("…")) / total, rules.max_symbol_ratio):
@@ -160,9 +162,11 @@ def gopher_quality(text: str, rules: GopherQuality) -> Decision:
         return None, "too_many_bullets"
     if _above(sum(line.rstrip().endswith(("...", "…")) for line in lines) / len(lines), rules.max_ellipsis_lines):
         return None, "too_many_ellipsis_lines"
-    if rules.min_alpha_words is not None and sum(word.isalpha() or any(map(str.isalpha, word)) for word in words) / total < rules.min_alpha_words:
-        return None, "below_alpha_words"
-    if rules.min_stop_words is not None and len(STOP_WORDS.intersection(words)) < rules.min_stop_words:
+    if rules.min_alpha_words is not None:
+        alpha = sum(times for word, times in words.items() if word.isalpha() or any(map(str.isalpha, word)))
+        if alpha / total < rules.min_alpha_words:
+            return None, "below_alpha_words"
+    if rules.min_stop_words is not None and len(STOP_WORDS & words.keys()) < rules.min_stop_words:
         return None, "enough_stop_words"
     return text, ""
 
@@ -176,7 +180,7 @@ def c4(text: str, rules: C4) -> Decision:
             continue
         if rules.max_word_length is not None and len(line) > rules.max_word_length and max(map(len, line.split())) > rules.max_word_length:
             continue
-        if rules.remove_citations:
+        if rules.remove_citations and "[" in line:
             line = _CITATION.sub("", line)
         if rules.min_words_per_line is not None and len(line.split()) < rules.min_words_per_line:
             continue

@@ -28,7 +28,7 @@ from .waterfall import print_waterfall
 
 CHECKPOINT_BYTES = 64_000_000  # of shards between two checkpoints of the merge
 SMALL_INPUT = 4_000_000  # bytes of input files below which a second worker process costs more than it brings
-GROUP_BYTES = 4_000_000  # of small files that make a job together
+GROUP_BYTES = 1_000_000  # of small files that make a job together
 TITLE = "data"
 
 

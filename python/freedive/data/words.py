@@ -120,7 +120,7 @@ def pieces(chunk: str) -> list[str]:
 
 def _joined(parts: list[str]) -> list[str]:
     """With symbols that together are a contraction or an emoticon put together again, the longest first."""
-    if len(parts) < 2:
+    if not any(pair in _beginnings() for pair in zip(parts, parts[1:])):
         return parts
     spans = [
         (end - start, -start)
@@ -143,6 +143,11 @@ def _joined(parts: list[str]) -> list[str]:
 def _sequences() -> frozenset[tuple[str, ...]]:
     """What the contractions and emoticons are peeled into when they are not known as such."""
     return frozenset(tuple(_peeled(word, {})) for word in CONTRACTIONS if _PREFIX.match(word) or _SUFFIX.search(word) or _INFIX.search(word))
+
+
+@functools.lru_cache(maxsize=1)
+def _beginnings() -> frozenset[tuple[str, str]]:
+    return frozenset((parts[0], parts[1]) for parts in _sequences() if len(parts) > 1)
 
 
 @functools.lru_cache(maxsize=1)
