@@ -143,11 +143,27 @@ def workers(pages: list[tuple[str, bytes]], folder: Path, rounds: int) -> None:
         files.append(folder / f"part{i}.warc.gz")
         write_warc(files[-1], pages[i::8])
     walls: dict[int, list[float]] = {1: [], 2: []}
+    cpu: dict[int, list[float]] = {1: [], 2: []}
+    machine = []
     for turn in range(rounds):
         for count in walls:
-            walls[count].append(ours(files, folder / f"workers{count}-{turn}", "resiliparse", workers=count)["wall"])
+            told = ours(files, folder / f"workers{count}-{turn}", "resiliparse", workers=count)
+            walls[count].append(told["wall"])
+            cpu[count].append(told["cpu"])
+        machine.append(2 * busy(1) / busy(2))
     best = {count: min(seconds) for count, seconds in walls.items()}
-    say(case="workers", pages=len(pages), seconds={str(k): [round(s, 2) for s in v] for k, v in walls.items()}, speed_up=round(best[1] / best[2], 2))
+    lists = {name: {str(k): [round(s, 2) for s in v] for k, v in what.items()} for name, what in (("seconds", walls), ("cpu_seconds", cpu))}
+    # without waiting for other processes of the machine, two workers take half of their CPU seconds
+    free = statistics.median(cpu[1]) / (statistics.median(cpu[2]) / 2)
+    yardstick = round(statistics.median(machine), 2)  # what two busy loops get here
+    say(case="workers", pages=len(pages), **lists, speed_up=round(best[1] / best[2], 2), two_busy_loops=yardstick, speed_up_by_cpu_seconds=round(free, 2))
+
+
+def busy(count: int) -> float:
+    """Wall seconds of `count` processes that each count to the same number."""
+    code = "import time; t = time.perf_counter()\nfor i in range(20_000_000): pass\nprint(time.perf_counter() - t)"
+    running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(count)]
+    return max(float(process.communicate()[0]) for process in running)
 
 
 def memory(pages: list[tuple[str, bytes]], folder: Path, sizes: list[float]) -> None:
