@@ -44,7 +44,8 @@ _URL = regex.compile(
     rf"(?:[\w+\-.]{{2,}}://)?(?:\S+@)?(?:\d{{1,3}}(?:\.\d{{1,3}}){{3}}|(?:(?:[A-Za-z0-9\u00a1-\uffff][A-Za-z0-9\u00a1-\uffff_-]{{0,62}})?"
     rf"[A-Za-z0-9\u00a1-\uffff]\.)+{_LOWER}{{2,63}})(?::\d{{2,5}})?(?:[/?#]\S*)?"
 )
-
+# The commonest new pieces, which the rules above peel to the same: a long word, perhaps with one mark before and one behind
+_PLAIN = regex.compile(r"""([(\["]?)([A-Za-z][A-Za-z_]+[a-z])([.,;:!?)\]"]?)""")
 
 _EMOTICONS = r"""
     (*_*) (-8 (-: (-; (-_-) (._.) (: (; (= (>_<) (^_^) (o: (¬_¬) (ಠ_ಠ) (╯°□°）╯︵┻━┻ )-: ): -_- -__- ._. 0.0 0.o 0_0 0_o 8) 8-) 8-D 8D :'( :')
@@ -115,6 +116,11 @@ CONTRACTIONS = _contractions()
 
 def pieces(chunk: str) -> list[str]:
     """The words of a piece of text without white space; joined, they give the piece again."""
+    plain = _PLAIN.fullmatch(chunk)
+    if plain is not None:
+        before, word, after = plain.groups()
+        if word not in CONTRACTIONS and word + after not in CONTRACTIONS and chunk not in CONTRACTIONS:
+            return [part for part in (before, word, after) if part]
     return [chunk] if len(chunk) > LONGEST_PIECE else _joined(_peeled(chunk, CONTRACTIONS))
 
 
