@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import json
+import random
 import signal
 import statistics
 import subprocess
 import sys
 import time
 import types
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +22,7 @@ import pytest
 import freedive
 from freedive import UserError, cli
 from freedive.runs import option, progress
+from freedive.runs.config import required
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,49 @@ def test_verb_help(verb, capsys):
 def test_wrong_usage_is_2(verb, capsys, arguments):
     verb(print)
     assert cli.main(arguments) == 2
-    assert capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert told and told.count("╭") <= 1, "said once"
+
+
+def arguments_of(kind, generator: random.Random) -> list[str]:
+    """Words of a command line that give a value of this type."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return [str(generator.choice(inner))]
+    if origin in (list, tuple):
+        return [*arguments_of(inner[0], generator), *arguments_of(inner[0], generator)]
+    if inner and origin is not dict:  # X | None
+        return arguments_of(inner[0], generator)
+    return {int: ["7"], float: ["0.25"], bool: []}.get(kind, ["some"])
+
+
+@pytest.mark.parametrize("name", [*cli.VERBS, *cli.WORDS])
+def test_reading_only_the_options_named_changes_nothing(name):
+    """Any options of any verb: the same values as when tyro is told of all fields, and the others keep their defaults."""
+    verb = {**cli.VERBS, **cli.WORDS}[name]
+    cls = getattr(importlib.import_module(verb.module), verb.config)
+    hints, generator = typing.get_type_hints(cls), random.Random(0)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    read = 0
+    for _ in range(12):
+        chosen = [f for f in fields.values() if required(f) or generator.random() < 0.15]
+        arguments: list[str] = []
+        for f in sorted(chosen, key=lambda f: not f.metadata.get("positional")):
+            flag = generator.choice([f.name, f.name.replace("_", "-")])
+            no = "no-" if hints[f.name] is bool and f.default is True else ""
+            arguments += ([] if f.metadata.get("positional") else [f"--{no}{flag}"]) + arguments_of(hints[f.name], generator)
+        named = cli._named_fields(cls, arguments)
+        assert named is not None and {f.name for f in chosen} <= set(named)
+        try:
+            of_all = cli._flags(cls, list(fields), {}, arguments, name, console_outputs=False)
+        except SystemExit:  # a value that this field does not take
+            with pytest.raises(SystemExit):
+                cli._flags(cls, named, {}, arguments, name, console_outputs=False)
+            continue
+        defaults = {f.name: f.default if f.default is not dataclasses.MISSING else f.default_factory() for f in fields.values() if not required(f)}
+        assert of_all == defaults | cli._flags(cls, named, {}, arguments, name, console_outputs=False), arguments
+        read += 1
+    assert read >= 6
 
 
 def test_user_errors_are_2_without_a_traceback(verb, capsys):

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
-import difflib
 import enum
 import json
 import os
@@ -26,11 +25,6 @@ from typing import Any, TypeVar
 
 from .atomic import plain
 from .errors import UserError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 Config = TypeVar("Config")
 
@@ -118,6 +112,10 @@ def _short(value: Any) -> str:
 
 def read_toml(path: str | os.PathLike[str], cls: type) -> dict[str, Any]:
     """The settings of a TOML file, converted to the types of the dataclass `cls`. Keys may be written with - or _."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
     try:
         with open(path, "rb") as file:
             table = tomllib.load(file)
@@ -151,6 +149,8 @@ def _settings(table: dict[str, Any], cls: type, path: str, prefix: str) -> dict[
     for raw, value in table.items():
         key = raw.replace("-", "_")
         if key not in allowed:
+            import difflib
+
             close = difflib.get_close_matches(key, allowed, n=3)
             guess = f"did you mean {' or '.join(close)}? " if close else ""
             raise UserError(f"{path}: unknown key {prefix}{raw}", hint=f"{guess}allowed keys: {', '.join(allowed)}")

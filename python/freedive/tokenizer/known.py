@@ -12,7 +12,6 @@ import importlib.util
 import json
 import os
 import tempfile
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +135,8 @@ def download(name: str, base: str = _BASE, timeout: float = 60.0) -> Path:
     path = next(_folders()) / _cache_name(ranks)
     if _find(ranks) is not None:
         return path
+    import urllib.request  # as slow to import as half of freedive
+
     try:
         with urllib.request.urlopen(base + address, timeout=timeout) as answer:
             data = answer.read(_MAX_BYTES + 1)

@@ -115,6 +115,8 @@ class Tokenizer:
         """Return the ids of `text` as an array in `self.dtype`; for large texts the faster way, and it lets other threads run."""
         if self.kind == "bpe" and isinstance(text, str) and not self.missing_bytes and not self.normalizer:
             ids = self._encoding.encode_to_numpy(well_formed(text), allowed_special=set(), disallowed_special=())
+        elif self.kind == "bytes" and isinstance(text, str) and not self.normalizer:
+            ids = np.frombuffer(well_formed(text).encode("utf-8"), np.uint8)
         else:
             ids = np.asarray(self.encode(text), dtype=np.uint32)
         return ids.astype(self.dtype, copy=False)
