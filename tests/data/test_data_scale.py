@@ -194,10 +194,10 @@ def test_kill_9_of_the_whole_run_and_resume(tmp_path):
     whole = folder_hash(run(DataConfig((rows,), tmp_path / "whole")))
     command = [sys.executable, "-m", "freedive", "data", str(rows), "--out", str(tmp_path / "out"), "--workers", "1"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    note = tmp_path / "out.parts" / "000000.note.json"
+    part = tmp_path / "out.parts" / "000000.jsonl"
     child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     end = time.monotonic() + 60
-    while child.poll() is None and not note.exists() and time.monotonic() < end:
+    while child.poll() is None and not (part.exists() and part.stat().st_size) and time.monotonic() < end:
         time.sleep(0.01)
     child.kill()
     child.wait()
