@@ -1,4 +1,4 @@
-"""Kill the dive at random moments, go on each time, and compare the finished folders with an uninterrupted run's, bit for bit.
+"""Kill the dive at random moments, in every stage, go on each time, and compare the finished folders with an uninterrupted run's, bit for bit.
 
     python dev/kill_dive.py --tier smoke --kills 10 --out killed --against uninterrupted
 
@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import signal
 import subprocess
@@ -16,9 +17,6 @@ import time
 from pathlib import Path
 
 from freedive.runs import folder_hash
-
-
-START = 1.0  # seconds until a dive that goes on has found its place
 
 
 def dive(tier: str, out: Path) -> subprocess.Popen[bytes]:
@@ -33,16 +31,19 @@ def main() -> int:
     parser.add_argument("--against", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
-    began = time.perf_counter()
     if not (a.against / "dive.json").is_file() and dive(a.tier, a.against).wait() != 0:
         print("the uninterrupted dive failed")
         return 1
-    whole = max(10.0, time.perf_counter() - began)
-    rng, kills = random.Random(a.seed), 0
-    for _ in range(a.kills):
+    lines = [json.loads(line) for line in (a.against / "timings.jsonl").read_text().splitlines()]
+    seconds = {line["stage"]: line["seconds"] for line in lines if "stage" in line}
+    rng, kills, stages = random.Random(a.seed), 0, list(seconds)
+    for number in range(a.kills):
+        stage = stages[number * len(stages) // a.kills]  # every stage has its turn
         process = dive(a.tier, a.out)
+        while process.poll() is None and not any((a.out / name).exists() for name in (f"{stage}.partial", stage)):
+            time.sleep(0.01)
         try:
-            process.wait(timeout=rng.uniform(1.0, 2 * (0.9 * whole / max(1, a.kills) + START)))
+            process.wait(timeout=rng.uniform(0, seconds[stage]))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -55,9 +56,9 @@ def main() -> int:
     if last.returncode != 0:
         print(errors.decode()[-2000:])
         return 1
-    stages = sorted(p.name for p in a.against.iterdir() if p.is_dir())
-    different = [s for s in stages if folder_hash(a.against / s) != folder_hash(a.out / s)]
-    print(f"killed {kills} times; {len(stages)} folders compared; different: {', '.join(different) or 'none'}")
+    folders = sorted(p.name for p in a.against.iterdir() if p.is_dir())
+    different = [s for s in folders if folder_hash(a.against / s) != folder_hash(a.out / s)]
+    print(f"killed {kills} times; {len(folders)} folders compared; different: {', '.join(different) or 'none'}")
     return 1 if different or kills == 0 else 0
 
 
