@@ -109,7 +109,11 @@ def supervised_loop(run: Artefact, model: Model, loader: SequenceLoader, s: Sett
         bad = 0 if np.isfinite(norm) else bad + 1
         if bad >= 10:
             raise UserError(f"the gradient was not finite in {bad} steps in a row; the last checkpoint is whole", hint="lower --lr")
-        evaluated = evaluate() if evaluate and (step == s.steps or (s.eval_every and step % s.eval_every == 0)) else {}
+        evaluated = {}
+        if evaluate and (step == s.steps or (s.eval_every and step % s.eval_every == 0)):
+            began = time.perf_counter()
+            evaluated = evaluate()
+            meter.since += time.perf_counter() - began  # not training: the tokens a second of a run's last line would be those of the evaluation
         if step % s.log_every == 0 or step == s.steps or evaluated:
             loss = loss_sum / weight_sum if weight_sum else 0.0
             run.log(step=step, loss=loss, lr=lr, grad_norm=norm if np.isfinite(norm) else None, epoch=loader.epoch, **evaluated)
