@@ -4,6 +4,7 @@ it is without Ray. The machines of the cluster must see the inputs and the folde
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from freedive.runs import UserError, progress
@@ -25,7 +26,7 @@ def run_jobs(jobs: list[Job], address: str, page_seconds: float) -> None:
         return
     if not ray.is_initialized():
         try:
-            ray.init(address=None if address == "local" else address, log_to_driver=False, include_dashboard=False, logging_level="warning")
+            ray.init(address=None if address == "local" else address, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as error:
             raise UserError(f"no Ray cluster at {address}: {error}", hint="--ray local starts one here") from None
     task: Any = ray.remote(num_cpus=1, max_retries=TRIES)(_run_one)
