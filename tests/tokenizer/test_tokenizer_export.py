@@ -33,7 +33,8 @@ def in_hugging_face(tok: Tokenizer):
 def test_equal_ids_for_any_text(tok, text):
     theirs = in_hugging_face(tok) if not hasattr(test_equal_ids_for_any_text, "cache") else test_equal_ids_for_any_text.cache
     test_equal_ids_for_any_text.cache = theirs
-    assert theirs.encode(text).ids == tok.encode(text)
+    if not any(name in text for name in tok.special_tokens):  # they read a special token's name in a text as the token; we never do
+        assert theirs.encode(text).ids == tok.encode(text)
     assert theirs.decode(tok.encode(text), skip_special_tokens=False) == text
 
 
