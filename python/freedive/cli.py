@@ -172,6 +172,8 @@ def _command(arguments: list[str]) -> int:
     if rest and f"{name} {rest[0]}" in WORDS:
         name, rest = f"{name} {rest[0]}", rest[1:]
         verb = WORDS[name]
+    # NumPy's BLAS starts a thread per core when it is imported, which spin for 40 ms; the products of freedive are the core's own.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     module = importlib.import_module(verb.module)
     description = f"{_sentence(verb.help)}\n\nexample:\n  {verb.example}"
     config = parse(getattr(module, verb.config), rest, f"freedive {name}", description)
