@@ -16,10 +16,12 @@ import numpy as np
 
 from . import quality
 from .dedup import text_id
-from .extract import extract
+from .extract import Extractor, extract
+from .extract import prepare as prepare_extractor
 from .language import Language, language_filter
 from .pii import scrub
 from .record import Record
+from .urls import UrlRules, load, url_filter
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]+")
 MAX_CONTROLS = 0.01  # part of the characters
@@ -35,11 +37,16 @@ class Steps:
     text_key: str | None = None
     max_record_bytes: int = 20_000_000
     minhash: bool = False
+    urls: UrlRules | None = None
+    extractor: Extractor = "resiliparse"
 
     def prepare(self) -> None:
         """Loads models and lists, so that worker processes forked from this one share them."""
         if self.language.languages:
             language_filter("A warm-up text.", self.language)
+        if self.urls is not None:
+            load(self.urls)
+        prepare_extractor(self.extractor)
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,13 @@ def process(record: Record, steps: Steps) -> Result:
     if record.reason:
         return result("", ("read", record.reason))
     trail.append(("read", record.size))
-    text, reason = extract(record)
+    if steps.urls is not None:
+        place = record.url == record.source or record.url.startswith(f"{record.source}:")  # in a file: the record came without a URL
+        reason = "" if place else url_filter(record.url, steps.urls)
+        if reason:
+            return result("", ("url", reason))
+        trail.append(("url", record.size))
+    text, reason = extract(record, steps.extractor)
     if text is not None:
         text, reason = _without_controls(text)
     if text is None:

@@ -17,6 +17,8 @@ from typing import Any, Literal
 from freedive.runs import UserError, config_json, default_threads, human_bytes, option, progress, read_json, stage, write_json_atomic
 from freedive.runs.config import differences
 
+from .extract import Extractor
+from .extract import prepare as prepare_extractor
 from .job import Job
 from .language import Language
 from .merge import Merge
@@ -24,6 +26,8 @@ from .process import Steps
 from .quality import PRESETS, Rules
 from .sources import Source, is_remote, sources
 from .supervise import Supervisor
+from .urls import UrlRules
+from .urls import find as find_urls
 from .waterfall import print_waterfall
 
 CHECKPOINT_BYTES = 64_000_000  # of shards between two checkpoints of the merge
@@ -41,6 +45,13 @@ class DataConfig:
     )
     out: Path = option(Path("runs/data"), "folder to be made")
     preset: Literal["none", "basic", "gopher", "fineweb", "fineweb-paper"] = option("basic", "set of quality rules")
+    url_filter: Literal["auto", "on", "off"] = option(
+        "auto", "remove pages by their address; auto: with --url-lists, and with the fineweb presets if lists are found"
+    )
+    url_lists: Path | None = option(None, "folder or tar archive with domains, urls, banned_words ... (default: those of an installed datatrove)")
+    extractor: Extractor = option(
+        "resiliparse", "of the main text of HTML: the fast one, FineWeb's trafilatura, or plain: all the text, as in WET files"
+    )
     languages: tuple[str, ...] = option(("en",), "languages to keep (ISO codes); none given: all")
     language_threshold: float = option(0.65, "smallest score of the language detector")
     language_model: Path | None = option(None, "fastText file such as lid.176.bin (default: the small lid.176.ftz, which is installed)")
@@ -69,6 +80,7 @@ class _Identity:
     config: DataConfig
     rules: Rules
     remote: tuple[Source, ...] = ()  # local inputs count by content, these by size and version
+    urls: UrlRules | None = None  # counts by the lists' content
 
 
 def run(config: DataConfig, rules: Rules | None = None) -> Path:
@@ -87,15 +99,27 @@ def run(config: DataConfig, rules: Rules | None = None) -> Path:
         return config.out
     rules = rules or PRESETS[config.preset]
     near = config.near_dedup == "on" or config.near_dedup == "auto" and config.preset.startswith("fineweb")
-    steps = Steps(Language(config.languages, config.language_threshold, config.language_model), rules, config.pii, config.text_key, config.max_record_bytes, near)
+    steps = Steps(
+        Language(config.languages, config.language_threshold, config.language_model),
+        rules,
+        config.pii,
+        config.text_key,
+        config.max_record_bytes,
+        near,
+    )
+    urls, why_not = find_urls(config.url_filter, config.url_lists, config.preset)
+    prepare_extractor(config.extractor)
+    steps = dataclasses.replace(steps, urls=urls, extractor=config.extractor)
     jobs = _jobs(config, steps, files)
     workers = config.workers or (1 if total < SMALL_INPUT else default_threads())
     if config.rank is not None:
         return _run_rank(config, jobs, workers)
-    identity = _Identity(config, rules, tuple(file for file in files if file.remote))
+    identity = _Identity(config, rules, tuple(file for file in files if file.remote), urls)
     local = [path for path in config.inputs if not is_remote(path)]
     with stage(TITLE, identity, out=config.out, inputs={"inputs": local} if local else {}, force=config.force) as artefact:
         if not artefact.done:
+            if why_not and not progress.quiet:
+                print(f"note: {why_not}")
             _prepare(config, jobs)
             _do(config, jobs, workers)
             try:
