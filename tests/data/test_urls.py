@@ -211,6 +211,13 @@ def test_the_table_is_made_once_and_again_when_it_is_damaged_or_the_lists_change
     assert urls_module.check("https://new.org/", lists_of(folder)) == "domain"
 
 
+def test_lists_that_changed_since_the_run_began_are_no_table_of_it(tmp_path, cache):
+    folder = write_lists(tmp_path / "lists", LISTS)
+    with pytest.raises(UserError, match="not those"):
+        urls_module.load(urls_module.UrlRules(folder, "0" * 32))
+    assert not cache.exists()
+
+
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [

@@ -146,6 +146,10 @@ def load(rules: UrlRules) -> UrlLists:
     made = _read_table(table)
     if made is None:
         made = read_lists(rules.path)
+        if _digest(rules.path) != rules.digest:  # on another machine, or just now
+            raise UserError(
+                f"the lists for the URL filter in {rules.path} are not those that the run began with", hint="start over with one set of lists"
+            )
         with contextlib.suppress(OSError):  # without a place to keep it, the table is made again next time
             _write_table(table, *made)
             made = _read_table(table) or made
