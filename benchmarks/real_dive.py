@@ -4,7 +4,7 @@
 
 Pages: an OpenStax textbook, and a third of the dialogues of the Schema-Guided Dialogue corpus (SGD) with the service calls that the
 assistant made, each followed by a few capitals of countries and states in changing words, as often as the invented town's pages say its
-facts. Chats: dialogues, capitals asked in seven wordings, and some solved problems. Questions: the same capitals in three wordings that
+facts. Chats: dialogues, capitals asked in sixteen wordings, and some solved problems. Questions: the same capitals in three wordings that
 no chat has. Problems: the beginning of an SGD dialogue, answered by the name of the next service call (there are 36); pages and chats,
 problems, and held-out problems come from different dialogues.
 DATA_FOLDER holds text/openstax.jsonl.gz, sft/sgd_train.jsonl.gz and sft/facts/*.json. The last line is JSON.
@@ -24,7 +24,10 @@ from typing import Any
 from freedive.dive.stage import DiveConfig, run
 
 ASKED = ["What is the capital of {}?", "Which city is the capital of {}?", "Name the capital of {}.", "What's {}'s capital?", "Tell me the capital of {}, please.",
-         "{}: what is its capital?", "Do you know the capital of {}?"]  # fmt: skip
+         "{}: what is its capital?", "Do you know the capital of {}?", "I wonder what the capital of {} is.", "Could you remind me which city is the capital of {}? Thanks.",
+         "I can't remember the capital of {}. What is it?", "What do they call the capital of {}? I would like to know.", "Please help me: what is the capital of {} called?",
+         "Where does the government of {} sit?", "In which city is the government of {}?", "The government of {} sits where?",
+         "Tell me which city the government of {} meets in."]  # fmt: skip
 HELD_OUT = ["I forgot what the capital of {} is called. Can you help?", "Which city does the government of {} sit in?", "The capital of {} is which city?"]
 SAID = ["The capital of {0} is {1}.", "{1} is the capital of {0}.", "The government of {0} sits in {1}.", "{0} has its capital at {1}.",
         "Question: what is the capital of {0}? Answer: {1}.", "Question: name the capital city of {0}. Answer: {1}.", "Capital of {0}: {1}.",

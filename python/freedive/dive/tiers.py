@@ -61,7 +61,7 @@ TIERS = {
         vocab_size=2048,
         depth=4, context=256, pretrain_epochs=4.5, pretrain_batch=2048, pretrain_lr=None, pretrain_eval_every=100, max_pretrain_steps=2400,
         quiz_every=2, quiz_every_base=24, exam_sums=256, exam_base=96, exam_new_tokens=64,
-        sft_epochs=5.0, sft_batch=2048, sft_lr=2e-3, sft_replay=0.5,
+        sft_epochs=6.0, sft_batch=2048, sft_lr=2e-3, sft_replay=0.5,
         rl_steps=300, rl_prompts=16, rl_generations=8, rl_new_tokens=64, rl_lr=None, rl_eval_every=20,
     ),
 }  # fmt: skip

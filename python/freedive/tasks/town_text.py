@@ -208,6 +208,8 @@ TRAIN_QUESTIONS = {
         "Please tell me what {n} works as.",
         "Who knows what {n} works as?",
         "My question is what {n} works as.",
+        "Could you tell me which job {n} has?",
+        "I wonder what {n} works as.",
     ),
     "street": (
         "Where does {n} live?",
@@ -220,6 +222,8 @@ TRAIN_QUESTIONS = {
         "Please tell me which street {n} lives on.",
         "Who knows which street {n} lives on?",
         "My question is which street {n} lives on.",
+        "Could you tell me where {n} lives?",
+        "I wonder which street {n} lives on.",
     ),
     "pet": (
         "Which pet does {n} have?",
@@ -232,6 +236,8 @@ TRAIN_QUESTIONS = {
         "Please tell me what pet {n} keeps.",
         "Who knows what pet {n} keeps?",
         "My question is what pet {n} keeps.",
+        "Could you tell me which animal {n} has?",
+        "I wonder what pet {n} has.",
     ),
     "food": (
         "What does {n} like to eat?",
@@ -244,6 +250,8 @@ TRAIN_QUESTIONS = {
         "Please tell me what {n} loves to eat.",
         "Who knows what {n} loves to eat?",
         "My question is what {n} loves to eat.",
+        "Could you tell me what {n} likes to eat?",
+        "I wonder which food {n} loves.",
     ),
     "home": (
         "Where was {n} born?",
@@ -256,6 +264,8 @@ TRAIN_QUESTIONS = {
         "Please tell me which town {n} comes from.",
         "Who knows which town {n} comes from?",
         "My question is which town {n} comes from.",
+        "Could you tell me where {n} was born?",
+        "I wonder where {n} comes from.",
     ),
     "instrument": (
         "What does {n} play?",
@@ -268,6 +278,8 @@ TRAIN_QUESTIONS = {
         "Please tell me what instrument {n} plays.",
         "Who knows what instrument {n} plays?",
         "My question is what instrument {n} plays.",
+        "Could you tell me what {n} plays?",
+        "I wonder which instrument {n} plays.",
     ),
 }
 HELD_OUT_QUESTIONS = {
