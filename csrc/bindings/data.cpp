@@ -21,7 +21,6 @@ void bind_data(py::module_& m) {
       .def("repeated", &Repetition::repeated, py::arg("n"));
   py::class_<Words>(m, "Words")
       .def_readonly("missing_pages", &Words::missing_pages)
-      .def_readonly("unknown", &Words::unknown)
       .def_readonly("needs_reference", &Words::needs_reference)
       .def("__len__", &Words::size)
       .def_property_readonly("text", [](const Words& w) { return w.text; })
@@ -46,15 +45,8 @@ void bind_data(py::module_& m) {
           py::arg("a"), py::arg("b"));
   py::class_<Splitter>(m, "Splitter")
       .def(py::init<>())
-      .def(
-          "learn_page",
-          [](Splitter& s, uint32_t page, const py::bytes& flags, std::vector<std::string> replacements) {
-            const std::string f = flags;
-            if (f.size() != 256) throw py::value_error("a page has 256 flags");
-            s.learn_page(page, reinterpret_cast<const uint8_t*>(f.data()), std::move(replacements));
-          },
-          py::arg("page"), py::arg("flags"), py::arg("replacements"))
-      .def("learn", &Splitter::learn, py::arg("piece"), py::arg("lengths"), py::arg("keep"))
+      .def("learn_page", &Splitter::learn_page, py::arg("page"), py::arg("flags"), py::arg("replacements"))
+      .def("learn", &Splitter::learn, py::arg("piece"), py::arg("lengths"))
       .def("split", &Splitter::split, py::arg("text"), py::arg("simplify"));
   m.def(
       "sha1_64",

@@ -51,7 +51,6 @@ def test_compiled_equals_the_formula(text):
 def test_words_make_up_the_text(text):
     found = words.words_of(text)
     assert "".join(found) == "".join(text.split()) and all(found)
-    assert found == [piece for chunk in text.split() for piece in words.pieces(chunk)]
 
 
 @given(st.binary(max_size=300))

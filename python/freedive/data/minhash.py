@@ -11,12 +11,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import re
 import unicodedata
 from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
-import regex
 
 from . import words
 
@@ -24,7 +24,7 @@ BUCKETS, HASHES, SEED, GRAM = 14, 8, 1, 5
 SHAPE = (BUCKETS, HASHES)
 MERSENNE = (1 << 61) - 1
 NO_SIGNATURE = np.uint64(2**64 - 1)  # everywhere in the row of a document that has no signature
-_NUMBER = regex.compile(r"\p{Nd}+(?:[" + "".join(sorted(words.DECIMAL_SEPARATORS)) + r"]\p{Nd}+)?")
+_NUMBER = re.compile(r"\d+(?:[" + "".join(sorted(words.DECIMAL_SEPARATORS)) + r"]\d+)?")
 Array = npt.NDArray[np.uint64]
 
 
