@@ -28,7 +28,11 @@ ASKED = ["What is the capital of {}?", "Which city is the capital of {}?", "Name
          "I can't remember the capital of {}. What is it?", "What do they call the capital of {}? I would like to know.", "Please help me: what is the capital of {} called?",
          "Where does the government of {} sit?", "In which city is the government of {}?", "The government of {} sits where?",
          "Tell me which city the government of {} meets in."]  # fmt: skip
-HELD_OUT = ["I forgot what the capital of {} is called. Can you help?", "Which city does the government of {} sit in?", "The capital of {} is which city?"]
+HELD_OUT = [
+    "I forgot what the capital of {} is called. Can you help?",
+    "Which city does the government of {} sit in?",
+    "The capital of {} is which city?",
+]
 SAID = ["The capital of {0} is {1}.", "{1} is the capital of {0}.", "The government of {0} sits in {1}.", "{0} has its capital at {1}.",
         "Question: what is the capital of {0}? Answer: {1}.", "Question: name the capital city of {0}. Answer: {1}.", "Capital of {0}: {1}.",
         "In {1}, the capital of {0}, the parliament met."]  # fmt: skip
@@ -103,15 +107,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("real-dive"))
     parser.add_argument("--tier", default="demo", choices=["smoke", "demo"])
-    parser.add_argument("--solved", type=int, default=600, help="problems with their answers among the chats")
+    parser.add_argument("--solved", type=int, default=120, help="problems with their answers among the chats")
     parser.add_argument("--chats", type=int, default=1000, help="dialogues among the chats")
-    parser.add_argument("--mentions", type=int, default=100, help="of each capital in the pages")
+    parser.add_argument("--mentions", type=int, default=200, help="of each capital in the pages")
+    parser.add_argument("--rl-lr", type=float, default=1e-3, help="peak learning rate of the practice")
+    parser.add_argument("--threads", type=int)
     a = parser.parse_args()
     counts = prepare(a.data, a.out / "input", a.solved, a.chats, 8000, 2000, a.mentions)
     print(json.dumps(counts), flush=True)
     began = time.perf_counter()
     into = a.out / "input"
-    run(DiveConfig(tier=a.tier, out=a.out / "dive", pages=(into / "pages.jsonl",), chats=into / "chats.jsonl", problems=into / "problems.jsonl",
+    run(DiveConfig(tier=a.tier, out=a.out / "dive", rl_lr=a.rl_lr, threads=a.threads, pages=(into / "pages.jsonl",), chats=into / "chats.jsonl", problems=into / "problems.jsonl",
                    problems_eval=into / "problems_eval.jsonl", questions=into / "questions.jsonl"))  # fmt: skip
     seconds = time.perf_counter() - began
     stages = {name: s["metrics"] for name, s in json.loads((a.out / "dive/dive.json").read_text())["stages"].items()}

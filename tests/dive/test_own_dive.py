@@ -43,10 +43,13 @@ def test_stages_follow_what_is_given(files, tmp_path):
     assert full == ["sources"] + names(tier="smoke")[1:]
 
 
-@pytest.mark.parametrize("given, said", [({"chats": 1}, "needs --pages"), ({"pages": 1, "problems": 1}, "needs --chats"), ({"threads": 0}, "threads")])
+@pytest.mark.parametrize(
+    "given, said",
+    [({"chats": 1}, "needs --pages"), ({"pages": 1, "problems": 1}, "needs --chats"), ({"threads": 0}, "threads"), ({"rl_lr": -1.0}, "rl_lr")],
+)
 def test_what_cannot_work_is_said_first(files, tmp_path, given, said):
     out = tmp_path / "dive"
-    given = {k: v if k == "threads" else (files[k],) if k == "pages" else files[k] for k, v in given.items()}
+    given = {k: v if k in ("threads", "rl_lr") else (files[k],) if k == "pages" else files[k] for k, v in given.items()}
     with pytest.raises(UserError, match=said):
         run(DiveConfig(tier="smoke", out=out, **given))
     with pytest.raises(UserError, match="does not exist"):
@@ -54,10 +57,21 @@ def test_what_cannot_work_is_said_first(files, tmp_path, given, said):
     assert not out.exists()
 
 
+def test_the_practice_takes_a_learning_rate_of_its_own(tmp_path, capsys):
+    run(DiveConfig(tier="smoke", out=tmp_path / "dive", rl_lr=0.00123, dry_run=True))
+    said = capsys.readouterr().out
+    assert said.count("lr=0.00123") == 1 and "RLConfig" in said[: said.index("lr=0.00123")].splitlines()[-1]
+    assert not (tmp_path / "dive").exists()
+
+
 @pytest.mark.slow
 def test_from_own_pages_to_practice(files, tmp_path):
     out = tmp_path / "dive"
-    run(DiveConfig(tier="smoke", out=out, pages=(files["pages"],), chats=files["chats"], problems=files["problems"], questions=files["questions"], quiet=True))
+    run(
+        DiveConfig(
+            tier="smoke", out=out, pages=(files["pages"],), chats=files["chats"], problems=files["problems"], questions=files["questions"], quiet=True
+        )
+    )
     held_out = [json.loads(line) for line in (out / "sources/rl_eval.jsonl").read_text().splitlines()]
     practice = [json.loads(line) for line in (out / "sources/rl_train.jsonl").read_text().splitlines()]
     assert len(held_out) == 9 and len(practice) == 87 and not [r for r in held_out if r in practice]

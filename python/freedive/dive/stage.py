@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,6 +55,9 @@ class DiveConfig:
     problems: Path | None = option(None, 'with --chats: your problems for RL, JSONL: {"prompt": "...", "answer": "..."}')
     problems_eval: Path | None = option(None, "held-out problems (default: one in ten of --problems)")
     questions: Path | None = option(None, "with --pages: questions of the exams, in the form of --problems")
+    rl_lr: float | None = option(
+        None, "peak learning rate of the practice (default: the tier's); try twice and half when it learns slowly or collapses"
+    )
     seed: int = option(0, "of everything random")
     threads: int | None = option(None, "CPU threads (default: all)")
     quiet: bool = option(False, "print nothing but errors")
@@ -102,7 +105,8 @@ class Step:
 def run(config: DiveConfig) -> Path:
     """Runs what is not finished yet; returns OUT. UserError: OUT holds a dive with other settings, or a stage's own errors."""
     _check(config)
-    steps = list_of_steps(config, TIERS[config.tier])
+    tier = TIERS[config.tier]
+    steps = list_of_steps(config, tier if config.rl_lr is None else replace(tier, rl_lr=config.rl_lr))
     if config.dry_run:
         for step in steps:
             print(f"{step.title}: {step.what}\n  {step.config}")
@@ -115,7 +119,9 @@ def run(config: DiveConfig) -> Path:
         for step in steps:
             _take(step, config)
         stages = {s.name: {"hash": folder_hash(config.out / s.name), "metrics": _metrics(config.out / s.name)} for s in steps}
-        write_json_atomic(config.out / "dive.json", {"tier": config.tier, "seed": config.seed, "source": "own" if config.pages else "town", "stages": stages})
+        write_json_atomic(
+            config.out / "dive.json", {"tier": config.tier, "seed": config.seed, "source": "own" if config.pages else "town", "stages": stages}
+        )
         print("The report: what happened, in the order of the talk")
         report = write_report(config.out)
         models = [s.name for s in steps if s.name in ("pretrain", "sft", "rl")]
@@ -267,6 +273,7 @@ def make_crawl(c: CrawlConfig) -> Path:
 def _check(c: DiveConfig) -> None:
     """UserError for what can be said before anything is written."""
     check_at_least(c, 1, "threads")
+    check_at_least(c, 0, "rl_lr")
     given = {"--chats": c.chats, "--problems": c.problems, "--problems-eval": c.problems_eval, "--questions": c.questions}
     for name, path in given.items():
         if path is not None and not c.pages:
