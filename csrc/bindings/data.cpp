@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include "../data/grams.h"
 #include "../data/minhash.h"
 #include "../data/ngrams.h"
 #include "../data/words.h"
@@ -34,6 +35,24 @@ void bind_data(py::module_& m) {
              return out;
            })
       .def("repetition", [](const Words& w) { return Repetition(w); })
+      .def(
+          "grams",
+          [](const Words& w, int n) {
+            if (n < 1) throw py::value_error("n must be at least 1");
+            const std::vector<uint64_t> found = grams(w, static_cast<size_t>(n));
+            return U64(static_cast<py::ssize_t>(found.size()), found.data());
+          },
+          py::arg("n"))
+      .def(
+          "find_grams",
+          [](const Words& w, int n, const U64& keys, const py::array_t<bool, py::array::c_style>& maybe) {
+            const auto size = static_cast<uint64_t>(maybe.size());
+            if (n < 1 || size == 0 || (size & (size - 1)) != 0)
+              throw py::value_error("n must be at least 1, and the size of maybe a power of 2");
+            return find_grams(w, static_cast<size_t>(n), keys.data(), static_cast<size_t>(keys.size()),
+                              reinterpret_cast<const uint8_t*>(maybe.data()), size - 1);
+          },
+          py::arg("n"), py::arg("keys"), py::arg("maybe"))
       .def(
           "signature",
           [](const Words& w, const U64& a, const U64& b) -> py::object {

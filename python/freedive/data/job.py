@@ -189,7 +189,8 @@ class _Writer:
     def _reject(self, result: Result, reason: str) -> None:
         samples = self.rejected.setdefault(reason, [])
         if len(samples) < self.job.samples:
-            samples.append({"reason": reason, "url": result.url, "source": result.source, "text": result.text[:SAMPLE_CHARACTERS]})
+            why = {"why": result.why} if result.why else {}
+            samples.append({"reason": reason, **why, "url": result.url, "source": result.source, "text": result.text[:SAMPLE_CHARACTERS]})
 
     def _state(self) -> dict[str, Any]:
         for file in self.files.values():

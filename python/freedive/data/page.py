@@ -40,7 +40,7 @@ def waterfall_page(result: dict[str, Any], samples: Iterable[dict[str, str]]) ->
 
 
 def _row(kind: str, name: str, documents: int, size: int, total: int, samples: Iterable[dict[str, str]] = (), trimmed: int = 0) -> str:
-    shown = "".join(f"<details><summary><small>{_e(s['url'])}</small></summary><pre>{_e(s['text'])}</pre></details>" for s in samples)
+    shown = "".join(f"<details><summary><small>{_e(s['url'])}</small></summary>{_why(s)}<pre>{_e(s['text'])}</pre></details>" for s in samples)
     if shown:
         shown = f"<details><summary>{_e(name)}</summary>{shown}</details>"
     note = f" <small>(cut from pages that stay: {human_bytes(trimmed)})</small>" if trimmed > 0 else ""
@@ -52,6 +52,10 @@ def _row(kind: str, name: str, documents: int, size: int, total: int, samples: I
         f'<tr class="{kind}"><td>{shown or _e(name)}{note}</td><td class=n>{documents:,}</td>'
         f"<td class=n>{100 * documents / total:.1f} %</td><td class=n>{amount}</td><td style='width:20%'>{bar}</td></tr>"
     )
+
+
+def _why(sample: dict[str, str]) -> str:
+    return f"<p><small>{_e(sample['why'])}</small></p>" if sample.get("why") else ""
 
 
 def look_page(title: str, rows: Iterable[dict[str, Any]]) -> str:

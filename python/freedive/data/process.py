@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from . import quality
+from . import decontaminate, quality
+from .decontaminate import Decontamination
 from .dedup import text_id
 from .extract import Extractor, extract
 from .extract import prepare as prepare_extractor
@@ -39,6 +40,7 @@ class Steps:
     minhash: bool = False
     urls: UrlRules | None = None
     extractor: Extractor = "resiliparse"
+    decontamination: Decontamination | None = None
 
     def prepare(self) -> None:
         """Loads models and lists, so that worker processes forked from this one share them."""
@@ -46,6 +48,8 @@ class Steps:
             language_filter("A warm-up text.", self.language)
         if self.urls is not None:
             load(self.urls)
+        if self.decontamination is not None:
+            decontaminate.load(self.decontamination)
         prepare_extractor(self.extractor)
 
 
@@ -64,6 +68,7 @@ class Result:
     date: str = ""
     scores: dict[str, Any] = field(default_factory=dict)  # what the steps measured
     signature: np.ndarray | None = None  # uint64 [14, 8]
+    why: str = ""  # more about what removed it, for its sample
 
 
 def process(record: Record, steps: Steps) -> Result:
@@ -108,6 +113,13 @@ def process(record: Record, steps: Steps) -> Result:
             return result(text, (name, reason))
         text = kept
         trail.append((name, _bytes(text)))
+    if steps.decontamination is not None:
+        shared = decontaminate.matches(text, steps.decontamination)
+        if shared and steps.decontamination.action == "remove":
+            return result(text, ("decontamination", shared[0].name), why=f"item {shared[0].item}: {shared[0].text}")
+        if shared:
+            scores["contamination"] = [match.name for match in shared]
+        trail.append(("decontamination", _bytes(text)))
     signature = None
     if steps.minhash:
         from . import minhash

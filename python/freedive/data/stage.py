@@ -17,6 +17,8 @@ from typing import Any, Literal
 from freedive.runs import UserError, config_json, default_threads, human_bytes, option, progress, read_json, stage, write_json_atomic
 from freedive.runs.config import differences
 
+from .decontaminate import Decontamination
+from .decontaminate import find as find_sets
 from .extract import Extractor
 from .extract import prepare as prepare_extractor
 from .job import Job
@@ -55,6 +57,12 @@ class DataConfig:
     languages: tuple[str, ...] = option(("en",), "languages to keep (ISO codes); none given: all")
     language_threshold: float = option(0.65, "smallest score of the language detector")
     language_model: Path | None = option(None, "fastText file such as lid.176.bin (default: the small lid.176.ftz, which is installed)")
+    decontaminate: tuple[str, ...] = option(
+        (), "evaluation sets, FILE or NAME=FILE (JSONL, parquet, text): remove documents that share words with an item", hash=False
+    )
+    decontaminate_words: int = option(13, "so many in a row; items of 8 words and more match as a whole", hash=False)
+    decontaminate_action: Literal["remove", "mark"] = option("remove", 'mark: keep such documents, with "contamination": [names]', hash=False)
+    decontaminate_fields: tuple[str, ...] = option((), "fields of the sets' rows that count; none given: all texts in them", hash=False)
     exact_dedup: bool = option(True, "keep the first of documents with the same text")
     near_dedup: Literal["auto", "on", "off"] = option("auto", "remove near-duplicates by MinHash; auto: with the fineweb presets")
     max_line_copies: int = option(0, "remove lines that this many earlier documents had; 0: leave lines alone")
@@ -81,6 +89,7 @@ class _Identity:
     rules: Rules
     remote: tuple[Source, ...] = ()  # local inputs count by content, these by size and version
     urls: UrlRules | None = None  # counts by the lists' content
+    decontamination: Decontamination | None = None  # counts by the sets' content
 
 
 def run(config: DataConfig, rules: Rules | None = None) -> Path:
@@ -94,6 +103,7 @@ def run(config: DataConfig, rules: Rules | None = None) -> Path:
     total = sum(max(file.size, 0) for file in files)
     if total == 0 and all(file.size == 0 for file in files):
         raise UserError(f"the input is empty: {', '.join(map(str, config.inputs))}", hint="give files that hold text or pages")
+    decontamination = find_sets(config.decontaminate, config.decontaminate_words, config.decontaminate_action, config.decontaminate_fields)
     if config.dry_run:
         print(f"would read {len(files)} file(s), {human_bytes(total)}, and write {config.out} (preset {config.preset})")
         return config.out
@@ -109,12 +119,12 @@ def run(config: DataConfig, rules: Rules | None = None) -> Path:
     )
     urls, why_not = find_urls(config.url_filter, config.url_lists, config.preset)
     prepare_extractor(config.extractor)
-    steps = dataclasses.replace(steps, urls=urls, extractor=config.extractor)
+    steps = dataclasses.replace(steps, urls=urls, extractor=config.extractor, decontamination=decontamination)
     jobs = _jobs(config, steps, files)
     workers = config.workers or (1 if total < SMALL_INPUT else default_threads())
     if config.rank is not None:
         return _run_rank(config, jobs, workers)
-    identity = _Identity(config, rules, tuple(file for file in files if file.remote), urls)
+    identity = _Identity(config, rules, tuple(file for file in files if file.remote), urls, decontamination)
     local = [path for path in config.inputs if not is_remote(path)]
     with stage(TITLE, identity, out=config.out, inputs={"inputs": local} if local else {}, force=config.force) as artefact:
         if not artefact.done:

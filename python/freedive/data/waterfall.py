@@ -21,7 +21,7 @@ STEPS = (
     "gopher_quality",
     "c4",
     "fineweb",
-    "decontaminate",
+    "decontamination",
     "edu",
     "pii",
     "exact_dedup",
