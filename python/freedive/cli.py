@@ -104,6 +104,18 @@ VERBS = {
 # second words: `freedive data look OUT`. A file of that name is still an input, as ./look
 WORDS = {
     "data look": Verb("freedive.data.look", "LookConfig", "browse clean documents and what was removed, and why", "freedive data look runs/data"),
+    "data annotate": Verb(
+        "freedive.data.annotate",
+        "AnnotateConfig",
+        "let a chat model score documents for how educational they are",
+        "freedive data annotate runs/data --model runs/assistant --out runs/annotations",
+    ),
+    "data edu-train": Verb(
+        "freedive.data.edu_train",
+        "EduTrainConfig",
+        "learn an educational score from documents that have one",
+        "freedive data edu-train annotations.jsonl --out runs/edu",
+    ),
     "data get": Verb("freedive.data.get", "GetConfig", "download a published data set", "freedive data get fineweb-edu --shards 2"),
     "data shards": Verb(
         "freedive.data.token_shards",
@@ -188,7 +200,7 @@ def _command(arguments: list[str]) -> int:
 def overview() -> str:
     """What `freedive --help` prints."""
     rows = "\n".join(f"  {name:<10} {verb.help}" for name, verb in VERBS.items())
-    words = "\n".join(f"  {name:<12} {verb.help}" for name, verb in WORDS.items())
+    words = "\n".join(f"  {name:<14} {verb.help}" for name, verb in WORDS.items())
     return f"""freedive: the whole ChatGPT stack on your own machine
 
 usage: freedive COMMAND [--config FILE.toml] [options]

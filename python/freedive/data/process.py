@@ -17,6 +17,7 @@ import numpy as np
 from . import decontaminate, quality
 from .decontaminate import Decontamination
 from .dedup import text_id
+from .edu import Edu, edu_filter
 from .extract import Extractor, extract
 from .extract import prepare as prepare_extractor
 from .language import Language, language_filter
@@ -41,6 +42,7 @@ class Steps:
     urls: UrlRules | None = None
     extractor: Extractor = "resiliparse"
     decontamination: Decontamination | None = None
+    edu: Edu | None = None
 
     def prepare(self) -> None:
         """Loads models and lists, so that worker processes forked from this one share them."""
@@ -120,6 +122,11 @@ def process(record: Record, steps: Steps) -> Result:
         if shared:
             scores["contamination"] = [match.name for match in shared]
         trail.append(("decontamination", _bytes(text)))
+    if steps.edu is not None:
+        reason = edu_filter(text, record.meta, steps.edu, scores)
+        if reason:
+            return result(text, ("edu", reason), why=f"score {scores['edu_score']}" if "edu_score" in scores else "")
+        trail.append(("edu", _bytes(text)))
     signature = None
     if steps.minhash:
         from . import minhash

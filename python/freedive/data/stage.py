@@ -19,6 +19,8 @@ from freedive.runs.config import differences
 
 from .decontaminate import Decontamination
 from .decontaminate import find as find_sets
+from .edu import Edu
+from .edu import find as find_edu
 from .extract import Extractor
 from .extract import prepare as prepare_extractor
 from .job import Job
@@ -63,6 +65,9 @@ class DataConfig:
     decontaminate_words: int = option(13, "so many in a row; items of 8 words and more match as a whole", hash=False)
     decontaminate_action: Literal["remove", "mark"] = option("remove", 'mark: keep such documents, with "contamination": [names]', hash=False)
     decontaminate_fields: tuple[str, ...] = option((), "fields of the sets' rows that count; none given: all texts in them", hash=False)
+    edu_model: Path | None = option(None, "folder made by `freedive data edu-train`: score documents from 0 to 5 by it", hash=False)
+    edu_column: str | None = option(None, "take the score from this field of JSONL and parquet rows, such as int_score", hash=False)
+    edu_min: int | None = option(None, "remove documents whose score, rounded, is below; FineWeb-Edu has 3", hash=False)
     exact_dedup: bool = option(True, "keep the first of documents with the same text")
     near_dedup: Literal["auto", "on", "off"] = option("auto", "remove near-duplicates by MinHash; auto: with the fineweb presets")
     max_line_copies: int = option(0, "remove lines that this many earlier documents had; 0: leave lines alone")
@@ -90,6 +95,7 @@ class _Identity:
     remote: tuple[Source, ...] = ()  # local inputs count by content, these by size and version
     urls: UrlRules | None = None  # counts by the lists' content
     decontamination: Decontamination | None = None  # counts by the sets' content
+    edu: Edu | None = None  # counts by the model's content
 
 
 def run(config: DataConfig, rules: Rules | None = None) -> Path:
@@ -104,6 +110,7 @@ def run(config: DataConfig, rules: Rules | None = None) -> Path:
     if total == 0 and all(file.size == 0 for file in files):
         raise UserError(f"the input is empty: {', '.join(map(str, config.inputs))}", hint="give files that hold text or pages")
     decontamination = find_sets(config.decontaminate, config.decontaminate_words, config.decontaminate_action, config.decontaminate_fields)
+    edu = find_edu(config.edu_model, config.edu_column, config.edu_min)
     if config.dry_run:
         print(f"would read {len(files)} file(s), {human_bytes(total)}, and write {config.out} (preset {config.preset})")
         return config.out
@@ -119,12 +126,12 @@ def run(config: DataConfig, rules: Rules | None = None) -> Path:
     )
     urls, why_not = find_urls(config.url_filter, config.url_lists, config.preset)
     prepare_extractor(config.extractor)
-    steps = dataclasses.replace(steps, urls=urls, extractor=config.extractor, decontamination=decontamination)
+    steps = dataclasses.replace(steps, urls=urls, extractor=config.extractor, decontamination=decontamination, edu=edu)
     jobs = _jobs(config, steps, files)
     workers = config.workers or (1 if total < SMALL_INPUT else default_threads())
     if config.rank is not None:
         return _run_rank(config, jobs, workers)
-    identity = _Identity(config, rules, tuple(file for file in files if file.remote), urls, decontamination)
+    identity = _Identity(config, rules, tuple(file for file in files if file.remote), urls, decontamination, edu)
     local = [path for path in config.inputs if not is_remote(path)]
     with stage(TITLE, identity, out=config.out, inputs={"inputs": local} if local else {}, force=config.force) as artefact:
         if not artefact.done:

@@ -146,6 +146,12 @@ class Model:
         """The same numbers as `forward`, bit for bit, keeping nothing: a `backward` that was due is no longer possible. Raises as `forward`."""
         return Outputs(*self._core.forward(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, _positive(temperature), False))
 
+    def hidden(self, batch: Batch) -> np.ndarray:
+        """The final hidden states, after the last norm: float32 [N, d_model]. Targets are not read; keeps nothing. Raises as `score`."""
+        none = np.full(len(batch.tokens), -1, np.int32)
+        self._core.forward(batch.tokens, none, batch.positions, batch.cu_seqlens, 1.0, False)
+        return self._core.hidden()
+
     def backward(self, dlogprobs: np.ndarray | None = None, dentropy: np.ndarray | None = None, dlse: np.ndarray | None = None) -> None:
         """Add to `gradients`, given the loss's derivative by each per-token output of the last `forward`; None is zero everywhere.
 
