@@ -98,7 +98,7 @@ def test_short_items_and_numbers(tmp_path):
     found = rules(tmp_path, rows)
     table = d.load(found)
     assert table.found == ({"items": 4, "short": 2, "runs": sum(len(runs.keys) for runs in table.lengths.values())},)
-    assert list(table.lengths) == [13, 9]
+    assert list(table.lengths) == [13, 9] and d.notes(found) == ["exam: 2 of 4 items have fewer than 8 words with letters and are not looked for"]
     assert d.matches(f"So: {nine.title()}? None.", found) and not d.matches(nine[:-4], found)
     assert not d.matches("only seven words are in this one", found) and not d.matches("1 2 3 4 5 " * 20, found)
     assert d.matches("and 5 + 6 = 12 and 8 + 9 = 18 and so on without any end to it, they said", found)  # numbers count as 0

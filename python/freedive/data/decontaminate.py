@@ -109,6 +109,16 @@ def find(specs: Sequence[str], length: int, action: Literal["remove", "mark"], f
     return rules
 
 
+def notes(rules: Decontamination) -> list[str]:
+    """What is not looked for, a sentence for each set that has such items."""
+    least = min(MIN_WORDS, rules.words)
+    return [
+        f"{name}: {count['short']:,} of {count['items']:,} items have fewer than {least} words with letters and are not looked for"
+        for name, count in zip(load(rules).names, load(rules).found, strict=True)
+        if count["short"]
+    ]
+
+
 def matches(text: str, rules: Decontamination) -> list[Match]:
     """The first match of a document with each set that it shares words with, in the order of the document; [] if there is none."""
     table = load(rules)

@@ -19,6 +19,7 @@ from freedive.runs.config import differences
 
 from .decontaminate import Decontamination
 from .decontaminate import find as find_sets
+from .decontaminate import notes as set_notes
 from .edu import Edu
 from .edu import find as find_edu
 from .extract import Extractor
@@ -135,8 +136,9 @@ def run(config: DataConfig, rules: Rules | None = None) -> Path:
     local = [path for path in config.inputs if not is_remote(path)]
     with stage(TITLE, identity, out=config.out, inputs={"inputs": local} if local else {}, force=config.force) as artefact:
         if not artefact.done:
-            if why_not and not progress.quiet:
-                print(f"note: {why_not}")
+            for note in [why_not] * bool(why_not) + (set_notes(decontamination) if decontamination else []):
+                if not progress.quiet:
+                    print(f"note: {note}")
             _prepare(config, jobs)
             _do(config, jobs, workers)
             try:
