@@ -62,11 +62,18 @@ void bind_data(py::module_& m) {
             return out;
           },
           py::arg("a"), py::arg("b"));
+  py::class_<WordCounts>(m, "WordCounts")
+      .def_readonly("all", &WordCounts::all)
+      .def_readonly("real", &WordCounts::real)
+      .def_readonly("real_characters", &WordCounts::real_characters)
+      .def_readonly("alphabetic", &WordCounts::alphabetic)
+      .def_readonly("wanted", &WordCounts::wanted);
   py::class_<Splitter>(m, "Splitter")
       .def(py::init<>())
       .def("learn_page", &Splitter::learn_page, py::arg("page"), py::arg("flags"), py::arg("replacements"))
       .def("learn", &Splitter::learn, py::arg("piece"), py::arg("lengths"))
-      .def("split", &Splitter::split, py::arg("text"), py::arg("simplify"));
+      .def("split", &Splitter::split, py::arg("text"), py::arg("simplify"))
+      .def("count", &Splitter::count, py::arg("words"), py::arg("wanted"));
   m.def(
       "sha1_64",
       [](const py::bytes& data) {

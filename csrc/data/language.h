@@ -13,12 +13,21 @@ class LanguageModel {
  public:
   // The bytes of a .ftz or .bin file; std::runtime_error if they are none, or of a kind that is not read here.
   explicit LanguageModel(std::string_view file);
-  // (label without "__label__", probability) of the best label; text in UTF-8, one line. ("", 0) if nothing in it is known.
-  std::pair<std::string, float> best(std::string_view text) const;
+  // Not for two threads at once. (label without "__label__", probability) of the best label; text in UTF-8, one line. ("", 0) if
+  // nothing in it is known.
+  std::pair<std::string, float> best(std::string_view text);
   int labels() const { return static_cast<int>(labels_.size()); }
 
  private:
-  void add_word(std::string_view word, std::vector<int32_t>& rows) const;
+  // The rows of words that were met before: most words of a text. A word's slot is its hash's; the last one to come stays.
+  struct Met {
+    std::string word;
+    std::vector<int32_t> rows;
+  };
+  static constexpr size_t SLOTS = 1 << 14, LONGEST = 32;  // bytes of a word that is remembered
+  std::vector<Met> met_;
+  void add_word(std::string_view word, std::vector<int32_t>& rows);
+  void add_new_word(std::string_view word, uint32_t hash, std::vector<int32_t>& rows) const;
   void add_ngrams(std::string_view bounded, std::vector<int32_t>& rows) const;
   int32_t find(std::string_view word, uint32_t hash) const;  // row of a known word, nwords.. for labels, or -1
   int32_t pruned(uint32_t bucket) const;                     // row of a bucket, or -1

@@ -402,4 +402,27 @@ Words Splitter::split(std::string_view s, bool simplify) {
   return out;
 }
 
+WordCounts Splitter::count(const Words& words, const std::vector<std::string>& wanted) const {
+  WordCounts out;
+  out.all = words.size();
+  std::vector<bool> found(wanted.size(), false);
+  for (size_t i = 0; i < words.size(); ++i) {
+    const std::string_view word = words.word(i);
+    uint64_t characters = 0;
+    uint16_t first = 0, any = 0;
+    for (size_t at = 0; at < word.size(); ++characters) {
+      const uint32_t point = next(word, at);
+      const Page* p = point < 128 ? nullptr : page(point);
+      const uint16_t flags = point < 128 ? ascii_[point] : p ? p->flags[point & 255] : uint16_t(0);
+      if (!characters) first = flags;
+      any |= flags;
+    }
+    if (any & (LOWER | UPPER)) ++out.alphabetic;
+    if (characters > 1 || (first & WORD && word != "_")) ++out.real, out.real_characters += characters;
+    for (size_t k = 0; k < wanted.size(); ++k) found[k] = found[k] || wanted[k] == word;
+  }
+  out.wanted = std::count(found.begin(), found.end(), true);
+  return out;
+}
+
 }  // namespace freedive::data

@@ -40,12 +40,21 @@ struct Words {
   std::string_view word(size_t i) const { return {text.data() + starts[i], ends[i] - starts[i]}; }
 };
 
+// What Gopher's quality rules ask of the words of a text (2112.11446, appendix A.1.1).
+struct WordCounts {
+  uint64_t all = 0;
+  uint64_t real = 0, real_characters = 0;  // without single signs; code points
+  uint64_t alphabetic = 0;                 // with a letter
+  uint64_t wanted = 0;                     // different ones of a list that occur
+};
+
 class Splitter {
  public:
   void learn_page(uint32_t page, const std::vector<uint16_t>& flags, std::vector<std::string> replacements);
   // A contraction, abbreviation or emoticon and its words' lengths in bytes; the pages of its code points must be known.
   void learn(std::string_view piece, std::vector<uint32_t> lengths);
   Words split(std::string_view utf8, bool simplify);
+  WordCounts count(const Words& words, const std::vector<std::string>& wanted) const;  // of words without missing pages
 
  private:
   struct Page {

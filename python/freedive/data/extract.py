@@ -24,7 +24,6 @@ _TAG = re.compile(
     rb"<(/?)(div|span|section|article|main|a|b|i|u|s|em|strong|small|big|font|center|table|ul|ol|dl|blockquote|form|code|pre|nav)\b",
     re.I,
 )
-_TABS = re.compile(r"\s*\t\s*")
 _BLANK = re.compile(r"\n{3,}")
 
 
@@ -126,5 +125,9 @@ def _depth(html: bytes) -> int:
 
 def tidy(text: str) -> str:
     """No blanks at line ends, table cells joined by " | ", at most one empty line."""
-    lines = (line.rstrip() for line in text.split("\n"))
-    return _BLANK.sub("\n\n", "\n".join(_TABS.sub(" | ", line.strip()) if "\t" in line else line for line in lines)).strip("\n")
+    lines = [line.rstrip() if "\t" not in line else _cells(line) for line in text.split("\n")]
+    return _BLANK.sub("\n\n", "\n".join(lines)).strip("\n")
+
+
+def _cells(line: str) -> str:
+    return " | ".join(cell for cell in map(str.strip, line.split("\t")) if cell)

@@ -37,7 +37,7 @@ def language_filter(text: str, rules: Language, scores: dict[str, Any] | None = 
 
 def detect(text: str, model: Path | None = None) -> tuple[str, float]:
     """(ISO code, score) of the most probable of 176 languages; newlines count as spaces."""
-    language, score = _model(model).best(text.replace("\n", " "))
+    language, score = _model(model).best(text)
     return language or "unknown", score
 
 

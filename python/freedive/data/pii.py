@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Callable
 
 EMAILS = ("email@example.com", "firstname.lastname@example.org")
 ADDRESSES = (
@@ -22,6 +23,8 @@ _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]{1,64}"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _EMAIL = re.compile(rf"(?<![A-Za-z0-9]){_ATOM}(?:\.{_ATOM}){{0,8}}@(?:{_LABEL}\.){{1,8}}{_LABEL}")
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|[01]?[0-9][0-9]?)"
+_DOTTED = re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]")  # what every IPv4 address holds, and hardly any page
+_GAP = re.compile(r"[ \n]")
 _IPV4 = re.compile(rf"(?<![\d.]){_OCTET}(?:\.{_OCTET}){{3}}(?![\d])(?!\.\d)")
 
 
@@ -35,7 +38,9 @@ def scrub(text: str) -> str:
             count += 1
             return EMAILS[(count - 1) % len(EMAILS)]
 
-        text = _EMAIL.sub(email, text)
+        text = _near_at(text, email)
+    if not _DOTTED.search(text):
+        return text
     number = 0
 
     def address(match: re.Match[str]) -> str:
@@ -49,3 +54,18 @@ def scrub(text: str) -> str:
         return ADDRESSES[(number - 1) % len(ADDRESSES)]
 
     return _IPV4.sub(address, text)
+
+
+def _near_at(text: str, replace: Callable[[re.Match[str]], str]) -> str:
+    """Replaces addresses where an @ is, from the gap before it to the gap after it: no address goes over one."""
+    parts: list[str] = []
+    done = 0
+    at = text.find("@")
+    while at >= 0:
+        start = max(text.rfind(" ", done, at), text.rfind("\n", done, at), done - 1) + 1
+        gap = _GAP.search(text, at)
+        end = gap.start() if gap else len(text)
+        parts += text[done:start], _EMAIL.sub(replace, text[start:end])
+        done = end
+        at = text.find("@", done)
+    return "".join(parts) + text[done:]

@@ -7,6 +7,7 @@ FineWeb, where that is the last step.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from .pii import scrub
 from .record import Record
 from .urls import UrlRules, load, url_filter
 
+_ASCII_CONTROLS = bytes([*range(9), *range(11, 32), 127])
+_C1_CONTROLS = re.compile(rb"\xc2[\x80-\x9f]")  # in UTF-8
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]+")
 MAX_CONTROLS = 0.01  # part of the characters
 
@@ -140,11 +143,15 @@ def process(record: Record, steps: Steps) -> Result:
 
 def _without_controls(text: str) -> tuple[str | None, str]:
     """Line ends as \\n, no other control characters; a text with many is none."""
+    data = text.encode("utf-8", "surrogatepass")
+    if len(data.translate(None, _ASCII_CONTROLS)) == len(data) and not _C1_CONTROLS.search(data):
+        return (text, "") if text.strip() else (None, "no_text")
     clean = _CONTROLS.sub("", text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text)
     if len(text) - len(clean) > MAX_CONTROLS * len(text) + text.count("\r\n"):
         return None, "control_characters"
     return (clean, "") if clean.strip() else (None, "no_text")
 
 
+@functools.lru_cache(maxsize=1)  # most steps leave a text as it is
 def _bytes(text: str) -> int:
     return len(text.encode("utf-8"))

@@ -7,11 +7,10 @@ English (`words`). A rule is switched off by the value None.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .words import split, words_of
+from .words import counts, split
 
 _SENTENCE_END = re.compile(r"[.!?]+[\"'”’)\]]*(?:\s|$)")
 _CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
@@ -103,13 +102,13 @@ PRESETS: dict[str, Rules] = {
 
 def gopher_repetition(text: str, rules: GopherRepetition) -> Decision:
     """Gopher, appendix A.1.1, "repetition"; empty texts fail no rule."""
-    paragraphs = re.split(r"\n{2,}", text.strip())
+    paragraphs = [paragraph.lstrip("\n") for paragraph in text.strip().split("\n\n") if paragraph] or [""]
     count, characters = _duplicates(paragraphs)
     if _above(count / len(paragraphs), rules.dup_para_frac):
         return None, "dup_para_frac"
     if _above(characters / max(1, len(text)), rules.dup_para_char_frac):
         return None, "dup_para_char_frac"
-    lines = re.split(r"\n+", text.strip())
+    lines = [line for line in text.strip().split("\n") if line] or [""]
     count, characters = _duplicates(lines)
     if _above(count / len(lines), rules.dup_line_frac):
         return None, "dup_line_frac"
@@ -140,19 +139,18 @@ def _duplicates(items: Sequence[str]) -> tuple[int, int]:
 
 def gopher_quality(text: str, rules: GopherQuality) -> Decision:
     """Gopher, appendix A.1.1, "quality"."""
-    words = Counter(words_of(text))  # each rule then looks at a different word once
-    real = {word: times for word, times in words.items() if word[0].isalnum() or len(word) > 1}
-    count = sum(real.values())
+    words = counts(text, STOP_WORDS)
+    count = words.real
     if rules.min_words is not None and count < rules.min_words:
         return None, "short_doc"
     if _above(count, rules.max_words):
         return None, "long_doc"
-    mean = sum(len(word) * times for word, times in real.items()) / max(1, count)
+    mean = words.real_characters / max(1, count)
     if rules.min_mean_word_length is not None and mean < rules.min_mean_word_length:
         return None, "below_mean_word_length"
     if _above(mean, rules.max_mean_word_length):
         return None, "above_mean_word_length"
-    total = max(1, sum(words.values()))
+    total = max(1, words.all)
     if _above(text.count("#") / total, rules.max_symbol_ratio):
         return None, "too_many_hashes"
     if _above((text.count("...") + text.count("…")) / total, rules.max_symbol_ratio):
@@ -162,11 +160,9 @@ def gopher_quality(text: str, rules: GopherQuality) -> Decision:
         return None, "too_many_bullets"
     if _above(sum(line.rstrip().endswith(("...", "…")) for line in lines) / len(lines), rules.max_ellipsis_lines):
         return None, "too_many_ellipsis_lines"
-    if rules.min_alpha_words is not None:
-        alpha = sum(times for word, times in words.items() if word.isalpha() or any(map(str.isalpha, word)))
-        if alpha / total < rules.min_alpha_words:
-            return None, "below_alpha_words"
-    if rules.min_stop_words is not None and len(STOP_WORDS & words.keys()) < rules.min_stop_words:
+    if rules.min_alpha_words is not None and words.alphabetic / total < rules.min_alpha_words:
+        return None, "below_alpha_words"
+    if rules.min_stop_words is not None and words.wanted < rules.min_stop_words:
         return None, "enough_stop_words"
     return text, ""
 
@@ -174,17 +170,21 @@ def gopher_quality(text: str, rules: GopherQuality) -> Decision:
 def c4(text: str, rules: C4) -> Decision:
     """C4's line and page rules, without its rule of terminal punctuation (as FineWeb)."""
     kept, sentences = [], 0
+    enough = rules.min_sentences or 0
+    whole = text.lower()
+    named = any(phrase in whole for phrase in ("lorem ipsum", "javascript", *POLICY))  # in hardly any page
     for line in text.splitlines():
         if not line.strip():
             kept.append("")
             continue
         if rules.max_word_length is not None and len(line) > rules.max_word_length and max(map(len, line.split())) > rules.max_word_length:
             continue
-        if rules.remove_citations and "[" in line:
+        cited = rules.remove_citations and "[" in line  # what is left may make up one of the phrases
+        if cited:
             line = _CITATION.sub("", line)
         if rules.min_words_per_line is not None and len(line.split()) < rules.min_words_per_line:
             continue
-        lower = line.lower()
+        lower = line.lower() if named or cited else ""
         if rules.drop_lorem_ipsum and "lorem ipsum" in lower:
             return None, "lorem_ipsum"
         if rules.remove_javascript_lines and "javascript" in lower:
@@ -193,7 +193,8 @@ def c4(text: str, rules: C4) -> Decision:
             return None, "curly_bracket"
         if rules.remove_policy_lines and any(phrase in lower for phrase in POLICY):
             continue
-        sentences += max(1, len(_SENTENCE_END.findall(line)))
+        if sentences < enough:
+            sentences += max(1, len(_SENTENCE_END.findall(line)))
         kept.append(line)
     if rules.min_sentences is not None and sentences < rules.min_sentences:
         return None, "too_few_sentences"
@@ -212,7 +213,7 @@ def fineweb(text: str, rules: FineWeb) -> Decision:
         return None, "short_lines"
     if _above(_duplicates(lines)[1] / max(1, len(text.replace("\n", ""))), rules.max_dup_line_chars):
         return None, "dup_line_chars"
-    if _above(text.count("\n") / max(1, len(words_of(text))), rules.max_newlines_per_word):
+    if _above(text.count("\n") / max(1, len(split(text))), rules.max_newlines_per_word):
         return None, "newlines_per_word"
     return text, ""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 # MinHash turns these into spaces (with all control characters); one list for all users of the signatures.
@@ -143,6 +144,7 @@ def _splitter() -> Any:
     return splitter
 
 
+@functools.lru_cache(maxsize=1)  # one text is asked for by several rules in turn
 def split(text: str, simplify: bool = False) -> Any:
     """The words of a text as a `_core.Words`: `.list()`, `.ids()`, `.repetition(...)`, `.signature(a, b)`.
 
@@ -161,6 +163,12 @@ def split(text: str, simplify: bool = False) -> Any:
             return words
         for number in words.missing_pages:
             splitter.learn_page(number, *_page(number))
+
+
+def counts(text: str, wanted: Iterable[str] = ()) -> Any:
+    """How many words there are, as a `_core.WordCounts`: `.all`, `.real` (no single signs), `.real_characters`, `.alphabetic` (with a
+    letter), `.wanted` (different ones of these that occur)."""
+    return _splitter().count(split(text), list(wanted))
 
 
 def words_of(text: str) -> list[str]:
