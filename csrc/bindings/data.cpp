@@ -1,9 +1,10 @@
-// What the data room computes in C++: words, repeated n-grams, MinHash. The friendly functions are freedive.data.words and
-// .minhash.
+// What the data room computes in C++: words, repeated n-grams, MinHash, the depth of a page. The friendly functions are
+// freedive.data.words and .minhash.
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include "../data/grams.h"
+#include "../data/html.h"
 #include "../data/minhash.h"
 #include "../data/ngrams.h"
 #include "../data/words.h"
@@ -74,6 +75,12 @@ void bind_data(py::module_& m) {
       .def("learn", &Splitter::learn, py::arg("piece"), py::arg("lengths"))
       .def("split", &Splitter::split, py::arg("text"), py::arg("simplify"))
       .def("count", &Splitter::count, py::arg("words"), py::arg("wanted"));
+  m.def(
+      "html_depth",
+      [](const py::bytes& html) {
+        return html_depth({PyBytes_AS_STRING(html.ptr()), static_cast<size_t>(PyBytes_GET_SIZE(html.ptr()))});
+      },
+      py::arg("html"));
   m.def(
       "sha1_64",
       [](const py::bytes& data) {

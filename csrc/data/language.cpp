@@ -152,9 +152,11 @@ LanguageModel::LanguageModel(std::string_view file) {
   room = 16;
   while (static_cast<int64_t>(room) < 2 * prune_) room *= 2;
   buckets_.assign(room, {-1, 0});
+  if (prune_ >= 0) kept_.assign(bucket_, false);
   for (int64_t i = 0; i < prune_; ++i) {
     const int32_t from = in.take<int32_t>(), to = in.take<int32_t>();
-    if (from < 0) throw std::runtime_error("the file is damaged");
+    if (from < 0 || from >= bucket_) throw std::runtime_error("the file is damaged");
+    kept_[from] = true;
     size_t at = (static_cast<uint32_t>(from) * 2654435761u >> 7) & (room - 1);
     while (buckets_[at].first >= 0) at = (at + 1) & (room - 1);
     buckets_[at] = {from, to};
@@ -191,6 +193,7 @@ int32_t LanguageModel::find(std::string_view word, uint32_t hash) const {
 
 int32_t LanguageModel::pruned(uint32_t bucket) const {
   if (prune_ < 0) return static_cast<int32_t>(bucket);
+  if (!kept_[bucket]) return -1;
   for (size_t at = (bucket * 2654435761u >> 7) & (buckets_.size() - 1);; at = (at + 1) & (buckets_.size() - 1)) {
     if (buckets_[at].first == static_cast<int32_t>(bucket)) return buckets_[at].second;
     if (buckets_[at].first < 0) return -1;

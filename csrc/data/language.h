@@ -39,6 +39,7 @@ class LanguageModel {
   std::vector<std::string> entries_, labels_;
   std::vector<int32_t> table_;                         // open addressing: word -> entry
   std::vector<std::pair<int32_t, int32_t>> buckets_;   // open addressing: bucket -> row after the words; key -1 is free
+  std::vector<bool> kept_;                             // is the bucket in there? A quarter of a MB, where that is more than one
   std::vector<float> input_, output_;                  // [rows, dim], [labels, dim]
   std::vector<std::pair<int32_t, int32_t>> children_;  // of the inner nodes, numbered from labels() on
 };

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from freedive import _core
 from freedive.data import extract, pii, process, quality, words
 from freedive.data.language import _model, detect
 
@@ -143,3 +144,19 @@ def test_language_does_not_depend_on_earlier_texts(chunks):
     used = detect(text)
     _model.cache_clear()
     assert detect(text) == used == detect(text.replace("\n", " "))
+
+
+TAG = re.compile(
+    rb"<(/?)(div|span|section|article|main|a|b|i|u|s|em|strong|small|big|font|center|table|ul|ol|dl|blockquote|form|code|pre|nav)\b", re.I
+)
+PARTS = "< </ a b B div DIV > blockquote blockquotes _ / é span <b> </b> <i nav1 <font </pre>".split()
+
+
+@given(st.one_of(st.binary(max_size=40), st.lists(st.sampled_from([*PARTS, " "]), max_size=30).map(lambda parts: "".join(parts).encode())))
+@settings(deadline=None, max_examples=1000)
+def test_depth_of_a_page(html):
+    depth = deepest = 0
+    for tag in TAG.finditer(html):
+        depth = max(0, depth - 1) if tag.group(1) else depth + 1
+        deepest = max(deepest, depth)
+    assert _core.html_depth(html) == deepest

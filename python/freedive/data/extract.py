@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Literal
 
+from freedive import _core
 from freedive.runs import UserError
 
 from .record import Record
@@ -20,10 +21,6 @@ Extractor = Literal["resiliparse", "trafilatura", "plain"]
 
 MAX_DEPTH = 2000  # of nested elements; the parser takes quadratic time: 13 s for 20,000
 MAX_REPLACED = 0.01  # part of U+FFFD characters above which the charset was guessed wrong
-_TAG = re.compile(
-    rb"<(/?)(div|span|section|article|main|a|b|i|u|s|em|strong|small|big|font|center|table|ul|ol|dl|blockquote|form|code|pre|nav)\b",
-    re.I,
-)
 _BLANK = re.compile(r"\n{3,}")
 
 
@@ -32,7 +29,7 @@ def extract(record: Record, extractor: Extractor = "resiliparse") -> tuple[str |
     text, reason = _html(record, extractor) if record.html else _plain(record)
     if text is None:
         return None, reason
-    if text.count("\ufffd") > MAX_REPLACED * len(text) and "\ufffd" in text:
+    if "\ufffd" in text and text.count("\ufffd") > MAX_REPLACED * len(text):
         return None, "bad_encoding"
     if "\0" in text:
         return None, "binary"
@@ -54,8 +51,7 @@ def _plain(record: Record) -> tuple[str | None, str]:
 def _html(record: Record, extractor: Extractor) -> tuple[str | None, str]:
     from resiliparse.parse.encoding import bytes_to_str, detect_encoding
 
-    opened = record.data.count(b"<") - record.data.count(b"</")  # an upper bound of the depth, at hardly any cost
-    if opened > MAX_DEPTH and _depth(record.data) > MAX_DEPTH:
+    if _core.html_depth(record.data) > MAX_DEPTH:
         return None, "too_deep"
     try:
         page = record.data.decode("utf-8-sig")  # most pages; a page of another charset is practically never valid UTF-8
@@ -111,22 +107,11 @@ def _load_trafilatura() -> tuple[Callable[..., str | None], Any]:
 _EXTRACTORS: dict[str, Callable[[str], str]] = {"resiliparse": _resiliparse, "trafilatura": _trafilatura, "plain": _all_text}
 
 
-def _depth(html: bytes) -> int:
-    """Deepest nesting of elements whose end tag is not optional; an estimate, since browsers repair what is not closed."""
-    depth = deepest = 0
-    for tag in _TAG.finditer(html):
-        if tag.group(1):
-            depth = max(0, depth - 1)
-        else:
-            depth += 1
-            deepest = max(deepest, depth)
-    return deepest
-
-
 def tidy(text: str) -> str:
     """No blanks at line ends, table cells joined by " | ", at most one empty line."""
     lines = [line.rstrip() if "\t" not in line else _cells(line) for line in text.split("\n")]
-    return _BLANK.sub("\n\n", "\n".join(lines)).strip("\n")
+    tidied = "\n".join(lines)
+    return (_BLANK.sub("\n\n", tidied) if "\n\n\n" in tidied else tidied).strip("\n")
 
 
 def _cells(line: str) -> str:

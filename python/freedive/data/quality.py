@@ -153,12 +153,18 @@ def gopher_quality(text: str, rules: GopherQuality) -> Decision:
     total = max(1, words.all)
     if _above(text.count("#") / total, rules.max_symbol_ratio):
         return None, "too_many_hashes"
-    if _above((text.count("...") + text.count("…")) / total, rules.max_symbol_ratio):
+    ellipses = text.count("...") + text.count("…")
+    if _above(ellipses / total, rules.max_symbol_ratio):
         return None, "too_many_ellipses"
     lines = text.splitlines() or [""]
-    if _above(sum(line.lstrip().startswith(("•", "-")) for line in lines) / len(lines), rules.max_bullet_lines):
+    # Lines are only looked at where the signs would do for enough of them
+    if _above((text.count("•") + text.count("-")) / len(lines), rules.max_bullet_lines) and _above(
+        sum(line.lstrip().startswith(("•", "-")) for line in lines) / len(lines), rules.max_bullet_lines
+    ):
         return None, "too_many_bullets"
-    if _above(sum(line.rstrip().endswith(("...", "…")) for line in lines) / len(lines), rules.max_ellipsis_lines):
+    if _above(ellipses / len(lines), rules.max_ellipsis_lines) and _above(
+        sum(line.rstrip().endswith(("...", "…")) for line in lines) / len(lines), rules.max_ellipsis_lines
+    ):
         return None, "too_many_ellipsis_lines"
     if rules.min_alpha_words is not None and words.alphabetic / total < rules.min_alpha_words:
         return None, "below_alpha_words"
@@ -191,14 +197,15 @@ def c4(text: str, rules: C4) -> Decision:
             continue
         if rules.drop_curly_bracket and "{" in line:
             return None, "curly_bracket"
-        if rules.remove_policy_lines and any(phrase in lower for phrase in POLICY):
+        if rules.remove_policy_lines and lower and any(phrase in lower for phrase in POLICY):
             continue
         if sentences < enough:
             sentences += max(1, len(_SENTENCE_END.findall(line)))
         kept.append(line)
     if rules.min_sentences is not None and sentences < rules.min_sentences:
         return None, "too_few_sentences"
-    result = re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip("\n")
+    result = "\n".join(kept)
+    result = (re.sub(r"\n{3,}", "\n\n", result) if "\n\n\n" in result else result).strip("\n")
     return (result, "") if result.strip() else (None, "no_line_left")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -162,6 +163,7 @@ def _serve(pipe: Any, others: list[Any], shared: Any, slot: int, parent: int) ->
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for other in others:
         other.close()
+    gc.freeze()  # what was loaded before the fork is neither searched again nor copied
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     at = 5 * slot
 

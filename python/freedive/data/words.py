@@ -107,29 +107,36 @@ CONTRACTIONS = _contractions()
 def _page(number: int) -> tuple[list[int], list[str]]:
     """Flags and replacements of 256 code points. A replacement is the canonical decomposition without marks (category Mn)."""
     flags, replacements = [0] * 256, [""] * 256
-    for i in range(256):
-        point = 256 * number + i
-        if 0xD800 <= point < 0xE000 or point > 0x10FFFF:
-            continue
-        character = chr(point)
+    points = range(256 * number, 256 * number + 256)
+    if number > 0x10FF or 0xD8 <= number < 0xE0:
+        return flags, replacements
+    decomposed = not unicodedata.is_normalized("NFD", " ".join(map(chr, points)))
+    for i, character in enumerate(map(chr, points)):
         category = unicodedata.category(character)
-        plain = unicodedata.normalize("NFD", character)
+        flags[i] = _CATEGORIES.get(category, 0) | _SIGNS.get(character, 0) | SPACE * character.isspace()
+        if category == "Cc" and character not in "\t\n":
+            flags[i] |= BLANKED
+        plain = unicodedata.normalize("NFD", character) if decomposed else character
         if plain != character or category == "Mn":
             plain = "".join(c for c in plain if unicodedata.category(c) != "Mn")
-        flags[i] = (
-            _CATEGORIES.get(category, 0)
-            | SPACE * character.isspace()
-            | BLANKED * (character in PUNCTUATION or (category == "Cc" and point not in (9, 10)))
-            | DECIMAL * (character in DECIMAL_SEPARATORS)
-            | MAPPED * (plain != character)
-            | REORDERED * any(map(unicodedata.combining, plain))
-            | MARK * (character in MARKS)
-            | QUOTE * (character in QUOTES)
-            | CURRENCY * (character in MONEY)
-            | WORD * (character == "_")
-        )
-        replacements[i] = plain if plain != character else ""
+        if plain != character:
+            flags[i] |= MAPPED
+            replacements[i] = plain
+        if category[0] == "M" or plain != character:
+            flags[i] |= REORDERED * any(map(unicodedata.combining, plain))
     return flags, replacements
+
+
+def _signs() -> dict[str, int]:
+    """Flags of the characters named above."""
+    flags: dict[str, int] = {"_": WORD}
+    for signs, flag in ((PUNCTUATION, BLANKED), (DECIMAL_SEPARATORS, DECIMAL), (MARKS, MARK), (QUOTES, QUOTE), (MONEY, CURRENCY)):
+        for sign in signs:
+            flags[sign] = flags.get(sign, 0) | flag
+    return flags
+
+
+_SIGNS = _signs()
 
 
 @functools.lru_cache(maxsize=1)
