@@ -27,12 +27,15 @@ TIMEOUT = 10  # seconds for a page; datatrove's default of 1 drops good pages on
 OURS = """
 import json, resource, sys, time
 from pathlib import Path
-from freedive.data import DataConfig, run
+from freedive.data import DataConfig, extract, language, run, words
 from freedive.runs import progress
 progress.quiet = True
 settings = json.loads(sys.argv[1])
 inputs = tuple(settings.pop("inputs"))
 config = DataConfig(inputs, Path(settings.pop("out")), **settings)
+extract.prepare(config.extractor)
+language.detect("A warm-up text.")
+words.split("A warm-up text.")
 def cpu():
     return sum(resource.getrusage(who).ru_utime + resource.getrusage(who).ru_stime for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 c, w = cpu(), time.perf_counter()
@@ -58,6 +61,8 @@ from datatrove.pipeline.filters import C4QualityFilter, FineWebQualityFilter, Go
 from datatrove.pipeline.readers import WarcReader
 from datatrove.pipeline.writers.jsonl import JsonlWriter
 from datatrove.utils.word_tokenizers import load_word_tokenizer
+import trafilatura
+trafilatura.extract("<p>A warm-up text.</p>")
 load_word_tokenizer("en").word_tokenize("A warm-up text.")
 def cpu():
     return sum(resource.getrusage(who).ru_utime + resource.getrusage(who).ru_stime for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -133,7 +138,9 @@ def speed(pages: list[tuple[str, bytes]], folder: Path, peer: str | None, rounds
             wall = n / statistics.median(r["wall"] for r in runs)
             ratio = {"times_datatrove": round(rate[name] / rate["datatrove"], 2)} if peer and name != "datatrove" else {}
             each = [round(n / r["cpu"], 1) for r in runs]
-            say(case="speed", what=name, pages=n, kept=runs[-1]["kept"], pages_per_cpu_second=round(rate[name], 1), each=each, pages_per_second=round(wall, 1), **ratio)
+            each_ratio = [round(a * b["cpu"] / n, 1) for a, b in zip(each, found["datatrove"])] if ratio else []
+            told = {"kept": runs[-1]["kept"], "pages_per_cpu_second": round(rate[name], 1), "each": each, "pages_per_second": round(wall, 1)}
+            say(case="speed", what=name, pages=n, **told, **ratio, **({"each_times_datatrove": each_ratio} if each_ratio else {}))
 
 
 def workers(pages: list[tuple[str, bytes]], folder: Path, rounds: int) -> None:
