@@ -213,7 +213,15 @@ def test_every_call_failing(tmp_path, reference, error):
     assert number > 60
 
 
-def test_resume_continues_instead_of_restarting(tmp_path):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a terminal: what a shell starts in the background inherits it ignored, and CI may be such."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_resume_continues_instead_of_restarting(tmp_path, interruptible):
     config = ToyConfig(out=tmp_path / "out", steps=8)
     with at_call(-1, die) as calls:
         toy(dataclasses.replace(config, out=tmp_path / "other"))
