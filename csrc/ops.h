@@ -15,6 +15,9 @@
 //    matmul: every output element is ONE chain of fused multiply-adds over k = 0..K-1, then bias, then residual.
 //    attention: keys are visited in blocks of FD_KV_BLOCK from the start of the sequence, in order, in
 //    training, prefill and decode alike. So the sampler's log-prob is the trainer's, bit for bit.
+//  * compute = FD_F32 or FD_BF16 says how products multiply: FD_BF16 lets a variant round their operands to bfloat16 (to nearest,
+//    ties to even), which is where a processor with such instructions doubles its speed; sums are float32 and so is every tensor
+//    in memory. The chain is then over pairs of k. A packed weight is packed for one `compute`.
 //  * "entry t is about targets[t]": per-token arrays are indexed by the predicting position.
 #pragma once
 #include <stddef.h>
@@ -74,41 +77,41 @@ typedef struct { fd_tensor dgate, dup, dout, gate, up; } fd_swiglu_backward_args
 // out[n,o] = (accumulate ? out : 0) + sum_c x[n,c] weight[o,c] + bias[o] + residual[n,o]. The chain starts from out when accumulating.
 // packed: the result of matmul_pack on the same weight, or absent (the op then packs into its workspace).
 // residual may be out.
-typedef struct { fd_tensor out, x, weight, packed, bias, residual; int64_t accumulate; } fd_matmul_forward_args;
+typedef struct { fd_tensor out, x, weight, packed, bias, residual; int64_t accumulate; int64_t compute; } fd_matmul_forward_args;
 // dx[n,c] = (accumulate ? dx : 0) + sum_o dout[n,o] weight[o,c]
-typedef struct { fd_tensor dx, dout, weight; int64_t accumulate; } fd_matmul_backward_input_args;
+typedef struct { fd_tensor dx, dout, weight; int64_t accumulate; int64_t compute; } fd_matmul_backward_input_args;
 // dweight[o,c] += sum_n dout[n,o] x[n,c]; dbias[o] += sum_n dout[n,o]   (always accumulates)
-typedef struct { fd_tensor dweight, dbias, dout, x; } fd_matmul_backward_weight_args;
-// A weight in the layout the forward kernel reads; P = fd_matmul_packed_size(O, C) of the device.
-typedef struct { fd_tensor packed, weight; } fd_matmul_pack_args;
+typedef struct { fd_tensor dweight, dbias, dout, x; int64_t compute; } fd_matmul_backward_weight_args;
+// A weight in the layout the forward kernel reads; P = matmul_packed_size(O, C, compute) of the device, in words of 32 bits.
+typedef struct { fd_tensor packed, weight; int64_t compute; } fd_matmul_pack_args;
 
 // ---- attention -------------------------------------------------------------------------------------------------
 // Causal, on a flat batch: sequence s is rows cu_seqlens[s] .. cu_seqlens[s+1]-1; nothing attends across.
 // Rows behind cu_seqlens[S] (an unused tail) come out as 0. Grouped queries: head h reads key-value head h / (H/G). lse is the log-sum-exp of the scaled scores.
-typedef struct { fd_tensor out, lse, q, k, v, cu_seqlens; double scale; } fd_attention_forward_args;
-typedef struct { fd_tensor dq, dk, dv, dout, out, lse, q, k, v, cu_seqlens; double scale; } fd_attention_backward_args;
+typedef struct { fd_tensor out, lse, q, k, v, cu_seqlens; double scale; int64_t compute; } fd_attention_forward_args;
+typedef struct { fd_tensor dq, dk, dv, dout, out, lse, q, k, v, cu_seqlens; double scale; int64_t compute; } fd_attention_backward_args;
 // Append the N new keys and values to a paged cache. Sequence s has past_lens[s] tokens already; its position p
 // lives in block block_table[s, p / FD_KV_BLOCK]. Keys are stored transposed inside a block: k_cache[block,g,d,slot].
 typedef struct { fd_tensor k_cache, v_cache, k, v, cu_seqlens, past_lens, block_table; } fd_kv_cache_write_args;
 // As attention_forward, reading keys and values (the new ones included) from the cache.
-typedef struct { fd_tensor out, q, k_cache, v_cache, cu_seqlens, past_lens, block_table; double scale; } fd_attention_cached_args;
+typedef struct { fd_tensor out, q, k_cache, v_cache, cu_seqlens, past_lens, block_table; double scale; int64_t compute; } fd_attention_cached_args;
 
 // ---- language-model head ---------------------------------------------------------------------------------------
 // With z = weight x / temperature over the ids where vocab_mask is non-zero (absent: all):
 //   lse = log sum exp z;  logprobs[n,k] = z[targets[n,k]] - lse;  entropy = lse - sum p z.
 // In chunks of tokens: logits [N,V] never exist. Rows with targets[n,0] == -1 are skipped and give 0 everywhere; a later -1 gives
 // log-prob 0. A target which vocab_mask excludes has log-prob -inf; its gradient is not defined.
-typedef struct { fd_tensor logprobs, entropy, lse, x, weight, packed, targets, temperature, vocab_mask; } fd_head_forward_args;
+typedef struct { fd_tensor logprobs, entropy, lse, x, weight, packed, targets, temperature, vocab_mask; int64_t compute; } fd_head_forward_args;
 // Given the derivatives of the loss by logprobs, entropy and lse (absent = 0):
 //   dz_j = sum_k dlogprobs[n,k] (1[j = targets[n,k]] - p_j) - dentropy p_j (log p_j + entropy) + dlse p_j,
 //   dx = weight^T dz / T (rows skipped get 0), dweight += dz x^T / T. Logits are recomputed.
-typedef struct { fd_tensor dx, dweight, x, weight, packed, targets, temperature, vocab_mask, lse, entropy, dlogprobs, dentropy, dlse; } fd_head_backward_args;
+typedef struct { fd_tensor dx, dweight, x, weight, packed, targets, temperature, vocab_mask, lse, entropy, dlogprobs, dentropy, dlse; int64_t compute; } fd_head_backward_args;
 // Both at once when dlogprobs is known beforehand (pretraining, SFT, on-policy RL): logits computed once.
-typedef struct { fd_tensor logprobs, entropy, lse, dx, dweight, x, weight, packed, targets, temperature, vocab_mask, dlogprobs; } fd_head_forward_backward_args;
+typedef struct { fd_tensor logprobs, entropy, lse, dx, dweight, x, weight, packed, targets, temperature, vocab_mask, dlogprobs; int64_t compute; } fd_head_forward_backward_args;
 // One token per row. temperature[s] == 0: the largest logit (smallest id on ties), log-prob at T = 1. Else, at temperature[s]:
 // top_k (0 = off), then min_p (0 = off), then top_p (1 = off) cut, renormalise, and draw with the uniform number
 // uniform(seeds[s], STREAM_SAMPLE, counters[s]) of csrc/core/rng.h. logprobs is at T, before any truncation: bit-equal to head_forward's.
-typedef struct { fd_tensor tokens, logprobs, x, weight, packed, vocab_mask, temperature, top_k, top_p, min_p, seeds, counters; } fd_head_sample_args;
+typedef struct { fd_tensor tokens, logprobs, x, weight, packed, vocab_mask, temperature, top_k, top_p, min_p, seeds, counters; int64_t compute; } fd_head_sample_args;
 
 // ---- optimizer -------------------------------------------------------------------------------------------------
 // out[0] = sqrt(sum x^2), partial sums in double over fixed chunks, added in order
@@ -120,7 +123,7 @@ typedef struct { fd_tensor param, grad, m, v, norm, hyper; } fd_adamw_args;
 
 // ---- the list --------------------------------------------------------------------------------------------------
 // OP(name, schema). Schema: name:dtype[DIMS] in the order of the struct. '=' is written in full, '+' is read and written,
-// '?' may be absent; one letter means one size within a call ("S1" is S+1). Scalars: name:f (double), name:i (int64).
+// '?' may be absent; one letter means one size within a call ("S1" is S+1). Scalars: name:f (double), name:i (int64); with '?' 0 if not given.
 #define FD_OPS(OP) \
   OP(embedding_forward, "out:f32[N,C]= tokens:i32[N] positions:i32[N]? wte:f32[V,C] wpe:f32[T,C]?") \
   OP(embedding_backward, "dwte:f32[V,C]+ dwpe:f32[T,C]+? dout:f32[N,C] tokens:i32[N] positions:i32[N]?") \
@@ -133,18 +136,18 @@ typedef struct { fd_tensor param, grad, m, v, norm, hyper; } fd_adamw_args;
   OP(gelu_backward, "dx:f32[N,F]= dout:f32[N,F] x:f32[N,F]") \
   OP(swiglu_forward, "out:f32[N,F]= gate:f32[N,F] up:f32[N,F]") \
   OP(swiglu_backward, "dgate:f32[N,F]= dup:f32[N,F]= dout:f32[N,F] gate:f32[N,F] up:f32[N,F]") \
-  OP(matmul_forward, "out:f32[N,O]+ x:f32[N,C] weight:f32[O,C] packed:f32[P]? bias:f32[O]? residual:f32[N,O]? accumulate:i") \
-  OP(matmul_backward_input, "dx:f32[N,C]+ dout:f32[N,O] weight:f32[O,C] accumulate:i") \
-  OP(matmul_backward_weight, "dweight:f32[O,C]+ dbias:f32[O]+? dout:f32[N,O] x:f32[N,C]") \
-  OP(matmul_pack, "packed:f32[P]= weight:f32[O,C]") \
-  OP(attention_forward, "out:f32[N,H,D]= lse:f32[N,H]= q:f32[N,H,D] k:f32[N,G,D] v:f32[N,G,D] cu_seqlens:i32[S1] scale:f") \
-  OP(attention_backward, "dq:f32[N,H,D]= dk:f32[N,G,D]= dv:f32[N,G,D]= dout:f32[N,H,D] out:f32[N,H,D] lse:f32[N,H] q:f32[N,H,D] k:f32[N,G,D] v:f32[N,G,D] cu_seqlens:i32[S1] scale:f") \
+  OP(matmul_forward, "out:f32[N,O]+ x:f32[N,C] weight:f32[O,C] packed:f32[P]? bias:f32[O]? residual:f32[N,O]? accumulate:i compute:i?") \
+  OP(matmul_backward_input, "dx:f32[N,C]+ dout:f32[N,O] weight:f32[O,C] accumulate:i compute:i?") \
+  OP(matmul_backward_weight, "dweight:f32[O,C]+ dbias:f32[O]+? dout:f32[N,O] x:f32[N,C] compute:i?") \
+  OP(matmul_pack, "packed:f32[P]= weight:f32[O,C] compute:i?") \
+  OP(attention_forward, "out:f32[N,H,D]= lse:f32[N,H]= q:f32[N,H,D] k:f32[N,G,D] v:f32[N,G,D] cu_seqlens:i32[S1] scale:f compute:i?") \
+  OP(attention_backward, "dq:f32[N,H,D]= dk:f32[N,G,D]= dv:f32[N,G,D]= dout:f32[N,H,D] out:f32[N,H,D] lse:f32[N,H] q:f32[N,H,D] k:f32[N,G,D] v:f32[N,G,D] cu_seqlens:i32[S1] scale:f compute:i?") \
   OP(kv_cache_write, "k_cache:f32[B,G,D,T]+ v_cache:f32[B,G,T,D]+ k:f32[N,G,D] v:f32[N,G,D] cu_seqlens:i32[S1] past_lens:i32[S] block_table:i32[S,M]") \
-  OP(attention_cached, "out:f32[N,H,D]= q:f32[N,H,D] k_cache:f32[B,G,D,T] v_cache:f32[B,G,T,D] cu_seqlens:i32[S1] past_lens:i32[S] block_table:i32[S,M] scale:f") \
-  OP(head_forward, "logprobs:f32[N,K]= entropy:f32[N]= lse:f32[N]= x:f32[N,C] weight:f32[V,C] packed:f32[P]? targets:i32[N,K] temperature:f32[Z] vocab_mask:u8[V]?") \
-  OP(head_backward, "dx:f32[N,C]= dweight:f32[V,C]+ x:f32[N,C] weight:f32[V,C] packed:f32[P]? targets:i32[N,K] temperature:f32[Z] vocab_mask:u8[V]? lse:f32[N] entropy:f32[N] dlogprobs:f32[N,K]? dentropy:f32[N]? dlse:f32[N]?") \
-  OP(head_forward_backward, "logprobs:f32[N,K]= entropy:f32[N]= lse:f32[N]= dx:f32[N,C]= dweight:f32[V,C]+ x:f32[N,C] weight:f32[V,C] packed:f32[P]? targets:i32[N,K] temperature:f32[Z] vocab_mask:u8[V]? dlogprobs:f32[N,K]") \
-  OP(head_sample, "tokens:i32[S]= logprobs:f32[S]= x:f32[S,C] weight:f32[V,C] packed:f32[P]? vocab_mask:u8[V]? temperature:f32[S] top_k:i32[S] top_p:f32[S] min_p:f32[S] seeds:u64[S] counters:u64[S]") \
+  OP(attention_cached, "out:f32[N,H,D]= q:f32[N,H,D] k_cache:f32[B,G,D,T] v_cache:f32[B,G,T,D] cu_seqlens:i32[S1] past_lens:i32[S] block_table:i32[S,M] scale:f compute:i?") \
+  OP(head_forward, "logprobs:f32[N,K]= entropy:f32[N]= lse:f32[N]= x:f32[N,C] weight:f32[V,C] packed:f32[P]? targets:i32[N,K] temperature:f32[Z] vocab_mask:u8[V]? compute:i?") \
+  OP(head_backward, "dx:f32[N,C]= dweight:f32[V,C]+ x:f32[N,C] weight:f32[V,C] packed:f32[P]? targets:i32[N,K] temperature:f32[Z] vocab_mask:u8[V]? lse:f32[N] entropy:f32[N] dlogprobs:f32[N,K]? dentropy:f32[N]? dlse:f32[N]? compute:i?") \
+  OP(head_forward_backward, "logprobs:f32[N,K]= entropy:f32[N]= lse:f32[N]= dx:f32[N,C]= dweight:f32[V,C]+ x:f32[N,C] weight:f32[V,C] packed:f32[P]? targets:i32[N,K] temperature:f32[Z] vocab_mask:u8[V]? dlogprobs:f32[N,K] compute:i?") \
+  OP(head_sample, "tokens:i32[S]= logprobs:f32[S]= x:f32[S,C] weight:f32[V,C] packed:f32[P]? vocab_mask:u8[V]? temperature:f32[S] top_k:i32[S] top_p:f32[S] min_p:f32[S] seeds:u64[S] counters:u64[S] compute:i?") \
   OP(global_norm, "out:f32[Z]= x:f32[P]") \
   OP(adamw, "param:f32[P]+ grad:f32[P] m:f32[P]+ v:f32[P]+ norm:f32[Z] hyper:f32[Y]")
 
@@ -158,7 +161,7 @@ typedef struct {
 // One variant of one op. Tests and benchmarks enumerate these; a new variant is tested by existing.
 typedef struct {
   const char* op;       // "matmul_forward"
-  const char* name;     // "naive", "avx2"; the tier is part of the name where the variant needs one
+  const char* name;     // "naive", "simd"
   int32_t priority;     // the table takes the highest; naive is 0
   void (*run)(fd_context*, const void* args);
   size_t (*workspace)(const void* args, int32_t threads);  // bytes; NULL = none
@@ -169,8 +172,9 @@ typedef struct {
   const char* tier;                         // "baseline", "avx2", ...
   const fd_variant* variants;
   int32_t n_variants;
-  int64_t (*matmul_packed_size)(int64_t O, int64_t C);  // floats
-  double (*peak_run)(fd_context*, int64_t iterations);  // runs float32 FMAs on registers; returns how many FLOPs it did
+  int64_t (*matmul_packed_size)(int64_t O, int64_t C, int64_t compute);  // words of 32 bits
+  double (*peak_run)(fd_context*, int64_t iterations, int64_t compute);  // multiply-adds on registers; returns how many FLOPs it did
+  int32_t fast_bf16;                                                     // whether FD_BF16 has instructions of its own here
 } fd_device_table;
 
 #ifdef __cplusplus

@@ -36,8 +36,12 @@ struct PyDecoder {
   DecoderConfig config;
   Decoder decoder;
   int64_t max_tokens, max_seqs, last_tokens = 0, last_targets = 1;
-  PyDecoder(const DecoderConfig& c, int threads, int64_t n, int64_t s, int64_t k, bool trainable, const F32& cos, const F32& sin)
-      : config(c), decoder(c, require_cpu(), threads, n, s, k, trainable, cos.data(), sin.data()), max_tokens(n), max_seqs(s) {}
+  PyDecoder(const DecoderConfig& c, int threads, int64_t n, int64_t s, int64_t k, bool trainable, int64_t compute, const F32& cos,
+            const F32& sin)
+      : config(c),
+        decoder(c, require_cpu(), threads, n, s, k, trainable, compute, cos.data(), sin.data()),
+        max_tokens(n),
+        max_seqs(s) {}
 
   BatchView batch(const I32& tokens, const I32& targets, const I32& positions, const I32& cu, bool need_targets) {
     const int64_t N = tokens.size(), S = cu.size() - 1, K = targets.ndim() == 2 ? targets.shape(1) : 1;
@@ -107,16 +111,17 @@ void bind_model(py::module_& m) {
 
   py::class_<PyDecoder>(m, "Decoder")
       .def(py::init([](const py::dict& config, int threads, int64_t n, int64_t s, int64_t k, bool trainable, const F32& cos,
-                       const F32& sin) {
+                       const F32& sin, int64_t compute) {
              const DecoderConfig c = config_from(config);
              const py::ssize_t want = c.learned_positions ? 0 : c.max_positions * (c.head_dim / 2);
              if (n < 1 || s < 1 || k < 1 || threads < 1) throw py::value_error("capacities and threads must be at least 1");
+             if (compute != FD_F32 && compute != FD_BF16) throw py::value_error("compute must be 0 (float32) or 1 (bfloat16)");
              if (cos.size() < want || sin.size() < want)
                throw py::value_error("cos and sin must be float32[max_positions, head_dim/2]");
-             return std::make_unique<PyDecoder>(c, threads, n, s, k, trainable, cos, sin);
+             return std::make_unique<PyDecoder>(c, threads, n, s, k, trainable, compute, cos, sin);
            }),
            py::arg("config"), py::arg("threads"), py::arg("max_tokens"), py::arg("max_seqs"), py::arg("max_targets"),
-           py::arg("trainable"), py::arg("cos"), py::arg("sin"))
+           py::arg("trainable"), py::arg("cos"), py::arg("sin"), py::arg("compute") = static_cast<int64_t>(FD_F32))
       .def("buffer",
            [](py::object self, const std::string& which) {
              auto& d = self.cast<PyDecoder&>().decoder;

@@ -166,16 +166,20 @@ static void op_call(const std::string& name, const py::object& variant, int thre
   std::map<std::string, fd_tensor> tensors;
   uint8_t* at = args.data();
   size_t used = 0;
+  int64_t compute = FD_F32;
   for (const Field& f : schema->fields) {
     const bool given = arguments.contains(f.name.c_str()) && !arguments[f.name.c_str()].is_none();
     used += arguments.contains(f.name.c_str());
     if (!f.tensor) {
-      if (!given) throw py::value_error(name + ": argument '" + f.name + "' is missing");
-      if (f.scalar == 'f') {
+      if (!given && !f.optional) throw py::value_error(name + ": argument '" + f.name + "' is missing");
+      if (!given) {
+        std::memset(at, 0, 8);
+      } else if (f.scalar == 'f') {
         const double x = scalar_of<double>(name, f, arguments[f.name.c_str()]);
         std::memcpy(at, &x, 8);
       } else {
         const int64_t x = scalar_of<int64_t>(name, f, arguments[f.name.c_str()]);
+        if (f.name == "compute") compute = x;
         std::memcpy(at, &x, 8);
       }
       at += 8;
@@ -201,6 +205,9 @@ static void op_call(const std::string& name, const py::object& variant, int thre
       if (!known) throw py::value_error(name + ": unknown argument '" + key + "'; the arguments are: " + schema->text);
     }
   }
+  if (compute != FD_F32 && compute != FD_BF16)
+    throw py::value_error(name + ": compute must be " + std::to_string(FD_F32) + " (float32) or " + std::to_string(FD_BF16) +
+                          " (bfloat16)");
   const fd_device_table* device = require_cpu();
   auto divides = [&](const char* a, const char* b) {
     if (sizes.count(a) && sizes.count(b) && (sizes[b] == 0 || sizes[a] % sizes[b]))
@@ -219,7 +226,7 @@ static void op_call(const std::string& name, const py::object& variant, int thre
     throw py::value_error("adamw: hyper must be float32[8] and norm float32[1]");
   if (tensors.count("packed") && sizes.count("P")) {
     const bool head = name.rfind("head", 0) == 0;
-    const int64_t want = device->matmul_packed_size(head ? sizes["V"] : sizes["O"], sizes["C"]);
+    const int64_t want = device->matmul_packed_size(head ? sizes["V"] : sizes["O"], sizes["C"], compute);
     if (sizes["P"] != want) throw py::value_error(name + ": packed must be float32[" + std::to_string(want) + "]");
   }
   if (name == "embedding_forward" && tensors.count("wpe") && !tensors.count("positions"))
@@ -256,39 +263,43 @@ void bind_ops(py::module_& m) {
     return out;
   });
   m.def("op_call", &op_call, py::arg("name"), py::arg("variant"), py::arg("threads"), py::arg("arguments"));
-  m.def("matmul_packed_size", [](int64_t O, int64_t C) { return require_cpu()->matmul_packed_size(O, C); });
+  m.def(
+      "matmul_packed_size",
+      [](int64_t O, int64_t C, int64_t compute) { return require_cpu()->matmul_packed_size(O, C, compute); }, py::arg("O"),
+      py::arg("C"), py::arg("compute") = static_cast<int64_t>(FD_F32));
+  m.def("fast_bf16", [] { return require_cpu()->fast_bf16 != 0; });
   m.def("cpu_tier", [] { return std::string(require_cpu()->tier); });
   m.def("cpu_tiers", [] {
     std::vector<std::string> out;
     for (const char* t : cpu_tiers()) out.push_back(t);
     return out;
   });
-  // FLOP/s of float32 on registers: the best of a few short runs, about 0.1 s in all.
+  // FLOP/s of multiply-adds on registers, float32 or bfloat16: the best of a few short runs, about 0.1 s in all.
   m.def(
       "measure_peak",
-      [](int threads, int repeats) {
+      [](int threads, int repeats, int64_t compute) {
         fd_context ctx{shared_pool(threads), nullptr, nullptr, 0, threads};
         py::gil_scoped_release release;
         std::lock_guard<std::mutex> lock(shared_pools_in_use);
         double best = 0;
         for (int repeat = 0; repeat < repeats; ++repeat) {
           const auto begin = std::chrono::steady_clock::now();
-          const double flops = require_cpu()->peak_run(&ctx, 1000000);
+          const double flops = require_cpu()->peak_run(&ctx, 1000000, compute);
           best = std::max(best, flops / std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
         }
         return best;
       },
-      py::arg("threads"), py::arg("repeats") = 8);
-  // The same loop once, for callers who hold the clock: returns how many float32 operations were done.
+      py::arg("threads"), py::arg("repeats") = 8, py::arg("compute") = static_cast<int64_t>(FD_F32));
+  // The same loop once, for callers who hold the clock: returns how many operations were done.
   m.def(
       "run_peak",
-      [](int threads, int64_t iterations) {
+      [](int threads, int64_t iterations, int64_t compute) {
         fd_context ctx{shared_pool(threads), nullptr, nullptr, 0, threads};
         py::gil_scoped_release release;
         std::lock_guard<std::mutex> lock(shared_pools_in_use);
-        return require_cpu()->peak_run(&ctx, iterations);
+        return require_cpu()->peak_run(&ctx, iterations, compute);
       },
-      py::arg("threads"), py::arg("iterations"));
+      py::arg("threads"), py::arg("iterations"), py::arg("compute") = static_cast<int64_t>(FD_F32));
   m.attr("KV_BLOCK") = static_cast<int>(FD_KV_BLOCK);
 }
 

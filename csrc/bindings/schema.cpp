@@ -20,6 +20,7 @@ static OpSchema parse(const std::string& name, const std::string& text, size_t s
     if (open == std::string::npos) {
       f.tensor = false;
       f.scalar = word.at(colon + 1);
+      f.optional = word.back() == '?';
       op.bytes += 8;
     } else {
       f.dtype = dtypes.at(word.substr(colon + 1, open - colon - 1));

@@ -42,7 +42,7 @@ FD_INLINE void zero_tail(const fd_tensor& t, int64_t used) {
 FD_INLINE void transpose_keys(float* to, const float* from, int64_t from_row, int64_t rows, int64_t D) {
   int64_t d = 0;
   for (; rows == KEYS && d + VL <= D; d += VL) {
-    for (int64_t j = 0; j < KEYS; j += VL) turn_8x8(to + d * KEYS + j, KEYS, from + j * from_row + d, from_row);
+    for (int64_t j = 0; j < KEYS; j += VL) turn_square(to + d * KEYS + j, KEYS, from + j * from_row + d, from_row);
   }
   for (; d < D; ++d) {
     for (int64_t j = 0; j < rows; ++j) to[d * KEYS + j] = from[j * from_row + d];

@@ -10,8 +10,14 @@ namespace freedive {
 namespace tier_baseline {
 const fd_device_table* device_table();
 }
-#ifdef FREEDIVE_HAS_AVX2
+#ifdef FREEDIVE_HAS_X86_TIERS
 namespace tier_avx2 {
+const fd_device_table* device_table();
+}
+namespace tier_avx512 {
+const fd_device_table* device_table();
+}
+namespace tier_avx512_bf16 {
 const fd_device_table* device_table();
 }
 #endif
@@ -20,12 +26,24 @@ namespace {
 
 char error_text[256];
 
-bool runs_avx2() {
-#ifdef FREEDIVE_HAS_AVX2
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#else
-  return false;
+struct Tier {
+  const char* name;
+  bool runs;  // on this processor (and the system saves its registers: __builtin_cpu_supports asks XGETBV)
+  const fd_device_table* (*table)();
+};
+
+// From the plainest to the best.
+std::vector<Tier> tiers() {
+  std::vector<Tier> all = {{"baseline", true, tier_baseline::device_table}};
+#ifdef FREEDIVE_HAS_X86_TIERS
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  all.push_back({"avx2", avx2, tier_avx2::device_table});
+  all.push_back({"avx512", avx512, tier_avx512::device_table});
+  all.push_back({"avx512_bf16", avx512 && __builtin_cpu_supports("avx512bf16"), tier_avx512_bf16::device_table});
 #endif
+  return all;
 }
 
 const fd_device_table* choose() {
@@ -46,16 +64,15 @@ const fd_device_table* choose() {
 }  // namespace
 
 std::vector<const char*> cpu_tiers() {
-  std::vector<const char*> tiers = {"baseline"};
-  if (runs_avx2()) tiers.push_back("avx2");
-  return tiers;
+  std::vector<const char*> names;
+  for (const Tier& t : tiers())
+    if (t.runs) names.push_back(t.name);
+  return names;
 }
 
 const fd_device_table* cpu_tier(const char* name) {
-  if (std::strcmp(name, "baseline") == 0) return tier_baseline::device_table();
-#ifdef FREEDIVE_HAS_AVX2
-  if (std::strcmp(name, "avx2") == 0 && runs_avx2()) return tier_avx2::device_table();
-#endif
+  for (const Tier& t : tiers())
+    if (t.runs && std::strcmp(name, t.name) == 0) return t.table();
   return nullptr;
 }
 

@@ -30,6 +30,7 @@ struct Job {
   const float *lse_given, *entropy_given;        // from head_forward, or NULL: computed here
   float *dx, *dweight;                           // NULL = not wanted
   int64_t dx_row, dweight_row;
+  int64_t compute;
 };
 
 FD_INLINE fd_tensor* present(const fd_tensor& t) { return t.data == nullptr ? nullptr : const_cast<fd_tensor*>(&t); }
@@ -40,6 +41,7 @@ Job job_of(const fd_head_forward_args& a) {
   Job job = {};
   job.x = &a.x, job.weight = &a.weight, job.packed = &a.packed, job.targets = &a.targets;
   job.temperature = f32(a.temperature)[0], job.mask = static_cast<const uint8_t*>(a.vocab_mask.data);
+  job.compute = a.compute;
   job.logprobs = present(a.logprobs), job.entropy = present(a.entropy), job.lse = present(a.lse);
   return job;
 }
@@ -47,6 +49,7 @@ Job job_of(const fd_head_backward_args& a) {
   Job job = {};
   job.x = &a.x, job.weight = &a.weight, job.packed = &a.packed, job.targets = &a.targets;
   job.temperature = f32(a.temperature)[0], job.mask = static_cast<const uint8_t*>(a.vocab_mask.data);
+  job.compute = a.compute;
   job.dlogprobs = present(a.dlogprobs), job.dentropy = present(a.dentropy), job.dlse = present(a.dlse);
   job.lse_given = f32(a.lse), job.entropy_given = f32(a.entropy);
   job.dx = f32(a.dx), job.dx_row = a.dx.stride[0], job.dweight = f32(a.dweight), job.dweight_row = a.dweight.stride[0];
@@ -56,6 +59,7 @@ Job job_of(const fd_head_forward_backward_args& a) {
   Job job = {};
   job.x = &a.x, job.weight = &a.weight, job.packed = &a.packed, job.targets = &a.targets;
   job.temperature = f32(a.temperature)[0], job.mask = static_cast<const uint8_t*>(a.vocab_mask.data);
+  job.compute = a.compute;
   job.logprobs = present(a.logprobs), job.entropy = present(a.entropy), job.lse = present(a.lse);
   job.dlogprobs = present(a.dlogprobs);
   job.dx = f32(a.dx), job.dx_row = a.dx.stride[0], job.dweight = f32(a.dweight), job.dweight_row = a.dweight.stride[0];
@@ -186,7 +190,7 @@ size_t simd_bytes(int64_t N, int64_t C, int64_t V, int32_t threads, bool backwar
   const int64_t rows = min64(N, 256);
   return bytes64(N, sizeof(int32_t)) + bytes64(chunk_floats(N, V), sizeof(float)) +
          (backward ? 2 : 1) * bytes64(rows * C, sizeof(float)) + gemm_workspace(threads) +
-         bytes64(matmul_packed_size(V, C), sizeof(float));
+         bytes64(matmul_packed_size(V, C, FD_F32), sizeof(float));
 }
 
 void run_simd(fd_context* ctx, const Job& job) {
@@ -200,12 +204,12 @@ void run_simd(fd_context* ctx, const Job& job) {
   uint8_t* blocks = space.take<uint8_t>(static_cast<int64_t>(gemm_workspace(ctx->threads)));
   const int64_t count = active_rows(job, active);
   if (count == 0) return;
-  const float* packed = packed_weight(ctx, *job.packed, *job.weight, space.take<float>(0));
+  const float* packed = packed_weight(ctx, *job.packed, *job.weight, space.take<float>(0), job.compute);
   for (int64_t begin = 0; begin < count; begin += chunk_rows(V)) {
     const int64_t rows = min64(chunk_rows(V), count - begin);
     const int32_t* chunk = active + begin;
     for (int64_t r = 0; r < rows; ++r) memcpy(x + r * C, row(*job.x, chunk[r]), C * sizeof(float));
-    gemm(ctx, blocks, {rows, V, C, x, C, 1, nullptr, 0, packed, z, wide, false, nullptr, nullptr, 0});
+    gemm(ctx, blocks, {rows, V, C, x, C, 1, nullptr, 0, 0, packed, z, wide, false, nullptr, nullptr, 0, job.compute});
     parallel_units(ctx, rows, [&](int64_t r, int) {
       const int64_t n = chunk[r];
       const RowStats s = row_stats(z + r * wide, V, job.mask, job.temperature);
@@ -217,10 +221,12 @@ void run_simd(fd_context* ctx, const Job& job) {
     });
     if (!backward) continue;
     gemm(ctx, blocks,
-         {rows, C, V, z, wide, 1, f32(*job.weight), job.weight->stride[0], nullptr, dx, C, false, nullptr, nullptr, 0});
+         {rows, C, V, z, wide, 1, f32(*job.weight), job.weight->stride[0], 1, nullptr, dx, C, false, nullptr, nullptr, 0,
+          job.compute});
     for (int64_t r = 0; r < rows; ++r) memcpy(job.dx + chunk[r] * job.dx_row, dx + r * C, C * sizeof(float));
     if (job.dweight != nullptr) {
-      gemm(ctx, blocks, {V, C, rows, z, 1, wide, x, C, nullptr, job.dweight, job.dweight_row, true, nullptr, nullptr, 0});
+      gemm(ctx, blocks,
+           {V, C, rows, z, 1, wide, x, C, 1, nullptr, job.dweight, job.dweight_row, true, nullptr, nullptr, 0, job.compute});
     }
   }
 }

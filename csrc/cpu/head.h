@@ -18,19 +18,20 @@ FD_INLINE int64_t chunk_floats(int64_t N, int64_t V) {
 FD_INLINE int64_t logits_row(int64_t V) { return ceil_div(V, 16) * 16; }
 
 // The weight as panels: the caller's, or made in `mine`.
-FD_INLINE const float* packed_weight(fd_context* ctx, const fd_tensor& packed, const fd_tensor& weight, float* mine) {
+FD_INLINE const float* packed_weight(fd_context* ctx, const fd_tensor& packed, const fd_tensor& weight, float* mine,
+                                     int64_t compute) {
   if (f32(packed) != nullptr) return f32(packed);
-  pack_weight(ctx, mine, f32(weight), weight.stride[0], weight.shape[0], weight.shape[1]);
+  pack_weight(ctx, mine, f32(weight), weight.stride[0], weight.shape[0], weight.shape[1], compute);
   return mine;
 }
 
-// Which of 8 ids take part. mask NULL: all of them.
+// Which of VL ids take part. mask NULL: all of them.
 FD_INLINE vi allowed(const uint8_t* mask, int64_t lanes) {
   vi m = viota() < vseti(static_cast<int32_t>(lanes));
   if (mask != nullptr) {
-    uint8_t byte[VL] = {0};
-    memcpy(byte, mask, lanes);
-    m &= vi{byte[0], byte[1], byte[2], byte[3], byte[4], byte[5], byte[6], byte[7]} != vseti(0);
+    int32_t words[VL] = {0};
+    for (int64_t i = 0; i < lanes; ++i) words[i] = mask[i];
+    m &= vloadi(words) != vseti(0);
   }
   return m;
 }

@@ -1,5 +1,8 @@
 // kernel.h: the register kernel under matmul, attention and the head: a tile of A·B where every element is one chain
 // of fused multiply-adds over k, so that how a product is cut into tiles never shows in its bits.
+//
+// A and B hold words of 32 bits. In float32 a word is a number; in bfloat16 it is a pair of neighbours along k (simd.h), and the
+// chain takes two products at a step. Everything else is the same, so one kernel serves both.
 #pragma once
 #include "simd.h"
 
@@ -7,12 +10,22 @@ namespace freedive {
 namespace FREEDIVE_TIER_NAMESPACE {
 namespace {
 
-// Rows of the register tile: with 16 columns, 6 rows are 12 accumulators of the 16 AVX2 registers. SSE has half the width.
-#ifdef FREEDIVE_AVX2
-constexpr int MR = 6;
+// Rows of the register tile of the blocked product, two vectors wide: 24 accumulators of the 32 AVX-512 registers, 12 of the
+// 16 of AVX2; SSE has half the width. SR: of the tiles that take unpacked rows, of which every number up to SR is compiled.
+#if defined(FREEDIVE_AVX512)
+constexpr int MR = 12, SR = 6;
+#elif defined(FREEDIVE_AVX2)
+constexpr int MR = 6, SR = 6;
 #else
-constexpr int MR = 3;
+constexpr int MR = 3, SR = 3;
 #endif
+constexpr int64_t PANEL = 2 * VL;  // columns of the register tile, and of a panel of packed B
+
+// One step of a chain.
+template <bool HALF>
+FD_INLINE vf step(vf a, vf b, vf c) {
+  return HALF ? bf16_dot(a, b, c) : vfma(a, b, c);
+}
 
 // What happens to a finished chain before it is stored; pointers are NULL when absent.
 struct Finish {
@@ -21,9 +34,9 @@ struct Finish {
   int64_t residual_row;
 };
 
-// C[R, V*8] = (load ? C : 0) + A[R, K] B[K, V*8].  A(i, k) = a[i*a_row + k*a_k].
-// B's row k is at b + k*b_k; its columns lie in panels of 16 at distance b_panel (16 when B is a plain matrix).
-template <int R, int V>
+// C[R, V*VL] = (load ? C : 0) + A[R, K] B[K, V*VL].  A(i, k) = a[i*a_row + k*a_k].
+// B's row k is at b + k*b_k; its columns lie in panels of two vectors at distance b_panel (PANEL when B is a plain matrix).
+template <bool HALF, int R, int V>
 __attribute__((noinline)) void tile(int64_t K, const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t b_k,
                                     int64_t b_panel, float* c, int64_t c_row, bool load, Finish finish) {
   vf acc[R][V];
@@ -40,7 +53,7 @@ __attribute__((noinline)) void tile(int64_t K, const float* a, int64_t a_row, in
     for (int i = 0; i < R; ++i) {
       const vf av = vset(a[i * a_row]);
 #pragma GCC unroll 8
-      for (int j = 0; j < V; ++j) acc[i][j] = vfma(av, bv[j], acc[i][j]);
+      for (int j = 0; j < V; ++j) acc[i][j] = step<HALF>(av, bv[j], acc[i][j]);
     }
     a += a_k;
     b += b_k;
@@ -57,71 +70,72 @@ __attribute__((noinline)) void tile(int64_t K, const float* a, int64_t a_row, in
   }
 }
 
-// The hot one: MR x 16 of packed strips and panels, nothing to finish. While it runs, the rows of C the next tile down will load
-// are fetched.
+// The hot one: MR x PANEL of packed strips and panels, nothing to finish. While it runs, the rows of C the next tile down will
+// load are fetched.
+template <bool HALF>
 __attribute__((noinline)) void tile_packed(int64_t K, const float* a, const float* b, float* c, int64_t c_row, bool load) {
   vf acc[MR][2];
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int i = 0; i < MR; ++i) {
     acc[i][0] = load ? vload(c + i * c_row) : vset(0.0f);
     acc[i][1] = load ? vload(c + i * c_row + VL) : vset(0.0f);
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int i = 0; i < MR; ++i) __builtin_prefetch(c + (MR + i) * c_row, 1);
 #pragma GCC unroll 4
   for (int64_t k = 0; k < K; ++k) {
-    const vf low = vload(b + k * 16), high = vload(b + k * 16 + VL);
-#pragma GCC unroll 8
+    const vf low = vload(b + k * PANEL), high = vload(b + k * PANEL + VL);
+#pragma GCC unroll 12
     for (int i = 0; i < MR; ++i) {
       const vf av = vset(a[k * MR + i]);
-      acc[i][0] = vfma(av, low, acc[i][0]);
-      acc[i][1] = vfma(av, high, acc[i][1]);
+      acc[i][0] = step<HALF>(av, low, acc[i][0]);
+      acc[i][1] = step<HALF>(av, high, acc[i][1]);
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int i = 0; i < MR; ++i) {
     vstore(c + i * c_row, acc[i][0]);
     vstore(c + i * c_row + VL, acc[i][1]);
   }
 }
 
-// The same with rows known at run time only, 1..MR.
-template <int V>
+// tile with rows known at run time only, 1..SR.
+template <bool HALF, int V>
 FD_INLINE void tile_rows(int64_t rows, int64_t K, const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t b_k,
                          int64_t b_panel, float* c, int64_t c_row, bool load, Finish finish) {
   switch (rows) {
     case 1:
-      return tile<1, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
+      return tile<HALF, 1, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
     case 2:
-      return tile<2, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
+      return tile<HALF, 2, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
     case 3:
-      return tile<3, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
+      return tile<HALF, 3, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
 #ifdef FREEDIVE_AVX2
     case 4:
-      return tile<4, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
+      return tile<HALF, 4, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
     case 5:
-      return tile<5, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
+      return tile<HALF, 5, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
     case 6:
-      return tile<6, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
+      return tile<HALF, 6, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
 #endif
   }
 }
 
-// Few columns (1..15) of a plain B: the same chains, one element at a time.
+// ---- plain float32 products: what attention needs --------------------------------------------------------------
+
+// Few columns (fewer than VL) of a plain B: the same chains, one element at a time.
 FD_INLINE void tile_edge(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_row, int64_t a_k, const float* b,
-                         int64_t b_k, float* c, int64_t c_row, bool load, Finish finish) {
+                         int64_t b_k, float* c, int64_t c_row, bool load) {
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < columns; ++j) {
       float y = load ? c[i * c_row + j] : 0.0f;
       for (int64_t k = 0; k < K; ++k) y = fma1(a[i * a_row + k * a_k], b[k * b_k + j], y);
-      if (finish.bias != nullptr) y = y + finish.bias[j];
-      if (finish.residual != nullptr) y = y + finish.residual[i * finish.residual_row + j];
       c[i * c_row + j] = y;
     }
   }
 }
 
-// R rows of a plain product, V*8 columns at a time as far as they go; returns how many columns that were. One call for all of
+// R rows of a plain product, V*VL columns at a time as far as they go; returns how many columns that were. One call for all of
 // them, and k four steps at a time: attention's chains are 32 to 128 long, so what is around them counts.
 template <int R, int V>
 __attribute__((noinline)) int64_t strip(int64_t K, int64_t columns, const float* a, int64_t a_row, int64_t a_k, const float* b,
@@ -180,23 +194,24 @@ FD_INLINE int64_t strip_rows(int64_t rows, int64_t K, int64_t columns, const flo
   return 0;
 }
 
-// Any rows and columns with a plain B: what attention needs, and products with few rows. One and two rows take more
-// columns at once, so that eight chains hide the latency of a fused multiply-add.
+// Any rows and columns with a plain B. One and two rows take more columns at once, so that eight chains hide the latency of a
+// fused multiply-add.
 FD_INLINE void product(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_row, int64_t a_k, const float* b,
                        int64_t b_k, float* c, int64_t c_row, bool load) {
-  const Finish none = {nullptr, nullptr, 0};
-  for (int64_t i = 0; i < rows; i += MR) {
-    const int64_t r = min64(MR, rows - i);
+  for (int64_t i = 0; i < rows; i += SR) {
+    const int64_t r = min64(SR, rows - i);
     const float* ai = a + i * a_row;
     float* ci = c + i * c_row;
     int64_t j = 0;
-#ifdef FREEDIVE_AVX2
-    if (r == 1 && columns >= 64) j += strip<1, 8>(K, columns, ai, a_row, a_k, b, b_k, ci, c_row, load);
-    if (r <= 3 && columns - j >= 32) j += strip_rows<4>(r, K, columns - j, ai, a_row, a_k, b + j, b_k, ci + j, c_row, load);
+#if defined(FREEDIVE_AVX512)
+    if (columns >= 4 * VL) j += strip_rows<4>(r, K, columns, ai, a_row, a_k, b, b_k, ci, c_row, load);
+#elif defined(FREEDIVE_AVX2)
+    if (r == 1 && columns >= 8 * VL) j += strip<1, 8>(K, columns, ai, a_row, a_k, b, b_k, ci, c_row, load);
+    if (r <= 3 && columns - j >= 4 * VL) j += strip_rows<4>(r, K, columns - j, ai, a_row, a_k, b + j, b_k, ci + j, c_row, load);
 #endif
-    if (columns - j >= 16) j += strip_rows<2>(r, K, columns - j, ai, a_row, a_k, b + j, b_k, ci + j, c_row, load);
-    if (columns - j >= 8) j += strip_rows<1>(r, K, columns - j, ai, a_row, a_k, b + j, b_k, ci + j, c_row, load);
-    if (j < columns) tile_edge(r, columns - j, K, ai, a_row, a_k, b + j, b_k, ci + j, c_row, load, none);
+    if (columns - j >= 2 * VL) j += strip_rows<2>(r, K, columns - j, ai, a_row, a_k, b + j, b_k, ci + j, c_row, load);
+    if (columns - j >= VL) j += strip_rows<1>(r, K, columns - j, ai, a_row, a_k, b + j, b_k, ci + j, c_row, load);
+    if (j < columns) tile_edge(r, columns - j, K, ai, a_row, a_k, b + j, b_k, ci + j, c_row, load);
   }
 }
 

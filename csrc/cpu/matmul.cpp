@@ -3,35 +3,44 @@
 //   backward input:  dx[n,c]      = sum_o dout[n,o] w[o,c]
 //   backward weight: dw[o,c]     += sum_n dout[n,o] x[n,c];  dbias[o] += sum_n dout[n,o]
 //
-// Memory plan (blocked, after Goto & van de Geijn 2008): the output is cut into units of at most UNIT_M x BLOCK_N, handed to
-// threads one by one. For each slice of BLOCK_K along k a unit packs its block of B once (512 KB, in panels of 16 columns; one
-// panel, 16 KB, lives in L1), unless the weight came packed, and meets it with its rows of A, BLOCK_M at a time (240 KB, in L2),
-// packed in strips of six rows unless the columns are too few to pay for that. The register tile is 6 x 16: 12 accumulators, and
-// 12 fused multiply-adds for every 8 loads; it fetches the outputs of the next tile ahead. Between slices of k the partial sums
-// rest in the output as float32, which is what they were in registers: blocking changes no bit. Where a residual is to be added,
-// which may be the output itself, they rest in a buffer of the thread instead.
+// In bfloat16 (compute = FD_BF16) both operands are rounded to it, when they are packed or per number, and the chain is of pairs
+// of products in float32; tensors in memory stay float32.
+//
+// Memory plan (blocked, after Goto & van de Geijn 2008): the output is cut into units handed to threads one by one. For each
+// slice of BLOCK_K words along k a unit packs its block of B once (in panels of two vectors; one panel lives in L1), unless the
+// weight came packed, and meets it with its rows of A, BLOCK_M at a time (in L2), packed in strips of MR rows. The register tile
+// is MR x 2 vectors: with AVX-512 24 accumulators, and 24 steps for every 14 loads; it fetches the outputs of the next tile
+// ahead. Between slices of k the partial sums rest in the output as float32, which is what they were in registers: blocking
+// changes no bit. Where the residual lies in the output itself, they rest in a buffer of the thread instead.
 //
 // Variants (how fast: benchmarks/matmul.py, and the table in csrc/README.md):
 //   naive    three loops, one chain at a time, bound by the latency of the fused multiply-add
-//   simd     blocked as above; few rows (decode) stream the packed weight once, four panels at a time
+//   simd     blocked as above; few rows (decode) stream the packed weight once, up to four panels at a time
 // Without `packed` a forward of one row spends its time packing: give it the packed weight.
 #include "matmul.h"
 
-#include "kernel.h"
+#include "pack.h"
 #include "tier.h"
 
 namespace freedive {
 namespace FREEDIVE_TIER_NAMESPACE {
 namespace {
 
-constexpr int64_t BLOCK_M = 240, BLOCK_N = 512, BLOCK_K = 256, PANEL = 16;
-constexpr int64_t UNIT_M = 4 * BLOCK_M;  // rows for which a block of B is packed once
-constexpr int64_t WORTH_PACKING = 96;    // columns: with fewer, rows of A are read where they lie
+#ifdef FREEDIVE_AVX512
+constexpr int64_t BLOCK_K = 192;  // words: a panel of 24 KB
+#else
+constexpr int64_t BLOCK_K = 256;  // 16 KB
+#endif
+constexpr int64_t BLOCK_M = 240, BLOCK_N = 1024;
+constexpr int64_t UNIT_M = 1536;    // rows for which a block of B is packed once
 constexpr int64_t SMALL = 1 << 18;  // multiply-adds: about 10 us, below which waking the other threads costs more than it brings
 
 FD_INLINE float* row(const fd_tensor& t, int64_t n) { return f32(t) + n * t.stride[0]; }
 
 // ---- naive -----------------------------------------------------------------------------------------------------
+
+// An operand's number as the product takes it.
+FD_INLINE float taken(float x, int64_t compute) { return compute == FD_BF16 ? bf16_round(x) : x; }
 
 void forward_naive(fd_context* ctx, const void* p) {
   const auto& a = *static_cast<const fd_matmul_forward_args*>(p);
@@ -39,7 +48,7 @@ void forward_naive(fd_context* ctx, const void* p) {
   parallel_units(ctx, N, [&](int64_t n, int) {
     for (int64_t o = 0; o < O; ++o) {
       float sum = a.accumulate ? row(a.out, n)[o] : 0.0f;
-      for (int64_t c = 0; c < C; ++c) sum = fma1(row(a.x, n)[c], row(a.weight, o)[c], sum);
+      for (int64_t c = 0; c < C; ++c) sum = fma1(taken(row(a.x, n)[c], a.compute), taken(row(a.weight, o)[c], a.compute), sum);
       if (f32(a.bias) != nullptr) sum = sum + f32(a.bias)[o];
       if (f32(a.residual) != nullptr) sum = sum + row(a.residual, n)[o];
       row(a.out, n)[o] = sum;
@@ -53,7 +62,7 @@ void backward_input_naive(fd_context* ctx, const void* p) {
   parallel_units(ctx, N, [&](int64_t n, int) {
     for (int64_t c = 0; c < C; ++c) {
       float sum = a.accumulate ? row(a.dx, n)[c] : 0.0f;
-      for (int64_t o = 0; o < O; ++o) sum = fma1(row(a.dout, n)[o], row(a.weight, o)[c], sum);
+      for (int64_t o = 0; o < O; ++o) sum = fma1(taken(row(a.dout, n)[o], a.compute), taken(row(a.weight, o)[c], a.compute), sum);
       row(a.dx, n)[c] = sum;
     }
   });
@@ -77,98 +86,11 @@ void backward_weight_naive(fd_context* ctx, const void* p) {
   parallel_units(ctx, O, [&](int64_t o, int) {
     for (int64_t c = 0; c < C; ++c) {
       float sum = row(a.dweight, o)[c];
-      for (int64_t n = 0; n < N; ++n) sum = fma1(row(a.dout, n)[o], row(a.x, n)[c], sum);
+      for (int64_t n = 0; n < N; ++n) sum = fma1(taken(row(a.dout, n)[o], a.compute), taken(row(a.x, n)[c], a.compute), sum);
       row(a.dweight, o)[c] = sum;
     }
   });
   sum_rows(ctx, a.dbias, a.dout);
-}
-
-// ---- packing ---------------------------------------------------------------------------------------------------
-
-// Six rows by eight columns at `from`, turned: to[c * to_row + r] = from[r * from_row + c]. Stores write eight lanes each, of
-// which six count, in rising order.
-#ifdef FREEDIVE_AVX2
-FD_INLINE void turn_6x8(float* to, int64_t to_row, const float* from, int64_t from_row) {
-  const vf x0 = vload(from), x1 = vload(from + from_row), x2 = vload(from + 2 * from_row);
-  const vf x3 = vload(from + 3 * from_row), x4 = vload(from + 4 * from_row), x5 = vload(from + 5 * from_row);
-  const vi low = {0, 8, 1, 9, 4, 12, 5, 13}, high = {2, 10, 3, 11, 6, 14, 7, 15};      // pairs of floats
-  const vi first = {0, 1, 8, 9, 4, 5, 12, 13}, second = {2, 3, 10, 11, 6, 7, 14, 15};  // pairs of pairs
-  const vf a01 = __builtin_shuffle(x0, x1, low), b01 = __builtin_shuffle(x0, x1, high);
-  const vf a23 = __builtin_shuffle(x2, x3, low), b23 = __builtin_shuffle(x2, x3, high);
-  const vf a45 = __builtin_shuffle(x4, x5, low), b45 = __builtin_shuffle(x4, x5, high);
-  // q[c]: columns c and c + 4 of rows 0..3; t[c]: of rows 4 and 5, twice
-  const vf q[4] = {__builtin_shuffle(a01, a23, first), __builtin_shuffle(a01, a23, second), __builtin_shuffle(b01, b23, first),
-                   __builtin_shuffle(b01, b23, second)};
-  const vf t[4] = {__builtin_shuffle(a45, a45, first), __builtin_shuffle(a45, a45, second), __builtin_shuffle(b45, b45, first),
-                   __builtin_shuffle(b45, b45, second)};
-#pragma GCC unroll 4
-  for (int c = 0; c < 4; ++c) vstore(to + c * to_row, __builtin_shuffle(q[c], t[c], vi{0, 1, 2, 3, 8, 9, 10, 11}));
-#pragma GCC unroll 4
-  for (int c = 0; c < 4; ++c) vstore(to + (4 + c) * to_row, __builtin_shuffle(q[c], t[c], vi{4, 5, 6, 7, 12, 13, 14, 15}));
-}
-#endif
-
-// One panel of a weight [O,C]: 16 of its rows side by side, [C][16].
-void pack_panel(float* panel, const float* weight, int64_t weight_row, int64_t rows, int64_t C) {
-  int64_t c = 0;
-  for (; rows == PANEL && c + VL <= C; c += VL) {
-    turn_8x8(panel + c * PANEL, PANEL, weight + c, weight_row);
-    turn_8x8(panel + c * PANEL + VL, PANEL, weight + VL * weight_row + c, weight_row);
-  }
-  for (; c < C; ++c) {
-    for (int64_t o = 0; o < PANEL; ++o) panel[c * PANEL + o] = o < rows ? weight[o * weight_row + c] : 0.0f;
-  }
-}
-
-// A block of a plain B[K, columns] in panels [ceil(columns/16)][K][16].
-void pack_block(float* panels, const float* b, int64_t b_k, int64_t K, int64_t columns) {
-  for (int64_t j = 0; j < columns; j += PANEL, panels += K * PANEL) {
-    if (j + PANEL <= columns) {
-      for (int64_t k = 0; k < K; ++k) {
-        const vf low = vload(b + k * b_k + j), high = vload(b + k * b_k + j + VL);
-        vstore(panels + k * PANEL, low);
-        vstore(panels + k * PANEL + VL, high);
-      }
-    } else {
-      for (int64_t k = 0; k < K; ++k) {
-        for (int64_t i = 0; i < PANEL; ++i) panels[k * PANEL + i] = j + i < columns ? b[k * b_k + j + i] : 0.0f;
-      }
-    }
-  }
-}
-
-// A block of A stored by columns (A(i,k) = a[k*a_k + i]) in strips [ceil(rows/MR)][K][MR]. 16 rows of memory at a time:
-// they stay in L1 while all strips take their part of them.
-void pack_strips_of_columns(float* strips, const float* a, int64_t a_k, int64_t rows, int64_t K) {
-  const int64_t whole = rows / MR, rest = rows - whole * MR;
-  for (int64_t k0 = 0; k0 < K; k0 += 16) {
-    const int64_t end = min64(K, k0 + 16);
-    for (int64_t s = 0; s < whole; ++s) {
-      float* strip = strips + s * K * MR;
-      for (int64_t k = k0; k < end; ++k) memcpy(strip + k * MR, a + k * a_k + s * MR, MR * sizeof(float));
-    }
-    float* strip = strips + whole * K * MR;
-    for (int64_t k = k0; k < end; ++k) {
-      for (int64_t r = 0; r < rest; ++r) strip[k * MR + r] = a[k * a_k + whole * MR + r];
-    }
-  }
-}
-
-// The same of a block stored by rows (A(i,k) = a[i*a_row + k]). turn_6x8's last store
-// of a strip reaches into the next, which is written afterwards; the buffer has room behind its end.
-void pack_strips_of_rows(float* strips, const float* a, int64_t a_row, int64_t rows, int64_t K) {
-  for (int64_t i = 0; i < rows; i += MR, strips += K * MR) {
-    const float* from = a + i * a_row;
-    const int64_t r = min64(MR, rows - i);
-    int64_t k = 0;
-#ifdef FREEDIVE_AVX2
-    for (; r == MR && k + VL <= K; k += VL) turn_6x8(strips + k * MR, MR, from + k, a_row);
-#endif
-    for (; k < K; ++k) {
-      for (int64_t y = 0; y < r; ++y) strips[k * MR + y] = from[y * a_row + k];
-    }
-  }
 }
 
 // ---- blocked ---------------------------------------------------------------------------------------------------
@@ -185,226 +107,267 @@ Buffers buffers_of(uint8_t* workspace, int thread) {
   return {base, base + BUFFER_A, base + BUFFER_A + BUFFER_B};
 }
 
-// Fewer than 16 columns of a packed panel, through a full-width buffer.
-void tile_narrow(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_row, int64_t a_k, const float* panel,
-                 float* c, int64_t c_row, bool load, Finish finish) {
-  float full[MR * PANEL] = {0};
+// True when partial sums cannot rest in the output between slices of k, because the residual lies there.
+bool rests_in_buffer(const Gemm& g, int64_t slices) { return slices > 1 && g.residual == g.c && g.residual != nullptr; }
+
+// A tile that is not whole, or that is to be finished: through a buffer of its own. `c` holds the partial sums, `out` takes the
+// result (they may be the same).
+template <bool HALF>
+void tile_through_buffer(int64_t rows, int64_t columns, int64_t K, const float* a, const float* panel, const float* c,
+                         int64_t c_row, float* out, int64_t out_row, bool load, Finish finish) {
+  alignas(64) float full[MR * PANEL];
   if (load) {
-    for (int64_t i = 0; i < rows; ++i) memcpy(full + i * PANEL, c + i * c_row, columns * sizeof(float));
-  }
-  tile_rows<2>(rows, K, a, a_row, a_k, panel, PANEL, 0, full, PANEL, load, {nullptr, nullptr, 0});
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < columns; ++j) {
-      float y = full[i * PANEL + j];
-      if (finish.bias != nullptr) y = y + finish.bias[j];
-      if (finish.residual != nullptr) y = y + finish.residual[i * finish.residual_row + j];
-      c[i * c_row + j] = y;
+    for (int64_t i = 0; i < MR; ++i) {
+      if (i < rows) memcpy(full + i * PANEL, c + i * c_row, columns * sizeof(float));
+      if (i >= rows) memset(full + i * PANEL, 0, PANEL * sizeof(float));
+      if (i < rows) memset(full + i * PANEL + columns, 0, (PANEL - columns) * sizeof(float));
     }
+  }
+  tile_packed<HALF>(K, a, panel, full, PANEL, load);
+  for (int64_t i = 0; i < rows; ++i) {
+    for_lanes(columns, [&](int64_t j, auto read, auto write) {
+      vf y = read(full + i * PANEL + j);
+      if (finish.bias != nullptr) y = y + read(finish.bias + j);
+      if (finish.residual != nullptr) y = y + read(finish.residual + i * finish.residual_row + j);
+      write(out + i * out_row + j, y);
+    });
   }
 }
 
-// True when partial sums cannot rest in the output between slices of k, because the residual lies there.
-bool rests_in_buffer(const Gemm& g) { return g.residual != nullptr && g.k > BLOCK_K; }
-
-// One slice of k for at most BLOCK_M rows of A, packed or not, against the panels of B.
+// One slice of k: strips of A against panels of B, both packed.
 struct Slice {
-  const float* a;
-  int64_t a_row, a_k, strip;  // strip: from one strip of MR rows to the next
-  const float* b;
-  int64_t K, panel;
-  bool load, last;
+  const float *a, *b;
+  int64_t words, panel;  // panel: from one panel of B to the next
+  bool load, last, in_buffer;
 };
 
+template <bool HALF>
 void multiply(const Gemm& g, const Slice& x, const Buffers& buffers, int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
-  const bool in_buffer = rests_in_buffer(g);
+  const bool finishing = x.last && (g.bias != nullptr || g.residual != nullptr);
   for (int64_t j = 0; j < columns; j += PANEL) {
     const float* b = x.b + j / PANEL * x.panel;
     const int64_t width = min64(PANEL, columns - j);
     for (int64_t i = 0; i < rows; i += MR) {
       const int64_t r = min64(MR, rows - i);
-      const float* a = x.a + i / MR * x.strip;
+      const float* a = x.a + i * x.words;
       float* out = g.c + (i0 + i) * g.c_row + j0 + j;
-      float* c = in_buffer ? buffers.c + i * BLOCK_N + j : out;
-      const int64_t c_row = in_buffer ? BLOCK_N : g.c_row;
+      float* c = x.in_buffer ? buffers.c + i * BLOCK_N + j : out;
+      const int64_t c_row = x.in_buffer ? BLOCK_N : g.c_row;
+      if (width == PANEL && r == MR && !finishing && !(x.in_buffer && x.last)) {
+        tile_packed<HALF>(x.words, a, b, c, c_row, x.load);
+        continue;
+      }
       Finish finish = {nullptr, nullptr, 0};
       if (x.last) {
         finish.bias = g.bias == nullptr ? nullptr : g.bias + j0 + j;
         finish.residual = g.residual == nullptr ? nullptr : g.residual + (i0 + i) * g.residual_row + j0 + j;
         finish.residual_row = g.residual_row;
       }
-      if (width == PANEL) {
-        if (r == MR && x.a_k == MR && finish.bias == nullptr && finish.residual == nullptr) {
-          tile_packed(x.K, a, b, c, c_row, x.load);
-        } else {
-          tile_rows<2>(r, x.K, a, x.a_row, x.a_k, b, PANEL, 0, c, c_row, x.load, finish);
-        }
-      } else {
-        tile_narrow(r, width, x.K, a, x.a_row, x.a_k, b, c, c_row, x.load, finish);
-      }
-      if (in_buffer && x.last) {
-        for (int64_t y = 0; y < r; ++y) memcpy(out + y * g.c_row, c + y * BLOCK_N, width * sizeof(float));
-      }
+      tile_through_buffer<HALF>(r, width, x.words, a, b, c, c_row, x.last ? out : c, x.last ? g.c_row : c_row, x.load, finish);
     }
   }
 }
 
 // One unit of the output: rows i0.., columns j0...
+template <bool HALF>
 void gemm_block(const Gemm& g, const Buffers& buffers, int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
-  const int64_t slices = max64(1, ceil_div(g.k, BLOCK_K)), slice = ceil_div(g.k, slices);
+  const int64_t words = words_of<HALF>(g.k), slices = max64(1, ceil_div(words, BLOCK_K)), slice = ceil_div(words, slices);
   for (int64_t s = 0; s < slices; ++s) {
-    const int64_t k0 = s * slice;
+    const int64_t w0 = s * slice, k0 = HALF ? 2 * w0 : w0;
+    const int64_t K = min64(HALF ? 2 * slice : slice, g.k - k0);  // numbers along k in this slice
     Slice x;
-    x.K = min64(slice, g.k - k0);
+    x.words = words_of<HALF>(K);
     x.load = s > 0 || g.accumulate;
     x.last = s == slices - 1;
-    x.panel = x.K * PANEL;
+    x.in_buffer = rests_in_buffer(g, slices);
     if (g.packed != nullptr) {
-      x.b = g.packed + j0 / PANEL * g.k * PANEL + k0 * PANEL;
-      x.panel = g.k * PANEL;
+      x.panel = words * PANEL;
+      x.b = g.packed + j0 / PANEL * x.panel + w0 * PANEL;
     } else {
-      pack_block(buffers.b, g.b + k0 * g.b_k + j0, g.b_k, x.K, columns);
+      x.panel = x.words * PANEL;
+      if (g.b_k == 1) {
+        for (int64_t j = 0; j < columns; j += PANEL)
+          pack_panel<HALF>(buffers.b + j * x.words, g.b + (j0 + j) * g.b_j + k0, g.b_j, min64(PANEL, columns - j), K);
+      } else {
+        pack_block<HALF>(buffers.b, g.b + k0 * g.b_k + j0, g.b_k, K, columns);
+      }
       x.b = buffers.b;
     }
     for (int64_t i = 0; i < rows; i += BLOCK_M) {
       const int64_t r = min64(BLOCK_M, rows - i);
-      x.a = g.a + (i0 + i) * g.a_row + k0 * g.a_k;
-      x.a_row = g.a_row, x.a_k = g.a_k, x.strip = MR * g.a_row;
-      if (g.a_k != 1 || columns >= WORTH_PACKING) {
-        if (g.a_k != 1) {
-          pack_strips_of_columns(buffers.a, x.a, g.a_k, r, x.K);
-        } else {
-          pack_strips_of_rows(buffers.a, x.a, g.a_row, r, x.K);
-        }
-        x.a = buffers.a, x.a_row = 1, x.a_k = MR, x.strip = x.K * MR;
+      const float* a = g.a + (i0 + i) * g.a_row + k0 * g.a_k;
+      if (g.a_k != 1) {
+        pack_strips_of_columns<HALF>(buffers.a, a, g.a_k, r, K);
+      } else {
+        pack_strips_of_rows<HALF>(buffers.a, a, g.a_row, r, K);
       }
-      if (rests_in_buffer(g) && s == 0 && g.accumulate) {
+      x.a = buffers.a;
+      if (x.in_buffer && s == 0 && g.accumulate) {
         for (int64_t y = 0; y < r; ++y)
           memcpy(buffers.c + y * BLOCK_N, g.c + (i0 + i + y) * g.c_row + j0, columns * sizeof(float));
       }
-      multiply(g, x, buffers, i0 + i, r, j0, columns);
+      multiply<HALF>(g, x, buffers, i0 + i, r, j0, columns);
     }
   }
 }
 
-// At most MR rows: no blocking over k, every weight is read once. Up to 64 columns at a time.
-void gemm_few_rows(const Gemm& g, int64_t j0, int64_t columns) {
-  const bool packed = g.packed != nullptr;
-  const int64_t b_k = packed ? PANEL : g.b_k, panel = packed ? g.k * PANEL : PANEL;
-  int64_t j = j0;
-  const int64_t end = j0 + columns;
-  while (j < end) {
-    const float* b = packed ? g.packed + j / PANEL * panel : g.b + j;
-    float* c = g.c + j;
-    const Finish finish = {g.bias == nullptr ? nullptr : g.bias + j, g.residual == nullptr ? nullptr : g.residual + j,
-                           g.residual_row};
+// ---- few rows --------------------------------------------------------------------------------------------------
+// No blocking over k: every weight is read once, in panels. A word of A is broadcast from where the rows lie as words.
+
+constexpr int64_t FEW = 2 * SR;
+
+template <bool HALF>
+void gemm_few_rows(const Gemm& g, const float* a, const float* panels, int64_t j0, int64_t columns) {
+  const int64_t words = words_of<HALF>(g.k), panel = words * PANEL, end = j0 + columns;
+  for (int64_t j = j0; j < end;) {
+    const float* b = panels + (j - j0) / PANEL * panel;
     const int64_t left = end - j;
-    if (left >= 64 && g.m == 1) {
-      tile<1, 8>(g.k, g.a, g.a_row, g.a_k, b, b_k, panel, c, g.c_row, g.accumulate, finish);
-      j += 64;
-    } else if (left >= 32 && g.m <= 3) {
-      tile_rows<4>(g.m, g.k, g.a, g.a_row, g.a_k, b, b_k, panel, c, g.c_row, g.accumulate, finish);
-      j += 32;
-    } else if (left >= PANEL) {
-      tile_rows<2>(g.m, g.k, g.a, g.a_row, g.a_k, b, b_k, panel, c, g.c_row, g.accumulate, finish);
-      j += PANEL;
-    } else {
-      if (packed) {
-        tile_narrow(g.m, left, g.k, g.a, g.a_row, g.a_k, b, c, g.c_row, g.accumulate, finish);
+    int64_t step = PANEL;
+    for (int64_t i = 0; i < g.m; i += SR) {  // panels stay in cache for the second strip
+      const int64_t r = min64(SR, g.m - i);
+      const float* ai = a + i * words;
+      float* c = g.c + i * g.c_row + j;
+      const Finish finish = {g.bias == nullptr ? nullptr : g.bias + j,
+                             g.residual == nullptr ? nullptr : g.residual + i * g.residual_row + j, g.residual_row};
+      if (left >= 4 * PANEL && g.m == 1) {
+        tile<HALF, 1, 8>(words, ai, words, 1, b, PANEL, panel, c, g.c_row, g.accumulate, finish);
+        step = 4 * PANEL;
+      } else if (left >= 2 * PANEL && g.m <= 3) {
+        tile_rows<HALF, 4>(r, words, ai, words, 1, b, PANEL, panel, c, g.c_row, g.accumulate, finish);
+        step = 2 * PANEL;
+      } else if (left >= PANEL) {
+        tile_rows<HALF, 2>(r, words, ai, words, 1, b, PANEL, panel, c, g.c_row, g.accumulate, finish);
       } else {
-        tile_edge(g.m, left, g.k, g.a, g.a_row, g.a_k, b, b_k, c, g.c_row, g.accumulate, finish);
+        alignas(64) float full[SR * PANEL] = {0};
+        if (g.accumulate) {
+          for (int64_t y = 0; y < r; ++y) memcpy(full + y * PANEL, c + y * g.c_row, left * sizeof(float));
+        }
+        tile_rows<HALF, 2>(r, words, ai, words, 1, b, PANEL, panel, full, PANEL, g.accumulate, {nullptr, nullptr, 0});
+        for (int64_t y = 0; y < r; ++y) {
+          for (int64_t q = 0; q < left; ++q) {
+            float sum = full[y * PANEL + q];
+            if (finish.bias != nullptr) sum = sum + finish.bias[q];
+            if (finish.residual != nullptr) sum = sum + finish.residual[y * g.residual_row + q];
+            c[y * g.c_row + q] = sum;
+          }
+        }
       }
-      return;
     }
+    j += step;
   }
+}
+
+template <bool HALF>
+void gemm_in(fd_context* context, uint8_t* workspace, const Gemm& g) {
+  fd_context alone = *context;
+  alone.threads = 1;
+  fd_context* ctx = g.m * g.n * g.k < SMALL ? &alone : context;
+  if (g.m <= FEW && g.packed != nullptr && words_of<HALF>(g.k) * g.m <= BUFFER) {
+    const int64_t words = words_of<HALF>(g.k);
+    float* a = reinterpret_cast<float*>(workspace);
+    if (!HALF && g.a_k == 1 && (g.a_row == words || g.m == 1)) {
+      a = const_cast<float*>(g.a);
+    } else {
+      rows_of_words<HALF>(a, g.a, g.a_row, g.a_k, g.m, g.k);
+    }
+    const int64_t columns = g.m * g.n * g.k >= SMALL ? 4 * PANEL : ceil_div(g.n, PANEL) * PANEL;
+    parallel_units(ctx, ceil_div(g.n, columns), [&](int64_t unit, int) {
+      const int64_t j0 = unit * columns;
+      gemm_few_rows<HALF>(g, a, g.packed + j0 * words, j0, min64(columns, g.n - j0));
+    });
+    return;
+  }
+  // Few large units: a unit packs its rows of A once for all its columns, and its columns of B once for all its rows. With
+  // several threads they are cut until everybody finds several; whichever cut repeats less packing. The cut shows in the time,
+  // not the bits.
+  int64_t units_m = ceil_div(g.m, rests_in_buffer(g, ceil_div(words_of<HALF>(g.k), BLOCK_K)) ? BLOCK_M : UNIT_M);
+  int64_t units_n = ceil_div(g.n, BLOCK_N);
+  const int64_t wanted = ctx->threads > 1 && g.m * g.n * g.k >= 4 * SMALL ? 4 * ctx->threads : 1;
+  while (units_m * units_n < wanted) {
+    const bool m_can = g.m / units_m >= 4 * MR, n_can = g.n / units_n >= 4 * PANEL;
+    if (!m_can && !n_can) break;
+    const bool cut_n = n_can && (!m_can || (g.packed == nullptr && g.m <= g.n));
+    ++(cut_n ? units_n : units_m);
+  }
+  const int64_t unit_m = ceil_div(ceil_div(g.m, units_m), MR) * MR, unit_n = ceil_div(ceil_div(g.n, units_n), PANEL) * PANEL;
+  units_m = ceil_div(g.m, unit_m), units_n = ceil_div(g.n, unit_n);
+  parallel_units(ctx, units_m * units_n, [&](int64_t unit, int thread) {
+    const int64_t i0 = unit % units_m * unit_m, j0 = unit / units_m * unit_n;
+    gemm_block<HALF>(g, buffers_of(workspace, thread), i0, min64(unit_m, g.m - i0), j0, min64(unit_n, g.n - j0));
+  });
+}
+
+template <bool HALF>
+void pack_weight_in(fd_context* ctx, float* packed, const float* weight, int64_t weight_row, int64_t O, int64_t C) {
+  const int64_t together = max64(1, 16384 / (PANEL * max64(1, C)));  // panels a unit, so that little work stays on one thread
+  parallel_units(ctx, ceil_div(ceil_div(O, PANEL), together), [&](int64_t unit, int) {
+    for (int64_t panel = unit * together; panel < min64(ceil_div(O, PANEL), (unit + 1) * together); ++panel)
+      pack_panel<HALF>(packed + panel * words_of<HALF>(C) * PANEL, weight + panel * PANEL * weight_row, weight_row,
+                       min64(PANEL, O - panel * PANEL), C);
+  });
 }
 
 }  // namespace
 
 size_t gemm_workspace(int32_t threads) { return bytes64(BUFFER * max64(1, threads), sizeof(float)); }
 
-void gemm(fd_context* context, uint8_t* workspace, const Gemm& g) {
+void gemm(fd_context* ctx, uint8_t* workspace, const Gemm& g) {
   if (g.m <= 0 || g.n <= 0) return;
-  fd_context alone = *context;
-  alone.threads = 1;
-  fd_context* ctx = g.m * g.n * g.k < SMALL ? &alone : context;
-  if (g.m <= MR) {
-    const int64_t columns = g.m * g.n * g.k >= SMALL ? 64 : g.n;
-    parallel_units(ctx, ceil_div(g.n, columns),
-                   [&](int64_t unit, int) { gemm_few_rows(g, unit * columns, min64(columns, g.n - unit * columns)); });
-    return;
-  }
-  // Units as large as the buffers allow: a unit packs its rows of A once for all its columns, and its columns of B once for all
-  // its rows. With several threads they are halved until everybody finds several; the cut shows in the time, not in the bits.
-  int64_t unit_m = rests_in_buffer(g) ? min64(BLOCK_M, g.m) : min64(UNIT_M, g.m), unit_n = min64(BLOCK_N, g.n);
-  const int64_t wanted = ctx->threads > 1 && g.m * g.n * g.k >= 4 * SMALL ? 4 * ctx->threads : 1;
-  while (ceil_div(g.m, unit_m) * ceil_div(g.n, unit_n) < wanted) {
-    if (unit_m > BLOCK_M || (unit_m > 24 && unit_n <= 64)) {
-      unit_m = ceil_div(ceil_div(unit_m, 2), MR) * MR;
-    } else if (unit_n > 64) {
-      unit_n = ceil_div(ceil_div(unit_n, 2), PANEL) * PANEL;
-    } else {
-      break;
-    }
-  }
-  const int64_t units_m = ceil_div(g.m, unit_m), units_n = ceil_div(g.n, unit_n);
-  parallel_units(ctx, units_m * units_n, [&](int64_t unit, int thread) {
-    const int64_t i0 = unit % units_m * unit_m, j0 = unit / units_m * unit_n;
-    gemm_block(g, buffers_of(workspace, thread), i0, min64(unit_m, g.m - i0), j0, min64(unit_n, g.n - j0));
-  });
+  g.compute == FD_BF16 ? gemm_in<true>(ctx, workspace, g) : gemm_in<false>(ctx, workspace, g);
 }
 
-int64_t matmul_packed_size(int64_t O, int64_t C) { return ceil_div(O, PANEL) * PANEL * C; }
+int64_t matmul_packed_size(int64_t O, int64_t C, int64_t compute) {
+  return ceil_div(O, PANEL) * PANEL * (compute == FD_BF16 ? words_of<true>(C) : C);
+}
 
-void pack_weight(fd_context* ctx, float* packed, const float* weight, int64_t weight_row, int64_t O, int64_t C) {
-  const int64_t together = max64(1, 16384 / (PANEL * max64(1, C)));  // panels a unit, so that little work stays on one thread
-  parallel_units(ctx, ceil_div(ceil_div(O, PANEL), together), [&](int64_t unit, int) {
-    for (int64_t panel = unit * together; panel < min64(ceil_div(O, PANEL), (unit + 1) * together); ++panel)
-      pack_panel(packed + panel * C * PANEL, weight + panel * PANEL * weight_row, weight_row, min64(PANEL, O - panel * PANEL), C);
-  });
+void pack_weight(fd_context* ctx, float* packed, const float* weight, int64_t weight_row, int64_t O, int64_t C, int64_t compute) {
+  compute == FD_BF16 ? pack_weight_in<true>(ctx, packed, weight, weight_row, O, C)
+                     : pack_weight_in<false>(ctx, packed, weight, weight_row, O, C);
 }
 
 // ---- the ops ---------------------------------------------------------------------------------------------------
 
 namespace {
 
+size_t blocked_workspace(const void*, int32_t threads) { return gemm_workspace(threads); }
+// With few rows the weight is packed as a whole first: blocks would be packed as often.
 size_t forward_workspace(const void* p, int32_t threads) {
   const auto& a = *static_cast<const fd_matmul_forward_args*>(p);
-  return gemm_workspace(threads) + bytes64(matmul_packed_size(a.weight.shape[0], a.weight.shape[1]), sizeof(float));
+  return gemm_workspace(threads) + bytes64(matmul_packed_size(a.weight.shape[0], a.weight.shape[1], FD_F32), sizeof(float));
 }
-size_t blocked_workspace(const void*, int32_t threads) { return gemm_workspace(threads); }
 
 void forward_simd(fd_context* ctx, const void* p) {
   const auto& a = *static_cast<const fd_matmul_forward_args*>(p);
   const int64_t N = a.x.shape[0], C = a.x.shape[1], O = a.weight.shape[0];
   const float* packed = f32(a.packed);
-  if (packed == nullptr) {
+  if (packed == nullptr && N <= FEW) {
     float* mine = reinterpret_cast<float*>(ctx->workspace + gemm_workspace(ctx->threads));
-    pack_weight(ctx, mine, f32(a.weight), a.weight.stride[0], O, C);
+    pack_weight(ctx, mine, f32(a.weight), a.weight.stride[0], O, C, a.compute);
     packed = mine;
   }
   gemm(ctx, ctx->workspace,
-       {N, O, C, f32(a.x), a.x.stride[0], 1, nullptr, 0, packed, f32(a.out), a.out.stride[0], a.accumulate != 0, f32(a.bias),
-        f32(a.residual), a.residual.stride[0]});
+       {N, O, C, f32(a.x), a.x.stride[0], 1, f32(a.weight), 1, a.weight.stride[0], packed, f32(a.out), a.out.stride[0],
+        a.accumulate != 0, f32(a.bias), f32(a.residual), a.residual.stride[0], a.compute});
 }
 
 void backward_input_simd(fd_context* ctx, const void* p) {
   const auto& a = *static_cast<const fd_matmul_backward_input_args*>(p);
   gemm(ctx, ctx->workspace,
-       {a.dx.shape[0], a.dx.shape[1], a.weight.shape[0], f32(a.dout), a.dout.stride[0], 1, f32(a.weight), a.weight.stride[0],
-        nullptr, f32(a.dx), a.dx.stride[0], a.accumulate != 0, nullptr, nullptr, 0});
+       {a.dx.shape[0], a.dx.shape[1], a.weight.shape[0], f32(a.dout), a.dout.stride[0], 1, f32(a.weight), a.weight.stride[0], 1,
+        nullptr, f32(a.dx), a.dx.stride[0], a.accumulate != 0, nullptr, nullptr, 0, a.compute});
 }
 
 void backward_weight_simd(fd_context* ctx, const void* p) {
   const auto& a = *static_cast<const fd_matmul_backward_weight_args*>(p);
   gemm(ctx, ctx->workspace,
-       {a.dweight.shape[0], a.dweight.shape[1], a.x.shape[0], f32(a.dout), 1, a.dout.stride[0], f32(a.x), a.x.stride[0], nullptr,
-        f32(a.dweight), a.dweight.stride[0], true, nullptr, nullptr, 0});
+       {a.dweight.shape[0], a.dweight.shape[1], a.x.shape[0], f32(a.dout), 1, a.dout.stride[0], f32(a.x), a.x.stride[0], 1,
+        nullptr, f32(a.dweight), a.dweight.stride[0], true, nullptr, nullptr, 0, a.compute});
   sum_rows(ctx, a.dbias, a.dout);
 }
 
 void pack(fd_context* ctx, const void* p) {
   const auto& a = *static_cast<const fd_matmul_pack_args*>(p);
-  pack_weight(ctx, f32(a.packed), f32(a.weight), a.weight.stride[0], a.weight.shape[0], a.weight.shape[1]);
+  pack_weight(ctx, f32(a.packed), f32(a.weight), a.weight.stride[0], a.weight.shape[0], a.weight.shape[1], a.compute);
 }
 
 }  // namespace

@@ -10,22 +10,23 @@ struct Gemm {
   int64_t m, n, k;
   const float* a;  // A(i, k) = a[i*a_row + k*a_k]; one of the two strides is 1
   int64_t a_row, a_k;
-  const float* b;  // B(k, j) = b[k*b_k + j]; NULL when `packed` is given
-  int64_t b_k;
-  const float* packed;  // panels [ceil(n/16)][k][16], zero beyond n
+  const float* b;  // B(k, j) = b[k*b_k + j*b_j]; one of the two strides is 1
+  int64_t b_k, b_j;
+  const float* packed;  // the same from pack_weight, or NULL
   float* c;
   int64_t c_row;
   bool accumulate;
   const float* bias;      // or NULL
   const float* residual;  // or NULL; may be c
   int64_t residual_row;
+  int64_t compute;  // FD_F32 or FD_BF16
 };
 
 size_t gemm_workspace(int32_t threads);  // bytes, whatever the shape
 void gemm(fd_context* ctx, uint8_t* workspace, const Gemm& g);
 
-int64_t matmul_packed_size(int64_t O, int64_t C);  // floats
-void pack_weight(fd_context* ctx, float* packed, const float* weight, int64_t weight_row, int64_t O, int64_t C);
+int64_t matmul_packed_size(int64_t O, int64_t C, int64_t compute);  // words of 32 bits
+void pack_weight(fd_context* ctx, float* packed, const float* weight, int64_t weight_row, int64_t O, int64_t C, int64_t compute);
 
 }  // namespace FREEDIVE_TIER_NAMESPACE
 }  // namespace freedive

@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t NORM_CHUNK = 16384;
 typedef double vd __attribute__((vector_size(32)));
-typedef float vhalf __attribute__((vector_size(16)));
+typedef float vquarter __attribute__((vector_size(16)));
 
 size_t global_norm_workspace(const void* p, int32_t) {
   const auto& a = *static_cast<const fd_global_norm_args*>(p);
@@ -28,15 +28,20 @@ void global_norm(fd_context* ctx, const void* p) {
   parallel_units(ctx, chunks, [&](int64_t chunk, int) {
     const float* x = f32(a.x) + chunk * NORM_CHUNK;
     const int64_t count = min64(NORM_CHUNK, P - chunk * NORM_CHUNK);
-    vd low = {0, 0, 0, 0}, high = {0, 0, 0, 0};
+    vd part[VL / 4] = {};
     for_lanes(count, [&](int64_t i, auto load, auto) {
-      const vf y = load(x + i);
-      const vd a = __builtin_convertvector(vhalf{y[0], y[1], y[2], y[3]}, vd);
-      const vd b = __builtin_convertvector(vhalf{y[4], y[5], y[6], y[7]}, vd);
-      low += a * a;
-      high += b * b;
+      float y[VL];
+      vstore(y, load(x + i));
+#pragma GCC unroll 4
+      for (int q = 0; q < VL / 4; ++q) {
+        vquarter f;
+        memcpy(&f, y + 4 * q, sizeof(f));
+        const vd a = __builtin_convertvector(f, vd);
+        part[q] += a * a;
+      }
     });
-    const vd sum = low + high;
+    vd sum = part[0];
+    for (int q = 1; q < VL / 4; ++q) sum += part[q];
     partial[chunk] = (sum[0] + sum[2]) + (sum[1] + sum[3]);
   });
   double total = 0;

@@ -1,5 +1,6 @@
-// peak.cpp: the float32 limit of this processor, for "percent of peak": independent chains of FMAs on registers, no memory.
-// 12 chains of 8 lanes hide the latency of two FMA units (4 cycles each). Every thread runs the same loop.
+// peak.cpp: the limit of this processor for products in float32 and in bfloat16, for "percent of peak": independent chains of
+// multiply-adds on registers, no memory. 12 chains hide the latency of two units (4 to 6 cycles each). Every thread runs the same
+// loop.
 #include "tier.h"
 
 namespace freedive {
@@ -12,6 +13,7 @@ struct Work {
   int64_t iterations;
 };
 
+template <bool HALF>
 void chains(void* user, int) {
   const int64_t n = static_cast<Work*>(user)->iterations;
   vf a[CHAINS];
@@ -19,7 +21,7 @@ void chains(void* user, int) {
   vf x = vset(0.999f), y = vset(0.001f);
   for (int64_t k = 0; k < n; ++k) {
 #pragma GCC unroll 12
-    for (int i = 0; i < CHAINS; ++i) a[i] = vfma(a[i], x, y);
+    for (int i = 0; i < CHAINS; ++i) a[i] = HALF ? bf16_dot(x, y, a[i]) : vfma(a[i], x, y);
   }
   vf s = a[0];
   for (int i = 1; i < CHAINS; ++i) s = s + a[i];
@@ -29,13 +31,15 @@ void chains(void* user, int) {
 
 }  // namespace
 
-double peak_run(fd_context* ctx, int64_t iterations) {
+double peak_run(fd_context* ctx, int64_t iterations, int64_t compute) {
   Work w{iterations};
+  const bool half = compute == FD_BF16;
+  const auto run = half ? chains<true> : chains<false>;
   if (ctx->pool)
-    ctx->pool->run(chains, &w);
+    ctx->pool->run(run, &w);
   else
-    chains(&w, 0);
-  return 2.0 * VL * CHAINS * static_cast<double>(iterations) * ctx->threads;
+    run(&w, 0);
+  return (half ? 4.0 : 2.0) * VL * CHAINS * static_cast<double>(iterations) * ctx->threads;
 }
 
 }  // namespace FREEDIVE_TIER_NAMESPACE

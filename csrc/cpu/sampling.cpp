@@ -130,7 +130,7 @@ size_t workspace(const void* p, int32_t threads) {
   const auto& a = *static_cast<const fd_head_sample_args*>(p);
   const int64_t S = a.x.shape[0], C = a.x.shape[1], V = a.weight.shape[0];
   return bytes64(chunk_floats(S, V), sizeof(float)) + draw_bytes(V, threads) + gemm_workspace(threads) +
-         bytes64(matmul_packed_size(V, C), sizeof(float));
+         bytes64(matmul_packed_size(V, C, a.compute), sizeof(float));
 }
 
 template <class Logits>
@@ -171,11 +171,12 @@ void sample_simd(fd_context* ctx, const void* p) {
   Space space{ctx->workspace};
   uint8_t* blocks = space.take<uint8_t>(static_cast<int64_t>(gemm_workspace(ctx->threads)));
   const float* packed = f32(a.packed);
-  if (packed == nullptr) packed = packed_weight(ctx, a.packed, a.weight, space.take<float>(matmul_packed_size(V, C)));
+  if (packed == nullptr)
+    packed = packed_weight(ctx, a.packed, a.weight, space.take<float>(matmul_packed_size(V, C, a.compute)), a.compute);
   sample(ctx, a, space, [&](int64_t begin, int64_t rows, float* z, int64_t wide) {
     gemm(ctx, blocks,
-         {rows, V, C, f32(a.x) + begin * a.x.stride[0], a.x.stride[0], 1, nullptr, 0, packed, z, wide, false, nullptr, nullptr,
-          0});
+         {rows, V, C, f32(a.x) + begin * a.x.stride[0], a.x.stride[0], 1, nullptr, 0, 0, packed, z, wide, false, nullptr, nullptr,
+          0, a.compute});
   });
 }
 

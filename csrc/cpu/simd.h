@@ -1,6 +1,7 @@
-// simd.h: eight float32 lanes with one spelling on every tier, and the few helpers all kernels share.
+// simd.h: float32 lanes with one spelling on every tier, and the few helpers all kernels share.
 //
-// GCC vector extensions: the same source is AVX2+FMA in the avx2 tier and pairs of SSE registers in the baseline.
+// GCC vector extensions: the same source has 16 lanes in the avx512 tiers, 8 in avx2 (AVX2+FMA) and 8 as pairs of SSE registers
+// in the baseline. Macros add up: FREEDIVE_AVX2, then FREEDIVE_AVX512, then FREEDIVE_BF16.
 // Two promises the kernels build on:
 //  * lanes are independent: a value's bits never depend on the lane or position it is computed in. Tails are
 //    therefore loaded into a zero-padded vector (vload_n), never done by a different scalar formula;
@@ -25,6 +26,8 @@
 #endif
 #pragma GCC diagnostic ignored "-Wpsabi"
 #pragma GCC diagnostic ignored "-Wunused-function"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // these two: GCC 12 of its own AVX-512 header
+#pragma GCC diagnostic ignored "-Wuninitialized"
 
 #define FD_INLINE static inline __attribute__((always_inline))
 
@@ -32,25 +35,45 @@ namespace freedive {
 namespace FREEDIVE_TIER_NAMESPACE {
 namespace {
 
-constexpr int VL = 8;  // lanes
+// Lanes. AVX-512: 16, the others 8 (pairs of SSE registers in the baseline).
+#ifdef FREEDIVE_AVX512
+constexpr int VL = 16;
+typedef float vf __attribute__((vector_size(64)));
+typedef int32_t vi __attribute__((vector_size(64)));
+typedef float vf_unaligned __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t vi_unaligned __attribute__((vector_size(64), aligned(4), may_alias));
+#else
+constexpr int VL = 8;
 typedef float vf __attribute__((vector_size(32)));
 typedef int32_t vi __attribute__((vector_size(32)));
 typedef float vf_unaligned __attribute__((vector_size(32), aligned(4), may_alias));
 typedef int32_t vi_unaligned __attribute__((vector_size(32), aligned(4), may_alias));
+#endif
 
 constexpr float NEG_INF = -__builtin_inff();
 
 FD_INLINE vf vload(const float* p) { return *reinterpret_cast<const vf_unaligned*>(p); }
 FD_INLINE void vstore(float* p, vf x) { *reinterpret_cast<vf_unaligned*>(p) = x; }
+FD_INLINE vi vloadi(const int32_t* p) { return *reinterpret_cast<const vi_unaligned*>(p); }
+FD_INLINE void vstorei(int32_t* p, vi x) { *reinterpret_cast<vi_unaligned*>(p) = x; }
+#ifdef FREEDIVE_AVX512
+FD_INLINE vf vset(float x) { return reinterpret_cast<vf>(_mm512_set1_ps(x)); }
+FD_INLINE vi vseti(int32_t x) { return reinterpret_cast<vi>(_mm512_set1_epi32(x)); }
+FD_INLINE vi viota() { return vi{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
+FD_INLINE vf vmax(vf a, vf b) { return reinterpret_cast<vf>(_mm512_max_ps(a, b)); }
+#else
 FD_INLINE vf vset(float x) { return vf{x, x, x, x, x, x, x, x}; }
-FD_INLINE vi viota() { return vi{0, 1, 2, 3, 4, 5, 6, 7}; }
 FD_INLINE vi vseti(int32_t x) { return vi{x, x, x, x, x, x, x, x}; }
-FD_INLINE vf vselect(vi mask, vf yes, vf no) { return mask ? yes : no; }
+FD_INLINE vi viota() { return vi{0, 1, 2, 3, 4, 5, 6, 7}; }
 FD_INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }
+#endif
+FD_INLINE vf vselect(vi mask, vf yes, vf no) { return mask ? yes : no; }
 
-// The first n lanes of memory, zeros beyond; n in 1..7 (8 also works).
+// The first n lanes of memory, zeros beyond; 1 <= n <= VL.
 FD_INLINE vf vload_n(const float* p, int64_t n) {
-#ifdef FREEDIVE_AVX2
+#if defined(FREEDIVE_AVX512)
+  return reinterpret_cast<vf>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p));
+#elif defined(FREEDIVE_AVX2)
   vi mask = viota() < vseti(static_cast<int32_t>(n));
   return reinterpret_cast<vf>(_mm256_maskload_ps(p, reinterpret_cast<__m256i>(mask)));
 #else
@@ -60,7 +83,9 @@ FD_INLINE vf vload_n(const float* p, int64_t n) {
 #endif
 }
 FD_INLINE void vstore_n(float* p, vf x, int64_t n) {
-#ifdef FREEDIVE_AVX2
+#if defined(FREEDIVE_AVX512)
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), x);
+#elif defined(FREEDIVE_AVX2)
   vi mask = viota() < vseti(static_cast<int32_t>(n));
   _mm256_maskstore_ps(p, reinterpret_cast<__m256i>(mask), reinterpret_cast<__m256>(x));
 #else
@@ -70,9 +95,11 @@ FD_INLINE void vstore_n(float* p, vf x, int64_t n) {
 #endif
 }
 
-// a*b + c: fused in the avx2 tier, multiply then add in the baseline. fma1 is the same operation on one number.
+// a*b + c: fused in the avx tiers, multiply then add in the baseline. fma1 is the same operation on one number.
 FD_INLINE vf vfma(vf a, vf b, vf c) {
-#ifdef FREEDIVE_AVX2
+#if defined(FREEDIVE_AVX512)
+  return reinterpret_cast<vf>(_mm512_fmadd_ps(a, b, c));
+#elif defined(FREEDIVE_AVX2)
   return reinterpret_cast<vf>(_mm256_fmadd_ps(a, b, c));
 #else
   return a * b + c;
@@ -86,7 +113,26 @@ FD_INLINE float fma1(float a, float b, float c) {
 #endif
 }
 
-// Halves are folded onto each other: ((0+4)+(2+6)) + ((1+5)+(3+7)).
+// Halves are folded onto each other, of eight lanes: ((0+4)+(2+6)) + ((1+5)+(3+7)).
+#ifdef FREEDIVE_AVX512
+FD_INLINE vf fold(vf x, int by) {
+  return by == 8   ? reinterpret_cast<vf>(_mm512_shuffle_f32x4(x, x, 0x4E))
+         : by == 4 ? reinterpret_cast<vf>(_mm512_shuffle_f32x4(x, x, 0xB1))
+                   : reinterpret_cast<vf>(_mm512_permute_ps(x, 0x4E));
+}
+FD_INLINE float hsum(vf x) {
+  x = x + fold(x, 8);
+  x = x + fold(x, 4);
+  x = x + fold(x, 2);
+  return x[0] + x[1];
+}
+FD_INLINE float hmax(vf x) {
+  x = vmax(x, fold(x, 8));
+  x = vmax(x, fold(x, 4));
+  x = vmax(x, fold(x, 2));
+  return x[0] > x[1] ? x[0] : x[1];
+}
+#else
 FD_INLINE float hsum(vf x) {
   x = x + __builtin_shuffle(x, vi{4, 5, 6, 7, 0, 1, 2, 3});
   x = x + __builtin_shuffle(x, vi{2, 3, 0, 1, 6, 7, 4, 5});
@@ -97,16 +143,41 @@ FD_INLINE float hmax(vf x) {
   x = vmax(x, __builtin_shuffle(x, vi{2, 3, 0, 1, 6, 7, 4, 5}));
   return x[0] > x[1] ? x[0] : x[1];
 }
+#endif
 
-// Eight rows by eight columns, turned: to[c * to_row + r] = from[r * from_row + c]
-FD_INLINE void turn_8x8(float* to, int64_t to_row, const float* from, int64_t from_row) {
+// VL rows of VL lanes, turned in place: r[c] lane i becomes r[i] lane c.
+FD_INLINE void turn(vf (&r)[VL]) {
+#ifdef FREEDIVE_AVX512
+  __m512 t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {  // pairs of floats
+    t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+  }
+  __m512 u[16];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {  // u[4i + c]: columns c, c+4, c+8, c+12 of rows 4i..4i+3
+    u[4 * i] = _mm512_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
+    u[4 * i + 1] = _mm512_shuffle_ps(t[4 * i], t[4 * i + 2], 0xEE);
+    u[4 * i + 2] = _mm512_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
+    u[4 * i + 3] = _mm512_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xEE);
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {  // quarters: columns c and c+8, c+4 and c+12 of eight rows, then of all
+    const __m512 a = _mm512_shuffle_f32x4(u[c], u[4 + c], 0x88), b = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0x88);
+    const __m512 d = _mm512_shuffle_f32x4(u[c], u[4 + c], 0xDD), e = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0xDD);
+    r[c] = reinterpret_cast<vf>(_mm512_shuffle_f32x4(a, b, 0x88));
+    r[c + 8] = reinterpret_cast<vf>(_mm512_shuffle_f32x4(a, b, 0xDD));
+    r[c + 4] = reinterpret_cast<vf>(_mm512_shuffle_f32x4(d, e, 0x88));
+    r[c + 12] = reinterpret_cast<vf>(_mm512_shuffle_f32x4(d, e, 0xDD));
+  }
+#else
   const vi low = {0, 8, 1, 9, 4, 12, 5, 13}, high = {2, 10, 3, 11, 6, 14, 7, 15};      // pairs of floats
   const vi first = {0, 1, 8, 9, 4, 5, 12, 13}, second = {2, 3, 10, 11, 6, 7, 14, 15};  // pairs of pairs
   vf q[2][4];  // q[h][c]: columns c and c + 4 of rows 4h..4h+3
 #pragma GCC unroll 2
   for (int h = 0; h < 2; ++h) {
-    const float* at = from + 4 * h * from_row;
-    const vf x0 = vload(at), x1 = vload(at + from_row), x2 = vload(at + 2 * from_row), x3 = vload(at + 3 * from_row);
+    const vf x0 = r[4 * h], x1 = r[4 * h + 1], x2 = r[4 * h + 2], x3 = r[4 * h + 3];
     const vf a01 = __builtin_shuffle(x0, x1, low), b01 = __builtin_shuffle(x0, x1, high);
     const vf a23 = __builtin_shuffle(x2, x3, low), b23 = __builtin_shuffle(x2, x3, high);
     q[h][0] = __builtin_shuffle(a01, a23, first), q[h][1] = __builtin_shuffle(a01, a23, second);
@@ -114,13 +185,86 @@ FD_INLINE void turn_8x8(float* to, int64_t to_row, const float* from, int64_t fr
   }
 #pragma GCC unroll 4
   for (int c = 0; c < 4; ++c) {
-    vstore(to + c * to_row, __builtin_shuffle(q[0][c], q[1][c], vi{0, 1, 2, 3, 8, 9, 10, 11}));
-    vstore(to + (4 + c) * to_row, __builtin_shuffle(q[0][c], q[1][c], vi{4, 5, 6, 7, 12, 13, 14, 15}));
+    r[c] = __builtin_shuffle(q[0][c], q[1][c], vi{0, 1, 2, 3, 8, 9, 10, 11});
+    r[4 + c] = __builtin_shuffle(q[0][c], q[1][c], vi{4, 5, 6, 7, 12, 13, 14, 15});
   }
+#endif
+}
+
+// VL rows by VL columns, turned: to[c * to_row + r] = from[r * from_row + c]
+FD_INLINE void turn_square(float* to, int64_t to_row, const float* from, int64_t from_row) {
+  vf r[VL];
+#pragma GCC unroll 16
+  for (int i = 0; i < VL; ++i) r[i] = vload(from + i * from_row);
+  turn(r);
+#pragma GCC unroll 16
+  for (int i = 0; i < VL; ++i) vstore(to + i * to_row, r[i]);
+}
+
+// ---- bfloat16: a word of 32 bits holds two of them, the even index low -----------------------------------------
+
+FD_INLINE float bf16_round(float x) {  // to nearest, ties to even; NaN stays NaN, denormals become 0 as the processor has it
+  uint32_t u;
+  memcpy(&u, &x, 4);
+  if ((u & 0x7fffffffu) > 0x7f800000u) return x;
+  u = (u & 0x7f800000u) == 0 ? u & 0x80000000u : (u + 0x7fffu + (u >> 16 & 1)) & 0xffff0000u;
+  memcpy(&x, &u, 4);
+  return x;
+}
+FD_INLINE uint32_t bf16_pair(float even, float odd) {
+  uint32_t u, v;
+  even = bf16_round(even), odd = bf16_round(odd);
+  memcpy(&u, &even, 4);
+  memcpy(&v, &odd, 4);
+  return u >> 16 | (v & 0xffff0000u);
+}
+// Words of VL pairs (even[i], odd[i]).
+FD_INLINE vf bf16_pairs(vf even, vf odd) {
+#ifdef FREEDIVE_BF16
+  const __m512i index = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
+                                         19, 3, 18, 2, 17, 1, 16, 0);
+  return reinterpret_cast<vf>(_mm512_permutexvar_epi16(index, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd, even))));
+#else
+  vf r;
+  for (int i = 0; i < VL; ++i) {
+    const uint32_t word = bf16_pair(even[i], odd[i]);
+    float f;
+    memcpy(&f, &word, 4);
+    r[i] = f;
+  }
+  return r;
+#endif
+}
+// Words of 2 VL consecutive numbers: (x[0], x[1]), (x[2], x[3]), ...
+FD_INLINE vf bf16_words(const float* x) {
+#ifdef FREEDIVE_BF16
+  return reinterpret_cast<vf>(_mm512_cvtne2ps_pbh(vload(x + VL), vload(x)));
+#else
+  vf r;
+  for (int i = 0; i < VL; ++i) {
+    const uint32_t word = bf16_pair(x[2 * i], x[2 * i + 1]);
+    float f;
+    memcpy(&f, &word, 4);
+    r[i] = f;
+  }
+  return r;
+#endif
+}
+// c + a.even b.even + a.odd b.odd on words. One instruction where the processor has it; two fused multiply-adds elsewhere.
+FD_INLINE vf bf16_dot(vf a, vf b, vf c) {
+#ifdef FREEDIVE_BF16
+  return reinterpret_cast<vf>(_mm512_dpbf16_ps(c, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
+#else
+  const vi high = vseti(static_cast<int32_t>(0xffff0000u)), ai = reinterpret_cast<vi>(a), bi = reinterpret_cast<vi>(b);
+  c = vfma(reinterpret_cast<vf>(ai << 16), reinterpret_cast<vf>(bi << 16), c);
+  return vfma(reinterpret_cast<vf>(ai & high), reinterpret_cast<vf>(bi & high), c);
+#endif
 }
 
 FD_INLINE vf vsqrt(vf x) {
-#ifdef FREEDIVE_AVX2
+#if defined(FREEDIVE_AVX512)
+  return reinterpret_cast<vf>(_mm512_sqrt_ps(x));
+#elif defined(FREEDIVE_AVX2)
   return reinterpret_cast<vf>(_mm256_sqrt_ps(x));
 #else
   vf r;

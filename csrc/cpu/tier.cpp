@@ -3,7 +3,8 @@
 // For the build: every csrc/cpu/*.cpp except device.cpp is compiled once per tier, as an object library, with
 //   baseline:  -O3 -ffp-contract=off -DFREEDIVE_TIER_NAMESPACE=tier_baseline
 //   avx2:      -O3 -ffp-contract=off -DFREEDIVE_TIER_NAMESPACE=tier_avx2 -mavx2 -mfma -DFREEDIVE_AVX2
-// device.cpp is compiled once, without ISA flags (-DFREEDIVE_HAS_AVX2 when the avx2 objects are linked in).
+//   avx512, avx512_bf16: as CMakeLists.txt says
+// device.cpp is compiled once, without ISA flags (-DFREEDIVE_HAS_X86_TIERS when the objects of these are linked in).
 // No -ffast-math, ever: the determinism rules of ops.h rest on IEEE arithmetic.
 // Run dev/check_weak_symbols.py on the directory of a tier's objects.
 #include "tier.h"
@@ -18,10 +19,10 @@ constexpr int CAPACITY = 96;
 fd_variant all_variants[CAPACITY];
 fd_device_table table;
 
-#ifdef FREEDIVE_AVX2
-constexpr const char* TIER = "avx2";
+#ifdef FREEDIVE_BF16
+constexpr int32_t FAST_BF16 = 1;
 #else
-constexpr const char* TIER = "baseline";
+constexpr int32_t FAST_BF16 = 0;
 #endif
 
 void append(VariantList list) {
@@ -30,7 +31,7 @@ void append(VariantList list) {
 
 const fd_device_table* assemble() {
   table.name = "cpu";
-  table.tier = TIER;
+  table.tier = FREEDIVE_TIER_NAME;
   table.variants = all_variants;
   table.n_variants = 0;
   append(embedding_variants());
@@ -45,6 +46,7 @@ const fd_device_table* assemble() {
   append(optimizer_variants());
   table.matmul_packed_size = matmul_packed_size;
   table.peak_run = peak_run;
+  table.fast_bf16 = FAST_BF16;
   return &table;
 }
 

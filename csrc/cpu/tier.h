@@ -20,7 +20,7 @@ VariantList head_variants();
 VariantList sampling_variants();
 VariantList optimizer_variants();
 
-double peak_run(fd_context* ctx, int64_t iterations);
+double peak_run(fd_context* ctx, int64_t iterations, int64_t compute);
 const fd_device_table* device_table();
 
 #define FD_VARIANT_LIST(family, ...)                                 \

@@ -56,17 +56,18 @@ void Decoder::linear(float* out, const float* x, int64_t weight, int64_t bias, i
                            use_packed_ ? packed(weight, O, C) : absent(),
                            bias >= 0 ? view(param(bias), O) : absent(),
                            residual ? view(residual, n_, O) : absent(),
-                           0};
+                           0,
+                           compute_};
   ops_.matmul_forward(&ctx_, &a);
 }
 
 // dx = dout W; dW += dout^T x; dbias += sum dout
 void Decoder::linear_backward(float* dx, const float* dout, const float* x, int64_t weight, int64_t bias, int64_t O, int64_t C) {
   float* g = grads_.floats();
-  fd_matmul_backward_input_args i{view(dx, n_, C), view(dout, n_, O), view(param(weight), O, C), 0};
+  fd_matmul_backward_input_args i{view(dx, n_, C), view(dout, n_, O), view(param(weight), O, C), 0, compute_};
   ops_.matmul_backward_input(&ctx_, &i);
   fd_matmul_backward_weight_args w{view(g + weight, O, C), bias >= 0 ? view(g + bias, O) : absent(), view(dout, n_, O),
-                                   view(x, n_, C)};
+                                   view(x, n_, C), compute_};
   ops_.matmul_backward_weight(&ctx_, &w);
 }
 
@@ -113,10 +114,10 @@ void Decoder::attention_forward(int64_t layer, Activations& a, const Cached* cac
     const fd_tensor past = view(cached->past_lens, s_), table = view(cached->block_table, s_, cached->blocks_per_seq);
     fd_kv_cache_write_args wr{kc, vc, k, v, cu, past, table};
     ops_.kv_cache_write(&ctx_, &wr);
-    fd_attention_cached_args at{out, q, kc, vc, cu, past, table, scale};
+    fd_attention_cached_args at{out, q, kc, vc, cu, past, table, scale, compute_};
     ops_.attention_cached(&ctx_, &at);
   } else {
-    fd_attention_forward_args at{out, view(a.lse, n_, H), q, k, v, cu, scale};
+    fd_attention_forward_args at{out, view(a.lse, n_, H), q, k, v, cu, scale, compute_};
     ops_.attention_forward(&ctx_, &at);
   }
   linear(a.x2, a.attention, w.o, w.o_bias, C, H * D, a.x);
@@ -169,7 +170,7 @@ void Decoder::attention_backward(int64_t layer, Activations& a) {
     dq2 = heads(dqk_, n_, H, D, R), dk2 = heads(dqk_ + H * D, n_, G, D, R);
   }
   fd_attention_backward_args at{dq2, dk2, dv, view(dattention_, n_, H, D), view(a.attention, n_, H, D), view(a.lse, n_, H),
-                                q2,  k2,  v,  view(cu_seqlens_, s_ + 1),   attention_scale(D)};
+                                q2,  k2,  v,  view(cu_seqlens_, s_ + 1),   attention_scale(D),          compute_};
   ops_.attention_backward(&ctx_, &at);
   if (a.qk) {
     if (!config_.learned_positions) {
@@ -240,7 +241,8 @@ void Decoder::forward(const BatchView& b, float temperature, bool keep, const To
                          absent(),
                          view(targets_, n_, k_),
                          view(scalars_, 1),
-                         mask_view(vocab_mask_)};
+                         mask_view(vocab_mask_),
+                         compute_};
   ops_.head_forward(&ctx_, &h);
   std::memcpy(final_lse_, out.lse, n_ * sizeof(float));
   std::memcpy(final_entropy_, out.entropy, n_ * sizeof(float));
@@ -261,7 +263,8 @@ void Decoder::backward(const float* dlogprobs, const float* dentropy, const floa
                           view(final_entropy_, n_),
                           dlogprobs ? view(dlogprobs, n_, k_) : absent(),
                           dentropy ? view(dentropy, n_) : absent(),
-                          dlse ? view(dlse, n_) : absent()};
+                          dlse ? view(dlse, n_) : absent(),
+                          compute_};
   ops_.head_backward(&ctx_, &h);
   trunk_backward();
 }
@@ -282,7 +285,8 @@ void Decoder::forward_backward(const BatchView& b, float temperature, const floa
                                   view(targets_, n_, k_),
                                   view(scalars_, 1),
                                   mask_view(vocab_mask_),
-                                  view(dlogprobs, n_, k_)};
+                                  view(dlogprobs, n_, k_),
+                                  compute_};
   ops_.head_forward_backward(&ctx_, &h);
   trunk_backward();
 }
@@ -308,7 +312,8 @@ void Decoder::decode(KVCache& cache, const BatchView& b, const int32_t* past_len
                         view(p.top_p, s_),
                         view(p.min_p, s_),
                         view(p.seeds, s_),
-                        view(p.counters, s_)};
+                        view(p.counters, s_),
+                        compute_};
   ops_.head_sample(&ctx_, &h);
   use_packed_ = false;
 }

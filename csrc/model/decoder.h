@@ -52,7 +52,7 @@ struct KVCache {
 class Decoder {
  public:
   Decoder(const DecoderConfig& config, const fd_device_table* device, int threads, int64_t max_tokens, int64_t max_seqs,
-          int64_t max_targets, bool trainable, const float* cos, const float* sin);
+          int64_t max_targets, bool trainable, int64_t compute, const float* cos, const float* sin);
 
   // What the constructor will take, without taking it.
   static std::vector<PlanRow> plan(const DecoderConfig& config, const fd_device_table* device, int threads, int64_t max_tokens,
@@ -124,6 +124,7 @@ class Decoder {
   fd_context ctx_;
   int64_t max_tokens_, max_seqs_, max_targets_;
   bool trainable_;
+  int64_t compute_;  // FD_F32 or FD_BF16: how products multiply
   std::vector<Layer> layers_;
   int64_t embed_, embed_positions_, final_norm_, final_norm_bias_, head_;
   std::vector<uint8_t> vocab_mask_;

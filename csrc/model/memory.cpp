@@ -93,7 +93,7 @@ size_t workspace_bytes(const DecoderConfig& c, const fd_device_table* device, in
     ask("matmul_backward_input", &mi);
     fd_matmul_backward_weight_args mw{view(f, O, I), view(f, O), view(f, N, O), view(f, N, I)};
     ask("matmul_backward_weight", &mw);
-    fd_matmul_pack_args mp{view(f, device->matmul_packed_size(O, I)), view(f, O, I)};
+    fd_matmul_pack_args mp{view(f, device->matmul_packed_size(O, I, FD_F32)), view(f, O, I)};
     ask("matmul_pack", &mp);
   }
   const fd_tensor q = view(f, N, H, D), k = view(f, N, G, D), cu = view(i32, S + 1);
@@ -116,7 +116,7 @@ size_t workspace_bytes(const DecoderConfig& c, const fd_device_table* device, in
   fd_head_sample_args hs{view(i32, S), s,           view(f, S, C), w, absent(), absent(), s, view(i32, S), s, s,
                          view(u64, S), view(u64, S)};
   ask("head_sample", &hs);
-  fd_matmul_pack_args hp{view(f, device->matmul_packed_size(V, C)), w};
+  fd_matmul_pack_args hp{view(f, device->matmul_packed_size(V, C, FD_F32)), w};
   ask("matmul_pack", &hp);
   const ParameterTable table(c);
   fd_global_norm_args gn{one, view(f, table.total_floats)};
@@ -128,14 +128,15 @@ size_t workspace_bytes(const DecoderConfig& c, const fd_device_table* device, in
 }  // namespace
 
 Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int threads, int64_t max_tokens, int64_t max_seqs,
-                 int64_t max_targets, bool trainable, const float* cos, const float* sin)
+                 int64_t max_targets, bool trainable, int64_t compute, const float* cos, const float* sin)
     : config_(config),
       table_(config),
       device_(device),
       max_tokens_(max_tokens),
       max_seqs_(max_seqs),
       max_targets_(max_targets),
-      trainable_(trainable) {
+      trainable_(trainable),
+      compute_(compute) {
   fill_ops(device, &ops_);
   pool_ = std::make_unique<ThreadPool>(threads);
 
@@ -251,7 +252,7 @@ KVCache Decoder::new_cache(int64_t blocks) const {
 }
 
 fd_tensor Decoder::packed(int64_t weight, int64_t O, int64_t C) {
-  const int64_t size = device_->matmul_packed_size(O, C);
+  const int64_t size = device_->matmul_packed_size(O, C, compute_);
   Packed* found = nullptr;
   for (auto& p : packs_)
     if (p.weight == weight) found = &p;
@@ -260,7 +261,7 @@ fd_tensor Decoder::packed(int64_t weight, int64_t O, int64_t C) {
     found = &packs_.back();
   }
   if (found->version != weight_version_) {
-    fd_matmul_pack_args a{view(found->data.floats(), size), view(param(weight), O, C)};
+    fd_matmul_pack_args a{view(found->data.floats(), size), view(param(weight), O, C), compute_};
     ops_.matmul_pack(&ctx_, &a);
     found->version = weight_version_;
   }

@@ -4,8 +4,8 @@
 forgotten element shows, and return them. Shapes and dtypes are checked against the schema of ops.h before a kernel sees them:
 what does not fit is a ValueError. The last dimension of an array must be contiguous; the first may be strided.
 
-All functions take `variant=` (a name of `variants(op)`, default the fastest) and `threads=`. Neither changes a bit of the
-result unless the variant says so. Floats are float32, ids and lengths int32, unless stated.
+All functions take `variant=` (a name of `variants(op)`, default the fastest) and `threads=`; those with products `compute=`. The first two change no bit of
+the result unless the variant says so. Floats are float32, ids and lengths int32, unless stated.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def parse(word: str) -> Argument:
     name, _, rest = word.partition(":")
     dtype, bracket, rest = rest.partition("[")
     if not bracket:
-        return Argument(name, dtype)
+        return Argument(name, dtype.rstrip("?"), optional=dtype.endswith("?"))
     dims, _, marks = rest.partition("]")
     return Argument(name, dtype, tuple(dims.split(",")), "=" in marks or "+" in marks, "=" not in marks, "?" in marks)
 
@@ -61,8 +61,25 @@ def tier() -> str:
 
 
 def call(name: str, *, variant: str | None = None, threads: int = 1, **arguments: Any) -> None:
-    """Run one kernel on the given arrays; outputs are written in place. Absent optionals are None or left out."""
+    """Run one kernel on the given arrays; outputs are written in place. Absent optionals are None or left out.
+
+    Ops with products take compute="float32" (the default) or "bfloat16": operands may be rounded to it, sums are float32."""
+    if "compute" in arguments:
+        arguments["compute"] = compute_code(arguments["compute"])
     _core.op_call(name, variant, threads, arguments)
+
+
+def compute_code(compute: str | int | None) -> int:
+    """The `compute` of ops.h: 0 for "float32", 1 for "bfloat16". ValueError for anything else."""
+    codes = {"float32": 0, "bfloat16": 1, 0: 0, 1: 1, None: 0}
+    if compute not in codes:
+        raise ValueError(f"compute is {compute!r}; it must be 'float32' or 'bfloat16'")
+    return codes[compute]
+
+
+def fast_bf16() -> bool:
+    """Whether this processor has instructions for products in bfloat16; without them they are slower than in float32."""
+    return _core.fast_bf16()
 
 
 def poisoned(*shape: int, dtype: Any = np.float32) -> Array:
@@ -200,8 +217,8 @@ def swiglu_backward(dout: Array, gate: Array, up: Array, **how: Any) -> tuple[Ar
 
 
 def matmul_pack(weight: Array, **how: Any) -> Array:
-    """The weight [O,C] in the layout matmul_forward and the head read: float32 [P]"""
-    packed = poisoned(_core.matmul_packed_size(*weight.shape))
+    """The weight [O,C] in the layout matmul_forward and the head read, for one `compute`: [P] words of 32 bits, as float32"""
+    packed = poisoned(_core.matmul_packed_size(*weight.shape, compute_code(how.get("compute"))))
     call("matmul_pack", packed=packed, weight=weight, **how)
     return packed
 

@@ -46,6 +46,7 @@ struct Call {
   const fd_device_table* device;
   Random& random;
   bool large;
+  int64_t compute = random.below(2);  // FD_F32 or FD_BF16
   std::map<std::string, int64_t> sizes;
   std::vector<std::vector<uint8_t>> memory;  // exactly as long as the tensor: what lies behind is the sanitizer's
   std::vector<uint64_t> arguments;
@@ -68,7 +69,7 @@ struct Call {
     sizes["Z"] = 1;
     sizes["Y"] = 8;
     for (const char* letter : {"C", "V", "O", "F"}) sizes[letter] = random.size(limit);
-    sizes["P"] = has("packed") ? device->matmul_packed_size(head ? sizes["V"] : sizes["O"], sizes["C"])
+    sizes["P"] = has("packed") ? device->matmul_packed_size(head ? sizes["V"] : sizes["O"], sizes["C"], compute)
                                : 1 + random.below(large ? 70000 : 3000);
     make_sequences();
     for (const Field& f : schema.fields) add(f);
@@ -95,7 +96,7 @@ struct Call {
   void add(const Field& f) {
     if (!f.tensor) {
       const double number = f.name == "eps" ? 1e-5 : 0.25;
-      const int64_t flag = random.below(2);
+      const int64_t flag = f.name == "compute" ? compute : random.below(2);
       uint64_t word;
       std::memcpy(&word, f.scalar == 'f' ? static_cast<const void*>(&number) : &flag, 8);
       arguments.push_back(word);

@@ -1,0 +1,140 @@
+// pack.h: operands of the blocked product in the order the register kernel reads them: A in strips of MR rows, B in panels of
+// PANEL columns, both word by word along k. A word is a float, or in bfloat16 the pair (k, k+1); an odd end is paired with 0.
+// Rounding to bfloat16 happens here and nowhere else, so an operand is rounded once however often it is used.
+#pragma once
+#include "kernel.h"
+
+namespace freedive {
+namespace FREEDIVE_TIER_NAMESPACE {
+namespace {
+
+template <bool HALF>
+FD_INLINE int64_t words_of(int64_t k) {
+  return HALF ? (k + 1) / 2 : k;
+}
+
+// VL words along a row that begins with k = 0 here; and the w-th of them alone, of a row of K numbers.
+template <bool HALF>
+FD_INLINE vf row_words(const float* x) {
+  return HALF ? bf16_words(x) : vload(x);
+}
+template <bool HALF>
+FD_INLINE float row_word(const float* x, int64_t w, int64_t K) {
+  if (!HALF) return x[w];
+  const uint32_t pair = bf16_pair(x[2 * w], 2 * w + 1 < K ? x[2 * w + 1] : 0.0f);
+  float f;
+  memcpy(&f, &pair, sizeof(f));
+  return f;
+}
+
+// Rows of K numbers, turned: to[w * to_row + r] = word w of row r for r < LANES, 0 for rows from `rows` on. Stores write VL lanes
+// each, in rising order of w, of which LANES count: the last one reaches VL - LANES words behind the end.
+template <bool HALF, int LANES>
+FD_INLINE void turn_rows(float* to, int64_t to_row, const float* from, int64_t from_row, int64_t rows, int64_t K) {
+  constexpr int64_t STEP = HALF ? 2 * VL : VL;
+  int64_t k = 0;
+  for (; k + STEP <= K; k += STEP) {
+    vf r[VL];
+#pragma GCC unroll 16
+    for (int i = 0; i < VL; ++i) r[i] = i < LANES && i < rows ? row_words<HALF>(from + i * from_row + k) : vset(0.0f);
+    turn(r);
+    float* at = to + (HALF ? k / 2 : k) * to_row;
+#pragma GCC unroll 16
+    for (int i = 0; i < VL; ++i) vstore(at + i * to_row, r[i]);
+  }
+  for (int64_t w = HALF ? k / 2 : k; w < words_of<HALF>(K); ++w) {
+    for (int64_t i = 0; i < LANES; ++i) to[w * to_row + i] = i < rows ? row_word<HALF>(from + i * from_row, w, K) : 0.0f;
+  }
+}
+
+// One panel of a weight [O, C]: PANEL of its rows side by side, [words][PANEL].
+template <bool HALF>
+FD_INLINE void pack_panel(float* panel, const float* weight, int64_t weight_row, int64_t rows, int64_t C) {
+  turn_rows<HALF, VL>(panel, PANEL, weight, weight_row, rows, C);
+  turn_rows<HALF, VL>(panel + VL, PANEL, weight + (rows > VL ? VL * weight_row : 0), weight_row, max64(0, rows - VL), C);
+}
+
+// Words of `lanes` columns of the rows k and k + 1 (or k alone) of a plain matrix, 0 in the lanes beyond.
+template <bool HALF>
+FD_INLINE vf column_words(const float* x, int64_t k_stride, int64_t w, int64_t K, int64_t lanes = VL) {
+  const auto load = [lanes](const float* p) { return lanes >= VL ? vload(p) : vload_n(p, lanes); };
+  if (!HALF) return load(x + w * k_stride);
+  const float* even = x + 2 * w * k_stride;
+  return bf16_pairs(load(even), 2 * w + 1 < K ? load(even + k_stride) : vset(0.0f));
+}
+template <bool HALF>
+FD_INLINE float column_word(const float* x, int64_t k_stride, int64_t w, int64_t K) {
+  if (!HALF) return x[w * k_stride];
+  const float* even = x + 2 * w * k_stride;
+  const uint32_t pair = bf16_pair(*even, 2 * w + 1 < K ? even[k_stride] : 0.0f);
+  float f;
+  memcpy(&f, &pair, sizeof(f));
+  return f;
+}
+
+// A block of a plain B[K, columns] in panels [ceil(columns/PANEL)][words][PANEL].
+template <bool HALF>
+FD_INLINE void pack_block(float* panels, const float* b, int64_t b_k, int64_t K, int64_t columns) {
+  const int64_t words = words_of<HALF>(K);
+  for (int64_t j = 0; j < columns; j += PANEL, panels += words * PANEL) {
+    if (j + PANEL <= columns) {
+      for (int64_t w = 0; w < words; ++w) {
+        const vf low = column_words<HALF>(b + j, b_k, w, K), high = column_words<HALF>(b + j + VL, b_k, w, K);
+        vstore(panels + w * PANEL, low);
+        vstore(panels + w * PANEL + VL, high);
+      }
+    } else {
+      for (int64_t w = 0; w < words; ++w) {
+        for (int64_t i = 0; i < PANEL; ++i)
+          panels[w * PANEL + i] = j + i < columns ? column_word<HALF>(b + j + i, b_k, w, K) : 0.0f;
+      }
+    }
+  }
+}
+
+// A block of A stored by columns (A(i,k) = a[k*a_k + i]) in strips [ceil(rows/MR)][words][MR], 0 for rows that are missing. Some
+// rows of memory at a time: they stay in L1 while all strips take their part of them. A store is a vector wide and reaches into
+// the next word's place, which is written afterwards; the last ones of a strip are cut.
+template <bool HALF>
+FD_INLINE void pack_strips_of_columns(float* strips, const float* a, int64_t a_k, int64_t rows, int64_t K) {
+  const int64_t words = words_of<HALF>(K);
+  for (int64_t w0 = 0; w0 < words; w0 += 16) {
+    const int64_t end = min64(words, w0 + 16);
+    float* strip = strips;
+    for (int64_t i = 0; i < rows; i += MR, strip += words * MR) {
+      const int64_t lanes = min64(MR, rows - i);
+      for (int64_t w = w0; w < end; ++w) {
+        const vf x = column_words<HALF>(a + i, a_k, w, K, lanes);
+        if (w * MR + VL <= words * MR) {
+          vstore(strip + w * MR, x);
+        } else {
+          vstore_n(strip + w * MR, x, MR);
+        }
+      }
+    }
+  }
+}
+static_assert(MR <= VL, "a strip is at most a vector wide");
+
+// The same of a block stored by rows (A(i,k) = a[i*a_row + k]).
+template <bool HALF>
+FD_INLINE void pack_strips_of_rows(float* strips, const float* a, int64_t a_row, int64_t rows, int64_t K) {
+  for (int64_t i = 0; i < rows; i += MR, strips += words_of<HALF>(K) * MR)
+    turn_rows<HALF, MR>(strips, MR, a + i * a_row, a_row, rows - i, K);
+}
+
+// Plain rows of words, for products of few rows: to[r * words + w].
+template <bool HALF>
+FD_INLINE void rows_of_words(float* to, const float* a, int64_t a_row, int64_t a_k, int64_t rows, int64_t K) {
+  const int64_t words = words_of<HALF>(K);
+  constexpr int64_t STEP = HALF ? 2 * VL : VL;
+  for (int64_t r = 0; r < rows; ++r) {
+    int64_t k = 0;
+    for (; a_k == 1 && k + STEP <= K; k += STEP) vstore(to + r * words + (HALF ? k / 2 : k), row_words<HALF>(a + r * a_row + k));
+    for (int64_t w = HALF ? k / 2 : k; w < words; ++w) to[r * words + w] = column_word<HALF>(a + r * a_row, a_k, w, K);
+  }
+}
+
+}  // namespace
+}  // namespace FREEDIVE_TIER_NAMESPACE
+}  // namespace freedive
