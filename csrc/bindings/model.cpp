@@ -43,6 +43,14 @@ struct PyDecoder {
         max_tokens(n),
         max_seqs(s) {}
 
+  void check_rows(const std::vector<int32_t>& rows, int64_t n_tokens) const {
+    if (rows.empty() || static_cast<int64_t>(rows.size()) > max_seqs)
+      throw py::value_error("between 1 and max_seqs = " + std::to_string(max_seqs) + " rows can be sampled at once, not " +
+                            std::to_string(rows.size()));
+    for (int32_t r : rows)
+      if (r < 0 || r >= n_tokens) throw py::value_error("row " + std::to_string(r) + " is outside of the batch");
+  }
+
   BatchView batch(const I32& tokens, const I32& targets, const I32& positions, const I32& cu, bool need_targets) {
     const int64_t N = tokens.size(), S = cu.size() - 1, K = targets.ndim() == 2 ? targets.shape(1) : 1;
     auto bad = [](const std::string& why) { throw py::value_error(why); };
@@ -193,12 +201,21 @@ void bind_model(py::module_& m) {
            })
       .def("decode", [](PyDecoder& d, KVCache& cache, const I32& tokens, const I32& positions, const I32& cu, const I32& past,
                         const I32& table, const F32& temperature, const I32& top_k, const F32& top_p, const F32& min_p,
-                        const U64& seeds, const U64& counters) {
+                        const U64& seeds, const U64& counters, const std::optional<I32>& wanted) {
         const BatchView b = d.batch(tokens, tokens, positions, cu, false);
         const py::ssize_t S = b.n_seqs;
-        if (past.size() != S || table.ndim() != 2 || table.shape(0) != S || temperature.size() != S || top_k.size() != S ||
-            top_p.size() != S || min_p.size() != S || seeds.size() != S || counters.size() != S)
-          throw py::value_error("decode: past_lens, block_table and the sampling arrays need one row per sequence");
+        std::vector<int32_t> rows;
+        if (wanted)
+          rows.assign(wanted->data(), wanted->data() + wanted->size());
+        else
+          for (py::ssize_t s = 0; s < S; ++s) rows.push_back(cu.at(s + 1) - 1);
+        d.check_rows(rows, b.n_tokens);
+        const py::ssize_t R = static_cast<py::ssize_t>(rows.size());
+        if (past.size() != S || table.ndim() != 2 || table.shape(0) != S)
+          throw py::value_error("decode: past_lens and block_table need one row per sequence");
+        if (temperature.size() != R || top_k.size() != R || top_p.size() != R || min_p.size() != R || seeds.size() != R ||
+            counters.size() != R)
+          throw py::value_error("decode: the sampling arrays need one entry per sampled row");
         const int64_t M = table.shape(1);
         for (py::ssize_t s = 0; s < S; ++s) {
           const int64_t fresh = cu.at(s + 1) - cu.at(s), length = past.at(s) + fresh;
@@ -209,14 +226,27 @@ void bind_model(py::module_& m) {
             if (table.at(s, j) < 0 || table.at(s, j) >= cache.blocks)
               throw py::value_error("decode: block_table names a block outside the cache");
         }
-        I32 out_tokens(S);
-        F32 logprobs(S);
+        I32 out_tokens(R);
+        F32 logprobs(R);
         const Decoder::Sampling p{temperature.data(), top_p.data(), min_p.data(), top_k.data(), seeds.data(), counters.data()};
         {
           py::gil_scoped_release release;
-          d.decoder.decode(cache, b, past.data(), table.data(), M, p, out_tokens.mutable_data(), logprobs.mutable_data());
+          d.decoder.decode(cache, b, past.data(), table.data(), M, rows.data(), R, p, out_tokens.mutable_data(),
+                           logprobs.mutable_data());
         }
+        d.last_tokens = b.n_tokens;
         return py::make_tuple(out_tokens, logprobs);
+      })
+      .def("logits", [](PyDecoder& d, const I32& wanted) {
+        const std::vector<int32_t> rows(wanted.data(), wanted.data() + wanted.size());
+        d.check_rows(rows, d.last_tokens);
+        F32 out({static_cast<py::ssize_t>(rows.size()), static_cast<py::ssize_t>(d.config.vocab_size)});
+        float* to = out.mutable_data();
+        {
+          py::gil_scoped_release release;
+          d.decoder.logits(rows.data(), static_cast<int64_t>(rows.size()), to);
+        }
+        return out;
       });
 }
 

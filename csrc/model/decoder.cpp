@@ -293,29 +293,43 @@ void Decoder::forward_backward(const BatchView& b, float temperature, const floa
 
 void Decoder::hidden(float* out) const { std::memcpy(out, final_, n_ * config_.d_model * sizeof(float)); }
 
+void Decoder::gather_hidden(const int32_t* rows, int64_t n_rows) {
+  const int64_t C = config_.d_model;
+  for (int64_t r = 0; r < n_rows; ++r) std::memcpy(sampled_hidden_ + r * C, final_ + rows[r] * C, C * sizeof(float));
+}
+
 void Decoder::decode(KVCache& cache, const BatchView& b, const int32_t* past_lens, const int32_t* block_table,
-                     int64_t blocks_per_seq, const Sampling& p, int32_t* tokens, float* logprobs) {
+                     int64_t blocks_per_seq, const int32_t* rows, int64_t n_rows, const Sampling& p, int32_t* tokens,
+                     float* logprobs) {
   Cached cached{&cache, past_lens, block_table, blocks_per_seq};
   use_packed_ = true;
   trunk_forward(b, false, &cached);
   const int64_t C = config_.d_model, V = config_.vocab_size;
-  for (int64_t s = 0; s < s_; ++s)  // the last new token of each sequence predicts
-    std::memcpy(sampled_hidden_ + s * C, final_ + (cu_seqlens_[s + 1] - 1) * C, C * sizeof(float));
-  fd_head_sample_args h{view(tokens, s_),
-                        view(logprobs, s_),
-                        view(sampled_hidden_, s_, C),
+  gather_hidden(rows, n_rows);
+  fd_head_sample_args h{view(tokens, n_rows),
+                        view(logprobs, n_rows),
+                        view(sampled_hidden_, n_rows, C),
                         head_weight(params_.floats()),
                         packed(head_, V, C),
                         mask_view(vocab_mask_),
-                        view(p.temperature, s_),
-                        view(p.top_k, s_),
-                        view(p.top_p, s_),
-                        view(p.min_p, s_),
-                        view(p.seeds, s_),
-                        view(p.counters, s_),
+                        view(p.temperature, n_rows),
+                        view(p.top_k, n_rows),
+                        view(p.top_p, n_rows),
+                        view(p.min_p, n_rows),
+                        view(p.seeds, n_rows),
+                        view(p.counters, n_rows),
                         compute_};
   ops_.head_sample(&ctx_, &h);
   use_packed_ = false;
+}
+
+void Decoder::logits(const int32_t* rows, int64_t n_rows, float* out) {
+  const int64_t C = config_.d_model, V = config_.vocab_size;
+  gather_hidden(rows, n_rows);
+  fd_matmul_forward_args a{view(out, n_rows, V), view(sampled_hidden_, n_rows, C), head_weight(params_.floats()),
+                           packed(head_, V, C),  absent(),                         absent(),
+                           0,                    compute_};
+  ops_.matmul_forward(&ctx_, &a);
 }
 
 // ---- optimizer -------------------------------------------------------------------------------------------------

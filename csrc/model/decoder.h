@@ -82,9 +82,12 @@ class Decoder {
     const int32_t* top_k;
     const uint64_t *seeds, *counters;
   };
-  // Runs N new tokens of S sequences against the cache and samples one token for each sequence.
+  // Runs N new tokens of S sequences against the cache and samples one token after each of `n_rows` rows of the batch (at most
+  // max_seqs): the last of each sequence in plain decoding, several of one where a guess is checked.
   void decode(KVCache& cache, const BatchView& b, const int32_t* past_lens, const int32_t* block_table, int64_t blocks_per_seq,
-              const Sampling& sampling, int32_t* tokens, float* logprobs);
+              const int32_t* rows, int64_t n_rows, const Sampling& sampling, int32_t* tokens, float* logprobs);
+  // Logits [n_rows, V] after rows of the last call's batch (at most max_seqs), before mask and temperature: the head's bits.
+  void logits(const int32_t* rows, int64_t n_rows, float* out);
 
  private:
   struct Layer {  // parameters of one layer, as offsets into the flat buffer (-1 = absent)
@@ -112,6 +115,7 @@ class Decoder {
   void linear(float* out, const float* x, int64_t weight, int64_t bias, int64_t O, int64_t C, const float* residual);
   void linear_backward(float* dx, const float* dout, const float* x, int64_t weight, int64_t bias, int64_t O, int64_t C);
   void accept(const BatchView& b);
+  void gather_hidden(const int32_t* rows, int64_t n_rows);  // to sampled_hidden_
   fd_tensor packed(int64_t weight, int64_t O, int64_t C);
   fd_tensor head_weight(float* base) const;
   float* param(int64_t offset) { return params_.floats() + offset; }

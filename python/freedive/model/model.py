@@ -91,6 +91,7 @@ class Model:
         self.config, self.max_tokens, self.max_seqs, self.trainable = config, max_tokens, max_seqs, trainable
         self.device, self.threads, self.dtype = device, threads or default_threads(), dtype
         cos, sin = config.rope_tables()
+        self.weight_version = 0  # rises whenever the weights may have changed: keys and values computed before are stale
         self._core = _core.Decoder(config.core_dict(), self.threads, max_tokens, max_seqs, max_targets, trainable, cos, sin, compute_code(dtype))
         self._table = _core.parameter_table(config.core_dict())
         self._parameters = self._views("parameters")
@@ -113,7 +114,8 @@ class Model:
         return self._gradients
 
     def touch(self) -> None:
-        """Weights were written from outside: forget packed copies of them."""
+        """Weights were written from outside: forget packed copies of them, and what caches keyed by `weight_version` hold."""
+        self.weight_version += 1
         self._core.touch()
 
     def init(self, seed: int = 0) -> Model:
@@ -185,6 +187,7 @@ class Model:
         t = self.step_count + 1
         hyper = np.array([lr, beta1, beta2, eps, weight_decay, max_norm, 1 - beta1**t, 1 - beta2**t], np.float32)
         norm = float(self._core.adamw(hyper))
+        self.weight_version += 1
         if np.isfinite(norm):
             self.step_count = t
         return norm
@@ -218,7 +221,8 @@ class Model:
         return self._core.new_cache(blocks)
 
     def decode(self, cache: Any, batch: Batch, past_lens: np.ndarray, block_table: np.ndarray, *, temperature: np.ndarray, top_k: np.ndarray,
-               top_p: np.ndarray, min_p: np.ndarray, seeds: np.ndarray, counters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+               top_p: np.ndarray, min_p: np.ndarray, seeds: np.ndarray, counters: np.ndarray,
+               rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """Run the new tokens of S sequences, append their keys and values to the cache, and sample the next token of each sequence.
 
         cache          from `new_cache`
@@ -230,6 +234,9 @@ class Model:
         top_k          int32 [S], 0 is off        top_p    float32 [S], 1 is off        min_p    float32 [S], 0 is off
         seeds, counters    uint64 [S]: the random number of a row is a function of these two alone, whatever else is in the batch
 
+        rows           int32 [R], which entries of the batch to sample after, at most max_seqs of them; None: the last of each sequence,
+                       R = S. The sampling arrays then have R entries instead of S
+
         Returns (tokens int32 [S], logprobs float32 [S]): the log-prob, in nats, at the row's temperature (at 1 for temperature 0) before
         top_k, top_p and min_p, the same bits as `forward`'s. Raises ValueError for arrays of another length, a sequence longer than its blocks
         and a block outside the cache.
@@ -238,4 +245,12 @@ class Model:
                                  np.ascontiguousarray(block_table, np.int32), np.ascontiguousarray(temperature, np.float32),
                                  np.ascontiguousarray(top_k, np.int32), np.ascontiguousarray(top_p, np.float32),
                                  np.ascontiguousarray(min_p, np.float32), np.ascontiguousarray(seeds, np.uint64),
-                                 np.ascontiguousarray(counters, np.uint64))  # fmt: skip
+                                 np.ascontiguousarray(counters, np.uint64),
+                                 None if rows is None else np.ascontiguousarray(rows, np.int32))  # fmt: skip
+
+    def logits(self, rows: np.ndarray) -> np.ndarray:
+        """Logits float32 [R, vocab_size] after `rows` (int32 [R], at most max_seqs) of the last batch, before mask and temperature.
+
+        The same bits the head makes log-probs of. Raises ValueError for rows outside of that batch.
+        """
+        return self._core.logits(np.ascontiguousarray(rows, np.int32))
