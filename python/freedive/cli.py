@@ -93,6 +93,24 @@ VERBS = {
         "talk to a model in the terminal",
         "freedive chat",
     ),
+    "generate": Verb(
+        "freedive.inference.generate",
+        "GenerateConfig",
+        "continue texts, from the command line or a file",
+        'freedive generate runs/base --prompt "Once upon a time"',
+    ),
+    "bench": Verb(
+        "freedive.inference.bench",
+        "BenchConfig",
+        "tokens per second of a model: reading a prompt (pp) and writing (tg)",
+        "freedive bench model.gguf --pp 512 --tg 128",
+    ),
+    "export": Verb(
+        "freedive.inference.export",
+        "ExportConfig",
+        "a model in another format: Hugging Face folder or GGUF file",
+        "freedive export runs/assistant --to gguf --type q8_0 --out assistant.gguf",
+    ),
     "doctor": Verb(
         "freedive.doctor",
         "DoctorConfig",

@@ -21,6 +21,7 @@ FAMILIES: dict[str, DecoderConfig] = {
     "llama3": preset("llama3", **SMALL, n_head=4, n_kv_head=2, d_model=32, head_dim=8, d_ff=40),
     "llama3.1": preset("llama3.1", **SMALL, n_head=4, n_kv_head=1, d_model=32, head_dim=8, d_ff=40, rope_scaling=LLAMA31_TINY),
     "qwen3": preset("qwen3", **SMALL, n_head=4, n_kv_head=2, d_model=24, head_dim=16, d_ff=40),
+    "qwen2.5": preset("qwen2.5", **SMALL, n_head=4, n_kv_head=2, d_model=24, head_dim=6, d_ff=40),
     "smollm2": preset("smollm2", **SMALL, n_head=3, n_kv_head=1, d_model=24, head_dim=8, d_ff=32),
 }
 every_family = pytest.mark.parametrize("name", FAMILIES)
@@ -49,13 +50,13 @@ def test_round_trip_is_bit_equal(name: str, tmp_path: Path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "llama3", "llama3.1", "qwen3", "smollm2"])
+@pytest.mark.parametrize("name", ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "llama3", "llama3.1", "qwen3", "qwen2.5", "smollm2"])
 def test_configurations_survive_the_way_out_and_in(name: str):
     assert from_hf(json.loads(json.dumps(to_hf(preset(name))))) == preset(name)
 
 
 def test_published_sizes():
-    sizes = {"gpt2": 124_439_808, "gpt2-xl": 1_557_611_200, "llama3": 8_030_261_248, "qwen3": 596_049_920, "smollm2": 134_515_008}
+    sizes = {"gpt2": 124_439_808, "gpt2-xl": 1_557_611_200, "llama3": 8_030_261_248, "qwen3": 596_049_920, "qwen2.5": 494_032_768, "smollm2": 134_515_008}
     assert {name: preset(name).n_params() for name in sizes} == sizes
 
 
@@ -150,8 +151,11 @@ def test_a_damaged_config(saved: Path, text: str):
 
 
 def test_folders_that_hold_no_model(tmp_path: Path, saved: Path):
-    with pytest.raises(UserError, match="holds no config.json"):
+    with pytest.raises(UserError, match="no such model"):
         small(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no config.json"):
+        small(tmp_path / "empty")
     (saved / "model.safetensors").unlink()
     with pytest.raises(UserError, match="holds no .*safetensors"):
         small(saved)

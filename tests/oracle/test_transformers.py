@@ -36,6 +36,8 @@ CASES: dict[str, tuple[str, DecoderConfig]] = {
     "llama_biases": ("LlamaForCausalLM", preset("llama3", **SMALL, n_head=4, n_kv_head=2, d_model=32, head_dim=8, d_ff=56,
                                                 attention_bias=True, attention_out_bias=True)),
     "qwen3": ("Qwen3ForCausalLM", preset("qwen3", **SMALL, n_head=4, n_kv_head=2, d_model=24, head_dim=16, d_ff=40)),
+    "qwen2.5": ("Qwen2ForCausalLM", preset("qwen2.5", **SMALL, n_head=4, n_kv_head=2, d_model=32, head_dim=8, d_ff=40)),
+    "qwen2.5_untied": ("Qwen2ForCausalLM", preset("qwen2.5", **SMALL, n_head=4, n_kv_head=1, d_model=32, head_dim=8, d_ff=40, tie_embeddings=False)),
     "smollm2": ("LlamaForCausalLM", preset("smollm2", **SMALL, n_head=3, n_kv_head=1, d_model=48, head_dim=16, d_ff=64)),
     "ours": ("Qwen3ForCausalLM", from_depth(4, 512, 256)),
     "ours_untied": ("Qwen3ForCausalLM", from_depth(3, 300, 256).replace(tie_embeddings=False)),

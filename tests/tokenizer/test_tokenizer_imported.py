@@ -144,7 +144,7 @@ def change(content, path, value):
         (["pre_tokenizer", "pretokenizers", 0, "pattern", "Regex"], r"\p{L}+", "loses characters"),
         (["pre_tokenizer", "pretokenizers", 0, "pattern", "Regex"], "(", "regular expression"),
         (["model", "type"], "Unigram", "Unigram"),
-        (["model", "byte_fallback"], True, "byte_fallback"),
+        (["model", "byte_fallback"], True, "have no piece"),
         (["model", "vocab"], [], "BPE"),
         (["model", "merges"], [["a"]], "not a pair"),
         (["model", "merges"], [["a", "zzzz"]], "no token"),

@@ -1,5 +1,5 @@
-"""A model folder: Hugging Face's config.json and model.safetensors, and our tokenizer/ beside them. What every stage after pretraining
-reads, and every training stage writes.
+"""A model on disk: what our stages write (config.json, model.safetensors and tokenizer/), and open models as they are published: a Hugging
+Face folder, a GGUF file, a llama2.c checkpoint with its tokenizer beside it. Every verb that takes a model reads all of them through here.
 """
 
 from __future__ import annotations
@@ -11,18 +11,36 @@ from typing import Any
 import numpy as np
 
 from freedive.model import Model, load_pretrained, save_pretrained
-from freedive.runs import UserError
+from freedive.model.weights import find_weights
+from freedive.runs import UserError, read_json
 from freedive.tokenizer import Tokenizer
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder. Raises UserError when the folder is not there, unfinished, or has none."""
-    if not folder.is_dir():
-        hint = f"{folder}.partial is an unfinished run: run its command again" if Path(f"{folder}.partial").is_dir() else "train one: freedive dive"
-        raise UserError(f"no such model folder: {folder}", hint=hint)
-    if not (folder / "tokenizer").is_dir():
-        raise UserError(f"{folder} holds no tokenizer/ folder", hint="give the folder that freedive pretrain, sft or rl wrote")
-    return Tokenizer.load(folder / "tokenizer")
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a model. Raises UserError when the model is not there, unfinished, or has none."""
+    if not path.exists():
+        hint = f"{path}.partial is an unfinished run: run its command again" if Path(f"{path}.partial").is_dir() else "train one: freedive dive"
+        raise UserError(f"no such model folder: {path}", hint=hint)
+    path = find_weights(path)
+    if path.is_file():
+        return Tokenizer.load(_beside(path) if path.suffix == ".bin" else path)
+    if not (path / "tokenizer").is_dir() and not (path / "tokenizer.json").is_file():
+        raise UserError(f"{path} holds no tokenizer/ folder and no tokenizer.json", hint="give the folder that freedive pretrain, sft or rl wrote, or a whole Hugging Face folder")
+    return Tokenizer.load(path)
+
+
+def _beside(path: Path) -> Path:
+    """llama2.c keeps the tokenizer in a file of its own: the one tok*.bin beside the checkpoint."""
+    found = sorted(p for p in path.parent.glob("tok*.bin") if p != path)
+    if len(found) != 1:
+        what = "no tok*.bin lies" if not found else f"{len(found)} files tok*.bin lie"
+        raise UserError(f"{what} beside {path}", hint="put the model's tokenizer.bin there, and no other")
+    return found[0]
+
+
+def stage_of(path: Path) -> str:
+    """Name of our stage that wrote a model folder; "" for any other model."""
+    return str(read_json(path / "run.json").get("stage", "")) if (path / "run.json").is_file() else ""
 
 
 def load_model(folder: Path, tok: Tokenizer, **model_arguments: Any) -> Model:
@@ -39,6 +57,7 @@ def load_model(folder: Path, tok: Tokenizer, **model_arguments: Any) -> Model:
 
 def save_model_folder(model: Model, tok: Tokenizer, folder: Path, eos_id: int) -> None:
     """Weights, configuration and tokenizer into `folder`; eos_id is what ends a text of this model (transformers stops there too)."""
-    save_pretrained(model, folder, special={"bos_token_id": tok.bos_id, "eos_token_id": eos_id})
+    bos = {"bos_token_id": tok.bos_id} if tok.bos in tok.special_tokens else {}
+    save_pretrained(model, folder, special={**bos, "eos_token_id": eos_id})
     shutil.rmtree(folder / "tokenizer", ignore_errors=True)
     tok.save(folder / "tokenizer")

@@ -1,4 +1,4 @@
-"""`freedive.load(folder)`: a trained model with its tokenizer, ready to generate, chat and score."""
+"""`freedive.load(path)`: a model with its tokenizer, ready to generate, chat and score."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class LM:
         sampling: top_k, top_p, min_p, stop_ids as of Engine.generate. Raises UserError for a text too long for the model.
         """
         tok = self.tokenizer
-        sampling.setdefault("stop_ids", (tok.bos_id, tok.im_end))
-        out = self.engine.generate([[tok.bos_id, *tok.encode(prompt)]], max_new_tokens=max_new_tokens, temperature=temperature, seeds=[seed], **sampling)
+        sampling.setdefault("stop_ids", tok.stop_ids)
+        out = self.engine.generate([tok.document_ids(prompt)], max_new_tokens=max_new_tokens, temperature=temperature, seeds=[seed], **sampling)
         return out[0].text
 
     def chat(self, messages: str | Messages, max_new_tokens: int = 128, temperature: float = 0.0, seed: int = 0, **sampling: Any) -> str:
@@ -41,7 +41,7 @@ class LM:
         tok = self.tokenizer
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         ids = render(tok, turns, add_generation_prompt=True)[0]
-        sampling.setdefault("stop_ids", (tok.im_end,))
+        sampling.setdefault("stop_ids", tok.stop_ids)
         return self.engine.generate([ids], max_new_tokens=max_new_tokens, temperature=temperature, seeds=[seed], **sampling)[0].text
 
     def score(self, text: str) -> tuple[list[int], np.ndarray]:
@@ -71,11 +71,12 @@ class LM:
         self.model.backward(dlogprobs, dentropy, dlse)
 
 
-def load(folder: str | Path, *, trainable: bool = False, max_tokens: int = 4096, max_seqs: int = 256, threads: int | None = None) -> LM:
-    """Load what `freedive pretrain`, `sft` or `rl` wrote.
+def load(path: str | Path, *, trainable: bool = False, max_tokens: int = 4096, max_seqs: int = 256, threads: int | None = None) -> LM:
+    """Load what `freedive pretrain`, `sft` or `rl` wrote, or an open model: a Hugging Face folder (gpt2, llama, qwen2, qwen3), a GGUF file
+    or a llama2.c checkpoint.
 
     trainable: keep room for gradients and moments, so that `forward`, `backward` and `adamw` work. max_tokens, max_seqs: the most tokens and
     sequences of one batch. threads: default the usable cores. Raises UserError saying what is missing, damaged or does not fit in memory.
     """
-    tok = load_tokenizer(Path(folder))
-    return LM(load_model(Path(folder), tok, trainable=trainable, max_tokens=max_tokens, max_seqs=max_seqs, threads=threads), tok)
+    tok = load_tokenizer(Path(path))
+    return LM(load_model(Path(path), tok, trainable=trainable, max_tokens=max_tokens, max_seqs=max_seqs, threads=threads), tok)

@@ -13,7 +13,7 @@ def draw_samples(model: Model, tok: Tokenizer, prompts: list[list[int]], max_new
     """[{"prompt", "text", "stopped"}] for each prompt (ids)."""
     from .engine import Engine
 
-    stops = (tok.bos_id, tok.im_end) if stop_ids is None else stop_ids
+    stops = tok.stop_ids if stop_ids is None else stop_ids
     outs = Engine(model, tok).generate(prompts, max_new_tokens=max_new_tokens, temperature=temperature, stop_ids=stops,
                                        seeds=[seed + i for i in range(len(prompts))])  # fmt: skip
-    return [{"prompt": tok.decode(p[1:] if p and p[0] == tok.bos_id else p), "text": o.text, "stopped": o.stopped} for p, o in zip(prompts, outs)]
+    return [{"prompt": tok.decode(p[1:] if p and p[0] == tok.special_tokens.get(tok.bos) else p), "text": o.text, "stopped": o.stopped} for p, o in zip(prompts, outs)]

@@ -75,11 +75,8 @@ class DecoderConfig:
         attention = self.n_layer * self.n_head * self.head_dim * context
         return 6.0 * tokens * (matrices + attention) + 6.0 * targets * self.vocab_size * self.d_model
 
-    def rope_tables(self) -> tuple[np.ndarray, np.ndarray]:
-        """cos and sin, float32 [max_positions, head_dim/2], computed in float64."""
-        if self.position != "rope":
-            empty = np.zeros((0, 0), np.float32)
-            return empty, empty
+    def rope_frequencies(self) -> np.ndarray:
+        """Radians a position, float64 [head_dim/2]."""
         frequency = self.rope_theta ** (-np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim)
         s = self.rope_scaling
         if s:  # Llama 3.1's schedule: long wavelengths are stretched by `factor`, short ones kept, the middle blended
@@ -87,6 +84,14 @@ class DecoderConfig:
             wavelength = 2 * math.pi / frequency
             blend = np.clip((old / wavelength - low) / (high - low), 0.0, 1.0)
             frequency = (1 - blend) * frequency / s["factor"] + blend * frequency
+        return frequency
+
+    def rope_tables(self) -> tuple[np.ndarray, np.ndarray]:
+        """cos and sin, float32 [max_positions, head_dim/2], computed in float64."""
+        if self.position != "rope":
+            empty = np.zeros((0, 0), np.float32)
+            return empty, empty
+        frequency = self.rope_frequencies()
         # Frequencies rounded to float32 first, as in Hugging Face, so that exports agree at long range too.
         angle = np.arange(self.max_positions, dtype=np.float64)[:, None] * frequency.astype(np.float32).astype(np.float64)[None, :]
         return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
@@ -113,6 +118,7 @@ PRESETS: dict[str, DecoderConfig] = {
     "llama3.1": DecoderConfig(128256, 32, 32, 8, 4096, 128, 14336, 131072, norm_eps=1e-5, rope_theta=500000.0, rope_scaling=_LLAMA31,
                               qk_norm=False, tie_embeddings=False),  # fmt: skip
     "qwen3": DecoderConfig(151936, 28, 16, 8, 1024, 128, 3072, 40960, rope_theta=1e6),  # Qwen3-0.6B
+    "qwen2.5": DecoderConfig(151936, 24, 14, 2, 896, 64, 4864, 32768, rope_theta=1e6, attention_bias=True, qk_norm=False),  # Qwen2.5-0.5B
     "smollm2": DecoderConfig(49152, 30, 9, 3, 576, 64, 1536, 8192, norm_eps=1e-5, rope_theta=100000.0, qk_norm=False),  # 135M
 }
 
@@ -144,7 +150,7 @@ def from_depth(depth: int, vocab_size: int, max_positions: int = 1024) -> Decode
 
 
 def family(c: DecoderConfig) -> str:
-    """Which transformers architecture computes exactly this configuration: "gpt2", "qwen3" or "llama". Raises UserError if none does."""
+    """Which transformers architecture computes exactly this configuration: "gpt2", "qwen3", "qwen2" or "llama". UserError if none does."""
     if c.norm == "layernorm" and c.position == "learned" and c.mlp == "gelu_tanh" and c.attention_bias and c.attention_out_bias and c.mlp_bias:
         if c.n_head == c.n_kv_head and c.n_head * c.head_dim == c.d_model and not c.qk_norm:
             return "gpt2"
@@ -153,7 +159,12 @@ def family(c: DecoderConfig) -> str:
             return "qwen3"
         if not c.qk_norm and c.attention_bias == c.attention_out_bias:
             return "llama"
-    raise UserError("this configuration has no Hugging Face equivalent", hint="use a preset (gpt2, llama3, qwen3, smollm2) or --depth to export")
+        if not c.qk_norm and c.attention_bias:
+            return "qwen2"
+    raise UserError("this configuration has no Hugging Face equivalent", hint=f"use a preset ({', '.join(PRESETS)}) or --depth to export")
+
+
+_CLASSES = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
 
 
 def to_hf(c: DecoderConfig, vocab_size: int | None = None, special: dict[str, int] | None = None) -> dict[str, Any]:
@@ -165,7 +176,7 @@ def to_hf(c: DecoderConfig, vocab_size: int | None = None, special: dict[str, in
         return {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": vocab, "n_positions": c.max_positions, "n_embd": c.d_model,
                 "n_layer": c.n_layer, "n_head": c.n_head, "n_inner": c.d_ff, "activation_function": "gelu_new", "layer_norm_epsilon": c.norm_eps,
                 "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "tie_word_embeddings": c.tie_embeddings, "torch_dtype": "float32", **ids}  # fmt: skip
-    out = {"architectures": ["Qwen3ForCausalLM" if kind == "qwen3" else "LlamaForCausalLM"], "model_type": kind, "vocab_size": vocab,
+    out = {"architectures": [_CLASSES[kind]], "model_type": kind, "vocab_size": vocab,
            "hidden_size": c.d_model, "intermediate_size": c.d_ff, "num_hidden_layers": c.n_layer, "num_attention_heads": c.n_head,
            "num_key_value_heads": c.n_kv_head, "head_dim": c.head_dim, "hidden_act": "silu", "max_position_embeddings": c.max_positions,
            "rms_norm_eps": c.norm_eps, "rope_theta": c.rope_theta, "attention_bias": c.attention_bias, "attention_dropout": 0.0,
@@ -189,7 +200,9 @@ def _refuse_other_maths(kind: Any, d: dict[str, Any]) -> None:
 
 
 def from_hf(d: dict[str, Any]) -> DecoderConfig:
-    """The inverse of `to_hf`, for config.json files of gpt2, llama (SmolLM2 too) and qwen3 models. Raises UserError for what we cannot run."""
+    """The inverse of `to_hf`, for config.json files of gpt2, llama (SmolLM2 too), qwen2 and qwen3 models; absent keys mean what they mean
+    in transformers. Raises UserError for what we cannot run.
+    """
     if not isinstance(d, dict):
         raise UserError("config.json is not a JSON object")
     kind = d.get("model_type")
@@ -197,27 +210,54 @@ def from_hf(d: dict[str, Any]) -> DecoderConfig:
     try:
         if kind == "gpt2":
             n_embd, n_head = d["n_embd"], d["n_head"]
-            return DecoderConfig(**(_GPT2 | dict(  # type: ignore[arg-type]
+            changes: dict[str, Any] = dict(
                 vocab_size=d["vocab_size"], max_positions=d["n_positions"], head_dim=n_embd // n_head, norm_eps=d.get("layer_norm_epsilon", 1e-5),
                 n_layer=d["n_layer"], n_head=n_head, n_kv_head=n_head, d_model=n_embd, d_ff=d.get("n_inner") or 4 * n_embd,
-                tie_embeddings=d.get("tie_word_embeddings", True))))  # fmt: skip
-        if kind in ("llama", "qwen3"):
+                tie_embeddings=d.get("tie_word_embeddings", True))  # fmt: skip
+            return checked(DecoderConfig(**(_GPT2 | changes)))
+        if kind in ("llama", "qwen2", "qwen3"):
             n_head = d["num_attention_heads"]
             rope = d.get("rope_parameters") or {}  # transformers 5 moved rope_theta and rope_scaling here
             scaling = d.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None)
+            if scaling and scaling.get("rope_type", scaling.get("type")) == "default":
+                scaling = None
             if scaling:
                 if scaling.get("rope_type", scaling.get("type")) != "llama3":
                     raise UserError(f"rope_scaling {scaling} is not supported", hint="supported: none, llama3")
-                scaling = {k: scaling[k] for k in _LLAMA31}
-            bias = bool(d.get("attention_bias", False))
-            return DecoderConfig(
+                scaling = {k: float(scaling[k]) if k != "original_max_position_embeddings" else scaling[k] for k in _LLAMA31}
+            bias = kind == "qwen2" or bool(d.get("attention_bias", False))
+            own_width = d.get("head_dim") or (128 if kind == "qwen3" and "head_dim" not in d else d["hidden_size"] // n_head)
+            return checked(DecoderConfig(
                 vocab_size=d["vocab_size"], n_layer=d["num_hidden_layers"], n_head=n_head, n_kv_head=d.get("num_key_value_heads") or n_head,
-                d_model=d["hidden_size"], head_dim=d.get("head_dim") or d["hidden_size"] // n_head, d_ff=d["intermediate_size"],
+                d_model=d["hidden_size"], head_dim=own_width, d_ff=d["intermediate_size"],
                 max_positions=d["max_position_embeddings"], norm_eps=d.get("rms_norm_eps", 1e-6),
                 rope_theta=float(rope.get("rope_theta") or d.get("rope_theta") or 10000.0), rope_scaling=scaling, attention_bias=bias,
-                attention_out_bias=bias, qk_norm=kind == "qwen3", tie_embeddings=bool(d.get("tie_word_embeddings", False)))  # fmt: skip
+                attention_out_bias=bias and kind != "qwen2", qk_norm=kind == "qwen3",
+                tie_embeddings=bool(d.get("tie_word_embeddings", False))))  # fmt: skip
     except KeyError as error:
         raise UserError(f"config.json of model_type {kind!r} lacks {error.args[0]!r}") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError, OverflowError) as error:
         raise UserError(f"config.json of model_type {kind!r} has a value of the wrong kind: {error}") from None
-    raise UserError(f"config.json says model_type {kind!r}", hint="freedive runs gpt2, llama and qwen3")
+    raise UserError(f"config.json says model_type {kind!r}", hint="freedive runs gpt2, llama, qwen2 and qwen3")
+
+
+# The most a file may ask for. Weights are checked against the file's size besides; positions cost memory that no tensor vouches for.
+_LIMITS = {"vocab_size": 1 << 24, "n_layer": 512, "n_head": 1024, "n_kv_head": 1024, "d_model": 1 << 18, "head_dim": 1024, "d_ff": 1 << 20,
+           "max_positions": 1 << 20}  # fmt: skip
+
+
+def checked(c: DecoderConfig) -> DecoderConfig:
+    """`c` if its numbers are of the right kind and no larger than any model's; else UserError. For configurations that come from a file."""
+    for name, most in _LIMITS.items():
+        value = getattr(c, name)
+        if type(value) is not int or not 1 <= value <= most:
+            raise UserError(f"the model's configuration has {name} = {value!r:.40}, not a whole number from 1 to {most:,}")
+    for name in ("norm_eps", "rope_theta"):
+        value = getattr(c, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e12:
+            raise UserError(f"the model's configuration has {name} = {value!r:.40}, not a positive number")
+    if c.rope_scaling:
+        s = c.rope_scaling
+        if not all(isinstance(v, (int, float)) and 0 < v < 1e9 for v in s.values()) or s["high_freq_factor"] <= s["low_freq_factor"]:
+            raise UserError(f"the model's configuration has the rope_scaling {s!r:.200}")
+    return c

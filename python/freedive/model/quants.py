@@ -21,7 +21,8 @@ def dequantize(kind: str, raw: np.ndarray) -> np.ndarray:
     """float32 [elements] of `raw`, uint8 [bytes]: a whole number of blocks of the type `kind`. UserError for a type that cannot be read."""
     if kind not in _READ:
         raise UserError(f"tensors of type {kind} cannot be read yet", hint=f"types that can: {', '.join(_READ)}")
-    return _READ[kind](raw)
+    with np.errstate(invalid="ignore", over="ignore"):  # a damaged block's scale may be no number: so are its values then
+        return _READ[kind](raw)
 
 
 def quantize(kind: str, values: np.ndarray) -> np.ndarray:

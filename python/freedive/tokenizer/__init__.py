@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from .chat import ChatConfig, check_mask, parse, render, render_text
 from .export import save_hf, to_hf
+from .export_gguf import gguf_tokenizer
 from .imported import from_gguf, from_hf
 from .known import download, find, get
 from .tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer, encode_documents
@@ -30,6 +31,7 @@ __all__ = [
     "from_gguf",
     "from_hf",
     "get",
+    "gguf_tokenizer",
     "parse",
     "render",
     "render_text",

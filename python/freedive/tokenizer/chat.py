@@ -42,6 +42,8 @@ def render(
         ids.extend(piece)
         mask.extend([int(trained)] * len(piece))
 
+    if chat.default_system and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": chat.default_system}, *messages]
     for message in messages:
         trained = message["role"] == chat.assistant
         add(_header(tok, chat, message["role"]), False)

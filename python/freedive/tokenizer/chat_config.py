@@ -21,3 +21,4 @@ class ChatConfig:
     assistant: str = "assistant"  # the role which is trained
     sep_text: str = ""  # plain text between sep and content
     after: str = ""  # plain text after end; never trained
+    default_system: str = ""  # what a conversation without a system message begins with (SmolLM2, Qwen2.5); "" is nothing

@@ -15,6 +15,7 @@ from typing import Any
 from freedive.runs import UserError
 
 from .chat_config import ChatConfig
+from .sentencepiece import BYTE, NORMAL, SPACE, UNKNOWN, SentencePiece
 from .tokenizer import Tokenizer, byte_pairs
 
 # tiktoken's patterns use possessive quantifiers, which only make matching faster; Oniguruma (tokenizers) gives them another
@@ -58,16 +59,20 @@ def recover_merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     return merges
 
 
-def chat_template(chat: ChatConfig) -> str:
-    """The chat form as a Jinja template; `{% generation %}` marks what is trained (transformers' assistant mask)."""
+def chat_template(chat: ChatConfig, mark: bool = True) -> str:
+    """The chat form as a Jinja template; with `mark`, `{% generation %}` marks what is trained (transformers' assistant mask)."""
+    if not mark:
+        return chat_template(chat).replace("{% generation %}", "").replace("{% endgeneration %}", "")
 
     def quoted(text: str) -> str:
         return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
     start, sep, role = (quoted(t) for t in (chat.start, chat.sep + chat.sep_text, chat.assistant))
     end, after = quoted(chat.end), quoted(chat.after)
+    default = quoted(chat.start + "system" + chat.sep + chat.sep_text + chat.default_system + chat.end + chat.after)
     return (
         ("{{ bos_token }}" if chat.bos else "")
+        + (f"{{% if messages[0]['role'] != 'system' %}}{{{{ {default} }}}}{{% endif %}}" if chat.default_system else "")
         + "{% for message in messages %}"
         + f"{{{{ {start} + message['role'] + {sep} }}}}"
         + f"{{% if message['role'] == {role} %}}"
@@ -81,6 +86,8 @@ def chat_template(chat: ChatConfig) -> str:
 
 def _tokenizer_json(tok: Tokenizer) -> dict[str, Any]:
     model: dict[str, Any]
+    if isinstance(tok, SentencePiece):
+        return _sentencepiece_json(tok)
     if tok.kind == "chars":
         vocab = {token.decode("utf-8"): i for token, i in tok.tokens.items()}
         unknown = next(iter(tok.special_tokens), next(iter(vocab)))
@@ -112,10 +119,40 @@ def _tokenizer_json(tok: Tokenizer) -> dict[str, Any]:
         "added_tokens": [{"id": i, "content": name, **_ADDED} for name, i in _by_id(tok.special_tokens)],
         "normalizer": {"type": tok.normalizer} if tok.normalizer else None,
         "pre_tokenizer": pre,
-        "post_processor": None,  # nothing is ever added: the chat template writes <|endoftext|> itself
+        "post_processor": _post_processor(tok),
         "decoder": decoder,
         "model": model,
     }
+
+
+def _post_processor(tok: Tokenizer) -> dict[str, Any] | None:
+    """Puts bos before a text where a published tokenizer does; nothing in our own, whose chat template writes it."""
+    if not (tok.add_bos and tok.eos and tok.bos in tok.special_tokens):
+        return None
+    bos, text = {"SpecialToken": {"id": tok.bos, "type_id": 0}}, lambda which: {"Sequence": {"id": which, "type_id": 0}}
+    return {"type": "TemplateProcessing", "single": [bos, text("A")], "pair": [bos, text("A"), text("B")],
+            "special_tokens": {tok.bos: {"id": tok.bos, "ids": [tok.bos_id], "tokens": [tok.bos]}}}  # fmt: skip
+
+
+def _sentencepiece_json(tok: SentencePiece) -> dict[str, Any]:
+    """Scores as merges: every way to make a piece of two, the best piece first."""
+    vocab = {p if t == BYTE else p.replace(" ", SPACE): i for i, (p, t) in enumerate(zip(tok.pieces, tok.types, strict=True))}
+    merges = []
+    for _, i in sorted((-s, i) for i, s in enumerate(tok.scores) if tok.types[i] == NORMAL):
+        piece = tok.pieces[i].replace(" ", SPACE)
+        merges += [[piece[:at], piece[at:]] for at in range(1, len(piece)) if piece[:at] in vocab and piece[at:] in vocab]
+    steps: list[dict[str, Any]] = [{"type": "Prepend", "prepend": SPACE}] if tok.add_prefix else []
+    return {
+        "version": "1.0", "truncation": None, "padding": None,
+        "added_tokens": [{"id": i, "content": name, **_ADDED} for name, i in _by_id(tok.special_tokens)],
+        "normalizer": {"type": "Sequence", "normalizers": [*steps, {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]},
+        "pre_tokenizer": None, "post_processor": _post_processor(tok),
+        "decoder": {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"},
+                                                     {"type": "Fuse"}]},
+        "model": {"type": "BPE", "dropout": None, "unk_token": next((p for p, t in zip(tok.pieces, tok.types) if t == UNKNOWN), None),
+                  "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True,
+                  "ignore_merges": False, "vocab": vocab, "merges": merges},
+    }  # fmt: skip
 
 
 _ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -124,12 +161,12 @@ _ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": 
 def _tokenizer_config(tok: Tokenizer) -> dict[str, Any]:
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "add_bos_token": False,
+        "add_bos_token": _post_processor(tok) is not None,
         "clean_up_tokenization_spaces": False,
         "added_tokens_decoder": {str(i): {"content": name, **_ADDED} for name, i in _by_id(tok.special_tokens)},
     }
     if tok.bos in tok.special_tokens:
-        config.update(bos_token=tok.bos, eos_token=tok.bos, pad_token=tok.bos)
+        config.update(bos_token=tok.bos, eos_token=tok.eos[0] if tok.eos else tok.bos, pad_token=tok.bos)
     if tok.chat is not None:
         config.update(eos_token=tok.chat.end, chat_template=chat_template(tok.chat))
     return config

@@ -17,6 +17,7 @@ from typing import Any
 from freedive.runs import UserError
 
 from .chat_config import ChatConfig
+from .sentencepiece import SentencePiece, from_llama2c
 from .tokenizer import END_OF_TEXT, KINDS, Tokenizer
 
 FORMAT = "freedive-tokenizer-1"
@@ -40,9 +41,12 @@ def save(tok: Tokenizer, folder: Path) -> None:
         ranks = format_ranks(tok.tokens)
         config["ranks_sha256"] = hashlib.sha256(ranks).hexdigest()
         (folder / RANKS).write_bytes(ranks)
+    elif isinstance(tok, SentencePiece):
+        config.update(pieces=tok.pieces, scores=tok.scores, types=tok.types, add_prefix=tok.add_prefix)
     elif tok.kind == "chars":
         config["characters"] = "".join(token.decode("utf-8") for token, _ in sorted(tok.tokens.items(), key=lambda item: item[1]))
-    extra: dict[str, Any] = {"bos": tok.bos, "normalizer": tok.normalizer, "missing_bytes": tok.missing_bytes.hex()}
+    extra: dict[str, Any] = {"bos": tok.bos, "normalizer": tok.normalizer, "missing_bytes": tok.missing_bytes.hex(),
+                             "add_bos": tok.add_bos, "eos": list(tok.eos)}  # fmt: skip
     if extra != _PLAIN:
         config.update(extra, format=FORMAT_2)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
@@ -57,6 +61,8 @@ def load(folder: Path) -> Tokenizer:
 
     if folder.is_file() and folder.name.lower().endswith(".gguf"):
         return from_gguf(folder)
+    if folder.is_file() and folder.suffix == ".bin":
+        return from_llama2c(folder)
     if folder.is_file() and folder.name == CONFIG:
         folder = folder.parent
     if (folder / "tokenizer" / CONFIG).is_file():
@@ -71,6 +77,8 @@ def load(folder: Path) -> Tokenizer:
         return from_hf(path)
     config = _read_config(path)
     kind = config["kind"]
+    if kind == "spm":
+        return _sentencepiece(config, path)
     if kind == "bpe":
         tokens = _read_ranks(folder / RANKS, config)
     elif kind == "bytes":
@@ -85,8 +93,9 @@ def load(folder: Path) -> Tokenizer:
         chat = _chat(config["chat"], path)
         bos, normalizer = config["bos"], config["normalizer"]
         tok = Tokenizer(
-            kind, tokens, config["special_tokens"], config["pattern"], chat, bos=bos, normalizer=normalizer, missing_bytes=missing
-        )
+            kind, tokens, config["special_tokens"], config["pattern"], chat, bos=bos, normalizer=normalizer, missing_bytes=missing,
+            add_bos=config["add_bos"], eos=config["eos"],
+        )  # fmt: skip
     except UserError as error:
         raise UserError(f"{path}: {error.message}", hint=error.hint) from error
     except ValueError as error:
@@ -129,7 +138,7 @@ def parse_ranks(data: bytes, path: Path) -> dict[bytes, int]:
     return ranks
 
 
-_PLAIN: dict[str, Any] = {"bos": END_OF_TEXT, "normalizer": None, "missing_bytes": ""}
+_PLAIN: dict[str, Any] = {"bos": END_OF_TEXT, "normalizer": None, "missing_bytes": "", "add_bos": True, "eos": []}
 _DAMAGED = "the file is damaged: copy it again, or train the tokenizer again"
 
 
@@ -153,7 +162,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("format") not in (FORMAT, FORMAT_2):
         found = config.get("format") if isinstance(config, dict) else type(config).__name__
         raise UserError(f"{path} is format {found!r}, not {FORMAT!r}", hint="give a folder written by freedive tokenizer")
-    if config.get("kind") not in KINDS:
+    if config.get("kind") not in (*KINDS, "spm"):
         raise UserError(f"{path}: kind is {config.get('kind')!r}; allowed: {', '.join(KINDS)}")
     _typed(config, "vocab_size", int, path)
     if config["kind"] == "bpe":
@@ -168,7 +177,21 @@ def _read_config(path: Path) -> dict[str, Any]:
             _typed(config, key, str, path)
     else:
         config.update(_PLAIN)
-    return {"normalizer": None, **config}
+    config = {"normalizer": None, "add_bos": True, "eos": [], **config}
+    if not isinstance(config["add_bos"], bool) or not isinstance(config["eos"], list) or any(not isinstance(e, str) for e in config["eos"]):
+        raise UserError(f"{path}: 'add_bos' must be true or false, and 'eos' a list of tokens", hint=_DAMAGED)
+    return config
+
+
+def _sentencepiece(config: dict[str, Any], path: Path) -> SentencePiece:
+    columns = [_typed(config, key, list, path) for key in ("pieces", "scores", "types")]
+    numbers = [v for column in columns[1:] for v in column]
+    if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in numbers):
+        raise UserError(f"{path}: a score or type is not a number", hint=_DAMAGED)
+    try:
+        return SentencePiece(*columns, add_prefix=bool(config.get("add_prefix", True)), bos=config["bos"], eos=config["eos"], add_bos=config["add_bos"])  # fmt: skip
+    except UserError as error:
+        raise UserError(f"{path}: {error.message}", hint=error.hint) from error
 
 
 def _typed(config: dict[str, Any], key: str, kind: type, path: Path) -> Any:
@@ -191,7 +214,7 @@ def _chat(value: object, path: Path) -> ChatConfig | None:
     roles = value.get("roles", list(ChatConfig.roles))
     chat = ChatConfig(**{**value, "roles": tuple(roles) if isinstance(roles, list) else ()})
     texts = (chat.start, chat.sep or chat.sep_text, chat.end, chat.assistant, *chat.roles)
-    optional = (chat.sep, chat.sep_text, chat.after)
+    optional = (chat.sep, chat.sep_text, chat.after, chat.default_system)
     wrong = any(not isinstance(t, str) or not t for t in texts) or any(not isinstance(t, str) for t in optional)
     if wrong or not isinstance(chat.bos, bool) or chat.assistant not in chat.roles:
         raise UserError(

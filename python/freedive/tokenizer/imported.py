@@ -9,6 +9,7 @@ checked when a file is read, and files that break it are refused instead of givi
 from __future__ import annotations
 
 import json
+import re
 import string
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from freedive.runs import UserError
 
 from .chat_config import ChatConfig
 from .known import GPT2_PATTERN, O200K_PATTERN, byte_of_character
+from .sentencepiece import SentencePiece, from_hf_model
 from .tokenizer import END_OF_TEXT, Tokenizer, byte_pairs
 from .train import QWEN2_PATTERN
 
@@ -44,6 +46,10 @@ _BOS_NAMES = (END_OF_TEXT, "<|begin_of_text|>", "<s>", "<bos>")
 _PROBE = string.printable + " it's  naïve ÅǅʰªЖשأ你あ한ก้ \u0301\u20dd ١२Ⅷ²½ ‿—«»„‟±€^√\u00a0\u2028\u2029\u200b\u00ad\ue000🙂👩‍👩‍👧 \t \r\n\n x"
 
 
+# A system turn whose content is plain text: of several (Qwen2.5 has one for conversations with tools) the last, which is the plain one.
+_DEFAULT_SYSTEM = re.compile(r"(?s).*<\|im_start\|>system(?:\\n|\n)((?:[^<{}'\\]|\\')+)<\|im_end\|>")
+
+
 def is_hf(path: Path) -> bool:
     """True for a JSON file with a Hugging Face tokenizer in it."""
     try:
@@ -65,7 +71,7 @@ def from_hf(path: str | Path) -> Tokenizer:
         model = content["model"]
     if model.get("type", "BPE") != "BPE" or not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
         raise UserError(f"{where}: only byte-level BPE can be read, this is {model.get('type')!r:.40}")
-    for key in ("byte_fallback", "continuing_subword_prefix", "end_of_word_suffix", "dropout"):
+    for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
         if model.get(key):
             raise UserError(f"{where}: model.{key} is not supported")
     specials: dict[str, int] = {}
@@ -76,16 +82,55 @@ def from_hf(path: str | Path) -> Tokenizer:
         if not added.get("special") and not (name[:1] in "<[" and name[-1:] in ">]"):
             raise UserError(f"{where}: the added token {name!r} is ordinary text, which freedive would encode differently")
         specials[name] = index
+    beside = path.with_name("tokenizer_config.json")
+    config = _json(beside) if beside.is_file() else {}
+    bos, template = _name(config.get("bos_token")), config.get("chat_template")
+    if template is None and (file := path.with_name("chat_template.jinja")).is_file():
+        template = _text(file)
+    if isinstance(template, list):  # several, by name
+        template = next((t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None)
+    eos, add_bos = _ends(path, config, specials), _adds_bos(content.get("post_processor"), config, bos)
+    if model.get("byte_fallback"):
+        return from_hf_model(content, specials, where, bos, eos, add_bos)
     vocab = _vocab(model["vocab"], specials, where)
     pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) if isinstance(m, list) else () for m in model["merges"]]
     normalizer = _normalizer(content.get("normalizer"), where)
     pattern = _hf_pattern(content.get("pre_tokenizer"), where)
-    beside = path.with_name("tokenizer_config.json")
-    config = _json(beside) if beside.is_file() else {}
-    bos = config.get("bos_token")
-    bos = bos.get("content") if isinstance(bos, dict) else bos
-    template = config.get("chat_template")
-    return _build(vocab, pairs, specials, pattern, where, normalizer, bos, template, bool(model.get("ignore_merges")))
+    return _build(vocab, pairs, specials, pattern, where, normalizer, bos, template, bool(model.get("ignore_merges")), eos, add_bos)
+
+
+def _name(token: Any) -> str | None:
+    """A token of tokenizer_config.json: its text, or an object with it."""
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else None
+
+
+def _ends(path: Path, config: Mapping[str, Any], specials: Mapping[str, int]) -> tuple[str, ...]:
+    """Tokens that end a text: the tokenizer's eos_token, and those of generation_config.json and config.json beside it, often a list."""
+    names = {_name(config.get("eos_token"))}
+    by_id = {index: name for name, index in specials.items()}
+    for file in ("generation_config.json", "config.json"):
+        if path.with_name(file).is_file():
+            ids = _json(path.with_name(file)).get("eos_token_id")
+            names |= {by_id.get(i) for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)}
+    return tuple(sorted(n for n in names if n is not None and n in specials))
+
+
+def _adds_bos(post_processor: Any, config: Mapping[str, Any], bos: str | None) -> bool:
+    """Whether the tokenizer puts bos before a text: a step after splitting does it, or the configuration says so."""
+    if isinstance(post_processor, dict):
+        steps = post_processor.get("processors") if post_processor.get("type") == "Sequence" else [post_processor]
+        for step in steps if isinstance(steps, list) else []:
+            if isinstance(step, dict) and step.get("type") == "TemplateProcessing":
+                return bos is not None and repr(bos) in repr(step.get("single"))
+    return bool(config.get("add_bos_token")) and bos is not None
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8") if path.stat().st_size < 1 << 20 else None
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def from_gguf(path: str | Path) -> Tokenizer:
@@ -99,9 +144,11 @@ def from_gguf_metadata(file: GGUF) -> Tokenizer:
     """As `from_gguf`, from a header that has been read already."""
     where = str(file.path)
     kind, name = file.get("tokenizer.ggml.model", str), file.get("tokenizer.ggml.pre", str, "default")
+    if kind == "llama":
+        return _gguf_sentencepiece(file, where)
     if kind != "gpt2":
         what = "none" if kind is None else repr(kind)
-        raise UserError(f"{where}: its tokenizer is {what}; only byte-level BPE ('gpt2') can be read")
+        raise UserError(f"{where}: its tokenizer is {what}", hint="byte-level BPE ('gpt2') and SentencePiece BPE ('llama') can be read")
     if name not in GGUF_PATTERNS:
         raise UserError(f"{where}: unknown split pattern {name!r:.40}", hint=f"known: {', '.join(GGUF_PATTERNS)}")
     tokens, merges = file.get("tokenizer.ggml.tokens", list, []), file.get("tokenizer.ggml.merges", list, [])
@@ -114,25 +161,52 @@ def from_gguf_metadata(file: GGUF) -> Tokenizer:
     words = {t: i for i, (t, kind) in enumerate(zip(tokens, types, strict=True)) if int(kind) != _UNUSED}
     vocab = _vocab(words, specials, where)
     pairs = [tuple(m.split(" ")) for m in merges]
-    normalizer = "NFC" if name == "qwen2" else None  # not written in the file; Qwen's own tokenizers do it, llama.cpp does not
+    # Not written in published files; Qwen's own tokenizers do it, llama.cpp does not. Files of ours say it
+    normalizer = file.get("freedive.normalizer", str, "NFC" if name == "qwen2" else "") or None
     index = file.metadata.get("tokenizer.ggml.bos_token_id")
     bos = tokens[index] if isinstance(index, int) and 0 <= index < len(tokens) else None
     template = file.metadata.get("tokenizer.chat_template")
-    whole = name.startswith("llama")  # llama.cpp sets ignore_merges for these
-    return _build(vocab, pairs, specials, GGUF_PATTERNS[name], where, normalizer, bos, template, whole)
+    whole = name.startswith("llama")  # llama.cpp sets ignore_merges for these, and puts bos in front
+    add_bos = file.get("tokenizer.ggml.add_bos_token", bool, whole)
+    return _build(vocab, pairs, specials, GGUF_PATTERNS[name], where, normalizer, bos, template, whole, _gguf_ends(file, tokens, specials), add_bos)
+
+
+def _gguf_ends(file: GGUF, tokens: list[str], specials: Mapping[str, int]) -> tuple[str, ...]:
+    ids = [file.metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot")]
+    names = {tokens[i] for i in ids if type(i) is int and 0 <= i < len(tokens)}
+    return tuple(sorted(names & specials.keys()))
+
+
+def _gguf_sentencepiece(file: GGUF, where: str) -> Tokenizer:
+    """SentencePiece's pieces as llama.cpp keeps them. A chat template is not taken over: Llama 2's form has no turns that we write."""
+    pieces, scores = file.get("tokenizer.ggml.tokens", list, []), file.metadata.get("tokenizer.ggml.scores", [])
+    types = file.metadata.get("tokenizer.ggml.token_type", [])
+    index = file.get("tokenizer.ggml.bos_token_id", int, 1)
+    if len({len(pieces), len(scores), len(types)}) != 1 or not 0 <= index < len(pieces) or not isinstance(pieces[index], str):
+        raise UserError(f"{where}: {len(pieces):,} pieces, {len(scores):,} scores, {len(types):,} types, bos {index}")
+    specials = {p: i for i, (p, t) in enumerate(zip(pieces, types, strict=True)) if int(t) in (_CONTROL, _USER_DEFINED)}
+    prefix = file.get("tokenizer.ggml.add_space_prefix", bool, True)
+    try:
+        return SentencePiece(pieces, [float(x) for x in scores], [int(t) for t in types], add_prefix=prefix, bos=pieces[index],
+                             eos=_gguf_ends(file, pieces, specials), add_bos=file.get("tokenizer.ggml.add_bos_token", bool, True))  # fmt: skip
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: a score or type is not a number: {error}") from None
+    except UserError as error:
+        raise UserError(f"{where}: {error.message}", hint=error.hint) from None
 
 
 def chat_form(template: Any, specials: Mapping[str, int], bos: bool) -> ChatConfig | None:
     """The chat form that a Jinja template writes, if it is one of two that models share; else None. Nothing is executed.
 
-    Not taken over: a default system message that some templates add (SmolLM2, Qwen2.5); give it yourself.
+    A default system message that some templates add (SmolLM2, Qwen2.5) is taken over: it stands in them as plain text.
     """
     if not isinstance(template, str):
         return None
     if "<|im_start|>" in template and {"<|im_start|>", "<|im_end|>"} <= specials.keys():
         if "<|im_sep|>" in template and "<|im_sep|>" in specials:
             return ChatConfig(bos="bos_token" in template and bos)
-        return ChatConfig(sep="", sep_text="\n", after="\n", bos="bos_token" in template and bos)
+        default = _DEFAULT_SYSTEM.search(template) if "messages[0]" in template else None
+        return ChatConfig(sep="", sep_text="\n", after="\n", bos="bos_token" in template and bos, default_system=default[1].replace("\\'", "'") if default else "")
     llama = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
     if llama[0] in template and set(llama) <= specials.keys():
         return ChatConfig(start=llama[0], sep=llama[1], sep_text="\n\n", end=llama[2], bos=bos)
@@ -141,7 +215,7 @@ def chat_form(template: Any, specials: Mapping[str, int], bos: bool) -> ChatConf
 
 def _build(
     tokens: dict[bytes, int], pairs: list[tuple[str, ...]], specials: dict[str, int], pattern: str, where: str, normalizer: str | None,
-    bos: Any, template: Any, ignore_merges: bool,
+    bos: Any, template: Any, ignore_merges: bool, eos: tuple[str, ...] = (), add_bos: bool = False,
 ) -> Tokenizer:  # fmt: skip
     _check_merges(tokens, pairs, where, ignore_merges)
     missing = bytes(b for b in range(256) if bytes((b,)) not in tokens)
@@ -150,7 +224,7 @@ def _build(
     begin = next((name for name in [*names, *_BOS_NAMES] if name in specials), END_OF_TEXT)
     chat = chat_form(template, specials, begin in specials)
     try:
-        tok = Tokenizer("bpe", tokens, specials, pattern, chat, bos=begin, normalizer=normalizer, missing_bytes=missing)
+        tok = Tokenizer("bpe", tokens, specials, pattern, chat, bos=begin, normalizer=normalizer, missing_bytes=missing, add_bos=add_bos, eos=eos)
     except UserError as error:
         raise UserError(f"{where}: {error.message}", hint=error.hint) from error
     probe = _PROBE.encode().translate(None, missing).decode("utf-8", "ignore")
@@ -190,8 +264,8 @@ def _hf_pattern(pre: Any, where: str) -> str:
         last = steps[-1]
         if kinds[-1:] == ["ByteLevel"] and not last.get("add_prefix_space"):
             own = last.get("use_regex", True)
-            if kinds == ["ByteLevel"] and own:
-                return GPT2_PATTERN
+            if kinds == ["ByteLevel"]:
+                return GPT2_PATTERN if own else r"[\s\S]+"  # not split at all
             if kinds == ["Digits", "ByteLevel"] and own and steps[0].get("individual_digits"):
                 return SMOLLM_PATTERN
             if kinds == ["Split", "ByteLevel"] and not own:

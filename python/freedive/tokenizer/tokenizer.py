@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,12 +51,15 @@ class Tokenizer:
         bos: str = END_OF_TEXT,  # name of the special token that stands before every document
         normalizer: str | None = None,  # a Unicode form applied before encoding; Qwen's vocabularies ask for "NFC"
         missing_bytes: bytes = b"",  # bpe: byte values that no token holds (SmolLM2 lacks 21); they are left out when encoding
+        add_bos: bool = True,  # whether a text to continue begins with bos; published models say so in their files
+        eos: Sequence[str] = (),  # special tokens that end what a model writes, besides bos and the chat form's end
     ) -> None:
         """Check the table and build the encoder. Raises UserError for a table that can't encode, or ids that collide."""
         self.kind = kind
         self.bos = bos
         self.normalizer = normalizer
         self.missing_bytes = bytes(sorted(missing_bytes))
+        self.add_bos, self.eos = add_bos, tuple(eos)
         self.tokens = dict(tokens)
         self.special_tokens = dict(special_tokens)
         self.pattern = pattern
@@ -80,7 +83,8 @@ class Tokenizer:
         if not isinstance(other, Tokenizer):
             return NotImplemented
         mine, theirs = (
-            (t.kind, t.tokens, t.special_tokens, t.pattern, t.chat, t.bos, t.normalizer, t.missing_bytes) for t in (self, other)
+            (t.kind, t.tokens, t.special_tokens, t.pattern, t.chat, t.bos, t.normalizer, t.missing_bytes, t.add_bos, t.eos)
+            for t in (self, other)
         )
         return mine == theirs
 
@@ -176,6 +180,17 @@ class Tokenizer:
     def bos_id(self) -> int:
         """Id of the token that stands before every document: <|endoftext|>, or what a published vocabulary has instead."""
         return self.special(self.bos)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end what a model writes, sorted: the token between documents, the end of a turn, and the model's own."""
+        names = {self.bos, *self.eos, *([self.chat.end] if self.chat else [])}
+        return tuple(sorted(self.special_tokens[n] for n in names if n in self.special_tokens))
+
+    def document_ids(self, text: str) -> list[int]:
+        """The ids of a text that a model shall continue: with bos in front if the model was made so, or where there is nothing else."""
+        ids = self.encode(text)
+        return ids if ids and not self.add_bos else [self.bos_id, *ids]
 
     @property
     def im_start(self) -> int:
@@ -339,6 +354,8 @@ def _check_table(tok: Tokenizer) -> None:
         raise UserError("in a bytes tokenizer the id of a byte is its value")
     if tok.normalizer not in (None, "NFC", "NFD", "NFKC", "NFKD"):
         raise UserError(f"unknown normalizer {tok.normalizer!r}", hint="allowed: NFC, NFD, NFKC, NFKD or none")
+    if any(name not in tok.special_tokens for name in tok.eos):
+        raise UserError(f"the tokens that end a text, {', '.join(tok.eos)}, are not all among the special tokens")
     if tok.bos != END_OF_TEXT and tok.bos not in tok.special_tokens:
         raise UserError(f"the token before documents, {tok.bos!r}, is not among the special tokens")
     if tok.chat is not None:
