@@ -132,7 +132,7 @@ void run_naive(fd_context* ctx, const Job& job) {
     parallel_rows(ctx, V, C, [&](int64_t begin, int64_t end) {
       for (int64_t v = begin; v < end; ++v) {
         float logit = 0;
-        for (int64_t c = 0; c < C; ++c) logit = fma1(x[c], row(*job.weight, v)[c], logit);
+        for (int64_t c = 0; c < C; ++c) logit = fma1(taken(x[c], job.compute), taken(row(*job.weight, v)[c], job.compute), logit);
         z[v] = counts(job, static_cast<int32_t>(v)) ? logit / job.temperature : NEG_INF;
       }
     });
@@ -159,7 +159,7 @@ void run_naive(fd_context* ctx, const Job& job) {
     parallel_rows(ctx, C, V, [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
         float dx = 0;
-        for (int64_t v = 0; v < V; ++v) dx = fma1(z[v], row(*job.weight, v)[c], dx);
+        for (int64_t v = 0; v < V; ++v) dx = fma1(taken(z[v], job.compute), taken(row(*job.weight, v)[c], job.compute), dx);
         job.dx[n * job.dx_row + c] = dx;
       }
     });
@@ -167,7 +167,7 @@ void run_naive(fd_context* ctx, const Job& job) {
     parallel_rows(ctx, V, C, [&](int64_t begin, int64_t end) {
       for (int64_t v = begin; v < end; ++v) {
         float* dweight = job.dweight + v * job.dweight_row;
-        for (int64_t c = 0; c < C; ++c) dweight[c] = fma1(z[v], x[c], dweight[c]);
+        for (int64_t c = 0; c < C; ++c) dweight[c] = fma1(taken(z[v], job.compute), taken(x[c], job.compute), dweight[c]);
       }
     });
   }

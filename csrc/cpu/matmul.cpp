@@ -6,12 +6,12 @@
 // In bfloat16 (compute = FD_BF16) both operands are rounded to it, when they are packed or per number, and the chain is of pairs
 // of products in float32; tensors in memory stay float32.
 //
-// Memory plan (blocked, after Goto & van de Geijn 2008): the output is cut into units handed to threads one by one. For each
-// slice of BLOCK_K words along k a unit packs its block of B once (in panels of two vectors; one panel lives in L1), unless the
-// weight came packed, and meets it with its rows of A, BLOCK_M at a time (in L2), packed in strips of MR rows. The register tile
-// is MR x 2 vectors: with AVX-512 24 accumulators, and 24 steps for every 14 loads; it fetches the outputs of the next tile
-// ahead. Between slices of k the partial sums rest in the output as float32, which is what they were in registers: blocking
-// changes no bit. Where the residual lies in the output itself, they rest in a buffer of the thread instead.
+// Memory plan (blocked, after Goto & van de Geijn 2008): A is packed once, by all threads, in strips of MR rows and slices of
+// BLOCK_K words along k. Then the output is cut into units handed to threads one by one. For each slice a unit packs its block of
+// B (panels of two vectors; one lives in L1), unless the weight came packed, and meets it with A, BLOCK_M rows at a time (in L2).
+// The register tile is MR x 2 vectors: with AVX-512 24 accumulators, and 24 steps for every 14 loads; it fetches the outputs of
+// the next tile ahead. Between slices of k the partial sums rest in the output as float32, which is what they were in registers:
+// blocking changes no bit. Where the residual lies in the output itself, they rest in a buffer of the thread instead.
 //
 // Variants (how fast: benchmarks/matmul.py, and the table in csrc/README.md):
 //   naive    three loops, one chain at a time, bound by the latency of the fused multiply-add
@@ -38,9 +38,6 @@ constexpr int64_t SMALL = 1 << 18;  // multiply-adds: about 10 us, below which w
 FD_INLINE float* row(const fd_tensor& t, int64_t n) { return f32(t) + n * t.stride[0]; }
 
 // ---- naive -----------------------------------------------------------------------------------------------------
-
-// An operand's number as the product takes it.
-FD_INLINE float taken(float x, int64_t compute) { return compute == FD_BF16 ? bf16_round(x) : x; }
 
 void forward_naive(fd_context* ctx, const void* p) {
   const auto& a = *static_cast<const fd_matmul_forward_args*>(p);
@@ -95,16 +92,18 @@ void backward_weight_naive(fd_context* ctx, const void* p) {
 
 // ---- blocked ---------------------------------------------------------------------------------------------------
 
+// The workspace: A packed once for all threads, and for each thread a block of B and one of C.
 struct Buffers {
-  float *a, *b, *c;
+  float *b, *c;
 };
 
-constexpr int64_t BUFFER_A = BLOCK_M * BLOCK_K + 16, BUFFER_B = BLOCK_N * BLOCK_K, BUFFER_C = BLOCK_M * BLOCK_N;
-constexpr int64_t BUFFER = BUFFER_A + BUFFER_B + BUFFER_C;
+constexpr int64_t SHARED_A = 4 << 20;  // words: 16 MB; longer products go in parts
+constexpr int64_t BUFFER_B = BLOCK_N * BLOCK_K, BUFFER_C = BLOCK_M * BLOCK_N, BUFFER = BUFFER_B + BUFFER_C;
 
+float* shared_a(uint8_t* workspace) { return reinterpret_cast<float*>(workspace); }
 Buffers buffers_of(uint8_t* workspace, int thread) {
-  float* base = reinterpret_cast<float*>(workspace) + thread * BUFFER;
-  return {base, base + BUFFER_A, base + BUFFER_A + BUFFER_B};
+  float* base = shared_a(workspace) + SHARED_A + 16 + thread * BUFFER;
+  return {base, base + BUFFER_B};
 }
 
 // True when partial sums cannot rest in the output between slices of k, because the residual lies there.
@@ -133,6 +132,18 @@ void tile_through_buffer(int64_t rows, int64_t columns, int64_t K, const float* 
     });
   }
 }
+
+// k in slices of at most BLOCK_K words, all but the last equally long.
+template <bool HALF>
+struct Slices {
+  int64_t k, words, count, each;  // each: words
+  explicit Slices(int64_t k_) : k(k_), words(words_of<HALF>(k_)) {
+    count = max64(1, ceil_div(words, BLOCK_K));
+    each = ceil_div(words, count);
+  }
+  int64_t first(int64_t s) const { return HALF ? 2 * s * each : s * each; }  // number along k
+  int64_t length(int64_t s) const { return min64(HALF ? 2 * each : each, k - first(s)); }
+};
 
 // One slice of k: strips of A against panels of B, both packed.
 struct Slice {
@@ -168,45 +179,58 @@ void multiply(const Gemm& g, const Slice& x, const Buffers& buffers, int64_t i0,
   }
 }
 
-// One unit of the output: rows i0.., columns j0...
+// The part of A that is packed at a time: rows [begin, begin + rows) of A, as [slice][strip][words][MR].
+struct Part {
+  float* packed;
+  int64_t begin, rows, padded;  // padded: rows, up to whole strips
+};
+
 template <bool HALF>
-void gemm_block(const Gemm& g, const Buffers& buffers, int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
-  const int64_t words = words_of<HALF>(g.k), slices = max64(1, ceil_div(words, BLOCK_K)), slice = ceil_div(words, slices);
-  for (int64_t s = 0; s < slices; ++s) {
-    const int64_t w0 = s * slice, k0 = HALF ? 2 * w0 : w0;
-    const int64_t K = min64(HALF ? 2 * slice : slice, g.k - k0);  // numbers along k in this slice
+void pack_part(fd_context* ctx, const Gemm& g, const Part& part) {
+  const Slices<HALF> slices(g.k);
+  const int64_t blocks = ceil_div(part.rows, BLOCK_M);
+  parallel_units(ctx, blocks * slices.count, [&](int64_t unit, int) {
+    const int64_t s = unit / blocks, i = unit % blocks * BLOCK_M, rows = min64(BLOCK_M, part.rows - i), K = slices.length(s);
+    float* to = part.packed + s * slices.each * part.padded + i * words_of<HALF>(K);
+    const float* a = g.a + (part.begin + i) * g.a_row + slices.first(s) * g.a_k;
+    if (g.a_k != 1) {
+      pack_strips_of_columns<HALF>(to, a, g.a_k, rows, K);
+    } else {
+      pack_strips_of_rows<HALF>(to, a, g.a_row, rows, K);
+    }
+  });
+}
+
+// One unit of the output: rows i0.. of the part, columns j0...
+template <bool HALF>
+void gemm_block(const Gemm& g, const Part& part, const Buffers& buffers, int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
+  const Slices<HALF> slices(g.k);
+  for (int64_t s = 0; s < slices.count; ++s) {
+    const int64_t k0 = slices.first(s), K = slices.length(s);
     Slice x;
     x.words = words_of<HALF>(K);
     x.load = s > 0 || g.accumulate;
-    x.last = s == slices - 1;
-    x.in_buffer = rests_in_buffer(g, slices);
+    x.last = s == slices.count - 1;
+    x.in_buffer = rests_in_buffer(g, slices.count);
+    x.panel = (g.packed != nullptr ? slices.words : x.words) * PANEL;
     if (g.packed != nullptr) {
-      x.panel = words * PANEL;
-      x.b = g.packed + j0 / PANEL * x.panel + w0 * PANEL;
+      x.b = g.packed + j0 / PANEL * x.panel + s * slices.each * PANEL;
+    } else if (g.b_k == 1) {
+      for (int64_t j = 0; j < columns; j += PANEL)
+        pack_panel<HALF>(buffers.b + j * x.words, g.b + (j0 + j) * g.b_j + k0, g.b_j, min64(PANEL, columns - j), K);
+      x.b = buffers.b;
     } else {
-      x.panel = x.words * PANEL;
-      if (g.b_k == 1) {
-        for (int64_t j = 0; j < columns; j += PANEL)
-          pack_panel<HALF>(buffers.b + j * x.words, g.b + (j0 + j) * g.b_j + k0, g.b_j, min64(PANEL, columns - j), K);
-      } else {
-        pack_block<HALF>(buffers.b, g.b + k0 * g.b_k + j0, g.b_k, K, columns);
-      }
+      pack_block<HALF>(buffers.b, g.b + k0 * g.b_k + j0, g.b_k, K, columns);
       x.b = buffers.b;
     }
-    for (int64_t i = 0; i < rows; i += BLOCK_M) {
-      const int64_t r = min64(BLOCK_M, rows - i);
-      const float* a = g.a + (i0 + i) * g.a_row + k0 * g.a_k;
-      if (g.a_k != 1) {
-        pack_strips_of_columns<HALF>(buffers.a, a, g.a_k, r, K);
-      } else {
-        pack_strips_of_rows<HALF>(buffers.a, a, g.a_row, r, K);
-      }
-      x.a = buffers.a;
+    for (int64_t i = i0; i < i0 + rows; i += BLOCK_M) {
+      const int64_t r = min64(BLOCK_M, i0 + rows - i);
+      x.a = part.packed + s * slices.each * part.padded + i * x.words;
       if (x.in_buffer && s == 0 && g.accumulate) {
         for (int64_t y = 0; y < r; ++y)
-          memcpy(buffers.c + y * BLOCK_N, g.c + (i0 + i + y) * g.c_row + j0, columns * sizeof(float));
+          memcpy(buffers.c + y * BLOCK_N, g.c + (part.begin + i + y) * g.c_row + j0, columns * sizeof(float));
       }
-      multiply<HALF>(g, x, buffers, i0 + i, r, j0, columns);
+      multiply<HALF>(g, x, buffers, part.begin + i, r, j0, columns);
     }
   }
 }
@@ -262,7 +286,7 @@ void gemm_in(fd_context* context, uint8_t* workspace, const Gemm& g) {
   fd_context alone = *context;
   alone.threads = 1;
   fd_context* ctx = g.m * g.n * g.k < SMALL ? &alone : context;
-  if (g.m <= FEW && g.packed != nullptr && words_of<HALF>(g.k) * g.m <= BUFFER) {
+  if (g.m <= FEW && g.packed != nullptr && words_of<HALF>(g.k) * g.m <= SHARED_A) {
     const int64_t words = words_of<HALF>(g.k);
     float* a = reinterpret_cast<float*>(workspace);
     if (!HALF && g.a_k == 1 && (g.a_row == words || g.m == 1)) {
@@ -277,24 +301,34 @@ void gemm_in(fd_context* context, uint8_t* workspace, const Gemm& g) {
     });
     return;
   }
-  // Few large units: a unit packs its rows of A once for all its columns, and its columns of B once for all its rows. With
-  // several threads they are cut until everybody finds several; whichever cut repeats less packing. The cut shows in the time,
-  // not the bits.
-  int64_t units_m = ceil_div(g.m, rests_in_buffer(g, ceil_div(words_of<HALF>(g.k), BLOCK_K)) ? BLOCK_M : UNIT_M);
-  int64_t units_n = ceil_div(g.n, BLOCK_N);
-  const int64_t wanted = ctx->threads > 1 && g.m * g.n * g.k >= 4 * SMALL ? 4 * ctx->threads : 1;
-  while (units_m * units_n < wanted) {
-    const bool m_can = g.m / units_m >= 4 * MR, n_can = g.n / units_n >= 4 * PANEL;
-    if (!m_can && !n_can) break;
-    const bool cut_n = n_can && (!m_can || (g.packed == nullptr && g.m <= g.n));
-    ++(cut_n ? units_n : units_m);
+  // Units are blocks of columns as long as they are wide enough: then B, too, is packed only once. Several for each thread, so
+  // that one who lost its core for a while is not waited for. How the output is cut shows in the time, not in the bits.
+  const Slices<HALF> slices(g.k);
+  const int64_t most = rests_in_buffer(g, slices.count) ? BLOCK_M : g.m;  // rows of a unit
+  for (int64_t begin = 0, rows; begin < g.m; begin += rows) {
+    rows = min64(g.m - begin, max64(MR, SHARED_A / max64(1, slices.words) / MR * MR));
+    const Part part = {shared_a(workspace), begin, rows, ceil_div(rows, MR) * MR};
+    pack_part<HALF>(ctx, g, part);
+    int64_t units_m = ceil_div(rows, most), units_n = ceil_div(g.n, BLOCK_N);
+    const int64_t wanted = ctx->threads > 1 && g.m * g.n * g.k >= 4 * SMALL ? 4 * ctx->threads : 1;
+    while (units_m * units_n < wanted) {
+      if (g.n / units_n >= 4 * PANEL && g.packed == nullptr) {
+        ++units_n;
+      } else if (rows / units_m >= 4 * MR) {
+        ++units_m;
+      } else if (g.n / units_n >= 2 * PANEL) {
+        ++units_n;
+      } else {
+        break;
+      }
+    }
+    const int64_t unit_m = ceil_div(ceil_div(rows, units_m), MR) * MR, unit_n = ceil_div(ceil_div(g.n, units_n), PANEL) * PANEL;
+    units_m = ceil_div(rows, unit_m), units_n = ceil_div(g.n, unit_n);
+    parallel_units(ctx, units_m * units_n, [&](int64_t unit, int thread) {
+      const int64_t i0 = unit % units_m * unit_m, j0 = unit / units_m * unit_n;
+      gemm_block<HALF>(g, part, buffers_of(workspace, thread), i0, min64(unit_m, rows - i0), j0, min64(unit_n, g.n - j0));
+    });
   }
-  const int64_t unit_m = ceil_div(ceil_div(g.m, units_m), MR) * MR, unit_n = ceil_div(ceil_div(g.n, units_n), PANEL) * PANEL;
-  units_m = ceil_div(g.m, unit_m), units_n = ceil_div(g.n, unit_n);
-  parallel_units(ctx, units_m * units_n, [&](int64_t unit, int thread) {
-    const int64_t i0 = unit % units_m * unit_m, j0 = unit / units_m * unit_n;
-    gemm_block<HALF>(g, buffers_of(workspace, thread), i0, min64(unit_m, g.m - i0), j0, min64(unit_n, g.n - j0));
-  });
 }
 
 template <bool HALF>
@@ -309,7 +343,7 @@ void pack_weight_in(fd_context* ctx, float* packed, const float* weight, int64_t
 
 }  // namespace
 
-size_t gemm_workspace(int32_t threads) { return bytes64(BUFFER * max64(1, threads), sizeof(float)); }
+size_t gemm_workspace(int32_t threads) { return bytes64(SHARED_A + 16 + BUFFER * max64(1, threads), sizeof(float)); }
 
 void gemm(fd_context* ctx, uint8_t* workspace, const Gemm& g) {
   if (g.m <= 0 || g.n <= 0) return;

@@ -27,8 +27,8 @@ FD_INLINE float row_word(const float* x, int64_t w, int64_t K) {
   return f;
 }
 
-// Rows of K numbers, turned: to[w * to_row + r] = word w of row r for r < LANES, 0 for rows from `rows` on. Stores write VL lanes
-// each, in rising order of w, of which LANES count: the last one reaches VL - LANES words behind the end.
+// Rows of K numbers, turned: to[w * to_row + r] = word w of row r for r < LANES, 0 for rows from `rows` on. Stores are VL lanes
+// wide, in rising order of w, of which LANES count; those at the end are cut, for what follows may be another thread's.
 template <bool HALF, int LANES>
 FD_INLINE void turn_rows(float* to, int64_t to_row, const float* from, int64_t from_row, int64_t rows, int64_t K) {
   constexpr int64_t STEP = HALF ? 2 * VL : VL;
@@ -38,9 +38,15 @@ FD_INLINE void turn_rows(float* to, int64_t to_row, const float* from, int64_t f
 #pragma GCC unroll 16
     for (int i = 0; i < VL; ++i) r[i] = i < LANES && i < rows ? row_words<HALF>(from + i * from_row + k) : vset(0.0f);
     turn(r);
-    float* at = to + (HALF ? k / 2 : k) * to_row;
+    const int64_t w = HALF ? k / 2 : k;
+    float* at = to + w * to_row;
+    if (LANES == VL || (w + VL - 1) * to_row + VL <= words_of<HALF>(K) * to_row) {
 #pragma GCC unroll 16
-    for (int i = 0; i < VL; ++i) vstore(at + i * to_row, r[i]);
+      for (int i = 0; i < VL; ++i) vstore(at + i * to_row, r[i]);
+    } else {
+#pragma GCC unroll 16
+      for (int i = 0; i < VL; ++i) vstore_n(at + i * to_row, r[i], LANES);
+    }
   }
   for (int64_t w = HALF ? k / 2 : k; w < words_of<HALF>(K); ++w) {
     for (int64_t i = 0; i < LANES; ++i) to[w * to_row + i] = i < rows ? row_word<HALF>(from + i * from_row, w, K) : 0.0f;
@@ -72,44 +78,44 @@ FD_INLINE float column_word(const float* x, int64_t k_stride, int64_t w, int64_t
   return f;
 }
 
-// A block of a plain B[K, columns] in panels [ceil(columns/PANEL)][words][PANEL].
+// A block of a plain B[K, columns] in panels [ceil(columns/PANEL)][words][PANEL], four panels at a time: reads run along rows.
 template <bool HALF>
 FD_INLINE void pack_block(float* panels, const float* b, int64_t b_k, int64_t K, int64_t columns) {
-  const int64_t words = words_of<HALF>(K);
-  for (int64_t j = 0; j < columns; j += PANEL, panels += words * PANEL) {
-    if (j + PANEL <= columns) {
-      for (int64_t w = 0; w < words; ++w) {
-        const vf low = column_words<HALF>(b + j, b_k, w, K), high = column_words<HALF>(b + j + VL, b_k, w, K);
-        vstore(panels + w * PANEL, low);
-        vstore(panels + w * PANEL + VL, high);
-      }
-    } else {
-      for (int64_t w = 0; w < words; ++w) {
-        for (int64_t i = 0; i < PANEL; ++i)
-          panels[w * PANEL + i] = j + i < columns ? column_word<HALF>(b + j + i, b_k, w, K) : 0.0f;
+  const int64_t words = words_of<HALF>(K), whole = columns / PANEL;
+  for (int64_t p0 = 0; p0 < whole; p0 += 4) {
+    const int64_t p1 = min64(whole, p0 + 4);
+    for (int64_t w = 0; w < words; ++w) {
+      for (int64_t p = p0; p < p1; ++p) {
+        float* to = panels + (p * words + w) * PANEL;
+        vstore(to, column_words<HALF>(b + p * PANEL, b_k, w, K));
+        vstore(to + VL, column_words<HALF>(b + p * PANEL + VL, b_k, w, K));
       }
     }
   }
+  if (whole * PANEL == columns) return;
+  for (int64_t w = 0; w < words; ++w) {
+    for (int64_t i = 0; i < PANEL; ++i)
+      panels[(whole * words + w) * PANEL + i] =
+          whole * PANEL + i < columns ? column_word<HALF>(b + whole * PANEL + i, b_k, w, K) : 0.0f;
+  }
 }
 
-// A block of A stored by columns (A(i,k) = a[k*a_k + i]) in strips [ceil(rows/MR)][words][MR], 0 for rows that are missing. Some
-// rows of memory at a time: they stay in L1 while all strips take their part of them. A store is a vector wide and reaches into
-// the next word's place, which is written afterwards; the last ones of a strip are cut.
+// A block of A stored by columns (A(i,k) = a[k*a_k + i]) in strips [ceil(rows/MR)][words][MR], 0 for rows that are missing. Reads
+// run along rows of memory. A store is a vector wide and reaches into places of the next words, which are written afterwards; the
+// last ones of a strip are cut.
 template <bool HALF>
 FD_INLINE void pack_strips_of_columns(float* strips, const float* a, int64_t a_k, int64_t rows, int64_t K) {
   const int64_t words = words_of<HALF>(K);
-  for (int64_t w0 = 0; w0 < words; w0 += 16) {
-    const int64_t end = min64(words, w0 + 16);
-    float* strip = strips;
-    for (int64_t i = 0; i < rows; i += MR, strip += words * MR) {
-      const int64_t lanes = min64(MR, rows - i);
-      for (int64_t w = w0; w < end; ++w) {
-        const vf x = column_words<HALF>(a + i, a_k, w, K, lanes);
-        if (w * MR + VL <= words * MR) {
-          vstore(strip + w * MR, x);
-        } else {
-          vstore_n(strip + w * MR, x, MR);
-        }
+  int64_t fit = rows >= VL ? (rows - VL) / MR + 1 : 0;  // strips of which a whole vector can be read
+  fit = min64(fit, rows / MR);
+  for (int64_t w = 0; w < words; ++w) {
+    const bool room = w * MR + VL <= words * MR;
+    for (int64_t s = 0; s * MR < rows; ++s) {
+      const vf x = column_words<HALF>(a + s * MR, a_k, w, K, s < fit ? VL : min64(MR, rows - s * MR));
+      if (room) {
+        vstore(strips + (s * words + w) * MR, x);
+      } else {
+        vstore_n(strips + (s * words + w) * MR, x, MR);
       }
     }
   }

@@ -158,7 +158,7 @@ void sample_naive(fd_context* ctx, const void* p) {
       for (int64_t v = 0; v < V; ++v) {
         const float* weight = f32(a.weight) + v * a.weight.stride[0];
         float logit = 0;
-        for (int64_t c = 0; c < C; ++c) logit = fma1(x[c], weight[c], logit);
+        for (int64_t c = 0; c < C; ++c) logit = fma1(taken(x[c], a.compute), taken(weight[c], a.compute), logit);
         z[r * wide + v] = logit;
       }
     });

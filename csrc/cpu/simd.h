@@ -211,6 +211,8 @@ FD_INLINE float bf16_round(float x) {  // to nearest, ties to even; NaN stays Na
   memcpy(&x, &u, 4);
   return x;
 }
+// An operand's number as a product in `compute` takes it.
+FD_INLINE float taken(float x, int64_t compute) { return compute == FD_BF16 ? bf16_round(x) : x; }
 FD_INLINE uint32_t bf16_pair(float even, float odd) {
   uint32_t u, v;
   even = bf16_round(even), odd = bf16_round(odd);

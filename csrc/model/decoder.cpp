@@ -326,9 +326,14 @@ void Decoder::decode(KVCache& cache, const BatchView& b, const int32_t* past_len
 void Decoder::logits(const int32_t* rows, int64_t n_rows, float* out) {
   const int64_t C = config_.d_model, V = config_.vocab_size;
   gather_hidden(rows, n_rows);
-  fd_matmul_forward_args a{view(out, n_rows, V), view(sampled_hidden_, n_rows, C), head_weight(params_.floats()),
-                           packed(head_, V, C),  absent(),                         absent(),
-                           0,                    compute_};
+  fd_matmul_forward_args a{view(out, n_rows, V),
+                           view(sampled_hidden_, n_rows, C),
+                           head_weight(params_.floats()),
+                           packed(head_, V, C),
+                           absent(),
+                           absent(),
+                           0,
+                           compute_};
   ops_.matmul_forward(&ctx_, &a);
 }
 

@@ -87,36 +87,36 @@ size_t workspace_bytes(const DecoderConfig& c, const fd_device_table* device, in
   ask("layernorm_backward", &lb);
   const std::pair<int64_t, int64_t> products[] = {{c.qkv_width(), C}, {C, H * D}, {c.up_width(), C}, {C, c.d_ff}};
   for (auto [O, I] : products) {
-    fd_matmul_forward_args mf{view(f, N, O), view(f, N, I), view(f, O, I), absent(), absent(), absent(), 0};
+    fd_matmul_forward_args mf{view(f, N, O), view(f, N, I), view(f, O, I), absent(), absent(), absent(), 0, FD_F32};
     ask("matmul_forward", &mf);
-    fd_matmul_backward_input_args mi{view(f, N, I), view(f, N, O), view(f, O, I), 0};
+    fd_matmul_backward_input_args mi{view(f, N, I), view(f, N, O), view(f, O, I), 0, FD_F32};
     ask("matmul_backward_input", &mi);
-    fd_matmul_backward_weight_args mw{view(f, O, I), view(f, O), view(f, N, O), view(f, N, I)};
+    fd_matmul_backward_weight_args mw{view(f, O, I), view(f, O), view(f, N, O), view(f, N, I), FD_F32};
     ask("matmul_backward_weight", &mw);
-    fd_matmul_pack_args mp{view(f, device->matmul_packed_size(O, I, FD_F32)), view(f, O, I)};
+    fd_matmul_pack_args mp{view(f, device->matmul_packed_size(O, I, FD_F32)), view(f, O, I), FD_F32};
     ask("matmul_pack", &mp);
   }
   const fd_tensor q = view(f, N, H, D), k = view(f, N, G, D), cu = view(i32, S + 1);
-  fd_attention_forward_args af{q, view(f, N, H), q, k, k, cu, 1};
+  fd_attention_forward_args af{q, view(f, N, H), q, k, k, cu, 1, FD_F32};
   ask("attention_forward", &af);
-  fd_attention_backward_args ab{q, k, k, q, q, view(f, N, H), q, k, k, cu, 1};
+  fd_attention_backward_args ab{q, k, k, q, q, view(f, N, H), q, k, k, cu, 1, FD_F32};
   ask("attention_backward", &ab);
   const int64_t T = FD_KV_BLOCK, M = (c.max_positions + T - 1) / T;
-  fd_attention_cached_args ac{q, q, view(f, M, G, D, T), view(f, M, G, T, D), cu, view(i32, S), view(i32, S, M), 1};
+  fd_attention_cached_args ac{q, q, view(f, M, G, D, T), view(f, M, G, T, D), cu, view(i32, S), view(i32, S, M), 1, FD_F32};
   ask("attention_cached", &ac);
   const fd_tensor x = view(f, N, C), w = view(f, V, C), n = view(f, N), lp = view(f, N, K), t = view(i32, N, K), one = view(f, 1);
-  fd_head_forward_args hf{lp, n, n, x, w, absent(), t, one, absent()};
+  fd_head_forward_args hf{lp, n, n, x, w, absent(), t, one, absent(), FD_F32};
   ask("head_forward", &hf);
-  fd_head_backward_args hb{x, w, x, w, absent(), t, one, absent(), n, n, lp, n, n};
+  fd_head_backward_args hb{x, w, x, w, absent(), t, one, absent(), n, n, lp, n, n, FD_F32};
   ask("head_backward", &hb);
-  fd_head_forward_backward_args hfb{lp, n, n, x, w, x, w, absent(), t, one, absent(), lp};
+  fd_head_forward_backward_args hfb{lp, n, n, x, w, x, w, absent(), t, one, absent(), lp, FD_F32};
   ask("head_forward_backward", &hfb);
   uint64_t* u64 = nullptr;
   const fd_tensor s = view(f, S);
-  fd_head_sample_args hs{view(i32, S), s,           view(f, S, C), w, absent(), absent(), s, view(i32, S), s, s,
-                         view(u64, S), view(u64, S)};
+  fd_head_sample_args hs{view(i32, S), s,     view(f, S, C), w, absent(), absent(), s, view(i32, S), s, s, view(u64, S),
+                         view(u64, S), FD_F32};
   ask("head_sample", &hs);
-  fd_matmul_pack_args hp{view(f, device->matmul_packed_size(V, C, FD_F32)), w};
+  fd_matmul_pack_args hp{view(f, device->matmul_packed_size(V, C, FD_F32)), w, FD_F32};
   ask("matmul_pack", &hp);
   const ParameterTable table(c);
   fd_global_norm_args gn{one, view(f, table.total_floats)};

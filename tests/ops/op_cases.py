@@ -2,21 +2,25 @@
 
 `CASES[op]` is a list of `Case`; tests run each on every registered variant of the op, so a new variant is tested by
 existing, and test_ops_reference.py fails when an op of ops.h has no case. Sizes are chosen around vector widths (4, 8, 16),
-the attention block (32) and the matmul blocks (96, 240, 256, 512, 960), and away from all of them.
+the attention block (32) and the matmul blocks (12, 192, 240, 256, 1024), and away from all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from freedive import ops
 from freedive.reference import ops as reference
 
 KV_BLOCK = ops.KV_BLOCK
+COMPUTE = ("float32", "bfloat16")
+TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 
 
 @dataclass
@@ -24,6 +28,7 @@ class Case:
     name: str
     inputs: dict[str, Any]  # everything but pure outputs; what an op adds to has its first value here
     expected: dict[str, np.ndarray]  # float64
+    tolerance: float = 1e-5  # of ||got - expected|| / ||expected||
 
     def arguments(self) -> dict[str, Any]:
         """Fresh copies of the inputs, and outputs nobody has written: NaN"""
@@ -39,7 +44,9 @@ CASES: dict[str, list[Case]] = {}
 
 def cases(op: str) -> Callable:
     def register(make: Callable[[np.random.Generator], Iterator[Case]]) -> Callable:
-        CASES[op] = list(make(np.random.Generator(np.random.Philox(key=[len(op), 5]))))
+        made = make(np.random.Generator(np.random.Philox(key=[len(op), 5])))
+        multiplies = any(argument.name == "compute" for argument in ops.schemas()[op])
+        CASES[op] = list(also_in_bfloat16(made) if multiplies and op.startswith("attention") else made)
         return make
 
     return register
@@ -47,6 +54,18 @@ def cases(op: str) -> Callable:
 
 def normal(r: np.random.Generator, *shape: int) -> np.ndarray:
     return r.standard_normal(shape, dtype=np.float32)
+
+
+def rounded(x: np.ndarray, compute: str) -> np.ndarray:
+    """What a product takes of x: itself, or its nearest bfloat16"""
+    return x.astype(ml_dtypes.bfloat16).astype(np.float32) if compute == "bfloat16" else x
+
+
+def also_in_bfloat16(cases: Iterator[Case]) -> Iterator[Case]:
+    """Every case, and again with compute="bfloat16": the same result within 1 %"""
+    for case in cases:
+        yield case
+        yield Case(case.name + " bfloat16", case.inputs | {"compute": "bfloat16"}, case.expected, TOLERANCE["bfloat16"])
 
 
 def ids(r: np.random.Generator, high: int, *shape: int, low: int = 0) -> np.ndarray:
@@ -208,44 +227,50 @@ MATMUL_SHAPES = (
 )
 
 
+# In bfloat16 a product of two operands is exact in float32, so what comes out is the product of the rounded operands to 1e-5.
+
+
 @cases("matmul_forward")
 def matmul_forward(r):
-    for N, C, O in MATMUL_SHAPES:
+    for (N, C, O), compute in product(MATMUL_SHAPES, COMPUTE):
         for extras in ("", "packed", "bias", "packed+bias+residual", "accumulate", "packed+accumulate+bias"):
             x = {"x": normal(r, N, C), "weight": normal(r, O, C), "accumulate": int("accumulate" in extras)}
-            x["packed"] = ops.matmul_pack(x["weight"]) if "packed" in extras else None
+            x["compute"] = compute
+            x["packed"] = ops.matmul_pack(x["weight"], compute=compute) if "packed" in extras else None
             x["bias"] = normal(r, O) if "bias" in extras else None
             x["residual"] = normal(r, N, O) if "residual" in extras else None
-            out = reference.matmul_forward(x["x"], x["weight"], x["bias"], x["residual"])
+            operands = rounded(x["x"], compute), rounded(x["weight"], compute)
+            out = reference.matmul_forward(*operands, x["bias"], x["residual"])
             if x["accumulate"]:
                 x["out"] = normal(r, N, O)
                 out = out + x["out"]
-            yield Case(f"{N}x{C}x{O} {extras}", x, {"out": out})
+            yield Case(f"{N}x{C}x{O} {extras} {compute}", x, {"out": out})
 
 
 @cases("matmul_backward_input")
 def matmul_backward_input(r):
-    for N, C, O in MATMUL_SHAPES:
+    for (N, C, O), compute in product(MATMUL_SHAPES, COMPUTE):
         for accumulate in (0, 1):
-            x = {"dout": normal(r, N, O), "weight": normal(r, O, C), "accumulate": accumulate}
-            dx = reference.matmul_backward_input(x["dout"], x["weight"])
+            x = {"dout": normal(r, N, O), "weight": normal(r, O, C), "accumulate": accumulate, "compute": compute}
+            dx = reference.matmul_backward_input(rounded(x["dout"], compute), rounded(x["weight"], compute))
             if accumulate:
                 x["dx"] = normal(r, N, C)
                 dx = dx + x["dx"]
-            yield Case(f"{N}x{C}x{O}{'+=' * accumulate}", x, {"dx": dx})
+            yield Case(f"{N}x{C}x{O}{'+=' * accumulate} {compute}", x, {"dx": dx})
 
 
 @cases("matmul_backward_weight")
 def matmul_backward_weight(r):
-    for N, C, O in MATMUL_SHAPES:
+    for (N, C, O), compute in product(MATMUL_SHAPES, COMPUTE):
         for bias in (False, True):
-            x = {"dout": normal(r, N, O), "x": normal(r, N, C), "dweight": normal(r, O, C)}
-            dweight, dbias = reference.matmul_backward_weight(x["dout"], x["x"])
+            x = {"dout": normal(r, N, O), "x": normal(r, N, C), "dweight": normal(r, O, C), "compute": compute}
+            dweight, _ = reference.matmul_backward_weight(rounded(x["dout"], compute), rounded(x["x"], compute))
+            _, dbias = reference.matmul_backward_weight(x["dout"], x["x"])  # no product
             expected = {"dweight": x["dweight"] + dweight}
             if bias:
                 x["dbias"] = normal(r, O)
                 expected["dbias"] = x["dbias"] + dbias
-            yield Case(f"{N}x{C}x{O}{'+bias' * bias}", x, expected)
+            yield Case(f"{N}x{C}x{O}{'+bias' * bias} {compute}", x, expected)
 
 
 @cases("matmul_pack")
@@ -341,43 +366,51 @@ def head_inputs(r):
             yield f"{N}x{C}x{V}x{K} {extras}", x
 
 
-def for_reference(x):
-    keep = {key: value for key, value in x.items() if key not in ("packed", "lse", "entropy", "dweight")}
+def for_reference(x, compute="float32"):
+    """The reference's arguments; in bfloat16 on the rounded operands, so that what is left is the rounding of derivatives of logits"""
+    keep = {key: value for key, value in x.items() if key not in ("packed", "lse", "entropy", "dweight", "compute")}
+    keep |= {"x": rounded(x["x"], compute), "weight": rounded(x["weight"], compute)}
     return keep | {"temperature": float(x["temperature"][0])}
+
+
+def repacked(x, compute):
+    return x | {"compute": compute, "packed": None if x["packed"] is None else ops.matmul_pack(x["weight"], compute=compute)}
 
 
 @cases("head_forward")
 def head_forward(r):
-    for name, x in head_inputs(r):
-        yield Case(name, x, dict(zip(("logprobs", "entropy", "lse"), reference.head_forward(**for_reference(x)))))
+    for (name, x), compute in product(head_inputs(r), COMPUTE):
+        expected = dict(zip(("logprobs", "entropy", "lse"), reference.head_forward(**for_reference(x, compute))))
+        yield Case(f"{name} {compute}", repacked(x, compute), expected)
 
 
 @cases("head_backward")
 def head_backward(r):
-    for name, x in head_inputs(r):
-        _, entropy, lse = reference.head_forward(**for_reference(x))
+    for (name, x), compute in product(head_inputs(r), COMPUTE):
+        _, entropy, lse = reference.head_forward(**for_reference(x, compute))
+        x = repacked(x, compute)
         x |= {"entropy": entropy.astype(np.float32), "lse": lse.astype(np.float32), "dweight": normal(r, *x["weight"].shape)}
         N, K = x["targets"].shape
         every = {"dlogprobs": normal(r, N, K), "dentropy": normal(r, N), "dlse": normal(r, N)}
         for given in ("dlogprobs", "dentropy", "dlse", "dlogprobs dentropy dlse"):
             y = x | {key: every[key] for key in given.split()}
-            dx, dweight = reference.head_backward(**for_reference(y))
-            yield Case(f"{name} {given}", y, {"dx": dx, "dweight": y["dweight"] + dweight})
+            dx, dweight = reference.head_backward(**for_reference(y, compute))
+            yield Case(f"{name} {given} {compute}", y, {"dx": dx, "dweight": y["dweight"] + dweight}, TOLERANCE[compute])
 
 
 @cases("head_forward_backward")
 def head_forward_backward(r):
-    for name, x in head_inputs(r):
-        x |= {"dlogprobs": normal(r, *x["targets"].shape), "dweight": normal(r, *x["weight"].shape)}
-        *forward, dx, dweight = reference.head_forward_backward(**for_reference(x))
+    for (name, x), compute in product(head_inputs(r), COMPUTE):
+        x = repacked(x, compute) | {"dlogprobs": normal(r, *x["targets"].shape), "dweight": normal(r, *x["weight"].shape)}
+        *forward, dx, dweight = reference.head_forward_backward(**for_reference(x, compute))
         expected = dict(zip(("logprobs", "entropy", "lse"), forward))
-        yield Case(name, x, expected | {"dx": dx, "dweight": x["dweight"] + dweight})
+        yield Case(f"{name} {compute}", x, expected | {"dx": dx, "dweight": x["dweight"] + dweight}, TOLERANCE[compute])
 
 
 @cases("head_sample")
 def head_sample(r):
     """Greedy here: its answer is known. What random draws follow is in test_ops_sampling.py"""
-    for S, C, V in ((1, 4, 7), (5, 16, 33), (40, 32, 1000), (0, 4, 9)):
+    for (S, C, V), compute in product(((1, 4, 7), (5, 16, 33), (40, 32, 1000), (0, 4, 9)), COMPUTE):
         for masked in (False, True):
             x = {"x": normal(r, S, C), "weight": normal(r, V, C), "vocab_mask": None}
             if masked:
@@ -385,8 +418,9 @@ def head_sample(r):
             for key, dtype, value in (("temperature", "f4", 0), ("top_k", "i4", 3), ("top_p", "f4", 0.5), ("min_p", "f4", 0.1)):
                 x[key] = np.full(S, value, dtype)
             x |= {key: r.integers(0, 2**63, size=S).astype(np.uint64) for key in ("seeds", "counters")}
-            logp, _ = reference.head_log_softmax(x["x"], x["weight"], 1.0, x["vocab_mask"])
-            yield Case(f"{S}x{C}x{V}{'+mask' * masked}", x, {"tokens": logp.argmax(1), "logprobs": logp.max(1)})
+            x["compute"] = compute
+            logp, _ = reference.head_log_softmax(rounded(x["x"], compute), rounded(x["weight"], compute), 1.0, x["vocab_mask"])
+            yield Case(f"{S}x{C}x{V}{'+mask' * masked} {compute}", x, {"tokens": logp.argmax(1), "logprobs": logp.max(1)})
 
 
 # ---- optimizer -----------------------------------------------------------------------------------------------------
