@@ -3,9 +3,9 @@
 //   dz_j = sum_k dlogprob_k (1[j = t_k] - p_j) - dentropy p_j (log p_j + entropy) + dlse p_j
 //   dx = W^T dz / T,  dW += dz x^T / T
 //
-// Memory plan: logits [N, V] never exist. Rows without a target are dropped first, the others gathered; 256 of them at a
-// time (128 when V > 16384) make a chunk of logits, which turns in place into z and then into dz, and is overwritten by the next
-// chunk: 4 MB for V = 4096, 26 MB for GPT-2's 50257. dx and dW are two more products of the same chunk. The chain of dW over rows
+// Memory plan: logits [N, V] never exist. Rows without a target are dropped first, the others gathered; some of them at a time
+// (512 for V = 4096 and more) make a chunk of logits, which turns in place into z and then into dz, and is overwritten by the next
+// chunk: 8 MB up to V = 4096, 103 MB for GPT-2's 50257. dx and dW are two more products of the same chunk. The chain of dW over rows
 // goes on from chunk to chunk, so the size of a chunk changes no bit.
 //
 // Variants:
@@ -187,9 +187,8 @@ void derive_row(const Job& job, int64_t n, float* z, float lse, float entropy) {
 }
 
 size_t simd_bytes(int64_t N, int64_t C, int64_t V, int32_t threads, bool backward) {
-  const int64_t rows = min64(N, 256);
   return bytes64(N, sizeof(int32_t)) + bytes64(chunk_floats(N, V), sizeof(float)) +
-         (backward ? 2 : 1) * bytes64(rows * C, sizeof(float)) + gemm_workspace(threads) +
+         (backward ? 2 : 1) * bytes64(N * C, sizeof(float)) + gemm_workspace(threads) +
          bytes64(matmul_packed_size(V, C, FD_F32), sizeof(float));
 }
 
@@ -199,8 +198,8 @@ void run_simd(fd_context* ctx, const Job& job) {
   Space space{ctx->workspace};
   int32_t* active = space.take<int32_t>(N);
   float* z = space.take<float>(chunk_floats(N, V));
-  float* x = space.take<float>(min64(N, 256) * C);
-  float* dx = backward ? space.take<float>(min64(N, 256) * C) : nullptr;
+  float* x = space.take<float>(N * C);
+  float* dx = backward ? space.take<float>(N * C) : nullptr;
   uint8_t* blocks = space.take<uint8_t>(static_cast<int64_t>(gemm_workspace(ctx->threads)));
   const int64_t count = active_rows(job, active);
   if (count == 0) return;
@@ -208,7 +207,9 @@ void run_simd(fd_context* ctx, const Job& job) {
   for (int64_t begin = 0; begin < count; begin += chunk_rows(V)) {
     const int64_t rows = min64(chunk_rows(V), count - begin);
     const int32_t* chunk = active + begin;
-    for (int64_t r = 0; r < rows; ++r) memcpy(x + r * C, row(*job.x, chunk[r]), C * sizeof(float));
+    parallel_rows(ctx, rows, C, [&](int64_t first, int64_t last) {
+      for (int64_t r = first; r < last; ++r) memcpy(x + r * C, row(*job.x, chunk[r]), C * sizeof(float));
+    });
     gemm(ctx, blocks, {rows, V, C, x, C, 1, nullptr, 0, 0, packed, z, wide, false, nullptr, nullptr, 0, job.compute});
     parallel_units(ctx, rows, [&](int64_t r, int) {
       const int64_t n = chunk[r];
@@ -223,7 +224,9 @@ void run_simd(fd_context* ctx, const Job& job) {
     gemm(ctx, blocks,
          {rows, C, V, z, wide, 1, f32(*job.weight), job.weight->stride[0], 1, nullptr, dx, C, false, nullptr, nullptr, 0,
           job.compute});
-    for (int64_t r = 0; r < rows; ++r) memcpy(job.dx + chunk[r] * job.dx_row, dx + r * C, C * sizeof(float));
+    parallel_rows(ctx, rows, C, [&](int64_t first, int64_t last) {
+      for (int64_t r = first; r < last; ++r) memcpy(job.dx + chunk[r] * job.dx_row, dx + r * C, C * sizeof(float));
+    });
     if (job.dweight != nullptr) {
       gemm(ctx, blocks,
            {V, C, rows, z, 1, wide, x, C, 1, nullptr, job.dweight, job.dweight_row, true, nullptr, nullptr, 0, job.compute});

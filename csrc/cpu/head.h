@@ -8,14 +8,14 @@ namespace freedive {
 namespace FREEDIVE_TIER_NAMESPACE {
 namespace {
 
-// Rows of logits alive at once: enough to use a weight often, few enough to stay in cache for small vocabularies.
-FD_INLINE int64_t chunk_rows(int64_t V) { return V <= 16384 ? 256 : 128; }
+// Rows of logits alive at once: 8 MB of them, which stay in cache, but at least 512 rows, so that a weight is used often.
+constexpr int64_t CHUNK_FLOATS = 1 << 21, CHUNK_ROWS = 512;
+FD_INLINE int64_t logits_row(int64_t V) { return ceil_div(V, 16) * 16; }
+FD_INLINE int64_t chunk_rows(int64_t V) { return max64(CHUNK_ROWS, CHUNK_FLOATS / max64(1, logits_row(V))); }
 // Floats of the chunk, never falling with N or V.
 FD_INLINE int64_t chunk_floats(int64_t N, int64_t V) {
-  const int64_t wide = ceil_div(V, 16) * 16;
-  return max64(min64(N, 128) * wide, min64(N, 256) * min64(wide, 16384));
+  return min64(N * logits_row(V), max64(CHUNK_FLOATS, CHUNK_ROWS * logits_row(V)));
 }
-FD_INLINE int64_t logits_row(int64_t V) { return ceil_div(V, 16) * 16; }
 
 // The weight as panels: the caller's, or made in `mine`.
 FD_INLINE const float* packed_weight(fd_context* ctx, const fd_tensor& packed, const fd_tensor& weight, float* mine,

@@ -95,7 +95,7 @@ class Decoder {
         down_bias;
   };
   struct Activations {  // of one layer: [N, width] each
-    float *x, *norm1, *stat1, *mean1, *qkv, *qk, *qk_stat, *attention, *lse, *x2, *norm2, *stat2, *mean2, *up, *act;
+    float *x, *stat1, *mean1, *qkv, *qk, *qk_stat, *attention, *lse, *x2, *stat2, *mean2, *up;
   };
   struct Cached {  // decoding: where keys and values live
     KVCache* cache;
@@ -105,6 +105,7 @@ class Decoder {
   // The two halves of a layer, forward and backward; each reads like the maths.
   void attention_forward(int64_t layer, Activations& a, const Cached* cached);
   void mlp_forward(int64_t layer, Activations& a, float* x_next);
+  void activation_forward(const Activations& a);
   void attention_backward(int64_t layer, Activations& a);
   void mlp_backward(int64_t layer, Activations& a);
   void trunk_forward(const BatchView& b, bool keep, const Cached* cached);
@@ -135,6 +136,8 @@ class Decoder {
 
   Buffer params_, grads_, m_, v_, cos_, sin_, activations_, gradients_of_activations_, workspace_, batch_;
   std::vector<Activations> act_;
+  float *norm_,
+      *act_out_;  // of the layer at work: outputs of its norms and of its activation, computed again for the backward pass
   float *x_last_, *final_, *final_stat_, *final_mean_, *final_lse_, *final_entropy_;
   float *dx_, *dnorm_, *dqkv_, *dqk_, *dattention_, *dup_, *dact_, *sampled_hidden_;
   int32_t *tokens_, *targets_, *positions_, *cu_seqlens_;

@@ -170,14 +170,15 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
   auto lay_out = [&](Arena& a) {
     act_.assign(kept_layers, {});
     for (auto& l : act_) {
-      l.x = a.take(z.N * z.C), l.norm1 = a.take(z.N * z.C), l.stat1 = a.take(z.N), l.mean1 = a.take(z.N);
+      l.x = a.take(z.N * z.C), l.stat1 = a.take(z.N), l.mean1 = a.take(z.N);
       l.qkv = a.take(z.N * z.E);
       l.qk = z.separate_qk ? a.take(z.N * (z.H + z.G) * z.D) : nullptr;
       l.qk_stat = a.take(z.N * (z.H + z.G));
       l.attention = a.take(z.N * z.H * z.D), l.lse = a.take(z.N * z.H);
-      l.x2 = a.take(z.N * z.C), l.norm2 = a.take(z.N * z.C), l.stat2 = a.take(z.N), l.mean2 = a.take(z.N);
-      l.up = a.take(z.N * z.U), l.act = a.take(z.N * z.F);
+      l.x2 = a.take(z.N * z.C), l.stat2 = a.take(z.N), l.mean2 = a.take(z.N);
+      l.up = a.take(z.N * z.U);
     }
+    norm_ = a.take(z.N * z.C), act_out_ = a.take(z.N * z.F);
     x_last_ = a.take(z.N * z.C), final_ = a.take(z.N * z.C), final_stat_ = a.take(z.N), final_mean_ = a.take(z.N);
     final_lse_ = a.take(z.N), final_entropy_ = a.take(z.N), sampled_hidden_ = a.take(z.S * z.C), scalars_ = a.take(16);
   };
@@ -214,9 +215,9 @@ std::vector<PlanRow> Decoder::plan(const DecoderConfig& c, const fd_device_table
   const ParameterTable table(c);
   const Sizes z = sizes_of(c, max_tokens, max_seqs);
   const size_t p = static_cast<size_t>(table.total_floats) * sizeof(float);
-  const size_t per_token = 4 * z.C + 4 + z.E + (z.separate_qk ? (z.H + z.G) * z.D : 0) + z.H + z.G + z.H * z.D + z.H + z.U + z.F;
+  const size_t per_token = 2 * z.C + 4 + z.E + (z.separate_qk ? (z.H + z.G) * z.D : 0) + z.H + z.G + z.H * z.D + z.H + z.U;
   const size_t layers = trainable ? c.n_layer : 1;
-  const size_t act = (per_token * layers + 2 * z.C + 4) * z.N * sizeof(float);
+  const size_t act = (per_token * layers + 3 * z.C + z.F + 4) * z.N * sizeof(float);
   const size_t grad = trainable ? (2 * z.C + z.E + (z.H + z.G) * z.D + z.H * z.D + z.U + z.F) * z.N * sizeof(float) : 0;
   return {{"parameters", p},
           {"gradients", trainable ? p : 0},

@@ -71,12 +71,13 @@ class LM:
         self.model.backward(dlogprobs, dentropy, dlse)
 
 
-def load(path: str | Path, *, trainable: bool = False, max_tokens: int = 4096, max_seqs: int = 256, threads: int | None = None) -> LM:
+def load(path: str | Path, *, trainable: bool = False, max_tokens: int = 4096, max_seqs: int = 256, threads: int | None = None,
+         dtype: str = "float32") -> LM:  # fmt: skip
     """Load what `freedive pretrain`, `sft` or `rl` wrote, or an open model: a Hugging Face folder (gpt2, llama, qwen2, qwen3), a GGUF file
     or a llama2.c checkpoint.
 
     trainable: keep room for gradients and moments, so that `forward`, `backward` and `adamw` work. max_tokens, max_seqs: the most tokens and
-    sequences of one batch. threads: default the usable cores. Raises UserError saying what is missing, damaged or does not fit in memory.
+    sequences of one batch. threads: default the usable cores. dtype: "float32", "bfloat16" or "auto", as of Model. Raises UserError saying what is missing, damaged or does not fit in memory.
     """
     tok = load_tokenizer(Path(path))
-    return LM(load_model(Path(path), tok, trainable=trainable, max_tokens=max_tokens, max_seqs=max_seqs, threads=threads), tok)
+    return LM(load_model(Path(path), tok, trainable=trainable, max_tokens=max_tokens, max_seqs=max_seqs, threads=threads, dtype=dtype), tok)

@@ -14,7 +14,7 @@ import numpy as np
 from freedive import _core
 from freedive.model.batch import Batch
 from freedive.model.config import DecoderConfig
-from freedive.ops import compute_code
+from freedive.ops import compute_code, fast_bf16
 from freedive.runs import UserError, available_memory, default_threads, human_bytes
 
 
@@ -72,13 +72,21 @@ def check_device(device: str) -> None:
         raise UserError(f"device {device!r} is not available in this build", hint="use --device cpu")
 
 
+def check_dtype(dtype: str) -> str:
+    """"float32" or "bfloat16"; "auto" is the faster of the two here. UserError for any other name."""
+    if dtype not in ("float32", "bfloat16", "auto"):
+        raise UserError(f"dtype is {dtype!r}", hint="float32, bfloat16 (products of bfloat16 numbers, sums in float32) or auto")
+    return ("bfloat16" if fast_bf16() else "float32") if dtype == "auto" else dtype
+
+
 class Model:
     """A decoder and its weights. Not thread-safe: one call at a time.
 
     max_tokens, max_seqs and max_targets are the most N tokens, S sequences and K candidate ids per token of one batch; memory is taken
     for them at once. threads: default the usable cores, or FREEDIVE_THREADS; no result depends on them. trainable=False saves the
     gradients and moments: `score` and `decode` only. dtype "bfloat16" rounds the operands of products to bfloat16 (weights, sums, gradients
-    and moments stay float32): twice as fast where `freedive.ops.fast_bf16()`, slower elsewhere. Weights are zero until `init`, `load_state` or `load_pretrained`.
+    and moments stay float32): twice as fast where `freedive.ops.fast_bf16()`, slower elsewhere; "auto" chooses.
+    Weights are zero until `init`, `load_state` or `load_pretrained`.
 
     Raises UserError if it does not fit in memory or the device is not there, ValueError for capacities below 1. Batches beyond the
     capacities, ids outside the vocabulary and positions beyond config.max_positions are a ValueError in every call that takes a batch.
@@ -87,6 +95,7 @@ class Model:
     def __init__(self, config: DecoderConfig, *, max_tokens: int = 4096, max_seqs: int = 256, max_targets: int = 1, threads: int | None = None,
                  device: str = "cpu", trainable: bool = True, dtype: str = "float32"):  # fmt: skip
         check_device(device)
+        dtype = check_dtype(dtype)
         check_fits(config, max_tokens, max_seqs, trainable, threads)
         self.config, self.max_tokens, self.max_seqs, self.trainable = config, max_tokens, max_seqs, trainable
         self.device, self.threads, self.dtype = device, threads or default_threads(), dtype

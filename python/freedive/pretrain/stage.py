@@ -56,6 +56,7 @@ class PretrainConfig:
     prompts: list[str] = option([], "texts for the model to continue at the end")
     seed: int = option(0, "of weights, order and samples")
     device: str = option("cpu", "cpu")
+    dtype: str = option("float32", "float32; bfloat16: operands of products rounded, twice as fast where the processor has it; auto")
     threads: int | None = option(None, "CPU threads (default: all)", hash=False)
     force: bool = option(False, "replace an existing --out")
     dry_run: bool = option(False, "print the plan and stop")
@@ -126,7 +127,7 @@ def _start(c: PretrainConfig, source: Path, artefact: Artefact | None) -> None:
         check_fits(config, micro, max_seqs, threads=c.threads)
         return
 
-    model = Model(config, max_tokens=micro, max_seqs=max_seqs, threads=c.threads, device=c.device)
+    model = Model(config, max_tokens=micro, max_seqs=max_seqs, threads=c.threads, device=c.device, dtype=c.dtype)
     if artefact.resume is None:
         model.init(c.seed)
     if not np.all(tok.vocab_mask):

@@ -57,6 +57,7 @@ class RLConfig:
     micro_tokens: int = option(8192, "tokens of one forward pass")
     seed: int = option(0, "of problems and samples")
     device: str = option("cpu", "cpu")
+    dtype: str = option("float32", "float32; bfloat16: operands of products rounded, twice as fast where the processor has it; auto")
     threads: int | None = option(None, "CPU threads (default: all)", hash=False)
     force: bool = option(False, "replace an existing --out")
     dry_run: bool = option(False, "print the plan and stop")
@@ -119,10 +120,10 @@ def _train(c: RLConfig, artefact: Artefact | None) -> None:
     held_out = read_problems(c.eval_data, tok) if c.eval_data else []
     sequences = c.prompts_per_step * c.num_generations
     longest = max(len(p.ids) for p in problems + held_out) + c.max_completion_length
-    model = load_model(c.model, tok, max_tokens=max(c.micro_tokens, longest), max_seqs=max(256, sequences), threads=c.threads, device=c.device)
+    model = load_model(c.model, tok, max_tokens=max(c.micro_tokens, longest), max_seqs=max(256, sequences), threads=c.threads, device=c.device, dtype=c.dtype)
     if longest > model.config.max_positions:
         raise UserError(f"a problem and its completion take up to {longest} tokens; the model was made for {model.config.max_positions}", hint="lower --max-completion-length")
-    reference = load_model(c.model, tok, max_tokens=model.max_tokens, max_seqs=model.max_seqs, threads=c.threads, trainable=False) if spec.beta else None
+    reference = load_model(c.model, tok, max_tokens=model.max_tokens, max_seqs=model.max_seqs, threads=c.threads, trainable=False, dtype=c.dtype) if spec.beta else None
     if artefact is None:
         print(f"{len(problems):,} problems, {len(held_out):,} held out, up to {longest} tokens with their completions; model: {model.config.n_params():,} parameters")
         return

@@ -45,6 +45,7 @@ class SFTConfig:
     samples: list[str] = option(["Hello!", "Who are you?"], "questions answered at the end")
     seed: int = option(0, "of the order and samples")
     device: str = option("cpu", "cpu")
+    dtype: str = option("float32", "float32; bfloat16: operands of products rounded, twice as fast where the processor has it; auto")
     threads: int | None = option(None, "CPU threads (default: all)", hash=False)
     force: bool = option(False, "replace an existing --out")
     dry_run: bool = option(False, "print the plan and stop")
@@ -120,7 +121,7 @@ def _train(c: SFTConfig, artefact: Artefact | None) -> None:
     print(f"{len(rows):,} conversations, {sum(len(r[0]) for r in rows):,} tokens, {trained:,} of them learned" + (f"; {source.replayed:,} more of replayed text" if isinstance(source, Mixture) else "") + (f"; {too_long:,} longer than {c.context} left out" if too_long else ""))
     micro, max_seqs = min(c.micro_tokens, c.batch_tokens), 512
     print(f"{steps:,} steps of {c.batch_tokens:,} tokens")
-    model = load_model(c.model, tok, max_tokens=max(micro, c.context), max_seqs=max_seqs, threads=c.threads, device=c.device)
+    model = load_model(c.model, tok, max_tokens=max(micro, c.context), max_seqs=max_seqs, threads=c.threads, device=c.device, dtype=c.dtype)
     longest = max(len(r[0]) for r in rows)
     if longest > model.config.max_positions:
         raise UserError(f"a conversation has {longest} tokens; the model was made for {model.config.max_positions}", hint="lower --context: longer ones are left out")

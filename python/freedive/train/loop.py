@@ -13,6 +13,7 @@ import numpy as np
 
 from freedive.model import Batch, Model
 from freedive.objectives import sft_weights
+from freedive.ops import compute_code
 from freedive.runs import Artefact, UserError, progress
 
 from .loader import SequenceLoader
@@ -50,13 +51,13 @@ def restore(run: Artefact, model: Model) -> dict[str, Any] | None:
 
 
 class Meter:
-    """Tokens a second and the share of the machine's float32 peak, for timings.jsonl and the progress bar.
+    """Tokens a second and the share of the machine's peak at the model's dtype, for timings.jsonl and the progress bar.
 
     The peak is probed for a few milliseconds at each reading and the highest kept: on a shared machine one probe may find the cores taken.
     """
 
     def __init__(self, model: Model):
-        self.config, self.threads = model.config, model.threads
+        self.config, self.threads, self.compute = model.config, model.threads, compute_code(model.dtype)
         self.peak = 0.0
         self.tokens, self.flops, self.since = 0, 0.0, time.perf_counter()
 
@@ -70,7 +71,7 @@ class Meter:
         from freedive import _core
 
         seconds = max(1e-9, time.perf_counter() - self.since)
-        self.peak = max(self.peak, _core.measure_peak(self.threads, 2))
+        self.peak = max(self.peak, _core.measure_peak(self.threads, 2, self.compute))
         out = {"tokens_per_second": round(self.tokens / seconds, 1), "seconds": round(seconds, 4), "peak_share": round(self.flops / seconds / self.peak, 4)}
         self.tokens, self.flops, self.since = 0, 0.0, time.perf_counter()
         return out
