@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from freedive.inference import Engine
-from freedive.inference.engine import Completion
+from freedive.inference import Completion, Engine
 from freedive.model import Batch, DecoderConfig, Model
 from freedive.tokenizer import byte_tokenizer
 

@@ -81,6 +81,8 @@ def test_shared_blocks_save_prompt_tokens():
     engine.model.decode = lambda cache, batch, *a, **k: ran.append(batch.n_tokens) or decode(cache, batch, *a, **k)
     engine.generate(make_prompts((100,)) * 8, max_new_tokens=1)
     assert ran == [100 + 7 * 4]  # three blocks of 32 are computed once
+    engine.generate(make_prompts((100,)), max_new_tokens=1)
+    assert ran[1:] == [4]  # and are still there later
 
 
 def test_weights_changed_between_calls_are_seen():
@@ -170,13 +172,16 @@ def test_a_stream_never_splits_a_character():
     assert pieces == list(text)
 
 
-def test_an_abandoned_stream_leaves_the_engine_whole_and_a_stale_one_says_so():
+def test_an_abandoned_stream_leaves_the_engine_whole_and_others_go_on_beside():
     engine, prompts = make_engine(), make_prompts()
     alone = make_engine().generate(prompts, max_new_tokens=20)
-    stream = engine.stream(prompts[3], max_new_tokens=100)
-    next(stream)
+    whole = "".join(make_engine().stream(prompts[3], max_new_tokens=90))
+    stream, second = engine.stream(prompts[3], max_new_tokens=90), engine.stream(prompts[3], max_new_tokens=90)
+    begin = next(stream)
+    next(second)
     assert same(engine.generate(prompts, max_new_tokens=20), alone)
-    with pytest.raises(RuntimeError, match="later call"):
-        list(stream)
+    second.close()
+    assert begin + "".join(stream) == whole
     engine.stream(prompts[3]).close()
     assert same(engine.generate(prompts, max_new_tokens=20), alone)
+    assert not engine.busy and engine.manager.free == engine.manager.n

@@ -1,262 +1,219 @@
 """The engine: many prompts in, completions out, with continuous batching over a paged cache (talk 1.5).
 
 A completion depends on the weights, its prompt, its seed and the sampling parameters only. Two things make that so: the kernels
-give a row the same bits whatever else is in the batch, and the random number of a token is a function of (seed, its position).
+give a row the same bits whatever else is in the batch and however its prompt was cut, and the random number of a token is a function of
+(seed, its position). So neither neighbours, nor a warm cache, nor a preemption, nor tokens guessed ahead show in what comes out.
 
-The state of the batch is a handful of arrays indexed by row. A step in which nobody ends touches no Python object per row, so
-Python costs tens of microseconds a step, whether it decodes one row or 256.
+This file is the face: what can be asked, and how much cache it takes. loop.py runs the batch, scheduler.py says who is in it, and
+block_manager.py keeps the cache's books.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from freedive.model import Batch, Model
+from freedive.model import Model
 from freedive.runs import UserError, available_memory, human_bytes
 from freedive.tokenizer import Tokenizer
 
 from .block_manager import BLOCK, BlockManager, blocks_for
-from .scheduler import Chunk, Scheduler, Waiting
+from .loop import Loop, Stats
+from .params import SEEDS, Completion, Params
+from .sampler import PromptScores, Work
+from .scheduler import Request, Scheduler
+from .stops import StopText
 
-SEEDS = 2**64  # a seed counts modulo this
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What was sampled for one prompt."""
-
-    ids: list[int]  # the stop id included, if one was sampled
-    logprobs: np.ndarray  # float32 [len(ids)], nats, at the sampling temperature before truncation (temperature 0: at 1)
-    stopped: bool  # ended by a stop id, not by a limit
-    text: str  # without the stop id
-
-
-@dataclass(frozen=True)
-class Params:
-    """Sampling parameters of one call."""
-
-    max_new_tokens: int = 64
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    stop_ids: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        for ok, text in (
-            (self.max_new_tokens >= 1, f"max_new_tokens is {self.max_new_tokens}, it must be at least 1"),
-            (0 <= self.temperature < float("inf"), f"temperature is {self.temperature}, it must not be negative"),
-            (0 <= self.top_k < 2**31, f"top_k is {self.top_k}; it must not be negative (0 turns it off)"),
-            (0 < self.top_p <= 1, f"top_p is {self.top_p}; it must be above 0 and at most 1 (1 turns it off)"),
-            (0 <= self.min_p < 1, f"min_p is {self.min_p}; it must be at least 0 (off) and below 1"),
-        ):
-            if not ok:
-                raise UserError(text)
+__all__ = ["Completion", "Engine", "Params", "Request", "Stats"]
 
 
 class Engine:
-    """Generation with one model. Owns one cache, made at the first call and enlarged when a call needs more; one call at a time."""
+    """Generation with one model. One thread at a time. Owns one cache, made at the first request and enlarged when idle and too small.
 
-    def __init__(self, model: Model, tokenizer: Tokenizer | None = None):
-        self.model, self.tokenizer = model, tokenizer
+    cache_tokens fixes its size, in positions; None lets it grow with what is asked for, up to half of the free memory.
+    """
+
+    def __init__(self, model: Model, tokenizer: Tokenizer | None = None, *, cache_tokens: int | None = None):
+        if cache_tokens is not None and cache_tokens < 1:
+            raise UserError(f"cache_tokens is {cache_tokens}, it must be at least 1")
+        self.model, self.tokenizer, self.stats = model, tokenizer, Stats()
+        self._fixed = blocks_for(cache_tokens) if cache_tokens else None
         self._cache: Any = None
-        self._call = 0  # number of the call that has the cache
+        self._weights = model.weight_version
+        self._rows = min(model.max_seqs, model.max_tokens)
+        self._loop = Loop(model, tokenizer, None, 0, self.stats)
+
+    # ---- asking ----------------------------------------------------------------------------------------------------
 
     def generate(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int = 64, temperature: float = 1.0, top_k: int = 0,
         top_p: float = 1.0, min_p: float = 0.0, stop_ids: Sequence[int] = (), seeds: Sequence[int] | None = None,
-        on_finish: Callable[[int, Completion], None] | None = None,
+        on_finish: Callable[[int, Completion], None] | None = None, *, n: int = 1, **more: Any,
     ) -> list[Completion]:  # fmt: skip
         """One completion per prompt (lists of ids), in order. seeds: one per prompt (default 0, 1, ...), whole numbers modulo 2^64.
 
         A completion ends with one of stop_ids, after max_new_tokens, or where prompt and completion fill the model's context.
-        temperature 0 takes the likeliest token; top_k 0, top_p 1 and min_p 0 are off. `on_finish(index, completion)` is called as each
-        ends. Raises UserError for empty prompts, prompts that do not fit, ids outside the vocabulary, and parameters out of range.
+        temperature 0 takes the likeliest token; top_k 0, top_p 1 and min_p 0 are off; `more` are the other fields of Params. With n > 1
+        each prompt gives n completions, one after the other, the first with the prompt's seed. `on_finish(index, completion)` is called as
+        each ends. Raises UserError for empty prompts, prompts that do not fit, ids outside the vocabulary, and parameters out of range.
         """
-        done: list[Any] = [None] * len(prompts)
+        if not 1 <= n <= 4096:
+            raise UserError(f"n is {n}; it must be 1 to 4096")
+        params = Params(max_new_tokens, temperature, top_k, top_p, min_p, tuple(stop_ids), **_tuples(more))
         seeds = range(len(prompts)) if seeds is None else seeds
-        run = self._begin(prompts, Params(max_new_tokens, temperature, top_k, top_p, min_p, tuple(stop_ids)), seeds)
-        while run.unfinished:
-            for index, ids, logprobs, stopped in run.step():
-                text = self.tokenizer.decode(ids[:-1] if stopped else ids) if self.tokenizer else ""
-                done[index] = Completion(ids, logprobs, stopped, text)
-                if on_finish is not None:
-                    on_finish(index, done[index])
-        return done
+        if len(seeds) != len(prompts):
+            raise UserError(f"{len(prompts)} prompts and {len(seeds)} seeds; each prompt needs its own")
+        requests = [self._request(p, params, sample_seed(seeds[i], j), i * n + j, i) for i, p in enumerate(prompts) for j in range(n)]
+        self._submit(requests)
+        unfinished = set(requests)
+        try:
+            while unfinished:
+                for request in self.step():
+                    if request in unfinished:
+                        unfinished.remove(request)
+                        if on_finish is not None:
+                            assert request.done is not None
+                            on_finish(request.index, request.done)
+        finally:
+            for request in unfinished:
+                self.cancel(request)
+        return [r.done for r in requests if r.done is not None]
 
     def stream(
         self, prompt: Sequence[int], max_new_tokens: int = 256, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
-        min_p: float = 0.0, stop_ids: Sequence[int] = (), seed: int = 0,
+        min_p: float = 0.0, stop_ids: Sequence[int] = (), seed: int = 0, **more: Any,
     ) -> Iterator[str]:  # fmt: skip
-        """The completion's text in pieces of whole characters, as it is sampled. Parameters and errors as of `generate`.
-
-        A later call on the same engine takes its cache: going on with this stream is then a RuntimeError.
-        """
+        """The completion's text in pieces of whole characters, as it is sampled. Parameters and errors as of `generate`."""
         if self.tokenizer is None:
             raise UserError("streaming gives text, and this engine has no tokenizer", hint="Engine(model, tokenizer)")
-        return self._pieces(self._begin([prompt], Params(max_new_tokens, temperature, top_k, top_p, min_p, tuple(stop_ids)), [seed]))
+        request = self.submit(prompt, Params(max_new_tokens, temperature, top_k, top_p, min_p, tuple(stop_ids), **_tuples(more)), seed)
+        return self._pieces(request, StopText(self.tokenizer, request.params.stop))
 
-    def _pieces(self, run: _Run) -> Iterator[str]:
-        assert self.tokenizer is not None
-        decoder, seen = self.tokenizer.stream_decoder(), 0
-        while run.unfinished:
-            ended = run.step()
-            if ended:
-                _, ids, _, stopped = ended[0]
-                fresh = ids[seen : len(ids) - stopped]
-            else:
-                fresh = run.so_far(0)[seen:]
-            seen += len(fresh)
-            for token in fresh:
-                if piece := decoder.push(token):
+    def _pieces(self, request: Request, text: StopText) -> Iterator[str]:
+        seen = 0
+        try:
+            over = False
+            while not over:
+                if request.done is None:
+                    self.step()
+                over = request.done is not None  # a step of somebody else's may have ended it
+                ids = self.so_far(request)
+                for token in ids[seen:]:
+                    if token not in request.params.stop_ids:
+                        text.push(token)
+                seen = len(ids)
+                if piece := text.safe():
                     yield piece
-        if rest := decoder.flush():
-            yield rest
+            if piece := text.rest():
+                yield piece
+        finally:
+            self.cancel(request)
 
-    def _begin(self, prompts: Sequence[Sequence[int]], p: Params, seeds: Sequence[int]) -> _Run:
-        """Check everything, see to the cache, and queue the prompts."""
+    def submit(self, prompt: Sequence[int], params: Params | None = None, seed: int = 0) -> Request:
+        """Queue a prompt; `step` until its `done` is there. Raises UserError as `generate`."""
+        request = self._request(prompt, params or Params(), seed, 0, 0)
+        self._submit([request])
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """Give up a request: its row and blocks are free at once. Nothing happens to one that has ended."""
+        self._loop.cancel(request)
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has anything to do."""
+        return self.scheduler.busy
+
+    def so_far(self, request: Request) -> list[int]:
+        """Ids sampled for a request until now."""
+        return self._loop.so_far(request)
+
+    @property
+    def scheduler(self) -> Scheduler:
+        return self._loop.scheduler
+
+    @property
+    def manager(self) -> BlockManager:
+        return self._loop.manager
+
+    def _request(self, prompt: Sequence[int], params: Params, seed: int, index: int, number: int) -> Request:
         vocab, room = self.model.config.vocab_size, self.model.config.max_positions
-        if len(seeds) != len(prompts):
-            raise UserError(f"{len(prompts)} prompts and {len(seeds)} seeds; each prompt needs its own")
-        sequences: list[Waiting] = []
-        for i, prompt in enumerate(prompts):
-            ids = np.asarray(prompt, np.int32)
-            if ids.ndim != 1 or not len(ids):
-                raise UserError(f"prompt {i} has no tokens", hint="begin it with the tokenizer's bos_id")
-            if len(ids) >= room:
-                raise UserError(f"prompt {i} has {len(ids)} tokens; the model has {room} positions", hint="shorten the prompt")
-            if ids.min() < 0 or ids.max() >= vocab:
-                bad = ids.min() if ids.min() < 0 else ids.max()
-                raise UserError(f"prompt {i} has the token id {bad}, outside of the model's vocabulary of {vocab}")
-            sequences.append(Waiting(i, ids, min(len(ids) + p.max_new_tokens, room)))
-        if any(not 0 <= i < vocab for i in p.stop_ids):
-            raise UserError(f"stop_ids are {p.stop_ids}; the model's vocabulary has the ids 0 to {vocab - 1}")
-        rows = min(self.model.max_seqs, self.model.max_tokens, len(prompts))
-        self._reserve([blocks_for(s.limit) for s in sequences], rows)
-        self._call += 1
-        return _Run(self, sequences, rows, p, np.array([s % SEEDS for s in seeds], np.uint64))
+        ids = np.asarray(prompt)
+        if ids.ndim != 1 or not len(ids):
+            raise UserError(f"prompt {number} has no tokens", hint="begin it with the tokenizer's bos_id")
+        if ids.dtype.kind not in "iu":
+            raise UserError(f"prompt {number} is not made of token ids", hint="encode text with the tokenizer")
+        if len(ids) >= room:
+            raise UserError(f"prompt {number} has {len(ids)} tokens; the model has {room} positions", hint="shorten the prompt")
+        if ids.min() < 0 or ids.max() >= vocab:
+            bad = ids.min() if ids.min() < 0 else ids.max()
+            raise UserError(f"prompt {number} has the token id {bad}, outside of the model's vocabulary of {vocab}")
+        params.check_ids(vocab)
+        if (params.stop or params.grammar is not None) and self.tokenizer is None:
+            raise UserError("stop strings and grammars are about text, and this engine has no tokenizer", hint="Engine(model, tokenizer)")
+        ids = ids.astype(np.int32)
+        request = Request(ids, min(len(ids) + params.max_new_tokens, room), params, seed % SEEDS, index)
+        if params.special:
+            request.work = Work(params, ids, vocab, self.tokenizer)
+        if params.prompt_logprobs is not None:
+            request.scores = PromptScores(ids, params.prompt_logprobs)
+        return request
 
-    def _reserve(self, blocks: list[int], rows: int) -> None:
-        """Cache for as many rows as can run at once, the longest first, or for what half of the free memory holds if that is less."""
+    def _submit(self, requests: list[Request]) -> None:
+        if self.model.weight_version != self._weights:
+            self._weights = self.model.weight_version
+            self.manager.new_weights()
+        self._reserve([blocks_for(r.limit) for r in requests])
+        for request in requests:
+            self.scheduler.add(request)
+
+    def _reserve(self, blocks: list[int]) -> None:
+        """Cache for as many rows as can run at once, the longest first, and for one conversation as long as the model's context; or for
+        what half of the free memory holds if that is less. Pages of it that are never used cost nothing."""
         if not blocks:
             return
-        c = self.model.config
+        c, have = self.model.config, self.manager.n
         size = 2 * 4 * BLOCK * c.n_layer * c.n_kv_head * c.head_dim
-        wanted = sum(sorted(blocks, reverse=True)[:rows])
-        have = self._cache.blocks if self._cache is not None else 0
-        if wanted <= have:
+        wanted = sum(sorted(blocks, reverse=True)[: self._rows]) + min(len(blocks), self._rows)
+        if have and (self.scheduler.busy or wanted <= have or self._fixed):
+            if max(blocks) > have:
+                told = f"a sequence of {max(blocks) * BLOCK} tokens needs more than the cache's {have * BLOCK}"
+                raise UserError(told, hint="lower max_new_tokens, or give the engine more cache_tokens")
             return
         affordable = int(available_memory() // 2 // size)
-        if max(blocks) > max(affordable, have):
+        target = self._fixed or min(max(wanted, blocks_for(c.max_positions)), affordable)
+        if max(blocks) > max(target, have):
             told = f"a sequence of {max(blocks) * BLOCK} tokens needs {human_bytes(max(blocks) * size)} of cache"
-            raise UserError(f"{told}, and {human_bytes(affordable * size)} can be had", hint="lower max_new_tokens")
-        if min(wanted, affordable) > have:
-            self._cache = self.model.new_cache(min(wanted, affordable))
+            raise UserError(f"{told}, and {human_bytes(max(target, 0) * size)} can be had", hint="lower max_new_tokens")
+        if target > have:
+            self._cache = self.model.new_cache(target)
+            self._loop = Loop(self.model, self.tokenizer, self._cache, target, self.stats)
+
+    def step(self) -> list[Request]:
+        """One call of the model for all that is queued and running; returns what ended with it.
+
+        If it fails (out of memory, Ctrl-C) everything queued and running is cancelled, and the engine is as new.
+        """
+        if not self.scheduler.busy:
+            return []
+        loop = self._loop
+        try:
+            return loop.step()
+        except BaseException:
+            for request in [*loop.scheduler.waiting, *loop.scheduler.admitted]:
+                request.done = request.done or Completion(loop.so_far(request), np.zeros(0, np.float32), False, "", "cancelled")
+            self._loop = Loop(self.model, self.tokenizer, self._cache, loop.manager.n, self.stats)
+            raise
 
 
-class _Run:
-    """One call of generate or stream: scheduler and state of the rows. Made afresh, so an abandoned call leaves nothing behind."""
+def sample_seed(seed: int, number: int) -> int:
+    """The seed of sample `number` of a prompt; of the first, the prompt's own."""
+    return (seed + number * 0x9E3779B97F4A7C15) % SEEDS
 
-    def __init__(self, engine: Engine, sequences: list[Waiting], rows: int, p: Params, seeds: np.ndarray):
-        self.engine, self.number, self.prompt_seeds = engine, engine._call, seeds
-        self.scheduler = Scheduler(BlockManager(engine._cache.blocks if sequences else 0), rows, engine.model.max_tokens)
-        for sequence in sequences:
-            self.scheduler.add(sequence)
-        self.unfinished = len(sequences)
-        self.stop = np.zeros(engine.model.config.vocab_size, bool)
-        self.stop[list(p.stop_ids)] = True
-        # Per row. `length` counts all ids, prompt included: it is the next token's position, hence its random number.
-        self.sequence: dict[int, Waiting] = {}
-        self.last, self.length, self.limit = (np.zeros(rows, np.int32) for _ in range(3))
-        self.new = np.zeros(rows, np.int64)  # tokens sampled
-        self.seed = np.zeros(rows, np.uint64)
-        self.table = np.zeros((rows, max((blocks_for(s.limit) for s in sequences), default=0)), np.int32)
-        most_new = max((s.limit - len(s.prompt) for s in sequences), default=0)
-        self.ids, self.logprobs = np.zeros((rows, most_new), np.int32), np.zeros((rows, most_new), np.float32)
-        # The same at every step; sliced to the rows of one.
-        self.temperature, self.top_k = np.full(rows, p.temperature, np.float32), np.full(rows, p.top_k, np.int32)
-        self.top_p, self.min_p = np.full(rows, p.top_p, np.float32), np.full(rows, p.min_p, np.float32)
-        self.count = np.arange(rows + 1, dtype=np.int32)
-        self._decode_rows(np.zeros(0, np.int64))
 
-    def _decode_rows(self, rows: np.ndarray) -> None:
-        """From now on these rows decode. What changes only with this list is gathered here."""
-        self.live, self.live_table, self.live_seed = rows, self.table[rows], self.seed[rows]
-
-    def so_far(self, index: int) -> list[int]:
-        """Ids sampled for prompt `index`, which is in the batch."""
-        row = next(row for row, sequence in self.sequence.items() if sequence.index == index)
-        return self.ids[row, : self.new[row]].tolist()
-
-    def step(self) -> list[tuple[int, list[int], np.ndarray, bool]]:
-        """One call of the model; what ended with it, as (prompt index, ids, logprobs, stopped)."""
-        if self.engine._call != self.number:
-            raise RuntimeError("a later call on this engine took its cache; use one Engine for each stream")
-        s = self.scheduler
-        if s.waiting:
-            self._admit()
-        chunks = s.chunks(len(self.live)) if s.prefilling else []
-        rows = self.live
-        if chunks:
-            rows, tokens, logprobs = self._mixed(chunks)
-        else:
-            past = self.length[rows] - 1
-            batch = Batch(self.last[rows], self.last[:0], past, self.count[: len(rows) + 1])
-            tokens, logprobs = self._call(batch, past, self.live_table, self.live_seed, past + 1)
-        at = self.new[rows]
-        self.ids[rows, at], self.logprobs[rows, at], self.last[rows] = tokens, logprobs, tokens
-        self.new[rows] = at + 1
-        self.length[rows] += 1
-        stopped = self.stop[tokens]
-        over = stopped | (self.length[rows] >= self.limit[rows])
-        if over.any():
-            self._decode_rows(rows[~over])
-            return self._finish(rows[over], stopped[over])
-        if chunks:
-            self._decode_rows(rows)
-        return []
-
-    def _mixed(self, chunks: list[Chunk]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A call that also runs prompt chunks. Returns the rows that got a token: those decoding, and those whose prompt is whole."""
-        n = len(self.live)
-        rows = np.concatenate([self.live, np.array([c.sequence.row for c in chunks], np.int64)])
-        past = np.concatenate([self.length[self.live] - 1, np.array([c.start for c in chunks], np.int32)])
-        length = np.concatenate([past[:n] + 1, np.array([c.stop for c in chunks], np.int32)])
-        tokens = np.concatenate([self.last[self.live], *(c.sequence.prompt[c.start : c.stop] for c in chunks)])
-        positions = np.concatenate([past[:n], *(np.arange(c.start, c.stop, dtype=np.int32) for c in chunks)])
-        cu_seqlens = np.concatenate([self.count[:1], np.cumsum(length - past, dtype=np.int32)])
-        batch = Batch(tokens, tokens[:0], positions, cu_seqlens)
-        sampled, logprobs = self._call(batch, past, self.table[rows], self.seed[rows], length)
-        whole = np.array([True] * n + [c.completes for c in chunks])
-        return rows[whole], sampled[whole], logprobs[whole]
-
-    def _call(
-        self, batch: Batch, past: np.ndarray, table: np.ndarray, seeds: np.ndarray, counters: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        n = len(past)
-        return self.engine.model.decode(
-            self.engine._cache, batch, past, table, temperature=self.temperature[:n], top_k=self.top_k[:n], top_p=self.top_p[:n],
-            min_p=self.min_p[:n], seeds=seeds, counters=counters,
-        )  # fmt: skip
-
-    def _admit(self) -> None:
-        for sequence in self.scheduler.admit():
-            assert sequence.allocation is not None
-            row, blocks = sequence.row, sequence.allocation.blocks
-            self.sequence[row] = sequence
-            self.length[row], self.limit[row], self.new[row] = len(sequence.prompt), sequence.limit, 0
-            self.seed[row] = self.prompt_seeds[sequence.index]
-            self.table[row, : len(blocks)] = blocks
-
-    def _finish(self, rows: np.ndarray, stopped: np.ndarray) -> list[tuple[int, list[int], np.ndarray, bool]]:
-        ended = []
-        for row, stop in zip(rows.tolist(), stopped.tolist()):
-            sequence, n = self.sequence.pop(row), self.new[row]
-            ended.append((sequence.index, self.ids[row, :n].tolist(), self.logprobs[row, :n].copy(), stop))
-            self.scheduler.finish(sequence)
-        self.unfinished -= len(ended)
-        return ended
+def _tuples(more: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(more.get("stop"), str):
+        more = more | {"stop": (more["stop"],)}
+    return {k: tuple(v) if k == "stop" else v for k, v in more.items()}

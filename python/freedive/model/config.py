@@ -167,7 +167,7 @@ def family(c: DecoderConfig) -> str:
 _CLASSES = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
 
 
-def to_hf(c: DecoderConfig, vocab_size: int | None = None, special: dict[str, int] | None = None) -> dict[str, Any]:
+def to_hf(c: DecoderConfig, vocab_size: int | None = None, special: dict[str, Any] | None = None) -> dict[str, Any]:
     """config.json of the transformers class named by `family`. `special` may give bos_token_id and eos_token_id."""
     kind = family(c)
     vocab = vocab_size or c.vocab_size
@@ -214,7 +214,7 @@ def from_hf(d: dict[str, Any]) -> DecoderConfig:
                 vocab_size=d["vocab_size"], max_positions=d["n_positions"], head_dim=n_embd // n_head, norm_eps=d.get("layer_norm_epsilon", 1e-5),
                 n_layer=d["n_layer"], n_head=n_head, n_kv_head=n_head, d_model=n_embd, d_ff=d.get("n_inner") or 4 * n_embd,
                 tie_embeddings=d.get("tie_word_embeddings", True))  # fmt: skip
-            return checked(DecoderConfig(**(_GPT2 | changes)))
+            return checked(DecoderConfig(**(_GPT2 | changes)))  # type: ignore[arg-type]
         if kind in ("llama", "qwen2", "qwen3"):
             n_head = d["num_attention_heads"]
             rope = d.get("rope_parameters") or {}  # transformers 5 moved rope_theta and rope_scaling here

@@ -100,6 +100,7 @@ class Model:
         self.config, self.max_tokens, self.max_seqs, self.trainable = config, max_tokens, max_seqs, trainable
         self.device, self.threads, self.dtype = device, threads or default_threads(), dtype
         cos, sin = config.rope_tables()
+        self.vocab_mask: np.ndarray | None = None  # uint8 [vocab_size], 0 for ids that stand for nothing; None is all
         self.weight_version = 0  # rises whenever the weights may have changed: keys and values computed before are stale
         self._core = _core.Decoder(config.core_dict(), self.threads, max_tokens, max_seqs, max_targets, trainable, cos, sin, compute_code(dtype))
         self._table = _core.parameter_table(config.core_dict())
@@ -144,6 +145,7 @@ class Model:
     def set_vocab_mask(self, mask: np.ndarray) -> None:
         """mask uint8 [vocab_size]: ids with 0 (padding rows, holes) get no probability and are never sampled. ValueError for another length."""
         self._core.set_vocab_mask(np.ascontiguousarray(mask, np.uint8))
+        self.vocab_mask = np.array(mask, np.uint8)
 
     # ---- training ----------------------------------------------------------------------------------------------
 

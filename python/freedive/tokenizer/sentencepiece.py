@@ -151,7 +151,9 @@ def from_llama2c(path: str | Path) -> SentencePiece:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} could not be read: {error.strerror}") from None
-    pieces, scores, at = [], [], 4
+    pieces: list[str] = []
+    scores: list[float] = []
+    at = 4
     try:
         longest = struct.unpack_from("<i", data)[0]
         while at < len(data):
