@@ -21,24 +21,15 @@ ThreadPool::~ThreadPool() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     stop_ = true;
-    generation_.fetch_add(1);
   }
   wake_.notify_all();
   for (auto& w : workers_) w.join();
 }
 
-void ThreadPool::run(Fn fn, void* user) {
-  if (workers_.empty()) return fn(user, 0);
-  fn_ = fn;
-  user_ = user;
-  pending_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    generation_.fetch_add(1, std::memory_order_release);
-  }
-  wake_.notify_all();
-  fn(user, 0);
-  for (int spins = 0; pending_.load(std::memory_order_acquire) != 0; ++spins) {
+// Waits until ready() is true, the last stretch in other threads' favour.
+template <class Ready>
+static void wait_for(const Ready& ready) {
+  for (int spins = 0; !ready(); ++spins) {
     if (spins < kSpins)
       FD_PAUSE();
     else
@@ -46,23 +37,45 @@ void ThreadPool::run(Fn fn, void* user) {
   }
 }
 
+void ThreadPool::start(Fn fn, void* user, bool all) {
+  if (workers_.empty()) return fn(user, 0);
+  fn_ = fn;
+  user_ = user;
+  joined_.store(0, std::memory_order_relaxed);
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    job_.fetch_add(1);  // odd: open
+  }
+  wake_.notify_all();
+  fn(user, 0);
+  if (all) wait_for([&] { return joined_.load(std::memory_order_acquire) == static_cast<int>(workers_.size()); });
+  // Closing and entering are both sequentially consistent: a worker sees that the job is closed, or is seen inside.
+  job_.fetch_add(1);
+  wait_for([&] { return inside_.load() == 0; });
+}
+
 void ThreadPool::work(int index) {
   uint64_t seen = 0;
+  auto open = [&](uint64_t job) { return job % 2 == 1 && job != seen; };
   for (;;) {
-    uint64_t now = generation_.load(std::memory_order_acquire);
-    for (int spins = 0; now == seen && spins < kSpins; ++spins) {
+    uint64_t job = job_.load(std::memory_order_acquire);
+    for (int spins = 0; !open(job) && !stop_.load(std::memory_order_relaxed) && spins < kSpins; ++spins) {
       FD_PAUSE();
-      now = generation_.load(std::memory_order_acquire);
+      job = job_.load(std::memory_order_acquire);
     }
-    if (now == seen) {
+    if (!open(job)) {
       std::unique_lock<std::mutex> lock(mutex_);
-      wake_.wait(lock, [&] { return generation_.load(std::memory_order_acquire) != seen; });
-      now = generation_.load(std::memory_order_acquire);
+      wake_.wait(lock, [&] { return stop_ || open(job_.load(std::memory_order_acquire)); });
+      if (stop_) return;
     }
-    seen = now;
-    if (stop_) return;
-    fn_(user_, index);
-    pending_.fetch_sub(1, std::memory_order_release);
+    inside_.fetch_add(1);
+    job = job_.load();
+    if (open(job)) {
+      seen = job;
+      fn_(user_, index);
+      joined_.fetch_add(1, std::memory_order_release);
+    }
+    inside_.fetch_sub(1, std::memory_order_release);
   }
 }
 

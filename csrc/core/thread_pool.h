@@ -1,5 +1,6 @@
-// A pool of worker threads with one verb: run a function on every thread at once and wait.
-// Results must not depend on how many threads there are: split work by output, or by chunks of a fixed size.
+// A pool of worker threads with one verb: run a function on several threads at once and wait.
+// Results must not depend on how many threads there are, nor on which of them come: split work by output, or by chunks of a fixed
+// size, and hand the pieces out one by one.
 #pragma once
 #include <atomic>
 #include <condition_variable>
@@ -17,17 +18,23 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // fn(user, thread_index) on every thread, the caller being thread 0. Not reentrant.
+  // fn(user, thread_index), the caller being thread 0. When the caller comes back from its own call there must be nothing left to
+  // hand out: a worker that has not begun by then is not waited for and does not begin. So a thread whose core another program
+  // holds delays nobody by more than the piece it is at. Not reentrant.
   using Fn = void (*)(void* user, int thread);
-  void run(Fn fn, void* user);
+  void run(Fn fn, void* user) { start(fn, user, false); }
+  // On every thread, however long it takes to come.
+  void run_on_all(Fn fn, void* user) { start(fn, user, true); }
 
  private:
+  void start(Fn fn, void* user, bool all);
   void work(int index);
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable wake_;
-  std::atomic<uint64_t> generation_{0};
-  std::atomic<int> pending_{0};
+  std::atomic<uint64_t> job_{0};  // even: none; odd: one that may be joined. Grows
+  std::atomic<int> inside_{0};    // workers that may be reading fn_ and user_
+  std::atomic<int> joined_{0};    // workers that ran this job
   std::atomic<bool> stop_{false};
   Fn fn_ = nullptr;
   void* user_ = nullptr;

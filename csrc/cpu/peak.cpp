@@ -36,7 +36,7 @@ double peak_run(fd_context* ctx, int64_t iterations, int64_t compute) {
   const bool half = compute == FD_BF16;
   const auto run = half ? chains<true> : chains<false>;
   if (ctx->pool)
-    ctx->pool->run(run, &w);
+    ctx->pool->run_on_all(run, &w);
   else
     run(&w, 0);
   return (half ? 4.0 : 2.0) * VL * CHAINS * static_cast<double>(iterations) * ctx->threads;
