@@ -91,7 +91,7 @@ VERBS = {
         "freedive.inference.chat",
         "ChatConfig",
         "talk to a model in the terminal",
-        "freedive chat",
+        "freedive chat model.gguf",
     ),
     "generate": Verb(
         "freedive.inference.generate",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from engine_cases import TOKENIZER
 
-from freedive.inference import Engine
-from freedive.inference.chat import ChatConfig, find_model, printable, run
+from freedive.inference import Engine, load
+from freedive.inference.chat import Chat, ChatConfig, find_model, printable, run
 from freedive.runs import UserError
 from freedive.tokenizer import parse
 
@@ -59,6 +61,51 @@ def test_a_conversation_grows_and_is_forgotten(monkeypatch, capsys, model_folder
         [("system", "Be."), ("user", "three")],
     ]
     assert out.count("fine\n") == 3 and "/clear" in out
+
+
+def test_commands_and_messages_of_several_lines(monkeypatch, capsys, model_folder, asked, tmp_path):
+    out = talk(monkeypatch, capsys, model_folder, "one\\", "two", '"""', "a", "", "b", '"""', "/temp 0.5", "/temp x", f"/save {tmp_path}/c.json",
+               "/system Be.", "three", "/nonsense", "/save /nowhere/at/all.json")  # fmt: skip
+    assert [turns(p)[-1][1] for p in asked[0]] == ["one\ntwo", "a\n\nb", "three"]
+    assert turns(asked[0][2]) == [("system", "Be."), ("user", "three")]
+    saved = json.loads((tmp_path / "c.json").read_text())["messages"]
+    assert saved == [{"role": r, "content": c} for r, c in (("user", "one\ntwo"), ("assistant", "fine"), ("user", "a\n\nb"), ("assistant", "fine"))]
+    assert "temperature 0.5" in out and "no number" in out and "could not be written" in out and out.count("/clear") == 1
+
+
+def test_the_second_turn_is_made_of_the_ids_that_were_sampled_and_prefills_its_tail_only(model_folder):
+    lm = load(model_folder, threads=1)
+    chat = Chat(ChatConfig(temperature=1.0, max_new_tokens=40), lm, False)
+    seen: list[list[int]] = []
+    stream = lm.engine.stream
+    lm.engine.stream = lambda ids, *a, **k: seen.append(list(ids)) or stream(ids, *a, **k)
+    chat.say("Tell me about the town, please.")
+    before = lm.engine.stats.prefilled_tokens
+    sampled = lm.engine.stats.sampled_tokens
+    chat.say("And?")
+    assert seen[1][: len(seen[0])] == seen[0]
+    tail = len(seen[1]) - (len(seen[0]) + sampled - 1) // 32 * 32
+    assert lm.engine.stats.prefilled_tokens - before == tail < len(seen[1])
+
+
+def test_a_tool_card(monkeypatch, capsys, model_folder):
+    lm = load(model_folder, threads=1)
+    chat = Chat(ChatConfig(tools=["calculator"]), lm, False)
+    ids = [TOKENIZER.special("<|python_start|>"), *b"6*7", TOKENIZER.special("<|python_end|>"), *b"It is 42.\x1b", TOKENIZER.im_end]
+    decode = lm.model.decode
+
+    def scripted(cache, batch, *a, **k):
+        tokens, logprobs = decode(cache, batch, *a, **k)
+        return np.full(len(tokens), ids.pop(0), np.int32), logprobs
+
+    monkeypatch.setattr(lm.model, "decode", scripted)
+    chat.say("What is 6*7?")
+    out = capsys.readouterr().out
+    assert "┌ python" in out and "│ 6*7" in out and "│ 42" in out and "It is 42." in out and "\x1b" not in out
+    assert TOKENIZER.special("<|output_start|>") in chat.conversation.exchanges[0].ids  # the next turn knows what the tool said
+    for wrong in ("shell", "search"):
+        with pytest.raises(UserError, match="unknown tool"):
+            Chat(ChatConfig(tools=[wrong]), lm, False)
 
 
 def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(monkeypatch, capsys, model_folder, asked):

@@ -83,15 +83,17 @@ class Engine:
 
     def stream(
         self, prompt: Sequence[int], max_new_tokens: int = 256, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
-        min_p: float = 0.0, stop_ids: Sequence[int] = (), seed: int = 0, **more: Any,
+        min_p: float = 0.0, stop_ids: Sequence[int] = (), seed: int = 0, *, into: list[int] | None = None, **more: Any,
     ) -> Iterator[str]:  # fmt: skip
-        """The completion's text in pieces of whole characters, as it is sampled. Parameters and errors as of `generate`."""
+        """The completion's text in pieces of whole characters, as it is sampled; its ids go `into` a list. Parameters and errors as of
+        `generate`.
+        """
         if self.tokenizer is None:
             raise UserError("streaming gives text, and this engine has no tokenizer", hint="Engine(model, tokenizer)")
         request = self.submit(prompt, Params(max_new_tokens, temperature, top_k, top_p, min_p, tuple(stop_ids), **_tuples(more)), seed)
-        return self._pieces(request, StopText(self.tokenizer, request.params.stop))
+        return self._pieces(request, StopText(self.tokenizer, request.params.stop), [] if into is None else into)
 
-    def _pieces(self, request: Request, text: StopText) -> Iterator[str]:
+    def _pieces(self, request: Request, text: StopText, into: list[int]) -> Iterator[str]:
         seen = 0
         try:
             over = False
@@ -103,6 +105,7 @@ class Engine:
                 for token in ids[seen:]:
                     if token not in request.params.stop_ids:
                         text.push(token)
+                into += ids[seen:]
                 seen = len(ids)
                 if piece := text.safe():
                     yield piece

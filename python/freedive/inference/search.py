@@ -116,4 +116,4 @@ class HTTP:
         rows = content.get("results") if isinstance(content, dict) else content
         if not isinstance(rows, list) or any(not isinstance(row, dict) for row in rows):
             raise UserError(f"the search service {self.url} answered with something else than a list of results")
-        return [Hit(*(str(row.get(key) or "") for key in ("title", "url", "text"))) for row in rows[:k]]
+        return [Hit(str(row.get("title") or ""), str(row.get("url") or ""), str(row.get("text") or "")) for row in rows[:k]]

@@ -53,6 +53,7 @@ def calculator(text: str) -> str:
 
 
 def _value(node: ast.AST) -> int | float:
+    value: Any
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         value = node.value
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.UAdd, ast.USub)):

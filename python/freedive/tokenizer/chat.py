@@ -27,6 +27,7 @@ def render(
     *,
     row: int | str | None = None,  # named in error messages
     training: bool = False,  # then a conversation without an assistant is an error
+    continued: bool = False,  # these turns follow others: nothing that opens a conversation stands before them
 ) -> tuple[list[int], list[int]]:
     """Return (ids, mask), equally long. mask[i] == 1: ids[i] is a target of training, i.e. assistant content or its end token.
 
@@ -35,14 +36,14 @@ def render(
     """
     chat = tok.require_chat()
     validate(messages, chat, row=row, training=training)
-    ids: list[int] = [tok.bos_id] if chat.bos else []
+    ids: list[int] = [tok.bos_id] if chat.bos and not continued else []
     mask: list[int] = [0] * len(ids)
 
     def add(piece: list[int], trained: bool) -> None:
         ids.extend(piece)
         mask.extend([int(trained)] * len(piece))
 
-    if chat.default_system and messages[0]["role"] != "system":
+    if chat.default_system and not continued and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": chat.default_system}, *messages]
     for message in messages:
         trained = message["role"] == chat.assistant

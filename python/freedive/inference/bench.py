@@ -1,0 +1,99 @@
+"""`freedive bench`: tokens per second in the shape of llama-bench: pp512 reads a prompt of 512 tokens, tg128 writes 128 tokens one by one."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from freedive import _core
+from freedive.runs import UserError, check_at_least, default_threads, option
+
+from .engine import Engine
+from .load import LM, load
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Measure how fast a model reads and writes."""
+
+    model: Path = option(help="the model: a folder, a .gguf file or a llama2.c .bin file", positional=True)
+    pp: list[int] = option([512], "tokens of the prompts read")
+    tg: list[int] = option([128], "tokens written")
+    parallel: list[int] = option([1], "completions written side by side; tokens of all count")
+    repetitions: int = option(5, "measurements of each, after one that does not count")
+    threads: list[int] = option([], "CPU threads, several to compare (default: all)")
+    dtype: str = option("float32", "float32; bfloat16: operands of products rounded, twice as fast where the processor has it; auto")
+    jsonl: bool = option(False, "print one JSON object a test instead of a table")
+
+
+def run(c: BenchConfig) -> int:
+    """Measure and print; returns the exit code."""
+    check_at_least(c, 1, "repetitions")
+    for name in ("pp", "tg", "parallel", "threads"):
+        if any(v < 1 for v in getattr(c, name)):
+            raise UserError(f"{name} holds {min(getattr(c, name))}, it must be at least 1")
+    if not c.jsonl:
+        print(f"| {'model':<32} | {'params':>9} | threads | {'test':>9} | {'tokens/s':>18} |\n|{'-' * 34}|{'-' * 11}|{'-' * 9}|{'-' * 11}|{'-' * 20}|")
+    for threads in c.threads or [default_threads()]:
+        began = time.perf_counter()
+        lm = load(c.model, threads=threads, max_tokens=max([512, *c.pp]), max_seqs=max([16, *c.parallel]), dtype=c.dtype)
+        loaded = time.perf_counter() - began
+        for n in c.pp:
+            _told(c, lm, threads, loaded, f"pp{n}", n, 0, 1, lambda i, lm=lm, n=n: _read(lm, n, i))  # type: ignore[misc]
+        for n in c.tg:
+            for rows in c.parallel:
+                name = f"tg{n}" if rows == 1 else f"tg{n}x{rows}"
+                _told(c, lm, threads, loaded, name, 0, n, rows, lambda i, lm=lm, n=n, rows=rows: _write(lm, n, rows, i))  # type: ignore[misc]
+    return 0
+
+
+def _ids(lm: LM, n: int, number: int) -> list[int]:
+    """Ids at random, others each time, so that nothing is found in the cache."""
+    rng = np.random.Generator(np.random.Philox(key=[number, 512]))
+    return rng.integers(0, lm.tokenizer.vocab_size, n).tolist()
+
+
+def _check_room(lm: LM, n: int) -> None:
+    if n > lm.model.config.max_positions:
+        raise UserError(f"{n} tokens are asked for; the model has {lm.model.config.max_positions} positions")
+
+
+def _read(lm: LM, n: int, number: int) -> float:
+    _check_room(lm, n + 1)
+    prompt = _ids(lm, n, number)
+    began = time.perf_counter()
+    lm.engine.generate([prompt], max_new_tokens=1, temperature=0)
+    return n / (time.perf_counter() - began)
+
+
+def _write(lm: LM, n: int, rows: int, number: int) -> float:
+    _check_room(lm, n + 1)
+    engine: Engine = lm.engine
+    prompts = [_ids(lm, 1, number * rows + i) for i in range(rows)]
+    began = time.perf_counter()
+    outs = engine.generate(prompts, max_new_tokens=n, temperature=0)
+    return sum(len(o.ids) for o in outs) / (time.perf_counter() - began)
+
+
+def _told(c: BenchConfig, lm: LM, threads: int, loaded: float, name: str, n_prompt: int, n_gen: int, rows: int, measure: Callable[[int], float]) -> None:
+    measure(0)
+    samples = [measure(1 + i) for i in range(c.repetitions)]
+    mean = sum(samples) / len(samples)
+    spread = math.sqrt(sum((s - mean) ** 2 for s in samples) / max(1, len(samples) - 1))
+    params = lm.model.config.n_params()
+    if c.jsonl:
+        row: dict[str, Any] = {
+            "model_filename": str(c.model), "model_n_params": params, "n_threads": threads, "cpu_tier": _core.cpu_tier(), "dtype": lm.model.dtype, "type_k": "f32",
+            "type_v": "f32", "n_prompt": n_prompt, "n_gen": n_gen, "n_parallel": rows, "test": name, "avg_ts": mean, "stddev_ts": spread,
+            "samples_ts": samples, "load_seconds": loaded,
+        }  # fmt: skip
+        print(json.dumps(row), flush=True)
+    else:
+        print(f"| {c.model.name or str(c.model):<32.32} | {params / 1e6:>7.2f} M | {threads:>7} | {name:>9} | {f'{mean:.2f} ± {spread:.2f}':>18} |", flush=True)

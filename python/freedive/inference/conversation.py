@@ -1,0 +1,66 @@
+"""A conversation as ids. What was fed and sampled stays as it was, so the next turn finds all of it in the cache: text that is encoded
+again may give other ids than the model said.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from freedive.runs import UserError
+from freedive.tokenizer import Tokenizer, render
+
+ROOM = 16  # positions that an answer needs at least
+
+
+@dataclass
+class Exchange:
+    """A question and its answer."""
+
+    question: str
+    answer: str
+    ids: list[int]  # of both, from the user's header to what follows the end of the assistant's turn
+
+
+class Conversation:
+    """Exchanges after an optional system message. `prompt` gives the ids to go on from, `answered` keeps what was said."""
+
+    def __init__(self, tok: Tokenizer, room: int, system: str | None = None):
+        tok.require_chat()
+        self.tok, self.room, self.system = tok, room, system
+        self.exchanges: list[Exchange] = []
+        self.forgotten = 0  # exchanges dropped because the context was full
+
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation as messages, for saving."""
+        turns = [{"role": "system", "content": self.system}] if self.system else []
+        for e in self.exchanges:
+            turns += [{"role": "user", "content": e.question}, {"role": "assistant", "content": e.answer}]
+        return turns
+
+    def prompt(self, question: str) -> list[int]:
+        """Ids up to where the answer to `question` begins; the oldest exchanges are dropped (and counted) if there is no room for it.
+
+        Raises UserError if the question alone does not fit.
+        """
+        opening = [*([{"role": "system", "content": self.system}] if self.system else []), {"role": "user", "content": question}]
+        alone = render(self.tok, opening, add_generation_prompt=True)[0]
+        asked = render(self.tok, [{"role": "user", "content": question}], add_generation_prompt=True, continued=True)[0]
+        if len(alone) + ROOM > self.room:
+            raise UserError(f"the question is too long: {len(asked)} tokens; the model has {self.room} positions", hint="shorten it")
+        head = alone[: len(alone) - len(asked)]
+        while len(head) + sum(len(e.ids) for e in self.exchanges) + len(asked) + ROOM > self.room:
+            self.exchanges.pop(0)
+            self.forgotten += 1
+        return [*head, *(i for e in self.exchanges for i in e.ids), *asked]
+
+    def answered(self, question: str, answer: str, ids: list[int] | None = None) -> None:
+        """Keep an exchange; ids: what was sampled, tools' answers included (None: `answer` is encoded). An empty answer leaves no trace."""
+        if not answer.strip() and not ids:
+            return
+        tok, chat = self.tok, self.tok.require_chat()
+        asked = render(tok, [{"role": "user", "content": question}], add_generation_prompt=True, continued=True)[0]
+        said = list(ids) if ids else tok.encode(answer)
+        while said and said[-1] in tok.stop_ids:
+            said.pop()
+        if said:
+            self.exchanges.append(Exchange(question, answer, [*asked, *said, tok.special(chat.end), *tok.encode(chat.after)]))
