@@ -85,6 +85,7 @@ __attribute__((noinline)) void tile_packed(int64_t K, const float* a, const floa
 #pragma GCC unroll 4
   for (int64_t k = 0; k < K; ++k) {
     const vf low = vload(b + k * PANEL), high = vload(b + k * PANEL + VL);
+    __builtin_prefetch(a + (K + k) * MR);
 #pragma GCC unroll 12
     for (int i = 0; i < MR; ++i) {
       const vf av = vset(a[k * MR + i]);

@@ -31,7 +31,7 @@ constexpr int64_t BLOCK_K = 192;  // words: a panel of 24 KB
 #else
 constexpr int64_t BLOCK_K = 256;  // 16 KB
 #endif
-constexpr int64_t BLOCK_M = 240, BLOCK_N = 1024;
+constexpr int64_t BLOCK_M = 240, BLOCK_N = 512;
 constexpr int64_t UNIT_M = 1536;    // rows for which a block of B is packed once
 constexpr int64_t SMALL = 1 << 18;  // multiply-adds: about 10 us, below which waking the other threads costs more than it brings
 
