@@ -65,14 +65,27 @@ void backward_input_naive(fd_context* ctx, const void* p) {
   });
 }
 
-// Threads own columns of dout, rows are added in order.
+// Threads own columns of dout, rows are added in order: four vectors of sums at a time stay in registers.
 void sum_rows(fd_context* ctx, const fd_tensor& dbias, const fd_tensor& dout) {
   if (f32(dbias) == nullptr) return;
-  const int64_t N = dout.shape[0], O = dout.shape[1], COLUMNS = N * O < SMALL ? O : 64;
-  parallel_units(ctx, O == 0 ? 0 : ceil_div(O, COLUMNS), [&](int64_t unit, int) {
-    const int64_t begin = unit * COLUMNS, end = min64(O, begin + COLUMNS);
-    for (int64_t n = 0; n < N; ++n) {
-      for (int64_t o = begin; o < end; ++o) f32(dbias)[o] += row(dout, n)[o];
+  constexpr int64_t WIDE = 4 * VL;
+  const int64_t N = dout.shape[0], O = dout.shape[1], columns = N * O < SMALL ? ceil_div(O, WIDE) * WIDE : WIDE;
+  parallel_units(ctx, O == 0 ? 0 : ceil_div(O, columns), [&](int64_t unit, int) {
+    const int64_t end = min64(O, (unit + 1) * columns);
+    for (int64_t o = unit * columns; o < end; o += WIDE) {
+      float* sum = f32(dbias) + o;
+      if (o + WIDE <= end) {
+        vf s[4];
+        for (int i = 0; i < 4; ++i) s[i] = vload(sum + i * VL);
+        for (int64_t n = 0; n < N; ++n) {
+          for (int i = 0; i < 4; ++i) s[i] += vload(row(dout, n) + o + i * VL);
+        }
+        for (int i = 0; i < 4; ++i) vstore(sum + i * VL, s[i]);
+      } else {
+        for (int64_t n = 0; n < N; ++n) {
+          for (int64_t i = 0; i < end - o; ++i) sum[i] += row(dout, n)[o + i];
+        }
+      }
     }
   });
 }
