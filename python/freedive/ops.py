@@ -218,7 +218,7 @@ def swiglu_backward(dout: Array, gate: Array, up: Array, **how: Any) -> tuple[Ar
 
 def matmul_pack(weight: Array, **how: Any) -> Array:
     """The weight [O,C] in the layout matmul_forward and the head read, for one `compute`: [P] words of 32 bits, as float32"""
-    packed = poisoned(_core.matmul_packed_size(*weight.shape, compute_code(how.get("compute"))))
+    packed = poisoned(_core.matmul_packed_size(weight.shape[0], weight.shape[1], compute_code(how.get("compute"))))
     call("matmul_pack", packed=packed, weight=weight, **how)
     return packed
 

@@ -140,7 +140,7 @@ def _prompt(c: EvalConfig, lm: LM, where: str, prompt: Any) -> list[int]:
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if c.base:
         validate(messages, tok.chat or ChatConfig(), row=where)
-        ids = [tok.bos_id, *tok.encode(messages[-1]["content"])]
+        ids = tok.document_ids(messages[-1]["content"])
     else:
         ids = render(tok, messages, add_generation_prompt=True, row=where)[0]
     if len(ids) >= room:
@@ -152,7 +152,7 @@ def answers(c: EvalConfig, lm: LM, prompts: list[list[int]]) -> list[list[Any]]:
     """c.samples completions of each prompt."""
     tok = lm.tokenizer
     out: list[list[Any]] = []
-    stops = [i for name in (tok.chat.end if tok.chat else "", END_OF_TEXT if c.base else "") if (i := tok.special_tokens.get(name)) is not None]
+    stops = list(tok.stop_ids) if tok.eos else [i for name in (tok.chat.end if tok.chat else "", END_OF_TEXT if c.base else "") if (i := tok.special_tokens.get(name)) is not None]
     with progress.bar(len(prompts), "eval") as bar:
         for at in range(0, len(prompts), 256):
             part = [p for p in prompts[at : at + 256] for _ in range(c.samples)]

@@ -13,7 +13,7 @@ from pathlib import Path
 from freedive.runs import UserError, check_at_least, option, write_json_atomic
 
 from .conversation import Conversation
-from .folder import stage_of
+from .folder import chat_tokens_untrained
 from .load import LM, load
 from .params import Params
 from .tool_loop import ToolCall, ToolLoop
@@ -169,7 +169,7 @@ def run(c: ChatConfig) -> int:
         raise UserError(f"two models are named: {c.path} and {c.model}")
     path = find_model(c.path or c.model)
     lm = load(path, threads=c.threads, dtype=c.dtype)
-    base = c.base or stage_of(path) == "pretrain" or lm.tokenizer.chat is None
+    base = c.base or chat_tokens_untrained(path) or lm.tokenizer.chat is None
     chat = Chat(c, lm, base)
     if c.prompt is not None:
         chat.say(c.prompt)

@@ -43,6 +43,11 @@ def stage_of(path: Path) -> str:
     return str(read_json(path / "run.json").get("stage", "")) if (path / "run.json").is_file() else ""
 
 
+def chat_tokens_untrained(path: Path) -> bool:
+    """Whether a model is a base model of ours, trained from nothing on documents: it has never seen the tokens of a conversation."""
+    return stage_of(path) == "pretrain" and not (read_json(path / "run.json").get("config") or {}).get("model")
+
+
 def load_model(folder: Path, tok: Tokenizer, **model_arguments: Any) -> Model:
     """The model of a folder, with the ids that `tok` does not use masked; arguments as for Model. Raises UserError as load_pretrained does."""
     model = load_pretrained(folder, **model_arguments)

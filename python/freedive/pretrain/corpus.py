@@ -65,8 +65,10 @@ def read_texts(path: Path, val_fraction: float) -> tuple[list[str], list[str]]:
     return [t for t, h in zip(texts, held) if not h], [t for t, h in zip(texts, held) if h]
 
 
-def choose_tokenizer(name: str, vocab_size: int, texts: list[str]) -> Tokenizer:
-    """`name`: a tokenizer folder, `tokenizer.json` or GGUF file, "bpe" (trained on the texts), "bytes", "chars", or a known encoding such as "gpt2"."""
+def choose_tokenizer(name: str | Tokenizer, vocab_size: int, texts: list[str]) -> Tokenizer:
+    """`name`: a Tokenizer, or a tokenizer folder, `tokenizer.json` or GGUF file, "bpe" (trained on the texts), "bytes", "chars", or a known encoding such as "gpt2"."""
+    if isinstance(name, Tokenizer):
+        return name
     if name == "bytes":
         return byte_tokenizer()
     if name == "chars":
@@ -77,11 +79,14 @@ def choose_tokenizer(name: str, vocab_size: int, texts: list[str]) -> Tokenizer:
     return find(name)
 
 
-def load_corpus(path: Path, tokenizer: str, vocab_size: int, val_fraction: float, context: int) -> tuple[Corpus, Tokenizer]:
+def load_corpus(path: Path, tokenizer: str | Tokenizer, vocab_size: int, val_fraction: float, context: int) -> tuple[Corpus, Tokenizer]:
     """Read, split and encode; token shards are mapped instead. Raises UserError for a corpus too small to fill one window."""
     if is_shards(path):
         shards = TokenShards(path)
-        if tokenizer != "bpe":
+        if isinstance(tokenizer, Tokenizer):
+            if tokenizer != shards.tokenizer():
+                raise UserError(f"{path} holds the tokens of another tokenizer than the model's", hint="make shards with --tokenizer MODEL")
+        elif tokenizer != "bpe":
             raise UserError(f"{path} brings its own tokenizer, --tokenizer {tokenizer} was given too", hint="leave --tokenizer out")
         if not shards.files["train"]:
             raise UserError(f"{path} has no training documents")

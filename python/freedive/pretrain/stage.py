@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from freedive.inference import save_model_folder
+from freedive.inference import load_model, load_tokenizer, save_model_folder
 from freedive.inference.samples import draw_samples
-from freedive.model import DecoderConfig, Model, check_device, check_fits, from_depth, plan, preset
+from freedive.model import DecoderConfig, Model, check_device, check_fits, from_depth, open_weights, plan, preset
 from freedive.runs import Artefact, UserError, check_at_least, option, stage, write_json_atomic
 from freedive.train import SequenceLoader, Settings, supervised_loop
 from freedive.train.evaluate import held_out_loss
@@ -25,6 +26,7 @@ class PretrainConfig:
 
     data: Path | None = option(None, "folder made by `freedive data`, or token shards by `freedive data shards`")
     text: Path | None = option(None, "instead of --data: a text or JSONL file, or a folder of them")
+    model: Path | None = option(None, "go on training this model, with its tokenizer, instead of a new one")
     tokenizer: str = option("bpe", "tokenizer folder, or: bpe (trained on the text), bytes, chars, gpt2, cl100k_base, o200k_base")
     vocab_size: int = option(2048, "of the tokenizer trained when --tokenizer bpe")
     out: Path = option(Path("runs/pretrain"), "folder to write")
@@ -43,7 +45,7 @@ class PretrainConfig:
     max_steps: int | None = option(None, "at most this many steps, however long --epochs is")
     batch_tokens: int = option(4096, "tokens of an optimizer step")
     micro_tokens: int = option(4096, "tokens of one forward pass; less needs less memory and changes nothing but rounding")
-    lr: float | None = option(None, "peak learning rate (default: from the width)")
+    lr: float | None = option(None, "peak learning rate (default: from the width; with --model a tenth of that)")
     warmup: int | None = option(None, "warm-up steps (default: 2 %)")
     beta2: float = option(0.95, "AdamW's beta2")
     weight_decay: float = option(0.1, "AdamW's weight decay, on matrices")
@@ -89,9 +91,14 @@ def run(c: PretrainConfig) -> Path:
         raise UserError(f"val_fraction is {c.val_fraction}; it must be at least 0 and below 1")
     source = c.data or c.text
     assert source is not None
+    if c.model is not None:
+        chosen = [n for n in ("depth", "preset", "d_model", "n_head", "n_kv_head", "head_dim", "d_ff", "tie_embeddings", "max_positions") if getattr(c, n) is not None]
+        if c.tokenizer != "bpe" or chosen:
+            name = (chosen or ["tokenizer"])[0].replace("_", "-")
+            raise UserError(f"--{name} is the model's own when --model is given", hint=f"leave --{name} out")
     if c.context < 2 or c.batch_tokens < c.context or c.micro_tokens < c.context:
         raise UserError(f"context {c.context}, batch_tokens {c.batch_tokens}, micro_tokens {c.micro_tokens}: a batch must hold one context of at least 2")
-    inputs: dict[str, Path | None] = {"data": c.data, "text": c.text}
+    inputs: dict[str, Path | None] = {"data": c.data, "text": c.text, "model": c.model}
     if Path(c.tokenizer).is_dir():
         inputs["tokenizer"] = Path(c.tokenizer)
     if c.dry_run:
@@ -105,8 +112,8 @@ def run(c: PretrainConfig) -> Path:
 
 def _start(c: PretrainConfig, source: Path, artefact: Artefact | None) -> None:
     """The whole stage; without an artefact (a dry run) it ends when the plan is printed and known to fit."""
-    corpus, tok = load_corpus(source, c.tokenizer, c.vocab_size, c.val_fraction, c.context)
-    config = model_config(c, tok.vocab_size)
+    corpus, tok = load_corpus(source, load_tokenizer(c.model) if c.model else c.tokenizer, c.vocab_size, c.val_fraction, c.context)
+    config = open_weights(c.model).config if c.model else model_config(c, tok.vocab_size)
     bos = tok.bos_id if c.document_edges else None
     documents = corpus.documents(c.context, bos, c.seed)
     if documents.n_targets < c.batch_tokens:
@@ -117,7 +124,7 @@ def _start(c: PretrainConfig, source: Path, artefact: Artefact | None) -> None:
     steps = c.steps if c.steps is not None else max(1, round(c.epochs * documents.n_targets / c.batch_tokens))
     steps = min(steps, c.max_steps or steps)
     micro, max_seqs = min(c.micro_tokens, c.batch_tokens), 512
-    lr = c.lr or peak_lr(config)
+    lr = c.lr or peak_lr(config) * (0.1 if c.model else 1)
     warmup = c.warmup if c.warmup is not None else max(1, min(200, steps // 50 + 5))
     print(f"{documents.n_targets:,} training tokens, vocabulary {tok.vocab_size:,}; model: {config.n_params():,} parameters "
           f"({config.n_layer} layers of {config.d_model}, {config.n_head} heads, {config.n_kv_head} for keys and values)")  # fmt: skip
@@ -127,11 +134,15 @@ def _start(c: PretrainConfig, source: Path, artefact: Artefact | None) -> None:
         check_fits(config, micro, max_seqs, threads=c.threads)
         return
 
-    model = Model(config, max_tokens=micro, max_seqs=max_seqs, threads=c.threads, device=c.device, dtype=c.dtype)
-    if artefact.resume is None:
-        model.init(c.seed)
-    if not np.all(tok.vocab_mask):
-        model.set_vocab_mask(tok.vocab_mask)
+    how: dict[str, Any] = dict(max_tokens=micro, max_seqs=max_seqs, threads=c.threads, device=c.device, dtype=c.dtype)
+    if c.model is not None:
+        model = load_model(c.model, tok, **how)
+    else:
+        model = Model(config, **how)
+        if artefact.resume is None:
+            model.init(c.seed)
+        if not np.all(tok.vocab_mask):
+            model.set_vocab_mask(tok.vocab_mask)
     loader = SequenceLoader(documents, c.batch_tokens, micro, max_seqs, c.seed)
     settings = Settings(steps, lr, warmup, beta2=c.beta2, weight_decay=c.weight_decay, log_every=c.log_every, eval_every=c.eval_every,
                         save_every=c.save_every)  # fmt: skip
@@ -139,7 +150,7 @@ def _start(c: PretrainConfig, source: Path, artefact: Artefact | None) -> None:
     supervised_loop(artefact, model, loader, settings, "pretrain", evaluate)
 
     artefact.summary(parameters=config.n_params(), steps=steps, train_tokens=documents.n_targets)
-    prompts = [[tok.bos_id]] * c.samples + [[tok.bos_id, *tok.encode(p)] for p in c.prompts]
+    prompts = [[tok.bos_id]] * c.samples + [tok.document_ids(p) for p in c.prompts]
     write_json_atomic(artefact.work / "samples.json", draw_samples(model, tok, prompts, min(96, config.max_positions // 2), c.seed))
     save_model_folder(model, tok, artefact.work, tok.bos_id)
     print(f"wrote {c.out}; to see it continue a text: freedive chat --model {c.out}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from freedive.data.texts import iter_rows, iter_texts
 from freedive.inference import load_model, load_tokenizer, save_model_folder
-from freedive.inference.folder import stage_of
+from freedive.inference.folder import chat_tokens_untrained
 from freedive.inference.samples import draw_samples
 from freedive.model import Model
 from freedive.runs import Artefact, UserError, check_at_least, option, stage, write_json_atomic
@@ -128,7 +128,7 @@ def _train(c: SFTConfig, artefact: Artefact | None) -> None:
     if artefact is None:
         return
     lr = c.lr or min(2e-3, 1.5e-3 * 128 / model.config.d_model)
-    if artefact.resume is None and stage_of(c.model) == "pretrain":  # an open model has learned its chat tokens
+    if artefact.resume is None and chat_tokens_untrained(c.model):  # an open model has learned its chat tokens
         initialise_chat_tokens(model, tok, c.seed)
     loader = SequenceLoader(source, c.batch_tokens, max(micro, c.context), max_seqs, c.seed)
     settings = Settings(steps, lr, c.warmup if c.warmup is not None else max(1, min(100, steps // 50 + 5)), beta2=c.beta2, weight_decay=c.weight_decay,
