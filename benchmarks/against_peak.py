@@ -1,4 +1,4 @@
-"""Timing against the machine's float32 limit, on a machine that other people use too. `matmul.py` and `attention.py` are its users.
+"""Timing against the machine's limit in float32 or bfloat16, on a machine that other people use too. `matmul.py` and `attention.py` are its users.
 
 The limit moves from one second to the next (another guest on the core, another clock), so it is probed right before and right after
 every single call (independent multiply-adds on registers, half a millisecond), and each call is divided by the mean of its own two probes.
@@ -33,11 +33,11 @@ def timed(call: Callable[[], object], threads: int) -> float:
     return now() - began
 
 
-def probe(threads: int) -> float:
-    """float32 GFLOP/s on registers, this instant."""
+def probe(threads: int, compute: int = 0) -> float:
+    """GFLOP/s of multiply-adds on registers, this instant; compute 0: float32, 1: bfloat16."""
     now = clock(threads)
     began = now()
-    flops = _core.run_peak(threads, PROBE)
+    flops = _core.run_peak(threads, PROBE, compute)
     return flops / (now() - began) / 1e9
 
 
@@ -46,7 +46,7 @@ def interruptions() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
-def share_of_peak(seconds: dict[str, Callable[[], float]], gflop: float, threads: int, repeats: int) -> dict[str, Any]:
+def share_of_peak(seconds: dict[str, Callable[[], float]], gflop: float, threads: int, repeats: int, compute: int = 0) -> dict[str, Any]:
     """Call everybody in turn, `repeats` times after one unmeasured round. seconds: name -> function which does the work once and says
     how long it took (nan: do not count it). Returns name -> {gflops: median, share: median of rate / probe, best: highest rate / highest probe, calls}.
 
@@ -60,9 +60,9 @@ def share_of_peak(seconds: dict[str, Callable[[], float]], gflop: float, threads
             break
         for who, work in seconds.items():
             lost = interruptions()
-            before = probe(threads)
+            before = probe(threads, compute)
             rate = gflop / work()
-            after = probe(threads)
+            after = probe(threads, compute)
             if round_ > 0 and rate == rate and (threads == 1 or interruptions() == lost):
                 rates[who].append(rate)
                 shares[who].append(rate / ((before + after) / 2))

@@ -4,9 +4,9 @@
 //   dx = W^T dz / T,  dW += dz x^T / T
 //
 // Memory plan: logits [N, V] never exist. Rows without a target are dropped first, the others gathered; some of them at a time
-// (512 for V = 4096 and more) make a chunk of logits, which turns in place into z and then into dz, and is overwritten by the next
-// chunk: 8 MB up to V = 4096, 103 MB for GPT-2's 50257. dx and dW are two more products of the same chunk. The chain of dW over rows
-// goes on from chunk to chunk, so the size of a chunk changes no bit.
+// (512 for V = 4096 and more) make a chunk of logits, which turns in place into z and then into dz, and is overwritten by the
+// next chunk: 8 MB up to V = 4096, 103 MB for GPT-2's 50257. dx and dW are two more products of the same chunk. The chain of dW
+// over rows goes on from chunk to chunk, so the size of a chunk changes no bit.
 //
 // Variants:
 //   naive   one row at a time, softmax in double

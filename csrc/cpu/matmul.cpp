@@ -314,6 +314,20 @@ void gemm_in(fd_context* context, uint8_t* workspace, const Gemm& g) {
     });
     return;
   }
+  const int64_t in_all = words_of<HALF>(g.k), padded = ceil_div(g.m, MR) * MR;
+  const int64_t fits = max64(BLOCK_K, SHARED_A / padded / BLOCK_K * BLOCK_K);
+  if (in_all > fits && g.packed == nullptr && g.residual != g.c) {  // a long k in parts: the chains go on from the output
+    for (int64_t w = 0; w < in_all; w += fits) {
+      Gemm part = g;
+      const int64_t k0 = HALF ? 2 * w : w;
+      part.k = min64(HALF ? 2 * fits : fits, g.k - k0);
+      part.a = g.a + k0 * g.a_k, part.b = g.b + k0 * g.b_k;
+      part.accumulate = g.accumulate || w > 0;
+      if (w + fits < in_all) part.bias = part.residual = nullptr;
+      gemm_in<HALF>(context, workspace, part);
+    }
+    return;
+  }
   // Units are blocks of columns as long as they are wide enough: then B, too, is packed only once. Several for each thread, so
   // that one who lost its core for a while is not waited for. How the output is cut shows in the time, not in the bits.
   const Slices<HALF> slices(g.k);

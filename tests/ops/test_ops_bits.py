@@ -30,6 +30,16 @@ def test_matmul_variants_agree(op):
                 np.testing.assert_array_equal(results[0][key], other[key], err_msg=case.name)
 
 
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_a_long_product_in_parts_is_one_chain(compute):
+    """More than the 4 M words of A that are packed at a time: cut along k, and the chains go on. The same bits as a few of its rows alone"""
+    r = rng(3)
+    dout, weight = normal(r, 2050, 5000), normal(r, 5000, 17)
+    whole = ops.matmul_backward_input(dout, weight, compute=compute, threads=2)
+    for rows in (slice(0, 3), slice(2040, 2050), slice(500, 800)):
+        np.testing.assert_array_equal(whole[rows], ops.matmul_backward_input(dout[rows], weight, compute=compute))
+
+
 def test_matmul_in_halves_is_the_matmul():
     """The chain starts from out when accumulating: k = 0..a, then a..K, is the same chain"""
     r = rng()
