@@ -19,9 +19,10 @@ import sys
 import types
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from freedive.runs.config import read_toml, required
+from freedive.runs.config import describe, read_toml, required
 from freedive.runs.errors import UserError, disk_full, is_disk_full
 
 
@@ -271,11 +272,13 @@ def _flags(cls: type, names: Sequence[str], settings: dict[str, Any], arguments:
             continue
         kind: Any = hints[f.name]
         if isinstance(kind, types.UnionType):
-            kind = typing.Union[kind.__args__]  # noqa: UP007 - tyro checks `int | None` by typeguard, which takes 40 ms to import, and this by itself
+            kind = _optional(kind)
         if f.metadata.get("positional"):
             kind = typing.Annotated[kind, tyro.conf.Positional]
         if text := f.metadata.get("help"):
-            kind = typing.Annotated[kind, tyro.conf.arg(help=text)]
+            # Not "(default: None)" where nothing is given: the text says what that means.
+            hint: dict[str, Any] = {"help_behavior_hint": ""} if f.default is None and f.name not in settings else {}
+            kind = typing.Annotated[kind, tyro.conf.arg(help=text, **hint)]
         if f.name in settings:
             default: Any = dataclasses.field(default_factory=functools.partial(settings.get, f.name))
         elif f.default_factory is not dataclasses.MISSING:
@@ -287,6 +290,37 @@ def _flags(cls: type, names: Sequence[str], settings: dict[str, Any], arguments:
     twin = dataclasses.make_dataclass(cls.__name__, fields, frozen=True, kw_only=True)
     parsed: Any = tyro.cli(twin, prog=prog, args=arguments, **how)
     return {name: getattr(parsed, name) for name in names}
+
+
+def _optional(kind: types.UnionType) -> Any:
+    """`int | None` for tyro: INT in the help, one sentence for a wrong value, and "None" still means None.
+
+    Other unions as typing.Union, which tyro checks by itself: `|` it checks by typeguard, which takes 40 ms to import.
+    """
+    from tyro.constructors import PrimitiveConstructorSpec
+
+    inner = [a for a in kind.__args__ if a is not type(None)]
+    if len(inner) != 1 or inner[0] not in _READS or len(kind.__args__) != 2:
+        return typing.Union[kind.__args__]  # noqa: UP007
+    only = inner[0]
+
+    def read(words: list[str]) -> Any:
+        try:
+            return None if words[0] == "None" else only(words[0])
+        except ValueError:
+            raise ValueError(f"it must be {describe(only)}; found {words[0]!r}") from None
+
+    spec: Any = PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=only.__name__.upper(),
+        instance_from_str=read,
+        is_instance=lambda value: value is None or isinstance(value, only),
+        str_from_instance=lambda value: [str(value)],
+    )
+    return typing.Annotated[typing.Optional[only], spec]  # noqa: UP045
+
+
+_READS = (int, float, str, Path)
 
 
 def _take_config(arguments: list[str]) -> tuple[list[str], str | None]:

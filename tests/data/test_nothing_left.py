@@ -26,6 +26,14 @@ def test_the_hint_follows_the_commonest_reason():
     assert "--preset none" in nothing_left(waterfall).hint
 
 
+@pytest.mark.parametrize("raw", [b"caf\xe9 " * 200, b"ab\x00\x01" * 200])
+def test_what_is_no_text(tmp_path: Path, raw: bytes):
+    (tmp_path / "a.txt").write_bytes(raw)
+    with pytest.raises(UserError, match="no document was left: 1 extract/b") as caught:
+        run(DataConfig(inputs=(tmp_path / "a.txt",), out=tmp_path / "out", workers=1))
+    assert "UTF-8" in caught.value.hint and "preset" not in caught.value.hint
+
+
 def test_text_in_another_language(tmp_path: Path):
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text(GERMAN * 20 + name, encoding="utf-8")

@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 from html_page import Page
 
-from freedive.dive.exam import exam_rows
+from freedive import cli
+from freedive.dive.command import command_of
+from freedive.dive.exam import KINDS, exam_rows
 from freedive.dive.stage import DiveConfig, list_of_steps, run
 from freedive.dive.tiers import TIERS
 from freedive.runs import UserError, folder_hash
@@ -35,6 +38,22 @@ def test_dry_run_says_the_steps_and_writes_nothing(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("tier", ["smoke", "demo"])
+def test_a_dry_run_prints_the_commands_that_do_the_same(tier, tmp_path):
+    """Each stage's line, given to the command line, is the configuration that the dive runs."""
+    for config in (DiveConfig(tier=tier, out=tmp_path / "dive"), DiveConfig(tier=tier, out=tmp_path / "dive", threads=1, seed=3, force=True, rl_lr=1e-3)):
+        verbs = 0
+        for step in list_of_steps(config, TIERS[tier]):
+            words = shlex.split(command_of(step.config))
+            if words[0] == "freedive":
+                parsed = cli.parse(type(step.config), words[2:], "test")
+                if hasattr(parsed, "inputs"):  # paths, or addresses as text
+                    parsed = dataclasses.replace(parsed, inputs=tuple(map(Path, parsed.inputs)))
+                assert parsed == step.config
+                verbs += 1
+        assert verbs == 8
+
+
 def test_out_that_is_a_file_is_an_error_for_people(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="is a file"):
@@ -45,6 +64,7 @@ def test_the_exam_holds_each_kind_of_question_and_its_answers_are_right(tmp_path
     web = generate_crawl(tmp_path, 0, "smoke")
     rows = list(exam_rows(web, 0, 8, 5))
     assert {row["meta"]["task"] for row in rows} == {"town", "arithmetic", "spell", "count"}
+    assert {row["meta"]["kind"] for row in rows} == set(KINDS.values())
     assert {row["meta"]["class"] for row in rows if row["meta"]["task"] == "town"} == {"known", "rare", "unseen"}
     for row in rows:
         said = f"= {row['answer']}" if row["meta"]["task"] in ("arithmetic", "count") else row["answer"]

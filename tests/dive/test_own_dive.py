@@ -57,10 +57,19 @@ def test_what_cannot_work_is_said_first(files, tmp_path, given, said):
     assert not out.exists()
 
 
+@pytest.mark.parametrize("text, said", [(None, "does not exist"), (b"", "empty"), (b"ab\x00\x01" * 99, "binary"), (b"caf\xe9 " * 99, "bad_encoding")])
+def test_pages_that_are_no_text_leave_nothing(tmp_path, text, said):
+    if text is not None:
+        (tmp_path / "p.txt").write_bytes(text)
+    with pytest.raises(UserError, match=said):
+        run(DiveConfig(tier="smoke", out=tmp_path / "dive", pages=(tmp_path / "p.txt",), quiet=True))
+    assert not (tmp_path / "dive").exists()
+
+
 def test_the_practice_takes_a_learning_rate_of_its_own(tmp_path, capsys):
     run(DiveConfig(tier="smoke", out=tmp_path / "dive", rl_lr=0.00123, dry_run=True))
     said = capsys.readouterr().out
-    assert said.count("lr=0.00123") == 1 and "RLConfig" in said[: said.index("lr=0.00123")].splitlines()[-1]
+    assert said.count("--lr 0.00123") == 1 and "freedive rl" in said[: said.index("--lr 0.00123")].splitlines()[-1]
     assert not (tmp_path / "dive").exists()
 
 

@@ -31,6 +31,9 @@ def nothing_left(waterfall: Waterfall) -> UserError:
     reasons = ", ".join(f"{documents:,} {step}/{rule}" for (step, rule), documents in commonest[:5]) or "the files hold none"
     foreign = [(rule.removeprefix("is_"), documents) for (step, rule), documents in commonest if step == "language" and rule.startswith("is_")]
     hint = "try --preset none, which removes nothing for its quality"
+    unread = sum(documents for (_, rule), documents in commonest if rule in ("bad_encoding", "binary"))
+    if 2 * unread > sum(removed.values()):
+        hint = "most of it could not be read as text: give UTF-8 text (iconv -t UTF-8), HTML, WARC, JSONL or parquet"
     if 2 * sum(documents for _, documents in foreign) > sum(removed.values()):
         hint = f"most of it is not in the languages to keep (--languages, by default en); to keep it: --languages {' '.join(name for name, _ in foreign[:3])}"
     return UserError(f"no document was left: {reasons}", hint=hint)

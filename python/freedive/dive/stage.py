@@ -13,6 +13,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from freedive.data import stage as data
+from freedive.data.sources import is_remote
 from freedive.data.stage import DataConfig
 from freedive.data.texts import iter_rows
 from freedive.eval import stage as evaluation
@@ -36,12 +38,14 @@ from freedive.tasks.crawl import crawl_paths, generate_crawl
 from freedive.tokenizer import stage as tokenizer
 from freedive.tokenizer.stage import TokenizerConfig
 
+from .command import command_of
 from .exam import exam_rows
 from .machine import machine
 from .report import write_report
 from .tiers import TIERS, Tier
 
 REWARD = "freedive.tasks.arithmetic:reward"
+FIRST = ("crawl", "sources", "data")  # stages of seconds, which read the input
 
 
 @dataclass(frozen=True)
@@ -109,15 +113,21 @@ def run(config: DiveConfig) -> Path:
     steps = list_of_steps(config, tier if config.rl_lr is None else replace(tier, rl_lr=config.rl_lr))
     if config.dry_run:
         for step in steps:
-            print(f"{step.title}: {step.what}\n  {step.config}")
+            print(f"{step.title}: {step.what}\n  {command_of(step.config)}")
         return config.out
     if config.out.exists() and not config.out.is_dir():
         raise UserError(f"{config.out} is a file; --out must name a folder")
+    fresh = not config.out.exists()
     config.out.mkdir(parents=True, exist_ok=True)
     with _quiet(config.quiet):
         _note(config.out, machine=machine(config.threads))
         for step in steps:
-            _take(step, config)
+            try:
+                _take(step, config)
+            except UserError:
+                if fresh and step.name in FIRST:  # input that cannot be used leaves nothing behind
+                    shutil.rmtree(config.out)
+                raise
         stages = {s.name: {"hash": folder_hash(config.out / s.name), "metrics": _metrics(config.out / s.name)} for s in steps}
         write_json_atomic(
             config.out / "dive.json", {"tier": config.tier, "seed": config.seed, "source": "own" if config.pages else "town", "stages": stages}
@@ -148,7 +158,7 @@ def list_of_steps(c: DiveConfig, t: Tier) -> list[Step]:
 
     def examine(model: str, questions: Path, out: str, limit: int = 0) -> Any:
         return EvalConfig(
-            model=at / model, data=questions, out=at / out, max_new_tokens=t.exam_new_tokens, group_by=["class"], limit=limit,
+            model=at / model, data=questions, out=at / out, max_new_tokens=t.exam_new_tokens, group_by=["class" if own else "kind"], limit=limit,
             checker="match" if own else "freedive.tasks:check", threads=c.threads, force=c.force,
         )  # fmt: skip
 
@@ -275,6 +285,9 @@ def _check(c: DiveConfig) -> None:
     check_at_least(c, 1, "threads")
     check_at_least(c, 0, "rl_lr")
     given = {"--chats": c.chats, "--problems": c.problems, "--problems-eval": c.problems_eval, "--questions": c.questions}
+    for page in c.pages:
+        if not is_remote(page) and not page.exists():
+            raise UserError(f"{page} does not exist (--pages)", hint="give files or folders with WARC, HTML, text, parquet or JSONL")
     for name, path in given.items():
         if path is not None and not c.pages:
             raise UserError(f"{name} needs --pages", hint="the invented web brings its own; or run `freedive sft`, `rl` or `eval` by themselves")

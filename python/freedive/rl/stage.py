@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from freedive.data.texts import iter_rows
 from freedive.inference import Engine, load_model, load_tokenizer, save_model_folder
 from freedive.model import Model
 from freedive.objectives import PRESETS, Totals, advantages, count, kl_in_reward, merge_metrics, policy_loss, reward_metrics, zero_std
 from freedive.objectives.policy import PolicySpec
 from freedive.runs import Artefact, UserError, check_at_least, find_function, function_file, option, progress, stage, write_json_atomic
-from freedive.tokenizer import Tokenizer, render
+from freedive.tokenizer import Tokenizer
 from freedive.train import learning_rate, restore, save
 
+from .problems import Problem, practise, read_problems, shuffled
 from .rewards import BUILT_IN, Reward
 from .rollouts import Rollout, lay_out, micro_batches, rewarded, sample
 
@@ -45,7 +46,12 @@ class RLConfig:
     num_generations: int = option(8, "completions of each problem (G)")
     num_iterations: int = option(1, "updates made from one set of rollouts")
     max_completion_length: int = option(64, "tokens of a completion")
-    temperature: float = option(1.0, "of sampling, and of the log-probs trained")
+    temperature: float = option(1.0, "of sampling, and of the log-probs trained; above 1 it explores more")
+    eval_temperature: float | None = option(None, "of the evaluations on held-out problems (default: that of sampling)")
+    dynamic_sampling: int | None = option(
+        None, "draws a step may make to find prompts_per_step problems whose completions earned unlike rewards, the only ones "
+        "to learn from (default: 1; for dapo 4)"
+    )  # fmt: skip
     lr: float | None = option(None, "peak learning rate (default: from the width)")
     warmup: int = option(5, "warm-up steps")
     final_lr_fraction: float = option(0.1, "learning rate of the last step, as a part of the peak")
@@ -63,26 +69,6 @@ class RLConfig:
     dry_run: bool = option(False, "print the plan and stop")
 
 
-@dataclass(frozen=True)
-class Problem:
-    row: dict[str, Any]
-    ids: list[int]
-
-
-def read_problems(path: Path, tok: Tokenizer) -> list[Problem]:
-    """Problems with their rendered prompts. Raises UserError for a row without a prompt."""
-    out = []
-    for line, row in iter_rows(path):
-        if "prompt" not in row:
-            raise UserError(f"{path}, line {line}: a problem needs 'prompt'; it has {sorted(row)[:6]}", hint='{"prompt": "What is 2+2?", "answer": "4"}')
-        prompt = row["prompt"]
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        out.append(Problem(row, render(tok, messages, add_generation_prompt=True)[0]))
-    if not out:
-        raise UserError(f"{path} holds no problem")
-    return out
-
-
 def policy_spec(c: RLConfig) -> PolicySpec:
     if c.algo not in PRESETS:
         raise UserError(f"unknown algo {c.algo!r}", hint="algorithms: " + ", ".join(PRESETS))
@@ -95,10 +81,12 @@ def run(c: RLConfig) -> Path:
     """Train; returns the folder written. Raises UserError for input that cannot be used."""
     if c.num_generations < 2:
         raise UserError(f"num_generations is {c.num_generations}; a group needs at least 2 completions to compare")
-    check_at_least(c, 1, "steps", "prompts_per_step", "num_iterations", "max_completion_length", "save_every", "micro_tokens", "threads")
+    check_at_least(c, 1, "steps", "prompts_per_step", "num_iterations", "max_completion_length", "save_every", "micro_tokens", "dynamic_sampling", "threads")
     check_at_least(c, 0, "lr", "warmup", "final_lr_fraction", "eval_every", "eval_problems", "beta")
     if not 0 < c.temperature < float("inf"):
         raise UserError(f"temperature is {c.temperature}; sampling for RL needs one above 0")
+    if c.eval_temperature is not None and not 0 <= c.eval_temperature < float("inf"):
+        raise UserError(f"eval_temperature is {c.eval_temperature}; it must be 0 (the likeliest token) or more")
     policy_spec(c)
     sequences = c.prompts_per_step * c.num_generations
     print(f"{c.prompts_per_step} problems x {c.num_generations} completions = {sequences} sequences a step, {c.steps} steps, {c.algo}")
@@ -129,29 +117,27 @@ def _train(c: RLConfig, artefact: Artefact | None) -> None:
         return
     engine = Engine(model, tok)
     lr = c.lr or min(1e-3, 5e-4 * 128 / model.config.d_model)
-    order = np.random.Generator(np.random.Philox(key=[c.seed, ORDER_STREAM])).permutation(len(problems))
+    order = shuffled(len(problems), c.seed, ORDER_STREAM)
 
     state = restore(artefact, model)
-    step = state["step"] if state else 0
+    step, drawn = (state["step"], state["drawn"]) if state else (0, 0)
+    draws = c.dynamic_sampling or (4 if spec.dynamic_sampling else 1)
     if state is None:
         if held_out:
             before = evaluate(c, engine, tok, held_out, reward, c.seed)
             artefact.summary(**{f"before/{k}": v for k, v in before.items()})
             artefact.log(step=0, **{f"eval/{k}": v for k, v in before.items()})
-            save(artefact, model, {"step": 0})  # the evaluation need not be made again
+            save(artefact, model, {"step": 0, "drawn": 0})  # the evaluation need not be made again
     bar = progress.bar(c.steps, "rl")
     bar.advance(step)
     samples: list[dict[str, Any]] = state.get("samples", []) if state else []
     while step < c.steps:
         began = time.perf_counter()
-        chosen = [problems[order[(step * c.prompts_per_step + i) % len(problems)]] for i in range(c.prompts_per_step)]
-        rows = [p.row for p in chosen for _ in range(c.num_generations)]
-        seeds = [_seed(c.seed, step, i) for i in range(sequences)]
-        rollouts = sample(engine, [p.ids for p in chosen], c.num_generations, c.max_completion_length, c.temperature, (tok.im_end,), seeds)
-        sampled = time.perf_counter()
-        rollouts = rewarded(rollouts, rows, reward)
+        solve = lambda chosen, first: solutions(c, engine, tok, chosen, reward, [_seed(c.seed, step, first + i) for i in range(sequences)])
+        practice = practise(solve, problems, order, drawn, c.prompts_per_step, c.num_generations, draws)
+        sampled, drawn, rollouts = time.perf_counter(), practice.drawn, practice.rollouts
         rate = learning_rate(step, c.steps, lr, c.warmup, c.final_lr_fraction)
-        metrics = update(c, model, spec, rollouts, rate, reference)
+        metrics = update(c, model, spec, rollouts, rate, reference) | practice.metrics
         step += 1
         quick = {}
         if held_out and c.eval_every and step % c.eval_every == 0 and step < c.steps:
@@ -160,10 +146,10 @@ def _train(c: RLConfig, artefact: Artefact | None) -> None:
         artefact.time(step=step, sampling_seconds=round(sampled - began, 4), step_seconds=round(time.perf_counter() - began, 4),
                       tokens=sum(len(r.ids) for r in rollouts))  # fmt: skip
         if step in (1, c.steps) or step % max(1, c.steps // 4) == 0:
-            samples.append({"step": step, "prompt": rows[0]["prompt"], "text": rollouts[0].text, "reward": rollouts[0].reward})
+            samples.append({"step": step, "prompt": practice.problems[0].row["prompt"], "text": rollouts[0].text, "reward": rollouts[0].reward})
         bar.advance(1, text=f"reward {metrics['reward']:.2f}, length {metrics['completions/mean_length']:.0f}, entropy {metrics.get('entropy', 0):.2f}")
         if step % c.save_every == 0 or step == c.steps:
-            save(artefact, model, {"step": step, "samples": samples})
+            save(artefact, model, {"step": step, "drawn": drawn, "samples": samples})
     bar.close()
     if held_out:
         after = evaluate(c, engine, tok, held_out, reward, c.seed)
@@ -172,6 +158,12 @@ def _train(c: RLConfig, artefact: Artefact | None) -> None:
     write_json_atomic(artefact.work / "samples.json", samples)
     save_model_folder(model, tok, artefact.work, tok.im_end)
     print(f"wrote {c.out}; to talk to it: freedive chat --model {c.out}")
+
+
+def solutions(c: RLConfig, engine: Engine, tok: Tokenizer, chosen: Sequence[Problem], reward: Reward, seeds: Sequence[int]) -> list[Rollout]:
+    """num_generations completions of each problem, rewarded."""
+    rollouts = sample(engine, [p.ids for p in chosen], c.num_generations, c.max_completion_length, c.temperature, (tok.im_end,), seeds)
+    return rewarded(rollouts, [p.row for p in chosen for _ in range(c.num_generations)], reward)
 
 
 def _seed(seed: int, step: int, i: int) -> int:
@@ -231,12 +223,13 @@ def penalised(c: RLConfig, spec: PolicySpec, rollouts: list[Rollout], rewards: n
 
 
 def evaluate(c: RLConfig, engine: Engine, tok: Tokenizer, problems: list[Problem], reward: Reward, seed: int) -> dict[str, float]:
-    """pass@1: one sample a problem, at the temperature of training, and mean length, in tokens."""
+    """pass@1: one sample a problem, at eval_temperature, and mean length, in tokens."""
+    temperature = c.temperature if c.eval_temperature is None else c.eval_temperature
     right, length = 0.0, 0
     for at in range(0, len(problems), 256):
         part = problems[at : at + 256]
         seeds = [(seed + 1) * 7_000_003 + (EVAL_STREAM << 40) + at + i for i in range(len(part))]
-        outs = rewarded(sample(engine, [p.ids for p in part], 1, c.max_completion_length, c.temperature, (tok.im_end,), seeds), [p.row for p in part], reward)
+        outs = rewarded(sample(engine, [p.ids for p in part], 1, c.max_completion_length, temperature, (tok.im_end,), seeds), [p.row for p in part], reward)
         right += sum(r.reward for r in outs)
         length += sum(len(r.ids) for r in outs)
     return {"pass@1": right / len(problems), "mean_length": length / len(problems)}

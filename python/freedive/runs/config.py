@@ -44,7 +44,8 @@ def check_at_least(config: Any, low: float, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if value is not None and not low <= value < float("inf"):
-            raise UserError(f"{name} is {value}, it must be at least {low:g}", hint=f"--{name.replace('_', '-')} {max(low, 1):g}")
+            hint = f"--{name.replace('_', '-')} {max(low, 1):g}" if isinstance(value, int) else ""  # 1 is no learning rate to propose
+            raise UserError(f"{name} is {value}, it must be at least {low:g}", hint=hint)
 
 
 def hashed_fields(config: Any) -> list[dataclasses.Field[Any]]:

@@ -1,0 +1,85 @@
+"""The problems: reading them, and which of them a step practises.
+
+The one idea: a group whose completions all earned the same teaches nothing, so with dynamic sampling (DAPO, arXiv:2503.14476, section
+3.2) a step goes on drawing problems until it has as many as it wants that the model gets right now and then, or has drawn often enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from freedive.data.texts import iter_rows
+from freedive.objectives import reward_metrics, zero_std
+from freedive.runs import UserError
+from freedive.tokenizer import Tokenizer, render
+
+from .rollouts import Rollout
+
+
+@dataclass(frozen=True)
+class Problem:
+    row: dict[str, Any]
+    ids: list[int]  # the prompt, rendered
+
+
+def read_problems(path: Path, tok: Tokenizer) -> list[Problem]:
+    """Problems with their rendered prompts. Raises UserError for a row without a prompt."""
+    out = []
+    for line, row in iter_rows(path):
+        if "prompt" not in row:
+            raise UserError(f"{path}, line {line}: a problem needs 'prompt'; it has {sorted(row)[:6]}", hint='{"prompt": "What is 2+2?", "answer": "4"}')
+        prompt = row["prompt"]
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        out.append(Problem(row, render(tok, messages, add_generation_prompt=True)[0]))
+    if not out:
+        raise UserError(f"{path} holds no problem")
+    return out
+
+
+@dataclass(frozen=True)
+class Practice:
+    """What one step learns from."""
+
+    rollouts: list[Rollout]  # whole groups, next to each other
+    problems: list[Problem]  # one a group
+    drawn: int  # problems drawn so far in the run, those given up included
+    metrics: dict[str, float]  # TRL's reward metrics over all that was drawn, so that filtering does not flatter the curve
+
+
+def practise(solve: Callable[[Sequence[Problem], int], list[Rollout]], problems: Sequence[Problem], order: Sequence[int], drawn: int,
+             wanted: int, generations: int, draws: int) -> Practice:  # fmt: skip
+    """Draws `wanted` problems in `order`, going round, up to `draws` times, until as many groups have unlike rewards.
+
+    `solve(chosen, first)` samples and rewards `generations` completions of each problem; `first` counts the completions of this step
+    before them. With one draw all groups are kept as they came. With more, those of equal rewards and the surplus go; if there is no
+    group to learn from at all, the last draw is kept.
+    """
+    kept: list[tuple[Problem, list[Rollout]]] = []
+    rewards: list[list[float]] = []
+    for _ in range(draws):
+        chosen = [problems[order[(drawn + i) % len(problems)]] for i in range(wanted)]
+        rollouts = solve(chosen, len(rewards) * generations)
+        drawn += wanted
+        groups = [rollouts[i : i + generations] for i in range(0, len(rollouts), generations)]
+        rewards += [[r.reward for r in g] for g in groups]
+        if draws == 1:
+            return Practice(rollouts, chosen, drawn, reward_metrics(rewards))
+        dead = zero_std(rewards[-wanted:])
+        kept += [pair for pair, d in zip(zip(chosen, groups), dead) if not d]
+        if len(kept) >= wanted:
+            break
+    if not kept:
+        kept = list(zip(chosen, groups))
+    kept = kept[:wanted]
+    metrics = reward_metrics(rewards) | {"problems_drawn": float(len(rewards))}
+    return Practice([r for _, group in kept for r in group], [p for p, _ in kept], drawn, metrics)
+
+
+def shuffled(n: int, seed: int, stream: int) -> list[int]:
+    """The order in which `n` problems are drawn."""
+    return [int(i) for i in np.random.Generator(np.random.Philox(key=[seed, stream])).permutation(n)]
