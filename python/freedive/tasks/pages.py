@@ -60,8 +60,14 @@ def _combined(draw: Draw, people: list[Person]) -> list[str]:
 
 
 def _quiz(draw: Draw, people: list[Person]) -> list[str]:
+    """Questions with their answers, behind them or, on every second page, in a line of their own, as FAQ pages have them.
+
+    To a tokenizer a word after a space and the same word at the beginning of a line are two tokens that share nothing. An assistant's
+    answer begins like a line: a fact whose value was read after spaces only is known and cannot be said (dev/LOG.md).
+    """
     facts = draw.shuffled([(person, a) for person in people for a in ATTRIBUTES])
-    return [f"{person.fill(draw.pick(text.QUIZ[a]))} {answer(person.facts[a])}" for person, a in facts]
+    asked = [(person.fill(draw.pick(text.QUIZ[a])), answer(person.facts[a])) for person, a in facts]
+    return [line for pair in asked for line in pair] if draw.chance(0.5) else [" ".join(pair) for pair in asked]
 
 
 def _table(draw: Draw, people: list[Person]) -> list[list[str]]:
