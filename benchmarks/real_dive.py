@@ -48,9 +48,9 @@ def capitals(folder: Path) -> list[tuple[str, str]]:
     return [(place, city) for place, city in pairs.items() if city]
 
 
-def as_page(dialogue: dict[str, Any]) -> str:
-    """The dialogue as a text, with the calls."""
-    call = lambda turn: f"Next call? {turn['call']['method']}\n" if turn.get("call") else ""
+def as_page(dialogue: dict[str, Any], own_line: bool) -> str:
+    """The dialogue as a text, with the calls behind their question or in a line of their own, where a tokenizer sees what an answer begins with."""
+    call = lambda turn: f"Next call?{chr(10) if own_line else ' '}{turn['call']['method']}\n" if turn.get("call") else ""
     return "".join(f"{call(turn)}{turn['role'].title()}: {turn['text']}\n" for turn in dialogue["turns"])
 
 
@@ -62,7 +62,7 @@ def pages(data: Path, dialogues: list[dict[str, Any]], mentions: int) -> list[di
     each = -(-len(said) // len(dialogues))
     with gzip.open(data / "text/openstax.jsonl.gz", "rt") as lines:
         texts = [row["text"] for row in map(json.loads, lines) if row["book"] == BOOK]
-    texts += [as_page(d) + "\n" + "\n".join(said[i * each : (i + 1) * each]) for i, d in enumerate(dialogues)]
+    texts += [as_page(d, i % 2 == 0) + "\n" + "\n".join(said[i * each : (i + 1) * each]) for i, d in enumerate(dialogues)]
     return [{"text": text} for text in rng.sample(texts, len(texts))]
 
 
