@@ -107,17 +107,18 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("real-dive"))
     parser.add_argument("--tier", default="demo", choices=["smoke", "demo"])
-    parser.add_argument("--solved", type=int, default=120, help="problems with their answers among the chats")
+    parser.add_argument("--solved", type=int, default=30, help="problems with their answers among the chats")
     parser.add_argument("--chats", type=int, default=1000, help="dialogues among the chats")
     parser.add_argument("--mentions", type=int, default=200, help="of each capital in the pages")
     parser.add_argument("--rl-lr", type=float, default=1e-3, help="peak learning rate of the practice")
+    parser.add_argument("--rl-dynamic-sampling", type=int, default=4, help="draws of problems in a step of the practice")
     parser.add_argument("--threads", type=int)
     a = parser.parse_args()
     counts = prepare(a.data, a.out / "input", a.solved, a.chats, 8000, 2000, a.mentions)
     print(json.dumps(counts), flush=True)
     began = time.perf_counter()
     into = a.out / "input"
-    run(DiveConfig(tier=a.tier, out=a.out / "dive", rl_lr=a.rl_lr, threads=a.threads, pages=(into / "pages.jsonl",), chats=into / "chats.jsonl", problems=into / "problems.jsonl",
+    run(DiveConfig(tier=a.tier, out=a.out / "dive", rl_lr=a.rl_lr, rl_dynamic_sampling=a.rl_dynamic_sampling, threads=a.threads, pages=(into / "pages.jsonl",), chats=into / "chats.jsonl", problems=into / "problems.jsonl",
                    problems_eval=into / "problems_eval.jsonl", questions=into / "questions.jsonl"))  # fmt: skip
     seconds = time.perf_counter() - began
     stages = {name: s["metrics"] for name, s in json.loads((a.out / "dive/dive.json").read_text())["stages"].items()}

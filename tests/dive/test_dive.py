@@ -41,7 +41,7 @@ def test_dry_run_says_the_steps_and_writes_nothing(tmp_path, capsys):
 @pytest.mark.parametrize("tier", ["smoke", "demo"])
 def test_a_dry_run_prints_the_commands_that_do_the_same(tier, tmp_path):
     """Each stage's line, given to the command line, is the configuration that the dive runs."""
-    for config in (DiveConfig(tier=tier, out=tmp_path / "dive"), DiveConfig(tier=tier, out=tmp_path / "dive", threads=1, seed=3, force=True, rl_lr=1e-3)):
+    for config in (DiveConfig(tier=tier, out=tmp_path / "dive"), DiveConfig(tier=tier, out=tmp_path / "dive", threads=1, seed=3, force=True, rl_lr=1e-3, rl_dynamic_sampling=3)):
         verbs = 0
         for step in list_of_steps(config, TIERS[tier]):
             words = shlex.split(command_of(step.config))

@@ -62,6 +62,7 @@ class DiveConfig:
     rl_lr: float | None = option(
         None, "peak learning rate of the practice (default: the tier's); try twice and half when it learns slowly or collapses"
     )
+    rl_dynamic_sampling: int = option(1, "draws of problems in a step of the practice, as `freedive rl --dynamic-sampling`; 4 where most problems are always or never solved")
     seed: int = option(0, "of everything random")
     threads: int | None = option(None, "CPU threads (default: all)")
     quiet: bool = option(False, "print nothing but errors")
@@ -225,7 +226,7 @@ def list_of_steps(c: DiveConfig, t: Tier) -> list[Step]:
             RLConfig(
                 model=at / "sft", data=problems, eval_data=held_out, out=at / "rl", reward="answer" if own else REWARD, steps=t.rl_steps,
                 prompts_per_step=t.rl_prompts, num_generations=t.rl_generations, max_completion_length=t.rl_new_tokens,
-                lr=t.rl_lr, eval_every=t.rl_eval_every, **common,
+                lr=t.rl_lr, dynamic_sampling=None if c.rl_dynamic_sampling == 1 else c.rl_dynamic_sampling, eval_every=t.rl_eval_every, **common,
             ),
             rl.run,
             lambda m: f"right on {m['before/pass@1']:.0%} of new {'problems' if own else 'sums'} before, {m['after/pass@1']:.0%} after",
@@ -282,7 +283,7 @@ def make_crawl(c: CrawlConfig) -> Path:
 
 def _check(c: DiveConfig) -> None:
     """UserError for what can be said before anything is written."""
-    check_at_least(c, 1, "threads")
+    check_at_least(c, 1, "threads", "rl_dynamic_sampling")
     check_at_least(c, 0, "rl_lr")
     given = {"--chats": c.chats, "--problems": c.problems, "--problems-eval": c.problems_eval, "--questions": c.questions}
     for page in c.pages:
