@@ -70,10 +70,11 @@ __attribute__((noinline)) void tile(int64_t K, const float* a, int64_t a_row, in
   }
 }
 
-// The hot one: MR x PANEL of packed strips and panels, nothing to finish. While it runs, the rows of C the next tile down will
-// load are fetched.
+// The hot one: out[MR, PANEL] = finish((c or 0) + A B) of packed strips and panels. While it runs, the rows of the output that
+// the next tile down will load are fetched, and the next strip of A.
 template <bool HALF>
-__attribute__((noinline)) void tile_packed(int64_t K, const float* a, const float* b, float* c, int64_t c_row, bool load) {
+__attribute__((noinline)) void tile_packed(int64_t K, const float* a, const float* b, const float* c, int64_t c_row, float* out,
+                                           int64_t out_row, bool load, Finish finish) {
   vf acc[MR][2];
 #pragma GCC unroll 12
   for (int i = 0; i < MR; ++i) {
@@ -81,7 +82,7 @@ __attribute__((noinline)) void tile_packed(int64_t K, const float* a, const floa
     acc[i][1] = load ? vload(c + i * c_row + VL) : vset(0.0f);
   }
 #pragma GCC unroll 12
-  for (int i = 0; i < MR; ++i) __builtin_prefetch(c + (MR + i) * c_row, 1);
+  for (int i = 0; i < MR; ++i) __builtin_prefetch(out + (MR + i) * out_row, 1);
 #pragma GCC unroll 4
   for (int64_t k = 0; k < K; ++k) {
     const vf low = vload(b + k * PANEL), high = vload(b + k * PANEL + VL);
@@ -93,10 +94,22 @@ __attribute__((noinline)) void tile_packed(int64_t K, const float* a, const floa
       acc[i][1] = step<HALF>(av, high, acc[i][1]);
     }
   }
+  if (finish.bias != nullptr) {
+    const vf low = vload(finish.bias), high = vload(finish.bias + VL);
+#pragma GCC unroll 12
+    for (int i = 0; i < MR; ++i) acc[i][0] = acc[i][0] + low, acc[i][1] = acc[i][1] + high;
+  }
+  if (finish.residual != nullptr) {
+#pragma GCC unroll 12
+    for (int i = 0; i < MR; ++i) {
+      acc[i][0] = acc[i][0] + vload(finish.residual + i * finish.residual_row);
+      acc[i][1] = acc[i][1] + vload(finish.residual + i * finish.residual_row + VL);
+    }
+  }
 #pragma GCC unroll 12
   for (int i = 0; i < MR; ++i) {
-    vstore(c + i * c_row, acc[i][0]);
-    vstore(c + i * c_row + VL, acc[i][1]);
+    vstore(out + i * out_row, acc[i][0]);
+    vstore(out + i * out_row + VL, acc[i][1]);
   }
 }
 

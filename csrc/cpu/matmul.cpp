@@ -122,7 +122,7 @@ Buffers buffers_of(uint8_t* workspace, int thread) {
 // True when partial sums cannot rest in the output between slices of k, because the residual lies there.
 bool rests_in_buffer(const Gemm& g, int64_t slices) { return slices > 1 && g.residual == g.c && g.residual != nullptr; }
 
-// A tile that is not whole, or that is to be finished: through a buffer of its own. `c` holds the partial sums, `out` takes the
+// A tile at the edge, which is not whole: through a buffer of its own. `c` holds the partial sums, `out` takes the
 // result (they may be the same).
 template <bool HALF>
 void tile_through_buffer(int64_t rows, int64_t columns, int64_t K, const float* a, const float* panel, const float* c,
@@ -135,7 +135,7 @@ void tile_through_buffer(int64_t rows, int64_t columns, int64_t K, const float* 
       if (i < rows) memset(full + i * PANEL + columns, 0, (PANEL - columns) * sizeof(float));
     }
   }
-  tile_packed<HALF>(K, a, panel, full, PANEL, load);
+  tile_packed<HALF>(K, a, panel, full, PANEL, full, PANEL, load, {nullptr, nullptr, 0});
   for (int64_t i = 0; i < rows; ++i) {
     for_lanes(columns, [&](int64_t j, auto read, auto write) {
       vf y = read(full + i * PANEL + j);
@@ -167,7 +167,6 @@ struct Slice {
 
 template <bool HALF>
 void multiply(const Gemm& g, const Slice& x, const Buffers& buffers, int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
-  const bool finishing = x.last && (g.bias != nullptr || g.residual != nullptr);
   for (int64_t j = 0; j < columns; j += PANEL) {
     const float* b = x.b + j / PANEL * x.panel;
     const int64_t width = min64(PANEL, columns - j);
@@ -177,17 +176,19 @@ void multiply(const Gemm& g, const Slice& x, const Buffers& buffers, int64_t i0,
       float* out = g.c + (i0 + i) * g.c_row + j0 + j;
       float* c = x.in_buffer ? buffers.c + i * BLOCK_N + j : out;
       const int64_t c_row = x.in_buffer ? BLOCK_N : g.c_row;
-      if (width == PANEL && r == MR && !finishing && !(x.in_buffer && x.last)) {
-        tile_packed<HALF>(x.words, a, b, c, c_row, x.load);
-        continue;
-      }
       Finish finish = {nullptr, nullptr, 0};
       if (x.last) {
         finish.bias = g.bias == nullptr ? nullptr : g.bias + j0 + j;
         finish.residual = g.residual == nullptr ? nullptr : g.residual + (i0 + i) * g.residual_row + j0 + j;
         finish.residual_row = g.residual_row;
       }
-      tile_through_buffer<HALF>(r, width, x.words, a, b, c, c_row, x.last ? out : c, x.last ? g.c_row : c_row, x.load, finish);
+      float* to = x.last ? out : c;
+      const int64_t to_row = x.last ? g.c_row : c_row;
+      if (width == PANEL && r == MR) {
+        tile_packed<HALF>(x.words, a, b, c, c_row, to, to_row, x.load, finish);
+      } else {
+        tile_through_buffer<HALF>(r, width, x.words, a, b, c, c_row, to, to_row, x.load, finish);
+      }
     }
   }
 }
