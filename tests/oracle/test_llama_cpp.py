@@ -79,3 +79,21 @@ def test_llama_cpp_computes_the_same_from_our_file(name: str, kind: str, answers
         assert [greedy(model, p, 24) for p in questions()["prompts"]] == said["greedy"]
     else:  # llama.cpp rounds activations to the type of the weights, or to 8 bits
         assert difference < {"f16": 2e-2, "bf16": 2e-1, "q8_0": 3e-1, "q4_0": 3e-1}[kind]
+
+
+@pytest.mark.parametrize("kind", ["f32", "q8_0"])
+def test_smollm2_exported_by_us_says_in_llama_cpp_what_it_says_here(smollm2: Path, shared_data: Path, tmp_path: Path, kind: str):
+    truth = json.loads((shared_data / "models" / "smollm2_truth.json").read_text(encoding="utf-8"))
+    export(ExportConfig(smollm2, tmp_path / "s.gguf", type=kind))
+    prompts = [run["prompt_ids"] for run in truth["runs"]]
+    texts = [text for text in truth["tokenizer"]]
+    said = ask([{"file": str(tmp_path / "s.gguf"), "sequences": [[*p, *r["gen_ids"]] for p, r in zip(prompts, truth["runs"])], "prompts": prompts,
+                 "new_tokens": 12, "texts": texts}])[0]  # fmt: skip
+    assert said["tokens"] == list(truth["tokenizer"].values()) and said["pre"] == "smollm"
+    assert said["greedy"] == [run["gen_ids"][:12] for run in truth["runs"]]
+    model = load_pretrained(tmp_path / "s.gguf", max_tokens=256, max_seqs=8, trainable=False)
+    for prompt, run, theirs in zip(prompts, truth["runs"], said["logprobs"]):
+        ours = model.score(Batch.next_token([[*prompt, *run["gen_ids"]]])).logprobs[:-1]
+        difference = float(np.abs(ours - np.array(theirs)).max())
+        print(f"SmolLM2 {kind}, {run['name']}: largest difference of a log-prob {difference:.2g} ({said['versions']})")
+        assert difference < {"f32": 1e-2, "q8_0": 0.3}[kind]

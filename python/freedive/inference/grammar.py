@@ -119,9 +119,5 @@ class Matcher:
         return out
 
     def push(self, token: int) -> bool:
-        """Take a token; True if nothing can follow."""
-        if token in self._stops:
-            return True
-        if not self._matcher.consume_token(token):
-            raise UserError(f"the grammar could not be followed: {str(self._matcher.get_error())[:300]}")
-        return bool(self._matcher.is_stopped())
+        """Take a token; True if nothing can follow: the answer is complete, or llguidance gave up on it (a limit was met)."""
+        return token in self._stops or not self._matcher.consume_token(token) or bool(self._matcher.is_stopped())
