@@ -12,17 +12,27 @@ from collections.abc import Callable
 import ml_dtypes
 import numpy as np
 
+from freedive.model.gguf import TYPES
 from freedive.runs import UserError
 
 _F16 = "<f2"
+PIECE = 1 << 16  # bytes of blocks turned into numbers at once
+_SIZES = {name: (block, size) for name, block, size in TYPES.values()}
 
 
 def dequantize(kind: str, raw: np.ndarray) -> np.ndarray:
     """float32 [elements] of `raw`, uint8 [bytes]: a whole number of blocks of the type `kind`. UserError for a type that cannot be read."""
     if kind not in _READ:
         raise UserError(f"tensors of type {kind} cannot be read yet", hint=f"types that can: {', '.join(_READ)}")
+    block, size = _SIZES[kind]
+    step = max(1, PIECE // size) * size
     with np.errstate(invalid="ignore", over="ignore"):  # a damaged block's scale may be no number: so are its values then
-        return _READ[kind](raw)
+        if kind == "F32" or len(raw) <= step:
+            return _READ[kind](raw)
+        out = np.empty(len(raw) // size * block, np.float32)  # piece by piece: temporaries stay in the cache, and their memory in hand
+        for at in range(0, len(raw), step):
+            out[at // size * block : (at + step) // size * block] = _READ[kind](raw[at : at + step])
+        return out
 
 
 def quantize(kind: str, values: np.ndarray) -> np.ndarray:
