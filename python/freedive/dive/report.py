@@ -12,7 +12,7 @@ from freedive.runs import UserError, human_bytes, write_atomic
 
 from .found import Found, jsonl
 from .page import page, paragraph, percent
-from .sections_assistant import assistant, limits
+from .sections_assistant import LADDER, assistant, limits
 from .sections_base import base_samples, data, network, tokens, training
 from .sections_end import clock, settings, times
 from .sections_practice import practice
@@ -77,6 +77,9 @@ def headlines(found: Found) -> dict[str, str]:
         lines["assistant"] = f"{ended} of its answers end by themselves, of the base model's {before}"
     if chat:
         lines["limits"] = f"{percent(chat.share()[0])} of {chat.share()[1]:,} questions right"
+        often, nowhere = (chat.share(LADDER[at][0])[0] for at in (0, -1))
+        if often is not None and nowhere is not None:  # the invented town
+            lines["limits"] = f"right about people it read of often {percent(often)}, about people it read of nowhere {percent(nowhere)}"
     rl = found.metrics("rl")
     if "before/pass@1" in rl and "after/pass@1" in rl:
         lines["practice"] = f"pass@1 {percent(rl['before/pass@1'])} before, {percent(rl['after/pass@1'])} after"
