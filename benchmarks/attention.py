@@ -1,11 +1,14 @@
-"""Causal attention forward and backward: share of this machine's float32 FMA peak, beside torch's scaled_dot_product_attention.
+"""Causal attention forward and backward: share of this machine's peak in float32 and bfloat16, beside torch's
+scaled_dot_product_attention in both types.
 
-    python benchmarks/attention.py [--threads 1 2] [--repeats 20]
+    python benchmarks/attention.py [--threads 1 2] [--repeats 20] [--compute float32 bfloat16] [--shapes 0 3]
     FREEDIVE_TORCH_PYTHON=/path/to/python python benchmarks/attention.py     # that environment has torch; interleaved with ours
 
 Counted are only the operations of the causal half, T(T+1)/2 scores of a sequence: 2 products of 2 D operations forward, 5 backward (torch
-computes more or less as it likes). One JSON line per shape, direction and number of threads: GFLOP/s (median), share of the peak probed
-around every call (median), best (highest rate over highest probe). How it is timed: against_peak.py.
+computes more or less as it likes). One JSON line per shape, direction, type and number of threads: GFLOP/s (median), share of the
+peak of our type probed around every call (median), best (highest rate over highest probe). A last line per shape adds both
+directions up: milliseconds, and how many times torch's (its better type, each direction by itself) are ours. Ours in bfloat16 takes
+float32 tensors and rounds inside; torch's takes and gives bfloat16. How it is timed: against_peak.py.
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ SHAPES = {
     "one long sequence B1 H2/1 T4096 hd64": (1, 4096, 2, 1, 64),
 }  # fmt: skip
 
-# The other process: reads a line "shape direction", does the work once, answers the seconds it took,
+COMPUTES = ("float32", "bfloat16")
+
+# The other process: reads a line "shape direction type", does the work once, answers the seconds it took,
 # or nan when several threads were to work and one lost its core meanwhile.
 TORCH = """
 import resource, sys, time, torch
@@ -38,11 +43,11 @@ now = time.thread_time if threads == 1 else time.perf_counter
 lost = lambda: 0 if threads == 1 else resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 held = {}
 for line in sys.stdin:
-    B, T, H, G, D, direction = line.split()
-    shape = tuple(map(int, (B, T, H, G, D)))
+    B, T, H, G, D, direction, kind = line.split()
+    shape = (*map(int, (B, T, H, G, D)), getattr(torch, kind))
     if shape not in held:
-        B, T, H, G, D = shape
-        held = {shape: [torch.randn(B, n, T, D, requires_grad=True) for n in (H, G, G)] + [torch.randn(B, H, T, D)]}
+        B, T, H, G, D, dtype = shape
+        held = {shape: [torch.randn(B, n, T, D, dtype=dtype, requires_grad=True) for n in (H, G, G)] + [torch.randn(B, H, T, D, dtype=dtype)]}
     q, k, v, dout = held[shape]
     enable_gqa = shape[2] != shape[3]
     attend = lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=enable_gqa)
@@ -67,9 +72,9 @@ class Torch:
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         self.process = subprocess.Popen([python, "-c", TORCH, str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)  # fmt: skip
 
-    def seconds(self, shape: tuple[int, ...], direction: str) -> float:
+    def seconds(self, shape: tuple[int, ...], direction: str, kind: str) -> float:
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(" ".join(map(str, shape)) + f" {direction}\n")
+        self.process.stdin.write(" ".join(map(str, shape)) + f" {direction} {kind}\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
@@ -77,12 +82,12 @@ class Torch:
         return float(answer)
 
 
-def measure(threads: int, repeats: int) -> None:
+def measure(threads: int, repeats: int, computes: list[str], shapes: list[str]) -> None:
     rng = np.random.default_rng(0)
     python = os.environ.get("FREEDIVE_TORCH_PYTHON")
-    torch = Torch(python, threads) if python else None
-    for name, shape in SHAPES.items():
-        B, T, H, G, D = shape
+    torches = {kind: Torch(python, threads) for kind in COMPUTES} if python else {}
+    for name in shapes:
+        shape = B, T, H, G, D = SHAPES[name]
         q, dout = (rng.standard_normal((B * T, H, D), dtype=np.float32) for _ in range(2))
         k, v = (rng.standard_normal((B * T, G, D), dtype=np.float32) for _ in range(2))
         cu_seqlens = np.arange(B + 1, dtype=np.int32) * T
@@ -93,25 +98,40 @@ def measure(threads: int, repeats: int) -> None:
             "forward": (2, "attention_forward", {"out": out, "lse": lse, **given}),
             "backward": (5, "attention_backward", {"dq": dq, "dk": dk, "dv": dv, "dout": dout, "out": out, "lse": lse, **given}),
         }
-        for direction, (products, op, arguments) in directions.items():
-            work = {"ours": lambda: timed(lambda: ops.call(op, **arguments, threads=threads), threads)}  # noqa: B023
-            if torch:
-                work["torch"] = lambda: torch.seconds(shape, direction)  # noqa: B023
-            gflop = 1e-9 * products * 2 * D * B * H * T * (T + 1) / 2
-            found = share_of_peak(work, gflop, threads, repeats)
-            print(json.dumps({"benchmark": "attention", "case": f"{name} {direction}", "threads": threads, **found}), flush=True)
+        for compute in computes:
+            both: dict[str, float] = {}  # milliseconds
+            for direction, (products, op, arguments) in directions.items():
+                work = {"ours": lambda: timed(lambda: ops.call(op, **arguments, compute=compute, threads=threads), threads)}  # noqa: B023
+                for kind, torch in torches.items():
+                    work[f"torch {kind}"] = lambda torch=torch, kind=kind: torch.seconds(shape, direction, kind)  # noqa: B023
+                gflop = 1e-9 * products * 2 * D * B * H * T * (T + 1) / 2
+                found = share_of_peak(work, gflop, threads, repeats, ops.compute_code(compute))
+                case = {"benchmark": "attention", "case": f"{name} {direction}", "compute": compute, "threads": threads}
+                print(json.dumps(case | found), flush=True)
+                rates = {who: found[who]["gflops"] or float("nan") for who in found}
+                rates["torch"] = max((rates[who] for who in found if who != "ours"), default=float("nan"))
+                for who in ("ours", "torch"):
+                    both[who] = both.get(who, 0.0) + 1e3 * gflop / rates[who]
+            total = {f"{who}_ms": round(ms, 2) for who, ms in both.items() if ms == ms}
+            if len(total) == 2:
+                total["ratio"] = round(both["torch"] / both["ours"], 2)
+            case = {"benchmark": "attention", "case": f"{name} forward + backward", "compute": compute, "threads": threads}
+            print(json.dumps(case | total), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--compute", nargs="+", choices=COMPUTES, default=list(COMPUTES))
+    parser.add_argument("--shapes", type=int, nargs="+", default=list(range(len(SHAPES))), help="which of the shapes, from 0")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # this process measures the one number of threads given
     a = parser.parse_args()
     if a.one:
-        measure(a.threads[0], a.repeats)
+        measure(a.threads[0], a.repeats, a.compute, [list(SHAPES)[i] for i in a.shapes])
     else:
-        each_thread_count(__file__, a.threads, ["--repeats", str(a.repeats)])
+        rest = ["--repeats", str(a.repeats), "--compute", *a.compute, "--shapes", *map(str, a.shapes)]
+        each_thread_count(__file__, a.threads, rest)
 
 
 if __name__ == "__main__":

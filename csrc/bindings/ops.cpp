@@ -16,6 +16,7 @@
 #include "../core/dispatch.h"
 #include "../core/thread_pool.h"
 #include "../cpu/device.h"
+#include "../model/decoder.h"
 #include "bindings.h"
 #include "schema.h"
 
@@ -37,6 +38,8 @@ ThreadPool* shared_pool(int threads) {
 }
 
 static std::mutex shared_pools_in_use;  // they are not reentrant
+// Kept from call to call, as a decoder keeps its own: a new one would be mapped page by page by every op that works in it.
+static Buffer shared_workspace;
 
 static const char* dtype_name(int32_t dtype) {
   static const char* names[] = {"float32", "bfloat16", "int32", "int64", "uint64", "uint8"};
@@ -239,12 +242,14 @@ static void op_call(const std::string& name, const py::object& variant, int thre
   const fd_variant* chosen = find_variant(device, name.c_str(), variant.is_none() ? nullptr : wanted.c_str());
   if (!chosen) throw py::value_error(name + ": no variant '" + py::str(variant).cast<std::string>() + "' on this device");
   const size_t bytes = (chosen->workspace ? chosen->workspace(args.data(), threads) : 0) + 64;
-  std::unique_ptr<uint8_t, decltype(&std::free)> workspace(static_cast<uint8_t*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)),
-                                                           &std::free);
-  if (!workspace) throw std::bad_alloc();
-  fd_context ctx{shared_pool(threads), nullptr, workspace.get(), bytes, threads};
+  ThreadPool* pool = shared_pool(threads);
   py::gil_scoped_release release;
   std::lock_guard<std::mutex> lock(shared_pools_in_use);
+  if (shared_workspace.size() < bytes) {
+    shared_workspace = Buffer();
+    shared_workspace = Buffer(bytes);
+  }
+  fd_context ctx{pool, nullptr, shared_workspace.bytes(), bytes, threads};
   chosen->run(&ctx, args.data());
 }
 

@@ -1,5 +1,5 @@
-// kernel.h: the register kernel under matmul, attention and the head: a tile of A·B where every element is one chain
-// of fused multiply-adds over k, so that how a product is cut into tiles never shows in its bits.
+// kernel.h: the register kernel under matmul and the head: a tile of A·B where every element is one chain of fused multiply-adds
+// over k, so that how a product is cut into tiles never shows in its bits. (Attention has its own for its short chains: attention.h.)
 //
 // A and B hold words of 32 bits. In float32 a word is a number; in bfloat16 it is a pair of neighbours along k (simd.h), and the
 // chain takes two products at a step. Everything else is the same, so one kernel serves both.
@@ -132,100 +132,6 @@ FD_INLINE void tile_rows(int64_t rows, int64_t K, const float* a, int64_t a_row,
     case 6:
       return tile<HALF, 6, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
 #endif
-  }
-}
-
-// ---- plain float32 products: what attention needs --------------------------------------------------------------
-
-// Few columns (fewer than VL) of a plain B: the same chains, one element at a time.
-FD_INLINE void tile_edge(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_row, int64_t a_k, const float* b,
-                         int64_t b_k, float* c, int64_t c_row, bool load) {
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < columns; ++j) {
-      float y = load ? c[i * c_row + j] : 0.0f;
-      for (int64_t k = 0; k < K; ++k) y = fma1(a[i * a_row + k * a_k], b[k * b_k + j], y);
-      c[i * c_row + j] = y;
-    }
-  }
-}
-
-// R rows of a plain product, V*VL columns at a time as far as they go; returns how many columns that were. One call for all of
-// them, and k four steps at a time: attention's chains are 32 to 128 long, so what is around them counts.
-template <int R, int V>
-__attribute__((noinline)) int64_t strip(int64_t K, int64_t columns, const float* a, int64_t a_row, int64_t a_k, const float* b,
-                                        int64_t b_k, float* c, int64_t c_row, bool load) {
-  int64_t j = 0;
-  for (; j + V * VL <= columns; j += V * VL) {
-    vf acc[R][V];
-#pragma GCC unroll 8
-    for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) acc[i][v] = load ? vload(c + i * c_row + j + v * VL) : vset(0.0f);
-    }
-    const float *ak = a, *bk = b + j;
-#pragma GCC unroll 4
-    for (int64_t k = 0; k < K; ++k) {
-      vf bv[V];
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) bv[v] = vload(bk + v * VL);
-#pragma GCC unroll 8
-      for (int i = 0; i < R; ++i) {
-        const vf av = vset(ak[i * a_row]);
-#pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) acc[i][v] = vfma(av, bv[v], acc[i][v]);
-      }
-      ak += a_k;
-      bk += b_k;
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) vstore(c + i * c_row + j + v * VL, acc[i][v]);
-    }
-  }
-  return j;
-}
-
-template <int V>
-FD_INLINE int64_t strip_rows(int64_t rows, int64_t K, int64_t columns, const float* a, int64_t a_row, int64_t a_k, const float* b,
-                             int64_t b_k, float* c, int64_t c_row, bool load) {
-  switch (rows) {
-    case 1:
-      return strip<1, V>(K, columns, a, a_row, a_k, b, b_k, c, c_row, load);
-    case 2:
-      return strip<2, V>(K, columns, a, a_row, a_k, b, b_k, c, c_row, load);
-    case 3:
-      return strip<3, V>(K, columns, a, a_row, a_k, b, b_k, c, c_row, load);
-#ifdef FREEDIVE_AVX2
-    case 4:
-      return strip<4, V>(K, columns, a, a_row, a_k, b, b_k, c, c_row, load);
-    case 5:
-      return strip<5, V>(K, columns, a, a_row, a_k, b, b_k, c, c_row, load);
-    case 6:
-      return strip<6, V>(K, columns, a, a_row, a_k, b, b_k, c, c_row, load);
-#endif
-  }
-  return 0;
-}
-
-// Any rows and columns with a plain B. One and two rows take more columns at once, so that eight chains hide the latency of a
-// fused multiply-add.
-FD_INLINE void product(int64_t rows, int64_t columns, int64_t K, const float* a, int64_t a_row, int64_t a_k, const float* b,
-                       int64_t b_k, float* c, int64_t c_row, bool load) {
-  for (int64_t i = 0; i < rows; i += SR) {
-    const int64_t r = min64(SR, rows - i);
-    const float* ai = a + i * a_row;
-    float* ci = c + i * c_row;
-    int64_t j = 0;
-#if defined(FREEDIVE_AVX512)
-    if (columns >= 4 * VL) j += strip_rows<4>(r, K, columns, ai, a_row, a_k, b, b_k, ci, c_row, load);
-#elif defined(FREEDIVE_AVX2)
-    if (r == 1 && columns >= 8 * VL) j += strip<1, 8>(K, columns, ai, a_row, a_k, b, b_k, ci, c_row, load);
-    if (r <= 3 && columns - j >= 4 * VL) j += strip_rows<4>(r, K, columns - j, ai, a_row, a_k, b + j, b_k, ci + j, c_row, load);
-#endif
-    if (columns - j >= 2 * VL) j += strip_rows<2>(r, K, columns - j, ai, a_row, a_k, b + j, b_k, ci + j, c_row, load);
-    if (columns - j >= VL) j += strip_rows<1>(r, K, columns - j, ai, a_row, a_k, b + j, b_k, ci + j, c_row, load);
-    if (j < columns) tile_edge(r, columns - j, K, ai, a_row, a_k, b + j, b_k, ci + j, c_row, load);
   }
 }
 

@@ -3,7 +3,7 @@
 import numpy as np
 import op_cases
 import pytest
-from op_cases import lengths_to_cu, normal
+from op_cases import COMPUTE, lengths_to_cu, normal
 
 from freedive import ops
 
@@ -67,62 +67,68 @@ def qkv(r, N, H=4, G=2, D=16):
     return normal(r, N, H, D), normal(r, N, G, D), normal(r, N, G, D)
 
 
+@pytest.mark.parametrize("compute", COMPUTE)
 @pytest.mark.parametrize("variant", ATTENTION)
-def test_packed_sequences_are_separate_sequences(variant):
+def test_packed_sequences_are_separate_sequences(variant, compute):
     r = rng()
     lengths = (5, 1, 0, 70, 33, 32, 1)
     cu = lengths_to_cu(lengths)
     q, k, v = qkv(r, sum(lengths))
     dout = normal(r, *q.shape)
-    out, lse = ops.attention_forward(q, k, v, cu, variant=variant)
-    gradients = ops.attention_backward(dout, out, lse, q, k, v, cu)
+    out, lse = ops.attention_forward(q, k, v, cu, variant=variant, compute=compute)
+    gradients = ops.attention_backward(dout, out, lse, q, k, v, cu, compute=compute)
     for begin, end in zip(cu[:-1], cu[1:]):
         rows, alone = slice(begin, end), np.array([0, end - begin], np.int32)
-        out1, lse1 = ops.attention_forward(q[rows], k[rows], v[rows], alone, variant=variant)
+        out1, lse1 = ops.attention_forward(q[rows], k[rows], v[rows], alone, variant=variant, compute=compute)
         np.testing.assert_array_equal(out[rows], out1)
         np.testing.assert_array_equal(lse[rows], lse1)
-        for whole, part in zip(gradients, ops.attention_backward(dout[rows], out1, lse1, q[rows], k[rows], v[rows], alone)):
+        parts = (dout[rows], out1, lse1, q[rows], k[rows], v[rows], alone)
+        for whole, part in zip(gradients, ops.attention_backward(*parts, compute=compute)):
             np.testing.assert_array_equal(whole[rows], part)
 
 
+@pytest.mark.parametrize("compute", COMPUTE)
 @pytest.mark.parametrize("variant", ops.variants("attention_backward"))
-def test_backward_packed_is_separate(variant):
+def test_backward_packed_is_separate(variant, compute):
     r = rng(1)
     cu = lengths_to_cu((40, 1, 65))
     q, k, v = qkv(r, 106)
     out, lse = ops.attention_forward(q, k, v, cu)
     dout = normal(r, *q.shape)
-    whole = ops.attention_backward(dout, out, lse, q, k, v, cu, variant=variant, threads=2)
+    whole = ops.attention_backward(dout, out, lse, q, k, v, cu, variant=variant, threads=2, compute=compute)
     for begin, end in zip(cu[:-1], cu[1:]):
-        parts = [x[begin:end] for x in (dout, out, lse, q, k, v)]
-        for got, want in zip(ops.attention_backward(*parts, np.array([0, end - begin], np.int32), variant=variant), whole):
+        parts = [x[begin:end] for x in (dout, out, lse, q, k, v)] + [np.array([0, end - begin], np.int32)]
+        for got, want in zip(ops.attention_backward(*parts, variant=variant, compute=compute), whole):
             np.testing.assert_array_equal(got, want[begin:end])
 
 
+@pytest.mark.parametrize("compute", COMPUTE)
 @pytest.mark.parametrize("variant", ops.variants("attention_backward"))
 @pytest.mark.parametrize(("H", "G"), [(1, 1), (4, 1), (4, 2)])
 @pytest.mark.parametrize("lengths", [(700,), (5, 400, 33, 0, 1), (31, 32, 33)])
-def test_backward_with_more_threads(variant, H, G, lengths):
+def test_backward_with_more_threads(variant, H, G, lengths, compute):
     """Threads follow each other through one sequence: dq sums over the key blocks in their order whoever adds them"""
     r = rng(7)
     cu = lengths_to_cu(lengths)
     q, k, v = qkv(r, sum(lengths), H, G, 20)
     out, lse = ops.attention_forward(q, k, v, cu)
     dout = normal(r, *q.shape)
-    want = ops.attention_backward(dout, out, lse, q, k, v, cu, variant=variant, threads=1)
+    how = {"variant": variant, "compute": compute}
+    want = ops.attention_backward(dout, out, lse, q, k, v, cu, **how, threads=1)
     for threads in (2, 3, 7):
-        for got, expected in zip(ops.attention_backward(dout, out, lse, q, k, v, cu, variant=variant, threads=threads), want):
+        for got, expected in zip(ops.attention_backward(dout, out, lse, q, k, v, cu, **how, threads=threads), want):
             np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.parametrize("compute", COMPUTE)
 @pytest.mark.parametrize("variant", ops.variants("attention_cached"))
 @pytest.mark.parametrize("chunks", [(129,), (40, 89), (1, 31, 32, 1, 64), (100,) + 29 * (1,)])
-def test_cache_is_training(variant, chunks):
+def test_cache_is_training(variant, chunks, compute):
     """Prefill whole or in chunks, decode token by token, in shuffled blocks full of NaN: the bits of training's attention"""
     r = rng(2)
     H, G, D, L = 4, 2, 16, 129
     sequences = [qkv(r, L, H, G, D) for _ in range(2)]
-    want = [ops.attention_forward(*x, np.array([0, L], np.int32), variant=variant)[0] for x in sequences]
+    want = [ops.attention_forward(*x, np.array([0, L], np.int32), variant=variant, compute=compute)[0] for x in sequences]
     blocks_each = -(-L // ops.KV_BLOCK)
     table = r.permutation(2 * blocks_each + 3)[: 2 * blocks_each].reshape(2, blocks_each).astype(np.int32)
     k_cache, v_cache = ops.new_cache(2 * blocks_each + 3, G, D)
@@ -133,7 +139,7 @@ def test_cache_is_training(variant, chunks):
         q, k, v = (np.concatenate([sequences[s][i][at[s] : at[s] + sizes[s]] for s in (0, 1)]) for i in range(3))
         where = (lengths_to_cu(tuple(sizes)), np.array(at, np.int32), table)
         ops.kv_cache_write(k_cache, v_cache, k, v, *where)
-        out = ops.attention_cached(q, k_cache, v_cache, *where, variant=variant, threads=1 + step % 2)
+        out = ops.attention_cached(q, k_cache, v_cache, *where, variant=variant, compute=compute, threads=1 + step % 2)
         np.testing.assert_array_equal(out[: sizes[0]], want[0][at[0] : at[0] + sizes[0]])
         np.testing.assert_array_equal(out[sizes[0] :], want[1][at[1] : at[1] + sizes[1]])
         at = [a + n for a, n in zip(at, sizes)]
