@@ -26,32 +26,43 @@ ThreadPool::~ThreadPool() {
   for (auto& w : workers_) w.join();
 }
 
-// Waits until ready() is true, the last stretch in other threads' favour.
-template <class Ready>
-static void wait_for(const Ready& ready) {
-  for (int spins = 0; !ready(); ++spins) {
-    if (spins < kSpins)
-      FD_PAUSE();
-    else
-      std::this_thread::yield();
-  }
-}
-
 void ThreadPool::start(Fn fn, void* user, bool all) {
   if (workers_.empty()) return fn(user, 0);
   fn_ = fn;
   user_ = user;
   joined_.store(0, std::memory_order_relaxed);
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    job_.fetch_add(1);  // odd: open
+  job_.fetch_add(1);  // odd: open
+  if (asleep_.load() != 0) {
+    { std::lock_guard<std::mutex> lock(mutex_); }  // who counted itself asleep either sees the job or waits already
+    wake_.notify_all();
   }
-  wake_.notify_all();
   fn(user, 0);
-  if (all) wait_for([&] { return joined_.load(std::memory_order_acquire) == static_cast<int>(workers_.size()); });
+  if (all) wait_for([&] { return joined_.load() == static_cast<int>(workers_.size()); });
   // Closing and entering are both sequentially consistent: a worker sees that the job is closed, or is seen inside.
   job_.fetch_add(1);
   wait_for([&] { return inside_.load() == 0; });
+}
+
+// Until ready() is true. A worker that is late has lost its core: then the caller's own is of more use to it, and only a thread
+// that sleeps leaves an idle core, which the system fills with the worker at once. A thread that yields does not.
+template <class Ready>
+void ThreadPool::wait_for(const Ready& ready) {
+  for (int spins = 0; spins < kSpins; ++spins) {
+    if (ready()) return;
+    FD_PAUSE();
+  }
+  std::unique_lock<std::mutex> lock(mutex_);
+  caller_waits_.store(true);
+  done_.wait(lock, ready);
+  caller_waits_.store(false);
+}
+
+void ThreadPool::leave() {
+  inside_.fetch_sub(1);
+  if (caller_waits_.load()) {
+    { std::lock_guard<std::mutex> lock(mutex_); }
+    done_.notify_one();
+  }
 }
 
 void ThreadPool::work(int index) {
@@ -65,7 +76,9 @@ void ThreadPool::work(int index) {
     }
     if (!open(job)) {
       std::unique_lock<std::mutex> lock(mutex_);
-      wake_.wait(lock, [&] { return stop_ || open(job_.load(std::memory_order_acquire)); });
+      asleep_.fetch_add(1);
+      wake_.wait(lock, [&] { return stop_ || open(job_.load()); });
+      asleep_.fetch_sub(1);
       if (stop_) return;
     }
     inside_.fetch_add(1);
@@ -73,9 +86,9 @@ void ThreadPool::work(int index) {
     if (open(job)) {
       seen = job;
       fn_(user_, index);
-      joined_.fetch_add(1, std::memory_order_release);
+      joined_.fetch_add(1);
     }
-    inside_.fetch_sub(1, std::memory_order_release);
+    leave();
   }
 }
 

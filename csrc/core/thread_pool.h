@@ -28,14 +28,18 @@ class ThreadPool {
 
  private:
   void start(Fn fn, void* user, bool all);
+  template <class Ready>
+  void wait_for(const Ready& ready);
   void work(int index);
+  void leave();
   std::vector<std::thread> workers_;
   std::mutex mutex_;
-  std::condition_variable wake_;
+  std::condition_variable wake_, done_;
   std::atomic<uint64_t> job_{0};  // even: none; odd: one that may be joined. Grows
   std::atomic<int> inside_{0};    // workers that may be reading fn_ and user_
   std::atomic<int> joined_{0};    // workers that ran this job
-  std::atomic<bool> stop_{false};
+  std::atomic<int> asleep_{0};    // workers that must be woken
+  std::atomic<bool> caller_waits_{false}, stop_{false};
   Fn fn_ = nullptr;
   void* user_ = nullptr;
 };

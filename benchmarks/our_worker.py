@@ -1,0 +1,99 @@
+"""Our side of side_by_side.py: the same requests as torch_worker.py takes, done by freedive."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from freedive import _core
+from freedive.model import Batch, DecoderConfig, Model
+
+THREADS = int(os.environ["FREEDIVE_THREADS"])
+Work = Callable[[], float]
+
+
+def config_of(m: dict[str, int]) -> DecoderConfig:
+    """GPT-2's architecture at the worker's sizes."""
+    width, heads = m["width"], m["heads"]
+    return DecoderConfig(m["vocabulary"], m["layers"], heads, heads, width, width // heads, 4 * width, m["positions"], norm="layernorm", norm_eps=1e-5,
+                         position="learned", mlp="gelu_tanh", attention_bias=True, attention_out_bias=True, mlp_bias=True, qk_norm=False)  # fmt: skip
+
+
+def new_model(r: dict[str, Any], **capacities: Any) -> Model:
+    dtype = {} if r["mode"] == "float32" else {"dtype": r["mode"]}
+    return Model(config_of(r["model"]), threads=THREADS, **capacities, **dtype).init(0)
+
+
+def train_step(model: Model, batch: Batch) -> float:
+    """A whole optimizer step: gradients, their norm, clipping, AdamW."""
+    began = time.perf_counter()
+    model.zero_grad()
+    derivative = np.where(batch.targets >= 0, -1.0 / max(1, int((batch.targets >= 0).sum())), 0).astype(np.float32)
+    model.forward_backward(batch, derivative)
+    model.adamw(1e-4, weight_decay=0.1)
+    return time.perf_counter() - began
+
+
+def make_train(r: dict[str, Any]) -> Work:
+    B, T = r["batch"], r["length"]
+    model = new_model(r, max_tokens=B * T, max_seqs=B)
+    rng = np.random.default_rng(0)
+    batch = Batch.pack((rng.integers(0, r["vocabulary"], T), rng.integers(0, r["vocabulary"], T)) for _ in range(B))
+    return lambda: train_step(model, batch)
+
+
+def make_unequal(r: dict[str, Any]) -> Work:
+    batches = [Batch.pack((s[:-1], s[1:]) for s in sequences) for sequences in r["batches"]]
+    model = new_model(r, max_tokens=max(b.n_tokens for b in batches), max_seqs=max(b.n_seqs for b in batches))
+    return lambda: sum(train_step(model, b) for b in batches)
+
+
+def make_decode(r: dict[str, Any]) -> Work:
+    B, P, N = r["batch"], r["prompt"], r["new"]
+    model = new_model(r, max_tokens=B * P, max_seqs=B, trainable=False)
+    blocks = -(-(P + N) // 32)
+    cache, table = model.new_cache(B * blocks), np.arange(B * blocks, dtype=np.int32).reshape(B, blocks)
+    rng = np.random.default_rng(0)
+    prompts = Batch.pack((rng.integers(0, r["vocabulary"], P),) * 2 for _ in range(B))
+    greedy = {"temperature": np.zeros(B, np.float32), "top_k": np.zeros(B, np.int32), "top_p": np.ones(B, np.float32),
+              "min_p": np.zeros(B, np.float32), "seeds": np.zeros(B, np.uint64), "counters": np.zeros(B, np.uint64)}  # fmt: skip
+    one = np.arange(B + 1, dtype=np.int32)
+
+    def run() -> float:
+        tokens, _ = model.decode(cache, prompts, np.zeros(B, np.int32), table, **greedy)
+        began = time.perf_counter()
+        for i in range(N):
+            past = np.full(B, P + i, np.int32)
+            tokens, _ = model.decode(cache, Batch(tokens, tokens, past, one), past, table, **greedy)
+        return time.perf_counter() - began
+
+    return run
+
+
+def main() -> None:
+    makers = {"train": make_train, "unequal": make_unequal, "decode": make_decode}
+    work: Work | None = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["do"] == "make":
+            began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            work = makers[request["kind"]](request)
+            work()
+            answer: dict[str, Any] = {"first": time.perf_counter() - began, "before": before, "tier": _core.cpu_tier()}
+        elif request["do"] == "peak":
+            answer = {"flops": _core.measure_peak(THREADS, 4, *([1] if request["dtype"] == "bfloat16" else []))}
+        else:
+            assert work is not None
+            answer = {"seconds": [work() for _ in range(request["n"])], "high_water": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
