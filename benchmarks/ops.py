@@ -1,10 +1,13 @@
-"""Ops bound by memory: gigabytes a second, and the share of this machine's memory bandwidth measured around every call.
+"""Every kernel of a training step beside the limit of this machine and, where torch has the op, beside torch's, in turns.
 
-    python benchmarks/ops.py [--threads 1 2] [--megabytes 64] [--repeats 15]
+    python benchmarks/ops.py [--threads 1 2] [--only adamw gelu] [--variants]
+    FREEDIVE_TORCH_PYTHON=/path/to/python python benchmarks/ops.py            # that Python has torch
 
-Bytes are what an op must read and write once; caches that hold less than the tensors are assumed (--megabytes sizes each tensor). The
-yardstick is a copy of the same size (NumPy's, one thread: bytes read plus bytes written), so an op that reads more than it writes can
-exceed 1. One JSON line per op: every registered variant's GB/s (median), share (median of rate / yardstick). CPU time with one thread.
+What memory bounds is compared with a copy by as many threads (bytes read plus written), products with multiply-adds on registers; both are
+measured around every call (`freedive.bench.ops` holds the cases). One JSON line per case: `ratio` is the share of the limit. With a peer also
+`torch_ratio`, ours over torch's in the median of turns, torch in the better of float32 and bfloat16 tensors where products dominate and in float32
+where memory does (its bfloat16 tensors are half as large, so that would compare other work); malloc tuned, see side_by_side.py. The head's line
+has the memory both sides needed on top of inputs and gradients. --variants measures every variant of the ladder that memory bounds.
 """
 
 from __future__ import annotations
@@ -12,78 +15,78 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
+import time
+from typing import Any
 
-import numpy as np
-from against_peak import each_thread_count, timed
+from side_by_side import in_turns, torch, torch_python
 
-from freedive import ops
+from freedive import _core, ops
+from freedive.bench.ops import Case, Limits, measure, memory_cases, product_cases
+from freedive.model import plan, preset
 
-C, H, D = 768, 12, 64
-
-
-def cases(rng: np.random.Generator, floats: int) -> dict[str, tuple[str, dict, float]]:
-    """name -> op, arguments, bytes that must move"""
-    N = floats // C
-    x, y, z, out, other = (rng.standard_normal((N, C), dtype=np.float32) for _ in range(5))
-    weight, bias, mean, rstd = rng.random(C, dtype=np.float32), rng.random(C, dtype=np.float32), np.zeros(N, np.float32), np.ones(N, np.float32)
-    heads = {"out": out.reshape(N, H, D), "x": x.reshape(N, H, D)}
-    positions = np.arange(N, dtype=np.int32) % 1024
-    cos, sin = (rng.random((1024, D // 2), dtype=np.float32) for _ in range(2))
-    row = {"x": x[:, None], "weight": weight}  # one head of C: the residual stream
-    flat = {"param": out.ravel(), "grad": x.ravel(), "m": y.ravel(), "v": np.abs(z).ravel(), "norm": np.ones(1, np.float32)}
-    hyper = np.array([1e-6, 0.9, 0.95, 1e-8, 0.1, 1, 0.5, 0.5], np.float32)
-    tokens = rng.integers(0, N, N).astype(np.int32)
-    tensor = 4.0 * N * C
-    return {
-        "rmsnorm_forward": ("rmsnorm_forward", {**row, "out": out[:, None], "rstd": rstd[:, None], "eps": 1e-6}, 2 * tensor),
-        "rmsnorm_backward": ("rmsnorm_backward", {**row, "dx": out[:, None], "dweight": bias, "dout": y[:, None], "rstd": rstd[:, None], "accumulate": 0}, 3 * tensor),
-        "layernorm_forward": ("layernorm_forward", {"out": out, "mean": mean, "rstd": rstd, "x": x, "weight": weight, "bias": bias, "eps": 1e-5}, 2 * tensor),
-        "layernorm_backward": ("layernorm_backward", {"dx": out, "dweight": bias, "dbias": bias.copy(), "dout": y, "x": x, "weight": weight, "mean": mean, "rstd": rstd, "accumulate": 0}, 3 * tensor),
-        "rope": ("rope", {**heads, "cos": cos, "sin": sin, "positions": positions, "inverse": 0}, 2 * tensor),
-        "gelu_forward": ("gelu_forward", {"out": out, "x": x}, 2 * tensor),
-        "gelu_backward": ("gelu_backward", {"dx": out, "dout": y, "x": x}, 3 * tensor),
-        "swiglu_forward": ("swiglu_forward", {"out": out, "gate": x, "up": y}, 3 * tensor),
-        "swiglu_backward": ("swiglu_backward", {"dgate": out, "dup": other, "dout": z, "gate": x, "up": y}, 5 * tensor),
-        "embedding_forward": ("embedding_forward", {"out": out, "tokens": tokens, "wte": x}, 2 * tensor),
-        "matmul_pack": ("matmul_pack", {"packed": np.empty(-(-N // 16) * 16 * C, np.float32), "weight": x}, 2 * tensor),
-        "global_norm": ("global_norm", {"out": np.ones(1, np.float32), "x": x.ravel()}, tensor),
-        "adamw": ("adamw", {**flat, "hyper": hyper}, 7 * tensor),
-    }  # fmt: skip
+TORCH_OPS = {"layernorm_forward", "layernorm_backward", "gelu_forward", "gelu_backward", "adamw", "global_norm", "attention_forward", "attention_backward",
+             "head_forward_backward"}  # fmt: skip
+DTYPES = ["float32", "bfloat16"] if ops.fast_bf16() else ["float32"]
 
 
-def measure(threads: int, megabytes: int, repeats: int) -> None:
-    rng = np.random.default_rng(0)
-    floats = megabytes * 250_000 // C * C
-    source, target = rng.standard_normal(floats, dtype=np.float32), np.empty(floats, np.float32)
+def seconds(case: Case, threads: int) -> float:
+    began = time.perf_counter()
+    case.run(threads)
+    return time.perf_counter() - began
 
-    def yardstick() -> float:
-        return 8e-9 * floats / timed(lambda: np.copyto(target, source), threads)
 
-    for name, (op, arguments, size) in cases(rng, floats).items():
-        found = {}
-        for variant in ops.variants(op):
-            rates, shares = [], []
-            for repeat in range(repeats + 1):
-                before = yardstick()
-                rate = 1e-9 * size / timed(lambda: ops.call(op, **arguments, variant=variant, threads=threads), threads)  # noqa: B023
-                if repeat > 0:
-                    rates.append(rate)
-                    shares.append(rate / ((before + yardstick()) / 2))
-            found[variant] = {"gigabytes_per_second": round(statistics.median(rates), 1), "share": round(statistics.median(shares), 2)}
-        print(json.dumps({"benchmark": "ops", "case": name, "threads": threads, **found}), flush=True)
+def beside_torch(case: Case, threads: int, rounds: int) -> dict[str, Any]:
+    """torch's same op, in turns with ours."""
+    x = case.arguments.get("x", case.arguments.get("q"))
+    C = 768
+    N = (x.size if x is not None else case.arguments["param"].size) // C
+    name = {"global_norm": "clip"}.get(case.op, case.op)
+    found = {}
+    for dtype in DTYPES if not case.memory else ["float32"]:
+        for compile in (False, True) if case.op.startswith("head") else (False,):
+            with torch(threads, tuned=True) as worker:
+                made = worker.ask("make", kind="op", op=name, dtype=dtype, N=N, C=C, V=50304, attention=[4, 1024, 12, 64], compile=compile)
+                turns = in_turns({"ours": lambda: seconds(case, threads), "torch": lambda w=worker: w.ask("work", n=1)["seconds"][0]}, rounds)
+                memory = worker.ask("work", n=1)["high_water"] - made["before"]
+            found[f"{dtype}{'_compile' * compile}"] = (statistics.median(turns["torch"]), statistics.median(turns["ours"]), memory)
+    mode = min(found, key=lambda m: found[m][0])
+    theirs, ours, memory = found[mode]
+    line = {"torch_ratio": round(theirs / ours, 2), "torch_mode": mode, "torch_ms": round(1e3 * theirs, 3), "ours_ms": round(1e3 * ours, 3)}
+    if case.op.startswith("head"):
+        inputs = N * C * 4 + 2 * 50304 * C * (4 if mode.startswith("float32") else 2)
+        line |= {"torch_memory_mb": round((memory - inputs) / 1e6), "ours_memory_mb": round(head_workspace(N, threads) / 1e6)}
+    return line
+
+
+def head_workspace(N: int, threads: int) -> int:
+    """Bytes of work space that a model with this head takes for N tokens: all it needs besides inputs and outputs, and room for every other op."""
+    return dict(plan(preset("gpt2", vocab_size=50304), N, 1, threads=threads).rows)["workspace"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--megabytes", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # this process measures the one number of threads given
+    parser.add_argument("--only", nargs="+", default=[])
+    parser.add_argument("--variants", action="store_true")
     a = parser.parse_args()
-    if a.one:
-        measure(a.threads[0], a.megabytes, a.repeats)
-    else:
-        each_thread_count(__file__, a.threads, ["--megabytes", str(a.megabytes), "--repeats", str(a.repeats)])
+    if not torch_python():
+        print("without FREEDIVE_TORCH_PYTHON there is no peer", file=sys.stderr)
+    for threads in a.threads:
+        limits = Limits(threads, a.megabytes)
+        for make in (lambda: memory_cases(a.megabytes), *(lambda dtype=dtype: product_cases(dtype) for dtype in DTYPES)):
+            for case in make():
+                if a.only and not any(part in case.name for part in a.only):
+                    continue
+                line = {"benchmark": "ops", "case": case.name, "threads": threads, "tier": _core.cpu_tier(), "dtype": case.compute, **measure(case, limits, a.repeats)}
+                if a.variants and case.memory:
+                    line["variants"] = {v: measure(case, limits, 3, lambda v=v: case.run(threads, v))["value"] for v in ops.variants(case.op)}
+                # the head and attention in bfloat16 are compared with torch's best; in float32 there is no second comparison
+                if torch_python() and case.op in TORCH_OPS and (case.memory or case.compute == DTYPES[-1]):
+                    line |= beside_torch(case, threads, max(3, a.repeats // 2))
+                print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

@@ -120,6 +120,16 @@ typedef struct { fd_tensor out, x; } fd_global_norm_args;
 // g = grad * min(1, max_norm/norm); m,v moments; param -= lr * (m/bc1 / (sqrt(v/bc2) + eps) + weight_decay*param).
 // A non-finite norm skips the update.
 typedef struct { fd_tensor param, grad, m, v, norm, hyper; } fd_adamw_args;
+// Muon's elementwise parts (csrc/model/muon.cpp is the rest). hyper = {lr, momentum b, nesterov (0 or 1), weight_decay, max_norm}, norm[0]
+// the global gradient norm; g = grad * min(1, max_norm/norm); m = b m + (1-b) g; out = nesterov ? b m + (1-b) g : m.
+// A non-finite norm leaves m as it is and gives out = 0.
+typedef struct { fd_tensor out, m, grad, norm, hyper; } fd_muon_momentum_args;
+// param -= lr * (scale * x + weight_decay * param), unless the norm is not finite
+typedef struct { fd_tensor param, x, norm, hyper; double scale; } fd_muon_update_args;
+// out = x / max(norm[0], eps). out may be x.
+typedef struct { fd_tensor out, x, norm; double eps; } fd_normalize_args;
+// out = alpha x + beta y (y absent: alpha x). out may be x or y.
+typedef struct { fd_tensor out, x, y; double alpha, beta; } fd_linear_combination_args;
 
 // ---- the list --------------------------------------------------------------------------------------------------
 // OP(name, schema). Schema: name:dtype[DIMS] in the order of the struct. '=' is written in full, '+' is read and written,
@@ -149,7 +159,11 @@ typedef struct { fd_tensor param, grad, m, v, norm, hyper; } fd_adamw_args;
   OP(head_forward_backward, "logprobs:f32[N,K]= entropy:f32[N]= lse:f32[N]= dx:f32[N,C]= dweight:f32[V,C]+ x:f32[N,C] weight:f32[V,C] packed:f32[P]? targets:i32[N,K] temperature:f32[Z] vocab_mask:u8[V]? dlogprobs:f32[N,K] compute:i?") \
   OP(head_sample, "tokens:i32[S]= logprobs:f32[S]= x:f32[S,C] weight:f32[V,C] packed:f32[P]? vocab_mask:u8[V]? temperature:f32[S] top_k:i32[S] top_p:f32[S] min_p:f32[S] seeds:u64[S] counters:u64[S] compute:i?") \
   OP(global_norm, "out:f32[Z]= x:f32[P]") \
-  OP(adamw, "param:f32[P]+ grad:f32[P] m:f32[P]+ v:f32[P]+ norm:f32[Z] hyper:f32[Y]")
+  OP(adamw, "param:f32[P]+ grad:f32[P] m:f32[P]+ v:f32[P]+ norm:f32[Z] hyper:f32[Y]") \
+  OP(muon_momentum, "out:f32[P]= m:f32[P]+ grad:f32[P] norm:f32[Z] hyper:f32[Y]") \
+  OP(muon_update, "param:f32[P]+ x:f32[P] norm:f32[Z] hyper:f32[Y] scale:f") \
+  OP(normalize, "out:f32[P]= x:f32[P] norm:f32[Z] eps:f") \
+  OP(linear_combination, "out:f32[P]= x:f32[P] y:f32[P]? alpha:f beta:f")
 
 // The table of one device: ops.matmul_forward(ctx, &args).
 typedef struct {

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 
@@ -193,6 +194,20 @@ void bind_model(py::module_& m) {
              if (hyper.size() != 8) throw py::value_error("hyper must be float32[8]");
              py::gil_scoped_release release;
              return d.decoder.adamw(hyper.data());
+           })
+      .def("muon",
+           [](PyDecoder& d, const F32& hyper, const std::string& scale, const F32& adamw_hyper) {
+             if (!d.decoder.trainable()) throw py::value_error("this model was made with trainable=False");
+             if (hyper.size() != 5 || adamw_hyper.size() != 8)
+               throw py::value_error("hyper must be float32[5] and adamw_hyper float32[8]");
+             static const std::map<std::string, MuonScale> rules = {{"match_rms_adamw", MuonScale::MATCH_RMS_ADAMW},
+                                                                    {"original", MuonScale::ORIGINAL},
+                                                                    {"spectral", MuonScale::SPECTRAL}};
+             const auto rule = rules.find(scale);
+             if (rule == rules.end())
+               throw py::value_error("scale is '" + scale + "'; it must be match_rms_adamw, original or spectral");
+             py::gil_scoped_release release;
+             return d.decoder.muon(hyper.data(), rule->second, adamw_hyper.data());
            })
       .def("new_cache",
            [](PyDecoder& d, int64_t blocks) {

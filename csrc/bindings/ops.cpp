@@ -227,6 +227,8 @@ static void op_call(const std::string& name, const py::object& variant, int thre
       throw py::value_error(name + ": argument '" + one + "' must have an element");
   if (name == "adamw" && (sizes["Z"] < 1 || sizes["Y"] != 8))
     throw py::value_error("adamw: hyper must be float32[8] and norm float32[1]");
+  if (name.rfind("muon", 0) == 0 && (sizes["Z"] < 1 || sizes["Y"] != 5))
+    throw py::value_error(name + ": hyper must be float32[5] and norm float32[1]");
   if (tensors.count("packed") && sizes.count("P")) {
     const bool head = name.rfind("head", 0) == 0;
     const int64_t want = device->matmul_packed_size(head ? sizes["V"] : sizes["O"], sizes["C"], compute);

@@ -2,8 +2,10 @@
 //   gelu(x) = 0.5 x (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3): the sigmoid form has no cancellation.
 //   swiglu(a, b) = silu(a) b, silu(a) = a sigmoid(a); silu'(a) = s (1 + a (1 - s)).
 //
-// Memory: 8 bytes an element (gelu forward) to 20 (swiglu backward), plus one exp and one division: gelu is not yet
-// bound by memory (benchmarks/ops.py).
+// Memory: 8 bytes an element (gelu forward) to 20 (swiglu backward), plus one exp and one division. Large outputs go past the cache
+// (stream.h). With AVX-512 the exponential is nine instructions, because the processor scales by a power of two itself; with the
+// thirty of simd.h's vexp gelu is bound by arithmetic on one thread. How fast: benchmarks/ops.py.
+#include "stream.h"
 #include "tier.h"
 
 namespace freedive {
@@ -71,69 +73,99 @@ void swiglu_backward_naive(fd_context* ctx, const void* p) {
   });
 }
 
-// ---- simd: eight lanes, polynomial exp -------------------------------------------------------------------------
+// ---- simd: polynomial exp -------------------------------------------------------------------------
 
-FD_INLINE vf sigmoid(vf x) { return vset(1.0f) / (vset(1.0f) + vexp(-x)); }
+// 1 / (1 + 2^-z). Relative error about 2e-7; 0 and 1 at the far ends; NaN stays NaN.
+#ifdef FREEDIVE_AVX512
+FD_INLINE vf sigmoid2(vf z) {
+  const __m512 y = _mm512_min_ps(_mm512_set1_ps(200), _mm512_max_ps(_mm512_set1_ps(-200), reinterpret_cast<__m512>(-z)));  // NaN passes
+  const __m512 n = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), f = _mm512_sub_ps(y, n);
+  __m512 e = _mm512_set1_ps(1.5403530393e-4f);  // 2^f on [-1/2, 1/2]: the series of exp(f ln 2)
+  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(1.3333558146e-3f));
+  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(9.6181291076e-3f));
+  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(5.5504108665e-2f));
+  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(2.4022650696e-1f));
+  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(6.9314718056e-1f));
+  e = _mm512_scalef_ps(_mm512_fmadd_ps(e, f, _mm512_set1_ps(1.0f)), n);
+  return reinterpret_cast<vf>(_mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_add_ps(_mm512_set1_ps(1.0f), e)));
+}
+#else
+FD_INLINE vf sigmoid2(vf z) { return vset(1.0f) / (vset(1.0f) + vexp(z * vset(-0.6931471805599453f))); }
+#endif
+constexpr float LOG2_E = 1.4426950408889634f;
+FD_INLINE vf sigmoid(vf x) { return sigmoid2(x * vset(LOG2_E)); }
+// gelu(x) = x sigmoid(2u); 2u / ln 2 in three operations
+FD_INLINE vf gelu_sigmoid(vf x, vf xx) {
+  return sigmoid2(x * vfma(vset(2.0f * LOG2_E * SQRT_2_OVER_PI * CUBIC), xx, vset(2.0f * LOG2_E * SQRT_2_OVER_PI)));
+}
 
 void gelu_forward_simd(fd_context* ctx, const void* p) {
   const auto& a = *static_cast<const fd_gelu_forward_args*>(p);
   const int64_t F = a.x.shape[1];
+  const bool stream = should_stream(a.out);
   parallel_rows(ctx, a.x.shape[0], F, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       const float* in = row(a.x, n);
       float* out = row(a.out, n);
-      for_lanes(F, [&](int64_t f, auto load, auto store) {
-        const vf x = load(in + f), u = vset(SQRT_2_OVER_PI) * x * vfma(vset(CUBIC), x * x, vset(1.0f));
-        store(out + f, x * sigmoid(u + u));
+      for_lanes_to(stream, F, [&](int64_t f, auto load, auto store) {
+        const vf x = load(in + f);
+        store(out + f, x * gelu_sigmoid(x, x * x));
       });
     }
+    stream_end(stream);
   });
 }
 
 void gelu_backward_simd(fd_context* ctx, const void* p) {
   const auto& a = *static_cast<const fd_gelu_backward_args*>(p);
   const int64_t F = a.x.shape[1];
+  const bool stream = should_stream(a.dx);
   parallel_rows(ctx, a.x.shape[0], F, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       const float *in = row(a.x, n), *dout = row(a.dout, n);
       float* dx = row(a.dx, n);
-      for_lanes(F, [&](int64_t f, auto load, auto store) {
-        const vf x = load(in + f), xx = x * x, u = vset(SQRT_2_OVER_PI) * x * vfma(vset(CUBIC), xx, vset(1.0f));
-        const vf s = sigmoid(u + u), du = vset(2.0f * SQRT_2_OVER_PI) * vfma(vset(3.0f * CUBIC), xx, vset(1.0f));
+      for_lanes_to(stream, F, [&](int64_t f, auto load, auto store) {
+        const vf x = load(in + f), xx = x * x, s = gelu_sigmoid(x, xx);
+        const vf du = vfma(vset(6.0f * SQRT_2_OVER_PI * CUBIC), xx, vset(2.0f * SQRT_2_OVER_PI));
         store(dx + f, load(dout + f) * vfma(x * du, s * (vset(1.0f) - s), s));
       });
     }
+    stream_end(stream);
   });
 }
 
 void swiglu_forward_simd(fd_context* ctx, const void* p) {
   const auto& a = *static_cast<const fd_swiglu_forward_args*>(p);
   const int64_t F = a.gate.shape[1];
+  const bool stream = should_stream(a.out);
   parallel_rows(ctx, a.gate.shape[0], F, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       const float *gate = row(a.gate, n), *up = row(a.up, n);
       float* out = row(a.out, n);
-      for_lanes(F, [&](int64_t f, auto load, auto store) {
+      for_lanes_to(stream, F, [&](int64_t f, auto load, auto store) {
         const vf g = load(gate + f);
         store(out + f, g / (vset(1.0f) + vexp(-g)) * load(up + f));
       });
     }
+    stream_end(stream);
   });
 }
 
 void swiglu_backward_simd(fd_context* ctx, const void* p) {
   const auto& a = *static_cast<const fd_swiglu_backward_args*>(p);
   const int64_t F = a.gate.shape[1];
+  const bool stream = should_stream(a.dgate) && should_stream(a.dup);
   parallel_rows(ctx, a.gate.shape[0], F, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       const float *gate = row(a.gate, n), *up = row(a.up, n), *dout = row(a.dout, n);
       float *dgate = row(a.dgate, n), *dup = row(a.dup, n);
-      for_lanes(F, [&](int64_t f, auto load, auto store) {
+      for_lanes_to(stream, F, [&](int64_t f, auto load, auto store) {
         const vf g = load(gate + f), u = load(up + f), d = load(dout + f), s = sigmoid(g);
         store(dgate + f, d * u * s * vfma(g, vset(1.0f) - s, vset(1.0f)));
         store(dup + f, d * g * s);
       });
     }
+    stream_end(stream);
   });
 }
 

@@ -3,6 +3,7 @@
 // Memory: forward reads one row (two with wpe) and writes one: 8 to 12 bytes an element, nothing else matters.
 // Backward is a scatter where rows collide. Threads own columns, not tokens: every thread walks n = 0..N-1 in order,
 // so a row's sum has one order whatever the number of threads, and no atomics.
+#include "stream.h"
 #include "tier.h"
 
 namespace freedive {
@@ -13,33 +14,35 @@ void forward(fd_context* ctx, const void* p) {
   const auto& a = *static_cast<const fd_embedding_forward_args*>(p);
   const int64_t N = a.out.shape[0], C = a.out.shape[1];
   const int32_t *tokens = i32(a.tokens), *positions = i32(a.positions);
+  const bool stream = should_stream(a.out);
   parallel_rows(ctx, N, C, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       float* out = f32(a.out) + n * a.out.stride[0];
       const float* wte = f32(a.wte) + tokens[n] * a.wte.stride[0];
       if (f32(a.wpe) == nullptr) {
-        for (int64_t c = 0; c < C; ++c) out[c] = wte[c];
+        for_lanes_to(stream, C, [&](int64_t c, auto load, auto store) { store(out + c, load(wte + c)); });
       } else {
         const float* wpe = f32(a.wpe) + positions[n] * a.wpe.stride[0];
-        for (int64_t c = 0; c < C; ++c) out[c] = wte[c] + wpe[c];
+        for_lanes_to(stream, C, [&](int64_t c, auto load, auto store) { store(out + c, load(wte + c) + load(wpe + c)); });
       }
     }
+    stream_end(stream);
   });
 }
 
 void backward(fd_context* ctx, const void* p) {
   const auto& a = *static_cast<const fd_embedding_backward_args*>(p);
-  const int64_t N = a.dout.shape[0], C = a.dout.shape[1], COLUMNS = 32;
+  const int64_t N = a.dout.shape[0], C = a.dout.shape[1], COLUMNS = 128;
   const int32_t *tokens = i32(a.tokens), *positions = i32(a.positions);
   parallel_units(ctx, ceil_div(C, COLUMNS), [&](int64_t unit, int) {
     const int64_t begin = unit * COLUMNS, end = min64(C, begin + COLUMNS);
     for (int64_t n = 0; n < N; ++n) {
       const float* dout = f32(a.dout) + n * a.dout.stride[0];
-      float* dwte = f32(a.dwte) + tokens[n] * a.dwte.stride[0];
-      for (int64_t c = begin; c < end; ++c) dwte[c] += dout[c];
-      if (f32(a.dwpe) == nullptr) continue;
-      float* dwpe = f32(a.dwpe) + positions[n] * a.dwpe.stride[0];
-      for (int64_t c = begin; c < end; ++c) dwpe[c] += dout[c];
+      const auto add = [&](float* to) {
+        for_lanes(end - begin, [&](int64_t c, auto load, auto store) { store(to + c, load(to + c) + load(dout + begin + c)); });
+      };
+      add(f32(a.dwte) + tokens[n] * a.dwte.stride[0] + begin);
+      if (f32(a.dwpe) != nullptr) add(f32(a.dwpe) + positions[n] * a.dwpe.stride[0] + begin);
     }
   });
 }

@@ -7,8 +7,9 @@
 // Backward reads dout and x and writes dx: 12. The sums over rows (dw, db) are taken over chunks of ROW_CHUNK rows,
 // each into its own partial in the workspace; the partials are then added in order. Chunks depend on N only.
 //
-// naive: sums in double, one number at a time. simd: eight lanes, the order of a row's sum depends on D only
-// (how fast: benchmarks/ops.py).
+// naive: sums in double, one number at a time. simd: lanes, four chains a sum, the order of a row's sum depends on D only; large
+// outputs go past the cache (stream.h). How fast: benchmarks/ops.py.
+#include "stream.h"
 #include "tier.h"
 
 namespace freedive {
@@ -71,16 +72,17 @@ void rmsnorm_forward_simd(fd_context* ctx, const void* p) {
   const auto& a = *static_cast<const fd_rmsnorm_forward_args*>(p);
   const int64_t H = a.x.shape[1], D = a.x.shape[2], rows = a.x.shape[0] * H;
   const float* weight = f32(a.weight);
+  const bool stream = should_stream(a.out) && D % 16 == 0;
   parallel_rows(ctx, rows, D, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const float* x = row_of(a.x, H, r);
       float* out = row_of(a.out, H, r);
-      vf square = vset(0);
-      for_lanes(D, [&](int64_t i, auto load, auto) { square = vfma(load(x + i), load(x + i), square); });
-      const float rstd = static_cast<float>(1.0 / sqrt(static_cast<double>(hsum(square)) / D + a.eps));
-      for_lanes(D, [&](int64_t i, auto load, auto store) { store(out + i, load(x + i) * vset(rstd) * load(weight + i)); });
+      const float square = sum_lanes(D, [&](int64_t i, auto load, vf s) { return vfma(load(x + i), load(x + i), s); });
+      const float rstd = static_cast<float>(1.0 / sqrt(static_cast<double>(square) / D + a.eps));
+      for_lanes_to(stream, D, [&](int64_t i, auto load, auto store) { store(out + i, load(x + i) * vset(rstd) * load(weight + i)); });
       *stat_of(a.rstd, H, r) = rstd;
     }
+    stream_end(stream);
   });
 }
 
@@ -88,26 +90,26 @@ void layernorm_forward_simd(fd_context* ctx, const void* p) {
   const auto& a = *static_cast<const fd_layernorm_forward_args*>(p);
   const int64_t N = a.x.shape[0], C = a.x.shape[1];
   const float *weight = f32(a.weight), *bias = f32(a.bias);
+  const bool stream = should_stream(a.out);
   parallel_rows(ctx, N, C, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       const float* x = row_of(a.x, 1, n);
       float* out = row_of(a.out, 1, n);
-      vf sum = vset(0), square = vset(0);
-      for_lanes(C, [&](int64_t i, auto load, auto) { sum += load(x + i); });
-      const float mean = hsum(sum) / static_cast<float>(C);
-      for_lanes(C, [&](int64_t i, auto load, auto) {
+      const float mean = sum_lanes(C, [&](int64_t i, auto load, vf s) { return s + load(x + i); }) / static_cast<float>(C);
+      const float square = sum_lanes(C, [&](int64_t i, auto load, vf s) {
         vf y = load(x + i) - vset(mean);
         if (i + VL > C) y = vselect(viota() < vseti(static_cast<int32_t>(C - i)), y, vset(0));
-        square = vfma(y, y, square);
+        return vfma(y, y, s);
       });
-      const float rstd = static_cast<float>(1.0 / sqrt(static_cast<double>(hsum(square)) / C + a.eps));
-      for_lanes(C, [&](int64_t i, auto load, auto store) {
+      const float rstd = static_cast<float>(1.0 / sqrt(static_cast<double>(square) / C + a.eps));
+      for_lanes_to(stream, C, [&](int64_t i, auto load, auto store) {
         const vf y = (load(x + i) - vset(mean)) * vset(rstd) * load(weight + i);
         store(out + i, bias ? y + load(bias + i) : y);
       });
       *stat_of(a.mean, 1, n) = mean;
       *stat_of(a.rstd, 1, n) = rstd;
     }
+    stream_end(stream);
   });
 }
 
@@ -196,9 +198,8 @@ void rmsnorm_backward_simd(fd_context* ctx, const void* p) {
     const float *x = row_of(a.x, H, r), *dout = row_of(a.dout, H, r), *weight = f32(a.weight);
     float* dx = row_of(a.dx, H, r);
     const float rstd = *stat_of(a.rstd, H, r);
-    vf dot = vset(0);
-    for_lanes(D, [&](int64_t i, auto load, auto) { dot = vfma(load(dout + i) * load(weight + i), load(x + i), dot); });
-    const float pull = -rstd * rstd * hsum(dot) / static_cast<float>(D);
+    const float dot = sum_lanes(D, [&](int64_t i, auto load, vf s) { return vfma(load(dout + i) * load(weight + i), load(x + i), s); });
+    const float pull = -rstd * rstd * dot / static_cast<float>(D);
     for_lanes(D, [&](int64_t i, auto load, auto store) {
       const vf dy = load(dout + i), xi = load(x + i);
       vf value = vset(rstd) * vfma(xi, vset(pull), dy * load(weight + i));
@@ -217,13 +218,11 @@ void layernorm_backward_simd(fd_context* ctx, const void* p) {
     const float *x = row_of(a.x, 1, n), *dout = row_of(a.dout, 1, n), *weight = f32(a.weight);
     float* dx = row_of(a.dx, 1, n);
     const vf mean = vset(*stat_of(a.mean, 1, n)), rstd = vset(*stat_of(a.rstd, 1, n));
-    vf sum = vset(0), dot = vset(0);
-    for_lanes(C, [&](int64_t i, auto load, auto) {
-      const vf g = load(dout + i) * load(weight + i);  // 0 beyond the end
-      sum += g;
-      dot = vfma(g, (load(x + i) - mean) * rstd, dot);
+    const float sum = sum_lanes(C, [&](int64_t i, auto load, vf s) { return vfma(load(dout + i), load(weight + i), s); });
+    const float dot = sum_lanes(C, [&](int64_t i, auto load, vf s) {
+      return vfma(load(dout + i) * load(weight + i), (load(x + i) - mean) * rstd, s);  // 0 beyond the end
     });
-    const vf mean_g = vset(hsum(sum) / static_cast<float>(C)), mean_dot = vset(hsum(dot) / static_cast<float>(C));
+    const vf mean_g = vset(sum / static_cast<float>(C)), mean_dot = vset(dot / static_cast<float>(C));
     for_lanes(C, [&](int64_t i, auto load, auto store) {
       const vf dy = load(dout + i), xhat = (load(x + i) - mean) * rstd;
       vf value = rstd * ((dy * load(weight + i) - mean_g) - xhat * mean_dot);

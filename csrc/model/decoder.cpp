@@ -351,24 +351,23 @@ void Decoder::logits(const int32_t* rows, int64_t n_rows, float* out) {
 
 void Decoder::zero_gradients() { std::memset(grads_.floats(), 0, table_.total_floats * sizeof(float)); }
 
+// One AdamW step on a range of the flat buffers; scalars_[1] holds the gradient norm.
+void Decoder::adamw_range(int64_t begin, int64_t size, const float hyper[8], bool decay) {
+  float* h = scalars_ + 8;
+  std::memcpy(h, hyper, 8 * sizeof(float));
+  if (!decay) h[4] = 0.0f;
+  fd_adamw_args a{view(params_.floats() + begin, size), view(grads_.floats() + begin, size), view(m_.floats() + begin, size),
+                  view(v_.floats() + begin, size),      view(scalars_ + 1, 1),               view(h, 8)};
+  ops_.adamw(&ctx_, &a);
+}
+
 float Decoder::adamw(const float hyper[8]) {
   const int64_t total = table_.total_floats, matrices = table_.matrix_floats;
   float* norm = scalars_ + 1;
-  float* h = scalars_ + 8;
   fd_global_norm_args n{view(norm, 1), view(grads_.floats(), total)};
   ops_.global_norm(&ctx_, &n);
-  for (int part = 0; part < 2; ++part) {  // matrices decay, vectors do not
-    const int64_t begin = part ? matrices : 0, size = part ? total - matrices : matrices;
-    std::memcpy(h, hyper, 8 * sizeof(float));
-    if (part) h[4] = 0.0f;
-    fd_adamw_args a{view(params_.floats() + begin, size),
-                    view(grads_.floats() + begin, size),
-                    view(m_.floats() + begin, size),
-                    view(v_.floats() + begin, size),
-                    view(norm, 1),
-                    view(h, 8)};
-    ops_.adamw(&ctx_, &a);
-  }
+  adamw_range(0, matrices, hyper, true);  // matrices decay, vectors do not
+  adamw_range(matrices, total - matrices, hyper, false);
   touch();
   return *norm;
 }

@@ -44,6 +44,9 @@ class Buffer {
   size_t size_ = 0;
 };
 
+// How the length of a Muon step follows from a matrix's shape [rows, columns]; see muon.cpp.
+enum class MuonScale { MATCH_RMS_ADAMW, ORIGINAL, SPECTRAL };
+
 struct KVCache {
   int64_t blocks = 0, layers = 0;
   Buffer keys, values;  // [layers, blocks, G, D, T] and [layers, blocks, G, T, D]
@@ -75,6 +78,8 @@ class Decoder {
   void zero_gradients();
   // hyper as in ops.h, without weight decay on vectors. Returns the gradient norm before clipping.
   float adamw(const float hyper[8]);
+  // Muon on the matrices of the layers (hyper as in ops.h), AdamW on the rest. Returns the gradient norm before clipping.
+  float muon(const float hyper[5], MuonScale scale, const float adamw_hyper[8]);
 
   KVCache new_cache(int64_t blocks) const;
   struct Sampling {
@@ -117,6 +122,8 @@ class Decoder {
   void linear_backward(float* dx, const float* dout, const float* x, int64_t weight, int64_t bias, int64_t O, int64_t C);
   void accept(const BatchView& b);
   void gather_hidden(const int32_t* rows, int64_t n_rows);  // to sampled_hidden_
+  void adamw_range(int64_t begin, int64_t size, const float hyper[8], bool decay);
+  float* orthogonalize(const Parameter& matrix);
   fd_tensor packed(int64_t weight, int64_t O, int64_t C);
   fd_tensor head_weight(float* base) const;
   float* param(int64_t offset) { return params_.floats() + offset; }
@@ -141,7 +148,9 @@ class Decoder {
   float *x_last_, *final_, *final_stat_, *final_mean_, *final_lse_, *final_entropy_;
   float *dx_, *dnorm_, *dqkv_, *dqk_, *dattention_, *dup_, *dact_, *sampled_hidden_;
   int32_t *tokens_, *targets_, *positions_, *cu_seqlens_;
-  float* scalars_;  // temperature, norm, hyper[8]
+  float* scalars_;  // temperature, norm, a matrix's norm, Muon's hyper[5], AdamW's hyper[8]
+  Buffer muon_;     // scratch of its step, taken at the first
+  int64_t muon_matrix_ = 0, muon_square_ = 0;
   int64_t n_ = 0, s_ = 0, k_ = 1;
   bool kept_ = false;
 

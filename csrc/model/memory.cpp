@@ -6,6 +6,7 @@
 #include <cstring>
 #include <new>
 #include <stdexcept>
+#include <tuple>
 #include <utility>
 
 #include "../core/dispatch.h"
@@ -121,7 +122,24 @@ size_t workspace_bytes(const DecoderConfig& c, const fd_device_table* device, in
   const ParameterTable table(c);
   fd_global_norm_args gn{one, view(f, table.total_floats)};
   ask("global_norm", &gn);
-  (void)trainable;
+  if (!trainable) return most;
+  for (const Parameter& p : table.rows) {  // Muon's products (muon.cpp)
+    if (!p.matrix || p.name.rfind("layers.", 0) != 0) continue;
+    const int64_t O = p.shape[0], I = p.shape[1], r = std::min(O, I);
+    const fd_tensor X = view(f, O, I), G = view(f, r, r);
+    for (auto [out, x, w] : {std::tuple{G, X, X}, std::tuple{G, G, G}, std::tuple{X, X, G}}) {
+      fd_matmul_forward_args mf{out, x, w, absent(), absent(), absent(), 1, FD_F32};
+      ask("matmul_forward", &mf);
+      mf.compute = FD_BF16;
+      ask("matmul_forward", &mf);
+    }
+    for (int64_t compute : {int64_t{FD_F32}, int64_t{FD_BF16}}) {
+      fd_matmul_backward_weight_args mw{G, absent(), X, X, compute};
+      ask("matmul_backward_weight", &mw);
+      fd_matmul_backward_input_args mi{X, G, X, 1, compute};
+      ask("matmul_backward_input", &mi);
+    }
+  }
   return most;
 }
 

@@ -122,6 +122,8 @@ VERBS = {
 
 # second words: `freedive data look OUT`. A file of that name is still an input, as ./look
 WORDS = {
+    "bench ops": Verb("freedive.bench.ops", "BenchOpsConfig", "kernels beside the limits of this machine", "freedive bench ops --only adamw attention"),
+    "bench train": Verb("freedive.bench.train", "BenchTrainConfig", "training steps beside this machine's peak", "freedive bench train --only gpt2"),
     "data look": Verb("freedive.data.look", "LookConfig", "browse clean documents and what was removed, and why", "freedive data look runs/data"),
     "data annotate": Verb(
         "freedive.data.annotate",

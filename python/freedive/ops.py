@@ -445,3 +445,30 @@ def adamw(param: Array, grad: Array, m: Array, v: Array, norm: Array, hyper: Arr
     """One AdamW step of param, m, v [P] in place. norm [1]; hyper [8] = lr, beta1, beta2, eps, weight_decay, max_norm,
     1 - beta1^t, 1 - beta2^t. A non-finite norm changes nothing."""
     call("adamw", param=param, grad=grad, m=m, v=v, norm=norm, hyper=hyper, **how)
+
+
+def muon_momentum(m: Array, grad: Array, norm: Array, hyper: Array, **how: Any) -> Array:
+    """Muon's momentum, in place, and the direction of its step. m, grad [P], norm float32 [1] (of the whole gradient), hyper float32 [5] =
+    lr, momentum, nesterov (0 or 1), weight_decay, max_norm -> out [P]"""
+    out = poisoned(len(m))
+    call("muon_momentum", out=out, m=m, grad=grad, norm=norm, hyper=hyper, **how)
+    return out
+
+
+def muon_update(param: Array, x: Array, norm: Array, hyper: Array, scale: float, **how: Any) -> None:
+    """param -= lr (scale x + weight_decay param), in place, unless norm is not finite. param, x [P]; hyper as for `muon_momentum`"""
+    call("muon_update", param=param, x=x, norm=norm, hyper=hyper, scale=scale, **how)
+
+
+def normalize(x: Array, norm: Array, eps: float = 1e-7, **how: Any) -> Array:
+    """x / max(norm, eps). x [P], norm float32 [1] -> [P]"""
+    out = poisoned(len(x))
+    call("normalize", out=out, x=x, norm=norm, eps=eps, **how)
+    return out
+
+
+def linear_combination(x: Array, alpha: float, y: Array | None = None, beta: float = 0.0, **how: Any) -> Array:
+    """alpha x + beta y. x, y [P] -> [P]"""
+    out = poisoned(len(x))
+    call("linear_combination", out=out, x=x, y=y, alpha=alpha, beta=beta, **how)
+    return out

@@ -451,3 +451,36 @@ def adamw(r):
             x["hyper"] = np.array([1e-2, 0.9, 0.95, 1e-8, 0.1, max_norm, 1 - 0.9**3, 1 - 0.95**3], np.float32)
             x["norm"] = np.array([norm], np.float32)
             yield Case(f"{P} {name}", x, dict(zip(("param", "m", "v"), reference.adamw(**(x | {"norm": norm})))))
+
+
+@cases("muon_momentum")
+def muon_momentum(r):
+    for P in (0, 1, 17, 1000, 40_001):
+        for name, norm, nesterov, max_norm in (("no clip", 5.0, 1, 0.0), ("clip", 5.0, 0, 1.0), ("small", 0.5, 1, 1.0), ("nan", np.nan, 1, 1.0)):
+            x = {"m": normal(r, P), "grad": normal(r, P), "hyper": np.array([0.02, 0.95, nesterov, 0.1, max_norm], np.float32)}
+            out, m = reference.muon_momentum(**x, norm=norm)
+            yield Case(f"{P} {name}", x | {"norm": np.array([norm], np.float32)}, {"out": out, "m": m})
+
+
+@cases("muon_update")
+def muon_update(r):
+    for P in (0, 1, 17, 40_001):
+        for norm in (1.0, np.inf):
+            x = {"param": normal(r, P), "x": normal(r, P), "hyper": np.array([0.02, 0.95, 1, 0.1, 1], np.float32), "scale": 1.7}
+            yield Case(f"{P} {norm}", x | {"norm": np.array([norm], np.float32)}, {"param": reference.muon_update(**x, norm=norm)})
+
+
+@cases("normalize")
+def normalize(r):
+    for P in (0, 1, 17, 40_001):
+        for norm in (3.0, 0.0):
+            x = {"x": normal(r, P) * (norm > 0), "eps": 1e-7}
+            yield Case(f"{P} {norm}", x | {"norm": np.array([norm], np.float32)}, {"out": reference.normalize(x["x"], norm, 1e-7)})
+
+
+@cases("linear_combination")
+def linear_combination(r):
+    for P in (0, 1, 17, 40_001):
+        for y in (None, normal(r, P)):
+            x = {"x": normal(r, P), "y": y, "alpha": 3.4445, "beta": -4.775}
+            yield Case(f"{P}{'+y' * (y is not None)}", x, {"out": reference.linear_combination(**x)})

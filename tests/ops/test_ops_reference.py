@@ -86,6 +86,9 @@ ALIASES = [
     ("gelu_backward", {"dx": "dout"}),
     ("swiglu_backward", {"dgate": "gate", "dup": "up"}),
     ("matmul_forward", {"out": "residual"}),
+    ("normalize", {"out": "x"}),
+    ("linear_combination", {"out": "x"}),
+    ("linear_combination", {"out": "y"}),
 ]
 
 

@@ -203,6 +203,25 @@ class Model:
             self.step_count = t
         return norm
 
+    def muon(self, lr: float, *, adamw_lr: float, momentum: float = 0.95, nesterov: bool = True, beta1: float = 0.9, beta2: float = 0.95,
+             eps: float = 1e-8, weight_decay: float = 0.1, max_norm: float = 1.0, scale: str = "match_rms_adamw") -> float:  # fmt: skip
+        """One Muon step on the layers' matrices (Jordan et al. 2024, kellerjordan.github.io/posts/muon), AdamW with adamw_lr on embeddings, head and
+        vectors. Returns the gradient norm before clipping.
+
+        Each logical matrix (q, k, v, o, gate, up, down) steps by its momentum with all singular values made about 1, times lr and a factor
+        of its shape [rows, columns]: "match_rms_adamw", 0.2 sqrt(max(rows, columns)), steps as long as AdamW's, so its lr fits (arXiv:2502.16982);
+        "original", sqrt(max(1, rows / columns)), lr about 0.02; "spectral", sqrt(rows / columns). A zero gradient without momentum moves nothing
+        but the decay. A non-finite norm changes nothing. The momentum is the moment "m" of `state`; "v" stays 0 for these matrices. The
+        first step takes scratch memory of two matrices of the largest size. Raises ValueError if the model is not trainable or for another scale.
+        """
+        t = self.step_count + 1
+        rest = np.array([adamw_lr, beta1, beta2, eps, weight_decay, max_norm, 1 - beta1**t, 1 - beta2**t], np.float32)
+        hyper = np.array([lr, momentum, float(nesterov), weight_decay, max_norm], np.float32)
+        norm = float(self._core.muon(hyper, scale, rest))
+        if np.isfinite(norm):
+            self.step_count = t
+        return norm
+
     # ---- checkpoints -------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, np.ndarray]:

@@ -354,3 +354,31 @@ def adamw(param: Array, grad: Array, m: Array, v: Array, norm: float, hyper: Arr
     v = beta2 * v + (1 - beta2) * grad**2
     param = param - lr * (m / correction1 / (np.sqrt(v / correction2) + eps) + weight_decay * param)
     return param, m, v
+
+
+def muon_momentum(m: Array, grad: Array, norm: float, hyper: ArrayLike) -> tuple[Array, Array]:
+    """hyper = (lr, momentum, nesterov, weight_decay, max_norm); norm: gradient norm of the whole model. -> out, m"""
+    _, momentum, nesterov, _, max_norm = f64(hyper)
+    m, grad = f64(m), f64(grad)
+    if not np.isfinite(norm):
+        return np.zeros_like(m), m
+    if max_norm > 0 and norm > max_norm:
+        grad = grad * (max_norm / norm)
+    m = momentum * m + (1 - momentum) * grad
+    return (momentum * m + (1 - momentum) * grad if nesterov else m), m
+
+
+def muon_update(param: Array, x: Array, norm: float, hyper: ArrayLike, scale: float) -> Array:
+    """-> param, moved by lr (scale x + weight_decay param) unless the norm is not finite"""
+    lr, _, _, weight_decay, _ = f64(hyper)
+    return f64(param) - (lr * (scale * f64(x) + weight_decay * f64(param)) if np.isfinite(norm) else 0.0)
+
+
+def normalize(x: Array, norm: float, eps: float) -> Array:
+    """x / max(norm, eps)"""
+    return f64(x) / max(norm, eps)
+
+
+def linear_combination(x: Array, alpha: float, y: Array | None = None, beta: float = 0.0) -> Array:
+    """alpha x + beta y"""
+    return alpha * f64(x) + (beta * f64(y) if y is not None else 0.0)

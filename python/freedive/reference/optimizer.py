@@ -1,4 +1,5 @@
-"""AdamW with global-norm clipping over named parameters: Loshchilov and Hutter, arXiv:1711.05101, as written in csrc/ops.h."""
+"""Optimizers over named parameters, with global-norm clipping: AdamW (Loshchilov and Hutter, arXiv:1711.05101), as written in csrc/ops.h, and
+Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon)."""
 
 from __future__ import annotations
 
@@ -53,4 +54,61 @@ class AdamW:
             decay = weight_decay if decays(name, parameter) else 0.0
             hyper = (lr, beta1, beta2, eps, decay, max_norm, 1 - beta1**self.t, 1 - beta2**self.t)
             parameters[name], self.m[name], self.v[name] = ops.adamw(parameter, gradients[name], m, v, norm, hyper)
+        return norm
+
+
+def newton_schulz(x: np.ndarray, steps: int = 5) -> np.ndarray:
+    """x with its singular values made about 1 (0.7 to 1.2 where they were not tiny): what U V^T of x = U S V^T is, roughly. 0 stays 0."""
+    x = x / max(float(np.linalg.norm(x)), 1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
+def muon_scale(rule: str, rows: int, columns: int) -> float:
+    """How long a step is, by the shape of its matrix: "original" (Jordan), "spectral" (sqrt of out by in) or "match_rms_adamw" (arXiv:2502.16982)"""
+    if rule == "original":
+        return max(1.0, rows / columns) ** 0.5
+    return (rows / columns) ** 0.5 if rule == "spectral" else 0.2 * max(rows, columns) ** 0.5
+
+
+def takes_muon(name: str, parameter: np.ndarray) -> bool:
+    """Matrices of the layers; not the embeddings, the head and vectors"""
+    return name.startswith("layers.") and parameter.ndim == 2
+
+
+@dataclass
+class Muon:
+    """Muon on the layers' matrices, each whole (q, k, v, gate and up apart), AdamW on the rest. State: one momentum a matrix, and AdamW's"""
+
+    adamw: AdamW = field(default_factory=AdamW)
+    m: Named = field(default_factory=dict)
+
+    def step(
+        self,
+        parameters: Named,
+        gradients: Named,
+        lr: float,
+        adamw_lr: float,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        weight_decay: float = 0.1,
+        max_norm: float = 1.0,
+        scale: str = "match_rms_adamw",
+    ) -> float:
+        """Replaces the entries of `parameters`. Returns the gradient norm before clipping; a non-finite one skips the update."""
+        norm = gradient_norm(gradients)
+        if not np.isfinite(norm):
+            return norm
+        hyper = (lr, momentum, float(nesterov), weight_decay, max_norm)
+        muon = {name for name, p in parameters.items() if takes_muon(name, p)}
+        for name in muon:
+            p = parameters[name]
+            out, self.m[name] = ops.muon_momentum(self.m.get(name, np.zeros_like(p, dtype=np.float64)), gradients[name], norm, hyper)
+            parameters[name] = ops.muon_update(p, newton_schulz(out), norm, hyper, muon_scale(scale, *p.shape))
+        others = {name: p for name, p in parameters.items() if name not in muon}
+        clipped = min(1.0, max_norm / norm) if max_norm > 0 and norm > 0 else 1.0  # by the norm of all gradients, not of these
+        self.adamw.step(others, {n: gradients[n] * clipped for n in others}, adamw_lr, weight_decay=weight_decay, max_norm=0.0)
+        parameters.update(others)
         return norm

@@ -1,4 +1,4 @@
-"""The loop of pretraining and SFT: one forward-backward per micro-batch, one AdamW step, and everything a run needs around it
+"""The loop of pretraining and SFT: one forward-backward per micro-batch, one step of AdamW or Muon, and everything a run needs around it
 (checkpoints, metrics, progress). Reads top to bottom.
 """
 
@@ -15,6 +15,7 @@ from freedive.model import Batch, Model
 from freedive.objectives import sft_weights
 from freedive.ops import compute_code
 from freedive.runs import Artefact, UserError, progress
+from freedive.runs.peak import machine_peak, seen
 
 from .loader import SequenceLoader
 from .schedule import learning_rate
@@ -32,6 +33,9 @@ class Settings:
     weight_decay: float = 0.1
     max_norm: float = 1.0
     final_lr_fraction: float = 0.0
+    optimizer: str = "adamw"  # or "muon": the layers' matrices by Muon with muon_lr (same schedule), the rest by AdamW with lr
+    muon_lr: float = 0.0
+    momentum: float = 0.95
     log_every: int = 10
     eval_every: int = 0  # 0 = only at the end
     save_every: int = 200
@@ -53,11 +57,12 @@ def restore(run: Artefact, model: Model) -> dict[str, Any] | None:
 class Meter:
     """Tokens a second and the share of the machine's peak at the model's dtype, for timings.jsonl and the progress bar.
 
-    The peak is probed for a few milliseconds at each reading and the highest kept: on a shared machine one probe may find the cores taken.
+    The peak is the one kept for this host (freedive.runs.peak), raised by what a few milliseconds at each reading find: on a shared
+    machine one probe may find the cores taken.
     """
 
     def __init__(self, model: Model):
-        self.config, self.threads, self.compute = model.config, model.threads, compute_code(model.dtype)
+        self.config, self.threads, self.dtype = model.config, model.threads, model.dtype
         self.peak = 0.0
         self.tokens, self.flops, self.since = 0, 0.0, time.perf_counter()
 
@@ -71,7 +76,11 @@ class Meter:
         from freedive import _core
 
         seconds = max(1e-9, time.perf_counter() - self.since)
-        self.peak = max(self.peak, _core.measure_peak(self.threads, 2, self.compute))
+        if not self.peak:
+            self.peak = machine_peak(self.threads, self.dtype)
+        now = _core.measure_peak(self.threads, 2, compute_code(self.dtype))
+        if now > self.peak:
+            self.peak = seen(self.threads, self.dtype, now)
         out = {"tokens_per_second": round(self.tokens / seconds, 1), "seconds": round(seconds, 4), "peak_share": round(self.flops / seconds / self.peak, 4)}
         self.tokens, self.flops, self.since = 0, 0.0, time.perf_counter()
         return out
@@ -105,7 +114,11 @@ def supervised_loop(run: Artefact, model: Model, loader: SequenceLoader, s: Sett
             meter.count(m.batch)
         weight_sum += total
         lr = learning_rate(step, s.steps, s.lr, s.warmup, s.final_lr_fraction)
-        norm = model.adamw(lr, s.beta1, s.beta2, weight_decay=s.weight_decay, max_norm=s.max_norm)
+        if s.optimizer == "muon":
+            norm = model.muon(s.muon_lr * lr / s.lr if s.lr else 0.0, adamw_lr=lr, beta1=s.beta1, beta2=s.beta2, momentum=s.momentum,
+                              weight_decay=s.weight_decay, max_norm=s.max_norm)  # fmt: skip
+        else:
+            norm = model.adamw(lr, s.beta1, s.beta2, weight_decay=s.weight_decay, max_norm=s.max_norm)
         step += 1
         bad = 0 if np.isfinite(norm) else bad + 1
         if bad >= 10:
