@@ -1,11 +1,15 @@
-"""Pages per second of `freedive data --preset fineweb`, beside datatrove's local executor on the same pages, in turns; memory; workers.
+"""Pages per second of `freedive data --preset fineweb`, beside datatrove's local executor on the same pages, in turns; MinHash; memory; workers.
 
     FREEDIVE_DATATROVE_PYTHON=/path/to/venv/bin/python python benchmarks/data_speed.py --pages FOLDER_OF_HTML
 
 Real pages: apt-get download python3.11-doc postgresql-doc-15 debian-handbook, then dpkg -x each into the folder. Both sides read the
 same WARC file by one process and run FineWeb's steps (without URL lists and MinHash) with the same language model; lists and models are loaded before
 the clock starts. Seconds are CPU seconds of the process and its children, beside wall seconds; the ratio is of the medians over the rounds.
-`--part` picks what to measure: speed, workers, memory (repeatable; default: all).
+`--part` picks what to measure: speed, minhash, workers, memory (repeatable; default: all).
+
+MinHash: the texts of the pages, in turns. Ours is the whole way: words, signatures, their file and the clusters. datatrove's stage as run is its
+first (words, signatures, their files, sorted), without those that find the clusters. Its formula alone is `get_signature` on hashes made before the
+clock starts; ours beside it still hashes the 5-grams, of words split before.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from pathlib import Path
 
 from freedive.tasks.warc import write_warc
 
+PARTS = ("speed", "minhash", "workers", "memory")
 TIMEOUT = 10  # seconds for a page; datatrove's default of 1 drops good pages on a busy machine
 
 OURS = """
@@ -84,6 +89,50 @@ kept = stats.stats[-1].stats["total"].total if "total" in stats.stats[-1].stats 
 print(json.dumps({"cpu": seconds, "wall": wall, "kept": kept}))
 """
 
+OUR_MINHASH = """
+import json, sys, time
+import numpy as np
+from freedive.data import minhash, words
+settings = json.loads(sys.argv[1])
+texts = json.load(open(settings["texts"]))
+minhash.signature("One warm-up text of more than five words.")
+c = time.process_time()
+with open(settings["out"], "wb") as file:
+    for text in texts:
+        found = minhash.signature(text)
+        if found is not None:
+            file.write(found.tobytes())
+keep = minhash.cluster(np.fromfile(settings["out"], np.uint64).reshape(-1, 14, 8))
+stage = time.process_time() - c
+split = [words.split(text, simplify=True) for text in texts]
+a, b = minhash.permutations()
+c = time.process_time()
+for found in split:
+    found.signature(a, b)
+print(json.dumps({"stage": stage, "formula": time.process_time() - c}))
+"""
+
+PEER_MINHASH = """
+import json, sys, time
+from loguru import logger
+logger.remove()
+from datatrove.data import Document
+from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
+from datatrove.utils.hashing import HashConfig
+settings = json.loads(sys.argv[1])
+texts = json.load(open(settings["texts"]))
+step = MinhashDedupSignature(output_folder=settings["out"], config=MinhashConfig(hash_config=HashConfig(hash_fc="sha1", precision=64)))
+step.get_signature(step.get_shingles("One warm-up text of more than five words."))
+c = time.process_time()
+step.run(Document(text=text, id="") for text in texts)
+stage = time.process_time() - c
+shingles = [found for found in map(step.get_shingles, texts) if found.size]
+c = time.process_time()
+for found in shingles:
+    step.get_signature(found)
+print(json.dumps({"stage": stage, "formula": time.process_time() - c}))
+"""
+
 
 def child(python: str, code: str, settings: dict, environment: dict | None = None) -> dict:
     done = subprocess.run([python, "-c", code, json.dumps(settings)], capture_output=True, text=True, env={**os.environ, **(environment or {})})
@@ -141,6 +190,29 @@ def speed(pages: list[tuple[str, bytes]], folder: Path, peer: str | None, rounds
             each_ratio = [round(a * b["cpu"] / n, 1) for a, b in zip(each, found["datatrove"])] if ratio else []
             told = {"kept": runs[-1]["kept"], "pages_per_cpu_second": round(rate[name], 1), "each": each, "pages_per_second": round(wall, 1)}
             say(case="speed", what=name, pages=n, **told, **ratio, **({"each_times_datatrove": each_ratio} if each_ratio else {}))
+
+
+def minhash(pages: list[tuple[str, bytes]], folder: Path, peer: str, rounds: int) -> None:
+    """CPU seconds for the same texts, in turns; the ratios are of the medians, with those of each turn beside them."""
+    from freedive.data.extract import extract
+    from freedive.data.record import Record
+
+    found = [extract(Record("", "", html, html=True))[0] for _, html in pages]
+    texts = [text for text in found if text]
+    (folder / "texts.json").write_text(json.dumps(texts))
+    one_thread = {"OMP_NUM_THREADS": "1", "FREEDIVE_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    told: dict[str, list[dict]] = {"freedive": [], "datatrove": []}
+    for turn in range(rounds):
+        for name, python, code in (("freedive", sys.executable, OUR_MINHASH), ("datatrove", peer, PEER_MINHASH)):
+            settings = {"texts": str(folder / "texts.json"), "out": str(folder / f"minhash-{name}{turn}")}
+            told[name].append(child(python, code, settings, one_thread))
+    seconds = lambda who, what: [row[what] for row in told[who]]
+    for case, ours, theirs in (("stage", "stage", "stage"), ("formula", "formula", "formula"), ("stage against formula", "stage", "formula")):
+        mine, its = seconds("freedive", ours), seconds("datatrove", theirs)
+        ratio = round(statistics.median(its) / statistics.median(mine), 1)
+        each = [round(b / a, 1) for a, b in zip(mine, its, strict=True)]
+        milliseconds = {f"{name}_ms_a_text": round(1e3 * statistics.median(s) / len(texts), 3) for name, s in (("freedive", mine), ("datatrove", its))}
+        say(case=f"minhash, {case}", texts=len(texts), characters=sum(map(len, texts)), **milliseconds, times_datatrove=ratio, each=each)
 
 
 def workers(pages: list[tuple[str, bytes]], folder: Path, rounds: int) -> None:
@@ -210,7 +282,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--extractors", nargs="+", default=["resiliparse", "trafilatura"])
-    parser.add_argument("--part", nargs="+", default=["speed", "workers", "memory"], choices=["speed", "workers", "memory"])
+    parser.add_argument("--part", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--gigabytes", nargs="+", type=float, default=[0.25, 1.0])
     c = parser.parse_args()
     peer = os.environ.get("FREEDIVE_DATATROVE_PYTHON")
@@ -220,6 +292,8 @@ def main() -> None:
         folder = Path(name)
         if "speed" in c.part:
             speed(pages_of(c.pages, c.count), folder, peer, c.rounds, c.extractors)
+        if "minhash" in c.part and peer:
+            minhash(pages_of(c.pages, c.count), folder, peer, c.rounds)
         if "workers" in c.part:
             workers(pages_of(c.pages, 4 * c.count), folder, c.rounds)
         if "memory" in c.part:

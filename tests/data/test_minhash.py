@@ -1,6 +1,7 @@
 """MinHash: datatrove's numbers, the C++ equals the NumPy formula, clusters are what a slow clustering gives."""
 
 import hashlib
+import json
 import random
 
 import numpy as np
@@ -9,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from freedive import _core
-from freedive.data import minhash, words
+from freedive.data import DataConfig, minhash, run, words
+from freedive.runs import UserError
 
 FOX = "The quick brown fox jumps over the lazy dog"
 GOLDEN = [  # (text, first and last hash, sha256 of all): datatrove 0.10.1
@@ -85,6 +87,21 @@ def test_planted_pairs(similarity, min_similarity, least, most):
     keep = minhash.cluster(signatures, min_similarity)
     found = 1 - (keep.reshape(-1, 2).sum(1) - 1).mean()
     assert least <= found <= most
+
+
+def test_near_similarity_is_a_setting_of_the_stage(tmp_path):
+    rng = random.Random(3)
+    rows = [text for pair in documents(0.85, 10, rng) for text in pair]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    kept = {}
+    for least in (0.0, 0.6, 1.0):
+        settings = DataConfig((tmp_path / "in.jsonl",), tmp_path / f"out{least}", preset="none", languages=(), near_dedup="on", near_similarity=least)
+        told = json.loads((run(settings) / "waterfall.json").read_text())
+        kept[least] = told["documents_out"]
+    assert kept[0.0] == kept[0.6] <= 11 and kept[1.0] == 20
+    with pytest.raises(UserError, match="near-similarity"):
+        run(DataConfig((tmp_path / "in.jsonl",), tmp_path / "never", near_similarity=1.5))
+    assert not (tmp_path / "never").exists()
 
 
 def slow_clusters(signatures):

@@ -123,7 +123,7 @@ class Merge:
                 there = self.gone[self.first[part] : self.first[part + 1]] == 0
                 file.write(np.ascontiguousarray(signatures[there[signed]]).tobytes())
         signatures = np.memmap(path, "<u8", "r", shape=(len(chosen), 14, 8))
-        mask[chosen[~minhash.cluster(signatures)]] = True
+        mask[chosen[~minhash.cluster(signatures, self.settings.near_similarity)]] = True
         del signatures
         path.unlink()
         return mask

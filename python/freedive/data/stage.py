@@ -71,6 +71,7 @@ class DataConfig:
     edu_min: int | None = option(None, "remove documents whose score, rounded, is below; FineWeb-Edu has 3", hash=False)
     exact_dedup: bool = option(True, "keep the first of documents with the same text")
     near_dedup: Literal["auto", "on", "off"] = option("auto", "remove near-duplicates by MinHash; auto: with the fineweb presets")
+    near_similarity: float = option(0.0, "and only those with at least this part of their 112 hashes equal (0.6: fewer false ones); 0: FineWeb's rule")
     max_line_copies: int = option(0, "remove lines that this many earlier documents had; 0: leave lines alone")
     pii: bool = option(True, "replace e-mail addresses and public IPv4 addresses")
     text_key: str | None = option(None, "field of JSONL and parquet rows that holds the text (default: text, html or content)")
@@ -228,7 +229,7 @@ def _prepare(config: DataConfig, jobs: list[Job]) -> None:
 
 def _recipe(config: DataConfig, steps: Steps) -> str:
     """One hash over everything that decides about a document."""
-    names = ("exact_dedup", "max_line_copies", "page_seconds")
+    names = ("exact_dedup", "near_similarity", "max_line_copies", "page_seconds")
     return _hash({"steps": steps, **{name: getattr(config, name) for name in names}})
 
 
@@ -243,6 +244,7 @@ def _check(config: DataConfig) -> None:
     for name, value, low, high in (
         ("val-fraction", config.val_fraction, 0, 0.5),
         ("language-threshold", config.language_threshold, 0, 1),
+        ("near-similarity", config.near_similarity, 0, 1),
         ("max-record-bytes", config.max_record_bytes, 1, 2**31),
         ("page-seconds", config.page_seconds, 0.01, 86_400),
         ("shard-bytes", config.shard_bytes, 1, 2**63),
