@@ -156,7 +156,9 @@ def measure(case: Case, limits: Limits, repetitions: int, call: Callable[[], obj
         rate = case.work / (time.perf_counter() - began)
         limit = (before + limits.of(case)) / 2
         if repetition > 0:
-            rates.append(rate), ratios.append(rate / limit), found.append(limit)
+            rates.append(rate)
+            ratios.append(rate / limit)
+            found.append(limit)
     unit = "GB/s" if case.memory else "GFLOP/s"
     return {"value": round(statistics.median(rates), 1), "min": round(min(rates), 1), "max": round(max(rates), 1), "unit": unit,
             "limit": round(statistics.median(found), 1), "ratio": round(statistics.median(ratios), 3)}  # fmt: skip
