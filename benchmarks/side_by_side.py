@@ -14,11 +14,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+TICKS = os.sysconf("SC_CLK_TCK")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "freedive", "peers.json")
 # glibc's malloc gives freed memory back and gets it again as zeroed pages, which costs torch up to 40 %. "Tuned" keeps it, in huge pages.
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "20000000000", "MALLOC_TOP_PAD_": "268435456", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
@@ -82,6 +83,25 @@ def in_turns(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, li
     return found
 
 
+class Others:
+    """How many CPUs other programs kept busy since this was made, these workers and this process not counted: noise to be told with a figure."""
+
+    def __init__(self, workers: Iterable[Worker]) -> None:
+        self.pids = [os.getpid(), *(w.process.pid for w in workers)]
+        self.began, self.busy, self.own = time.perf_counter(), self._busy(), self._own()
+
+    def cpus(self) -> float:
+        others = (self._busy() - self.busy) - (self._own() - self.own)
+        return round(max(0.0, others / TICKS / (time.perf_counter() - self.began)), 2)
+
+    def _busy(self) -> int:
+        user, nice, system, _, _, irq, softirq, steal, *_ = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:])
+        return user + nice + system + irq + softirq + steal
+
+    def _own(self) -> int:
+        return sum(sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])) for pid in self.pids)
+
+
 def spread(values: list[float], digits: int = 4) -> dict[str, float]:
     """Median, least and most."""
     short = lambda x: float(f"{x:.{digits}g}")
@@ -89,7 +109,10 @@ def spread(values: list[float], digits: int = 4) -> dict[str, float]:
 
 
 def best_mode(key: str, modes: list[str], seconds: Callable[[str], float]) -> tuple[str, dict[str, float]]:
-    """The peer's fastest mode for `key` on this machine, and the seconds of all when it was chosen. Chosen once; then read from CACHE."""
+    """The peer's fastest mode for `key` on this machine, and the seconds of all when it was chosen. Chosen once; then read from CACHE.
+    Of one mode nothing is measured and nothing kept."""
+    if len(modes) == 1:
+        return modes[0], {}
     known: dict[str, Any] = json.loads(CACHE.read_text()) if CACHE.exists() else {}
     host = f"{platform.node()} {platform.machine()} {os.cpu_count()}"
     entry = known.setdefault(host, {}).get(key)

@@ -7,8 +7,10 @@
 A step is forward, backward and AdamW on both sides; ours also takes the gradient's norm and clips. torch runs in the best of eager/compile x
 float32/autocast/bfloat16 weights, chosen once for each case (--choose-rounds steps of each; kept in ~/.cache/freedive/peers.json), as
 installed and tuned: malloc told to keep memory and to use huge pages, the vocabulary padded to a multiple of 64. One JSON line per case,
-peer and number of threads: tokens a second of both (median, least, most), `ratio` of the medians, share of the measured peak (probed
-between turns), and peak memory of both processes. `ratio` is ours in bfloat16 where this processor multiplies in it, else in float32; both are there.
+peer and number of threads: tokens a second of both (median, least, most), `ratio` (the median of the rounds' ratios, each of two neighbouring turns; `spread`
+has the least and the most), share of the measured peak (probed between turns), peak memory of both processes, and how many CPUs other programs kept
+busy meanwhile. `ratio` is ours in bfloat16 where this processor multiplies in it, else in float32; both are there. --quick: the two small
+cases, two rounds, to see that it works.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from side_by_side import CACHE, Worker, best_mode, in_turns, ours, spread, torch, torch_python
+from side_by_side import CACHE, Others, Worker, best_mode, in_turns, ours, spread, torch, torch_python
 
 from freedive.ops import fast_bf16
 
@@ -34,6 +36,7 @@ CASES: dict[str, tuple[dict[str, int], int, int]] = {
     "6x384_16x256": (dict(layers=6, width=384, heads=6, vocabulary=4096, positions=256), 16, 256),
     "4x128_32x128": (dict(layers=4, width=128, heads=4, vocabulary=512, positions=128), 32, 128),
 }
+SMALL = ["6x384_16x256", "4x128_32x128"]
 MODES = ["float32", "float32_compile", "amp", "amp_compile", "bf16", "bf16_compile"]
 DTYPES = ["bfloat16", "float32"] if fast_bf16() else ["float32"]
 
@@ -81,7 +84,9 @@ def compare(case: str, request: dict[str, Any], peers: dict[str, Callable[[], tu
         memory: dict[str, int] = {}
         sides = {name: (lambda w=w, name=name: rate(w, turns[name], tokens, memory, name)) for name, w in workers.items()}
         peaks = {dtype: (lambda d=dtype: workers[d].ask("peak", dtype=d)["flops"]) for dtype in DTYPES}
+        others = Others(workers.values())
         found = in_turns(sides | {f"peak {d}": p for d, p in peaks.items()}, options.rounds)
+        busy = others.cpus()
         for worker in workers.values():
             worker.stop()
         peak = {d: statistics.median(found[f"peak {d}"]) for d in DTYPES}
@@ -89,11 +94,13 @@ def compare(case: str, request: dict[str, Any], peers: dict[str, Callable[[], tu
         line: dict[str, Any] = {"benchmark": "train", "case": case, "peer": peer, "threads": threads, "tokens": tokens}
         if "torch" in found:
             for dtype in DTYPES:
-                line["ratio" if dtype == DTYPES[0] else f"ratio_{dtype}"] = round(statistics.median(found[dtype]) / statistics.median(found["torch"]), 3)
+                ratios = [mine / theirs for mine, theirs in zip(found[dtype], found["torch"], strict=True)]
+                line["ratio" if dtype == DTYPES[0] else f"ratio_{dtype}"] = round(statistics.median(ratios), 3)
+                line["spread" if dtype == DTYPES[0] else f"spread_{dtype}"] = [round(min(ratios), 3), round(max(ratios), 3)]
             line |= {"torch": spread(found["torch"]), "mode": chosen, "version": version, "torch_peak_share": round(statistics.median(found["torch"]) * per_token / peak[DTYPES[0]], 3)}  # fmt: skip
         for dtype in DTYPES:
             line |= {f"ours_{dtype}": spread(found[dtype]), f"peak_share_{dtype}": round(statistics.median(found[dtype]) * per_token / peak[dtype], 3)}
-        line |= {"peak_gflops": {d: round(p / 1e9, 1) for d, p in peak.items()}, "peak_memory_mb": {n: round(b / 1e6) for n, b in memory.items()}}
+        line |= {"peak_gflops": {d: round(p / 1e9, 1) for d, p in peak.items()}, "peak_memory_mb": {n: round(b / 1e6) for n, b in memory.items()}, "other_cpus": busy}
         if "torch" in memory:
             line["memory_ratio"] = round(memory[DTYPES[0]] / memory["torch"], 3)
         print(json.dumps(line), flush=True)
@@ -183,7 +190,10 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=MODES, help="torch's modes to choose among (default: all)")
     parser.add_argument("--data", type=Path, help="conversations for the case `unequal`")
     parser.add_argument("--conversations", type=int, default=96)
+    parser.add_argument("--quick", action="store_true", help="the two small cases, two rounds")
     options = parser.parse_args()
+    if options.quick:
+        options.case, options.rounds, options.choose_rounds = [c for c in options.case if c in SMALL] or SMALL, 2, 1
     if torch_python():
         print(f"torch's best modes are kept in {CACHE}", file=sys.stderr)
     for threads in options.threads:
