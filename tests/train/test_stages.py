@@ -26,20 +26,21 @@ from freedive.sft import stage as sft
 
 @pytest.fixture(scope="module")
 def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the inputs and one whole run of each stage: base, chat, reasoner."""
+    """A folder with the inputs and one whole run of each stage: base, base by Muon, chat, reasoner."""
     folder = tmp_path_factory.mktemp("stages")
     pretrain.run(pretrain_config(text_file(folder), folder / "base"))
+    pretrain.run(pretrain_config(folder / "text.jsonl", folder / "base-muon", optimizer="muon"))
     sft.run(sft_config(folder / "base", chat_file(folder), folder / "chat"))
     rl.run(rl_config(folder / "chat", problem_file(folder), folder / "reasoner"))
     return folder
 
 
 def arguments(room: Path, verb: str, out: Path) -> list[Path]:
-    return {"pretrain": [room / "text.jsonl", out], "sft": [room / "base", room / "chats.jsonl", out],
+    return {"pretrain": [room / "text.jsonl", out], "muon": [room / "text.jsonl", out], "sft": [room / "base", room / "chats.jsonl", out],
             "rl": [room / "chat", room / "problems.jsonl", out]}[verb]  # fmt: skip
 
 
-WHOLE = {"pretrain": "base", "sft": "chat", "rl": "reasoner"}
+WHOLE = {"pretrain": "base", "muon": "base-muon", "sft": "chat", "rl": "reasoner"}
 every_verb = pytest.mark.parametrize("verb", WHOLE)
 
 
@@ -77,8 +78,9 @@ def test_threads_change_no_bit(room: Path, tmp_path: Path):
     assert folder_hash(tmp_path / "two") == folder_hash(room / "base")
 
 
-def test_pretraining_learns(room: Path, tmp_path: Path):
-    out = pretrain.run(pretrain_config(room / "text.jsonl", tmp_path / "longer", steps=60))
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_pretraining_learns(room: Path, tmp_path: Path, optimizer: str):
+    out = pretrain.run(pretrain_config(room / "text.jsonl", tmp_path / "longer", steps=60, optimizer=optimizer))
     losses = [row["loss"] for row in lines(out)]
     assert losses[0] > 5.0 and losses[-1] < 3.5
     metrics = read_json(out / "run.json")["metrics"]
@@ -164,6 +166,18 @@ def test_every_algorithm_runs(room: Path, tmp_path: Path, algo: str):
     weights = [load_pretrained(f, max_tokens=64, max_seqs=4).state()["parameters"] for f in (room / "chat", out)]
     assert np.isfinite(weights[1]).all()
     assert not np.array_equal(*weights) or all(row["frac_reward_zero_std"] == 1 for row in lines(out) if "frac_reward_zero_std" in row)
+
+
+def test_muon_takes_a_learning_rate_of_its_own(room: Path, tmp_path: Path):
+    for rate in (1e-4, 1e-2):
+        pretrain.run(pretrain_config(room / "text.jsonl", tmp_path / str(rate), optimizer="muon", muon_lr=rate))
+    weights = {rate: load_pretrained(tmp_path / str(rate), max_tokens=64, max_seqs=4).parameters for rate in (1e-4, 1e-2)}
+    assert all(np.isfinite(p).all() for w in weights.values() for p in w.values())
+    assert not np.array_equal(weights[1e-4]["layers.0.q_proj.weight"], weights[1e-2]["layers.0.q_proj.weight"])
+    assert folder_hash(room / "base") != folder_hash(room / "base-muon")
+    with pytest.raises(sft.UserError, match="sgd"):
+        pretrain.run(pretrain_config(room / "text.jsonl", tmp_path / "bad", optimizer="sgd"))
+    assert not (tmp_path / "bad").exists()
 
 
 def test_a_changed_setting_is_named(room: Path, tmp_path: Path):

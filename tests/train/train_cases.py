@@ -1,6 +1,6 @@
 """Tiny runs of the three training stages, for the tests of this folder. Run as a program it is one stage, to be killed:
 
-python train_cases.py pretrain TEXT OUT | sft MODEL ROWS OUT | rl MODEL PROBLEMS OUT
+python train_cases.py pretrain TEXT OUT | muon TEXT OUT | sft MODEL ROWS OUT | rl MODEL PROBLEMS OUT
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ def main(verb: str, *paths: str) -> None:
     where = [Path(p) for p in paths]
     if verb == "pretrain":
         pretrain.run(pretrain_config(*where))
+    elif verb == "muon":
+        pretrain.run(pretrain_config(*where, optimizer="muon"))
     elif verb == "sft":
         sft.run(sft_config(*where))
     else:
