@@ -59,9 +59,10 @@ def _whole(file: Source, name: str, max_bytes: int) -> Record:
 
 
 def _jsonl(stream: BinaryIO, name: str, max_bytes: int, text_key: str | None) -> Iterator[Record]:
-    number = 0
+    number, found = 0, False
     while line := stream.readline(max_bytes + 1):
         number += 1
+        found = found or not line.isspace()
         size = len(line)
         if size > max_bytes:
             while not line.endswith(b"\n") and size < GIVE_UP * max_bytes and (line := stream.readline(max_bytes)):
@@ -72,6 +73,8 @@ def _jsonl(stream: BinaryIO, name: str, max_bytes: int, text_key: str | None) ->
                 return
         elif line.strip():
             yield _line(line, number, name, text_key)
+    if not found:
+        yield Record(name, name, reason="no_records")
 
 
 def _line(line: bytes, number: int, name: str, text_key: str | None) -> Record:

@@ -71,11 +71,12 @@ def read_warc(source: Source, max_bytes: int) -> Iterator[Record]:
                 yield held
                 held = None
             next_record = None if single or not seekable else _search(stream, start + 1, MEMBER[source.compression])
+            cut = next_record is None and seekable and _cut_off(stream, source, offset if single else start, offset)
             if held is not None:
-                yield replace(held, data=b"", reason="wrong_length") if failed else held
+                yield replace(held, data=b"", reason="truncated_file" if cut else "wrong_length") if failed else held
             if held is None or not failed:
                 ended = next_record is None and not failed
-                yield Record(name, name, reason="no_records" if ended and not found else "truncated_file" if ended else "broken_record")
+                yield Record(name, name, reason="truncated_file" if cut or ended and found else "no_records" if ended else "broken_record")
             if next_record is None:
                 if single and failed:
                     yield Record(name, name, reason="rest_of_file")
@@ -190,6 +191,33 @@ def _ends_well(stream: BinaryIO, source: Source, start: int, single: bool) -> bo
     return member is not None and not member.unused_data and not stream.read(1)
 
 
+def _cut_off(stream: BinaryIO, source: Source, start: int, before: int) -> bool:
+    """True if the file ends inside the record at byte `start`, or inside one that follows it, which is not damaged otherwise.
+
+    before: a record's beginning to go from where `start` is none: inside a file that is one gzip member, fastwarc says how far it has read."""
+    size = stream.seek(0, 2)
+    start = before if start >= size else start
+    while start < size:
+        if source.compression:
+            stream.seek(start)
+            member = _decompressor(source)
+            try:
+                while not member.eof and (block := stream.read(SMALL)):
+                    member.decompress(block)
+            except Exception:  # zlib's and zstd's own
+                return False
+            if not member.eof:
+                return True
+            start = stream.tell() - len(member.unused_data)
+        else:
+            head = _head(stream, start)
+            end = _end(head)
+            if end is None:
+                return b"\r\n\r\n" not in head and head[:7] == MEMBER[""][: len(head)]
+            start += end + 4
+    return start > size
+
+
 def _fits(stream: BinaryIO, source: Source, start: int) -> bool:
     """True if the record at byte `start` ends where its header says, so that what follows it is to blame."""
     if not source.compression:
@@ -216,7 +244,7 @@ def _end(record: bytes) -> int | None:
 def _member(stream: BinaryIO, source: Source, start: int) -> tuple[Any, bytes]:
     """The decompressor after the gzip member or zstd frame at byte `start` (None: cut off or damaged), and the plain bytes."""
     stream.seek(start)
-    member: Any = zlib.decompressobj(31) if source.compression == ".gz" else zstandard().ZstdDecompressor().decompressobj()
+    member = _decompressor(source)
     plain = bytearray()
     try:
         while not member.eof and len(plain) < MAX_MEMBER and (block := stream.read(SMALL)):
@@ -224,6 +252,10 @@ def _member(stream: BinaryIO, source: Source, start: int) -> tuple[Any, bytes]:
     except Exception:  # zlib's and zstd's own
         return None, b""
     return (member if member.eof else None), bytes(plain)
+
+
+def _decompressor(source: Source) -> Any:
+    return zlib.decompressobj(31) if source.compression == ".gz" else zstandard().ZstdDecompressor().decompressobj()
 
 
 def _whole_gzip(source: Source) -> bool:
