@@ -184,25 +184,3 @@ def test_a_changed_setting_is_named(room: Path, tmp_path: Path):
     shutil.copytree(room / "base", tmp_path / "base")
     with pytest.raises(sft.UserError, match="steps"):
         pretrain.run(pretrain_config(room / "text.jsonl", tmp_path / "base", steps=15))
-
-
-def test_muon_stopped_in_the_middle_and_resumed(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Ctrl-C after the second checkpoint, then the same call again: the bits of an undisturbed run, and others than AdamW's."""
-    from freedive.train import loop
-
-    config = lambda name: pretrain_config(room / "text.jsonl", tmp_path / name, optimizer="muon", muon_lr=0.01)
-    pretrain.run(config("whole"))
-    save, saves = loop.save, []
-
-    def save_twice(*a):
-        save(*a)
-        saves.append(a)
-        if len(saves) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "save", save_twice)
-    with pytest.raises(KeyboardInterrupt):
-        pretrain.run(config("halves"))
-    pretrain.run(config("halves"))
-    assert folder_hash(tmp_path / "halves") == folder_hash(tmp_path / "whole")
-    assert folder_hash(tmp_path / "whole") != folder_hash(room / "base")
