@@ -16,6 +16,7 @@ from freedive import _core
 from freedive.model import Batch, DecoderConfig, Model
 
 THREADS = int(os.environ["FREEDIVE_THREADS"])
+now = time.process_time if THREADS == 1 else time.perf_counter  # as in torch_worker.py
 Work = Callable[[], float]
 
 
@@ -33,12 +34,12 @@ def new_model(r: dict[str, Any], **capacities: Any) -> Model:
 
 def train_step(model: Model, batch: Batch) -> float:
     """A whole optimizer step: gradients, their norm, clipping, AdamW."""
-    began = time.perf_counter()
+    began = now()
     model.zero_grad()
     derivative = np.where(batch.targets >= 0, -1.0 / max(1, int((batch.targets >= 0).sum())), 0).astype(np.float32)
     model.forward_backward(batch, derivative)
     model.adamw(1e-4, weight_decay=0.1)
-    return time.perf_counter() - began
+    return now() - began
 
 
 def make_train(r: dict[str, Any]) -> Work:
@@ -68,11 +69,11 @@ def make_decode(r: dict[str, Any]) -> Work:
 
     def run() -> float:
         tokens, _ = model.decode(cache, prompts, np.zeros(B, np.int32), table, **greedy)
-        began = time.perf_counter()
+        began = now()
         for i in range(N):
             past = np.full(B, P + i, np.int32)
             tokens, _ = model.decode(cache, Batch(tokens, tokens, past, one), past, table, **greedy)
-        return time.perf_counter() - began
+        return now() - began
 
     return run
 
