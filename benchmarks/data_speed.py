@@ -2,7 +2,8 @@
 
     FREEDIVE_DATATROVE_PYTHON=/path/to/venv/bin/python python benchmarks/data_speed.py --pages FOLDER_OF_HTML
 
-Real pages: apt-get download python3.11-doc postgresql-doc-15 debian-handbook, then dpkg -x each into the folder. Both sides read the
+That Python, once: pip install datatrove==0.10.1 nltk spacy fasttext-numpy2-wheel tldextract orjson "trafilatura<1.12" lxml_html_clean warcio
+python-magic faust-cchardet. Real pages: apt-get download python3.11-doc postgresql-doc-15 debian-handbook, then dpkg -x each into the folder. Both sides read the
 same WARC file by one process and run FineWeb's steps (without URL lists and MinHash) with the same language model; lists and models are loaded before
 the clock starts. Seconds are CPU seconds of the process and its children, beside wall seconds; the ratio is of the medians over the rounds.
 `--part` picks what to measure: speed, minhash, workers, memory (repeatable; default: all).
