@@ -75,6 +75,17 @@ def test_fineweb_and_its_paper_differ_in_duplicated_lines():
     assert quality.PRESETS["fineweb-paper"].fineweb.max_dup_line_chars == 0.1
 
 
+def test_what_ends_a_sentence():
+    """Unicode's Sentence_Terminal, as in datatrove: no colon, no quote, no ellipsis of one sign or of three words' end"""
+    for end, passes in ((".", True), ("!", True), ("。", True), ("؟", True), (":", False), (";", False), ('."', False), ("…", False)):
+        text = "\n".join(line[:-1] + end for line in PROSE.split("\n"))
+        assert (quality.fineweb(text, quality.FineWeb())[1] == "") == passes, end
+    spread = PROSE.replace("\n", "\n\n    ")
+    assert quality.fineweb(spread, quality.FineWeb(max_newlines_per_word=0.05)) == (spread, "")  # blank lines and indentation do not count
+    four = "One two three. Four five six! Seven, e.g. eight: nine? Ten \"eleven.\" Twelve thirteen"
+    assert quality.c4(four, quality.C4())[0] == four and quality.c4(four[:-17], quality.C4()) == (None, "too_few_sentences")
+
+
 def test_c4_keeps_the_other_lines():
     text = (
         PROSE.replace("closed for years", "closed for years[12]")

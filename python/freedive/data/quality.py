@@ -10,20 +10,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .words import counts, split
+from .words import TERMINAL_PUNCTUATION, counts, sentences, split
 
-_SENTENCE_END = re.compile(r"[.!?]+[\"'”’)\]]*(?:\s|$)")
 _CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
 POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})
-# What ends a line as a sentence: the characters that Unicode calls Sentence_Terminal (PropList.txt), as datatrove has it. No quotation
-# mark and no colon is among them.
-_SENTENCE_TERMINAL = """21 2E 3F 589 61D-61F 6D4 700-702 7F9 837 839 83D-83E 964-965 104A-104B 1362 1367-1368 166E 1735-1736 17D4-17D6 17D9-17DA
-1803 1809 1944-1945 1AA8-1AAB 1B5A-1B5B 1B5E-1B5F 1B7D-1B7E 1C3B-1C3C 1C7E-1C7F 203C-203D 2047-2049 2E2E 2E3C 2E53-2E54 3002 A4FF A60E-A60F A6F3
-A6F7 A876-A877 A8CE-A8CF A92F A9C8-A9C9 AA5D-AA5F AAF0-AAF1 ABEB FE52 FE56-FE57 FF01 FF0E FF1F FF61 10A56-10A57 10F55-10F59 10F86-10F89 11047-11048
-110BE-110C1 11141-11143 111C5-111C6 111CD 111DE-111DF 11238-11239 1123B-1123C 112A9 1144B-1144C 115C2-115C3 115C9-115D7 11641-11642 1173C-1173E
-11944 11946 11A42-11A43 11A9B-11A9C 11C41-11C42 11EF7-11EF8 11F43-11F44 16A6E-16A6F 16AF5 16B37-16B38 16B44 16E98 1BC9F 1DA88"""
-TERMINAL = frozenset(chr(c) for first, _, last in (r.partition("-") for r in _SENTENCE_TERMINAL.split()) for c in range(int(first, 16), int(last or first, 16) + 1))
 Decision = tuple[str | None, str]
 
 
@@ -181,8 +172,8 @@ def gopher_quality(text: str, rules: GopherQuality) -> Decision:
 
 
 def c4(text: str, rules: C4) -> Decision:
-    """C4's line and page rules, without its rule of terminal punctuation (as FineWeb)."""
-    kept, sentences = [], 0
+    """C4's line and page rules, without its rule of terminal punctuation (as FineWeb). Blank lines and indentation stay, unlike in datatrove."""
+    kept, count = [], 0
     enough = rules.min_sentences or 0
     whole = text.lower()
     named = any(phrase in whole for phrase in ("lorem ipsum", "javascript", *POLICY))  # in hardly any page
@@ -192,10 +183,11 @@ def c4(text: str, rules: C4) -> Decision:
             continue
         if rules.max_word_length is not None and len(line) > rules.max_word_length and max(map(len, line.split())) > rules.max_word_length:
             continue
+        few = rules.min_words_per_line is not None and len(line.split()) < rules.min_words_per_line
         cited = rules.remove_citations and "[" in line  # what is left may make up one of the phrases
         if cited:
             line = _CITATION.sub("", line)
-        if rules.min_words_per_line is not None and len(line.split()) < rules.min_words_per_line:
+        if few:
             continue
         lower = line.lower() if named or cited else ""
         if rules.drop_lorem_ipsum and "lorem ipsum" in lower:
@@ -206,10 +198,10 @@ def c4(text: str, rules: C4) -> Decision:
             return None, "curly_bracket"
         if rules.remove_policy_lines and lower and any(phrase in lower for phrase in POLICY):
             continue
-        if sentences < enough:
-            sentences += max(1, len(_SENTENCE_END.findall(line)))
+        if count < enough:
+            count += sentences(line)
         kept.append(line)
-    if rules.min_sentences is not None and sentences < rules.min_sentences:
+    if rules.min_sentences is not None and count < rules.min_sentences:
         return None, "too_few_sentences"
     result = "\n".join(kept)
     result = (re.sub(r"\n{3,}", "\n\n", result) if "\n\n\n" in result else result).strip("\n")
@@ -217,17 +209,17 @@ def c4(text: str, rules: C4) -> Decision:
 
 
 def fineweb(text: str, rules: FineWeb) -> Decision:
-    """FineWeb's own rules (datatrove's FineWebQualityFilter)."""
-    lines = [line for line in text.split("\n") if line.strip()]
+    """FineWeb's own rules (datatrove's FineWebQualityFilter), of lines as the recipe's C4 step leaves them: no blank ones, no indentation."""
+    lines = [line for line in map(str.strip, text.split("\n")) if line]
     if not lines:
         return None, "empty"
-    if rules.min_line_punctuation is not None and sum(line.rstrip()[-1:] in TERMINAL for line in lines) / len(lines) < rules.min_line_punctuation:
+    if rules.min_line_punctuation is not None and sum(line[-1] in TERMINAL_PUNCTUATION for line in lines) / len(lines) < rules.min_line_punctuation:
         return None, "line_punctuation"
     if _above(sum(len(line) <= rules.short_line_length for line in lines) / len(lines), rules.max_short_lines):
         return None, "short_lines"
-    if _above(_duplicates(lines)[1] / max(1, len(text.replace("\n", ""))), rules.max_dup_line_chars):
+    if _above(_duplicates(lines)[1] / sum(map(len, lines)), rules.max_dup_line_chars):
         return None, "dup_line_chars"
-    if _above(text.count("\n") / max(1, len(split(text))), rules.max_newlines_per_word):
+    if _above((len(lines) - 1) / max(1, len(split(text))), rules.max_newlines_per_word):
         return None, "newlines_per_word"
     return text, ""
 

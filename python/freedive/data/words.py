@@ -20,6 +20,25 @@ DECIMAL_SEPARATORS = frozenset(".,،٫⎖⎗⎘")
 QUOTES = frozenset("\"'”“`‘´’‚,„»«「」『』（）〔〕【】《》〈〉〈〉⟦⟧")
 MARKS = QUOTES | frozenset("…,:;!?¿؟¡()[]{}<>_#*&。？！，、；：～·।،۔؛٪")
 MONEY = frozenset("$£€¥฿₽﷼") | frozenset(map(chr, range(0x20A0, 0x20C0)))
+
+
+def _points(ranges: str) -> frozenset[str]:
+    """Characters of code points and ranges of them, in hexadecimal."""
+    ends = (part.partition("-") for part in ranges.split())
+    return frozenset(chr(point) for first, _, last in ends for point in range(int(first, 16), int(last or first, 16) + 1))
+
+
+# Unicode's Sentence_Terminal (PropList.txt): up to version 10, where spaCy ends a sentence; and what came later or was left out, up to version 15,
+# which end a line too (Khmer's signs 17D6 to 17DA are datatrove's). Colons, quotes and the sign … end neither.
+SENTENCE_END = _points(
+    "21 2E 3F 589 61F 6D4 700-702 7F9 964-965 104A-104B 1362 1367-1368 166E 1735-1736 1803 1809 1944-1945 1AA8-1AAB 1B5A-1B5B 1B5E-1B5F 1C3B-1C3C "
+    "1C7E-1C7F 203C-203D 2047-2049 2E2E 2E3C 3002 A4FF A60E-A60F A6F3 A6F7 A876-A877 A8CE-A8CF A92F A9C8-A9C9 AA5D-AA5F AAF0-AAF1 ABEB FE52 "
+    "FE56-FE57 FF01 FF0E FF1F FF61 10A56-10A57 11047-11048 110BE-110C1 11141-11143 111C5-111C6 111CD 111DE-111DF 11238-11239 1123B-1123C 112A9 "
+    "1144B-1144C 115C2-115C3 115C9-115D7 11641-11642 1173C-1173E 11A42-11A43 11A9B-11A9C 11C41-11C42 16A6E-16A6F 16AF5 16B37-16B38 16B44 1BC9F 1DA88"
+)
+TERMINAL_PUNCTUATION = SENTENCE_END | _points(
+    "61D-61E 837 839 83D-83E 17D4-17D6 17D9-17DA 1B7D-1B7E 2E53-2E54 10F55-10F59 10F86-10F89 11944 11946 11EF7-11EF8 11F43-11F44 16E98"
+)
 # Flags of a code point, as in csrc/data/words.h
 SPACE, DIGIT, BLANKED, DECIMAL, LETTER, MAPPED, REORDERED, LOWER, UPPER, ICON, MARK, QUOTE, CURRENCY, WORD = (1 << i for i in range(14))
 _CATEGORIES = {
@@ -157,6 +176,10 @@ def split(text: str, simplify: bool = False) -> Any:
 
     `simplify`: of the text as MinHash wants it, lower-case, numbers as 0, no punctuation and no accents.
     """
+    return _split(text, simplify)
+
+
+def _split(text: str, simplify: bool) -> Any:
     splitter = _splitter()
     if simplify:
         text = text.lower()
@@ -176,6 +199,17 @@ def counts(text: str, wanted: Iterable[str] = ()) -> Any:
     """How many words there are, as a `_core.WordCounts`: `.all`, `.real` (no single signs), `.real_characters`, `.alphabetic` (with a
     letter), `.wanted` (different ones of these that occur)."""
     return _splitter().count(split(text), list(wanted))
+
+
+def sentences(text: str) -> int:
+    """How many sentences a line holds, as spaCy's sentencizer counts: one ends at a word of SENTENCE_END and the punctuation behind it."""
+    count, ended = 0, True
+    for word in _split(text, False).list():  # a line: the page's words stay remembered
+        if word in SENTENCE_END:
+            count, ended = max(count, 1), True
+        elif ended and not (count and all(unicodedata.category(c)[0] == "P" for c in word)):
+            count, ended = count + 1, False
+    return count
 
 
 def words_of(text: str) -> list[str]:
