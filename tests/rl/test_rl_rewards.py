@@ -80,3 +80,14 @@ def test_equal_rewards_still_feel_the_kl(algo, moves, tmp_path):
     c = RLConfig(model=tmp_path, data=tmp_path, num_generations=4, prompts_per_step=1)
     update(c, model, spec, [dataclasses.replace(r, reward=1.0) for r in rollouts(4)], 1e-3, reference if spec.beta else None)
     assert (np.abs(model.state()["parameters"] - before).max() > 0) == moves
+
+
+def test_a_list_of_all_answers_earns_nothing():
+    """What RL found when it was enough that the answer occurs: "GetWeather? FindBus? GetWeather? ..."."""
+    from freedive.rl.rewards import answer_match
+
+    said = ["FindBus", "find bus.", "FindBus? GetWeather? FindBus? GetCars?", "GetWeather FindBus", "I would take the bus.\nAnswer: FindBus", "12+3=15", "15 or 16", "Answer: 15."]
+    right = ["FindBus", "Find bus", "FindBus", "FindBus", "FindBus", "15", "15", "15"]
+    assert answer_match([""] * 8, said, answer=right) == [1, 1, 0, 0, 1, 1, 0, 1]
+    assert answer_match([""] * 2, ["so: FindBus", "FindBus."], answer=["FindBus"] * 2, meta=[{"check": "contains"}, {"check": "exact"}]) == [1, 1]
+    assert answer_match([""], ["Answer: FindBus"], answer=["FindBus"], meta=[{"check": "exact"}]) == [0]

@@ -32,7 +32,7 @@ def last_answer(text: str) -> str:
     return lines[0].strip() if lines else ""
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
     return _NUMBER.fullmatch(text.strip()) is not None
 
 
@@ -52,7 +52,7 @@ def _contains(reply: str, answer: str) -> bool:
 
 def _last_answer(reply: str, answer: str) -> bool:
     found = last_answer(reply)
-    return _number(found, answer) if _is_number(answer) else bool(found) and _exact(found, answer)
+    return _number(found, answer) if is_number(answer) else bool(found) and _exact(found, answer)
 
 
 CHECKS: dict[str, Callable[[str, str], bool]] = {"exact": _exact, "contains": _contains, "number": _number, "last_answer": _last_answer}
@@ -62,7 +62,7 @@ def matches(reply: str, answer: str, check: str = "") -> bool:
     """check: "exact" (normalised equality), "contains" (its words, in order), "number" (the last numbers are equal), "last_answer" (what
     follows the last mark, as number or text); "" = number if the answer is one, else contains. Raises UserError for any other."""
     if not check:
-        return _number(reply, answer) if _is_number(answer) else _contains(reply, answer)
+        return _number(reply, answer) if is_number(answer) else _contains(reply, answer)
     if check not in CHECKS:
         raise UserError(f"there is no check {check!r}", hint=f"meta.check may be one of {', '.join(CHECKS)}")
     return CHECKS[check](reply, answer)

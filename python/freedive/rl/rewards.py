@@ -15,11 +15,17 @@ from typing import Any
 Reward = Callable[..., list[float]]
 
 
-def answer_match(prompts: list[Any], completions: list[str], completion_ids: list[Any] | None = None, *, answer: list[str], **columns: Any) -> list[float]:
-    """1 where the completion's final answer is the row's `answer` (the last number, or the normalised text), else 0."""
-    from freedive.eval.match import matches
+def answer_match(prompts: list[Any], completions: list[str], completion_ids: list[Any] | None = None, *, answer: list[str],
+                 meta: list[Any] | None = None, **columns: Any) -> list[float]:  # fmt: skip
+    """1 where the completion's final answer is the row's `answer`, else 0: by the row's `meta.check` (freedive.eval.match), else by the
+    last number for a number, and for a text by what follows the last "Answer:", or the last line, without case and articles.
 
-    return [float(matches(c, a)) for c, a in zip(completions, answer, strict=True)]
+    Never by whether the answer occurs in it: RL finds out within fifty steps that a list of all possible answers then always pays.
+    """
+    from freedive.eval.match import is_number, matches
+
+    checks = [m.get("check") if isinstance(m, dict) else None for m in meta or [None] * len(answer)]
+    return [float(matches(c, a, check or ("number" if is_number(a) else "last_answer"))) for c, a, check in zip(completions, answer, checks, strict=True)]
 
 
 def coin(prompts: list[Any], completions: list[str], completion_ids: list[Any] | None = None, *, seeds: list[int], **columns: Any) -> list[float]:
