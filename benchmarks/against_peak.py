@@ -2,22 +2,24 @@
 
 The limit moves from one second to the next (another guest on the core, another clock), so it is probed right before and right after
 every single call (independent multiply-adds on registers, half a millisecond), and each call is divided by the mean of its own two probes.
-With one thread the clock is that thread's CPU time, so waiting for the core does not count; with more it is the wall clock, and calls that lost a core to another program are thrown away.
+With one thread the clock is that thread's CPU time, so waiting for the core does not count; with more it is the wall clock, and calls
+whose threads waited for a core, taken by another program, for more than 2 % of the time are thrown away.
 """
 
 from __future__ import annotations
 
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from freedive import _core
 
+TASKS = Path("/proc/self/task")
 PROBE = 300_000  # iterations: half a millisecond on a 3 GHz core
 
 
@@ -41,16 +43,19 @@ def probe(threads: int, compute: int = 0) -> float:
     return flops / (now() - began) / 1e9
 
 
-def interruptions() -> int:
-    """How often this process lost a core before its time was up."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+PATIENCE = 0.02  # of the time of all threads may pass in waiting for a core
+
+
+def waited() -> float:
+    """Seconds that the threads of this process were ready to run and had no core, all together (Linux's /proc; elsewhere 0)."""
+    return sum(int(Path(f"{task.path}/schedstat").read_text().split()[1]) for task in os.scandir(TASKS)) / 1e9 if TASKS.exists() else 0.0
 
 
 def share_of_peak(seconds: dict[str, Callable[[], float]], gflop: float, threads: int, repeats: int, compute: int = 0) -> dict[str, Any]:
     """Call everybody in turn, `repeats` times after one unmeasured round. seconds: name -> function which does the work once and says
     how long it took (nan: do not count it). Returns name -> {gflops: median, share: median of rate / probe, best: highest rate / highest probe, calls}.
 
-    With several threads a call or probe which lost a core to another program is thrown away, and up to four times `repeats` rounds are
+    With several threads a call and its probes are thrown away when they had to wait for a core, and up to four times `repeats` rounds are
     made to have enough (none more when none was left of the first `repeats`); `calls` says how many were left, and figures of fewer than three are None."""
     rates: dict[str, list[float]] = {who: [] for who in seconds}
     shares: dict[str, list[float]] = {who: [] for who in seconds}
@@ -59,11 +64,12 @@ def share_of_peak(seconds: dict[str, Callable[[], float]], gflop: float, threads
         if min(map(len, rates.values())) >= repeats or (round_ > repeats and not probes):
             break
         for who, work in seconds.items():
-            lost = interruptions()
+            queued, began = waited(), time.perf_counter()
             before = probe(threads, compute)
             rate = gflop / work()
             after = probe(threads, compute)
-            if round_ > 0 and rate == rate and (threads == 1 or interruptions() == lost):
+            allowed = PATIENCE * threads * (time.perf_counter() - began)
+            if round_ > 0 and rate == rate and (threads == 1 or waited() - queued <= allowed):
                 rates[who].append(rate)
                 shares[who].append(rate / ((before + after) / 2))
                 probes.append(after)

@@ -55,7 +55,7 @@ struct Cut {
   float top_p, min_p;
 };
 
-// z: the row's z; e: exp(z - max), 0 where not allowed. Returns an id with e > 0.
+// z: the row's z; e: exp(z - max), 0 where not allowed. Returns an id with e > 0; 0 if there is none.
 int32_t draw(const float* z, const float* e, int64_t V, Cut cut, float u, int32_t* ids) {
   const bool by_k = cut.top_k > 0 && cut.top_k < V, by_p = cut.top_p < 1.0f, by_min = cut.min_p > 0.0f;
   double total = 0, sum = 0;
@@ -76,6 +76,7 @@ int32_t draw(const float* z, const float* e, int64_t V, Cut cut, float u, int32_
   for (int64_t v = 0; v < V; ++v) {
     if (e[v] > 0 && e[v] >= cut.min_p) ids[sorted.count++] = static_cast<int32_t>(v), total += e[v];
   }
+  if (sorted.count == 0) return 0;  // logits that are not numbers: weights have diverged
   for (int64_t at = sorted.count / 2 - 1; at >= 0; --at) sift(ids, sorted.count, at, z);
   int64_t kept = sorted.count;
   if (by_k && cut.top_k < kept) {

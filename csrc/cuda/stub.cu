@@ -95,11 +95,11 @@ const fd_variant kVariants[] = {
     {"swiglu_forward", "naive", 0, swiglu_forward, nullptr},
 };
 
-int64_t packed_size(int64_t O, int64_t C) { return O * C; }  // no packing: the weight as it is
-double peak_run(fd_context*, int64_t) { return 0.0; }        // not measured by the stub
+int64_t packed_size(int64_t O, int64_t C, int64_t) { return O * C; }  // no packing: the weight as it is
+double peak_run(fd_context*, int64_t, int64_t) { return 0.0; }        // not measured by the stub
 
 const fd_device_table kDevice = {"cuda-stub", "naive", kVariants, static_cast<int32_t>(sizeof(kVariants) / sizeof(kVariants[0])),
-                                 packed_size, peak_run};
+                                 packed_size, peak_run, 0};
 
 }  // namespace
 

@@ -102,3 +102,18 @@ def test_variants_draw_the_same_tokens():
         draws = [draw(x, weight, 300, variant, **settings) for variant in VARIANTS]
         for other in draws[1:]:
             np.testing.assert_array_equal(draws[0], other)
+
+
+@pytest.mark.parametrize("variant", ops.variants("head_sample"))
+@pytest.mark.parametrize("top_k, top_p, min_p", [(0, 1.0, 0.0), (3, 1.0, 0.0), (0, 0.9, 0.0), (0, 1.0, 0.1), (3, 0.9, 0.1)])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_logits_that_are_no_numbers_give_id_0(variant: str, top_k: int, top_p: float, min_p: float, bad: float):
+    """Weights that have diverged: an id of the vocabulary and a log-prob that tells, not memory nobody wrote."""
+    V, S = 37, 3
+    weight = np.full((V, 4), bad, np.float32)
+    out = {"tokens": np.full(S, -1, np.int32), "logprobs": np.zeros(S, np.float32)}
+    ops.call("head_sample", **out, x=np.ones((S, 4), np.float32), weight=weight, temperature=np.array([0, 1, 0.5], np.float32),
+             top_k=np.full(S, top_k, np.int32), top_p=np.full(S, top_p, np.float32), min_p=np.full(S, min_p, np.float32),
+             seeds=np.arange(S, dtype=np.uint64), counters=np.zeros(S, np.uint64), variant=variant)  # fmt: skip
+    assert ((out["tokens"] >= 0) & (out["tokens"] < V)).all()
+    assert np.isnan(out["logprobs"][1:]).all()
