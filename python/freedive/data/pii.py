@@ -1,4 +1,5 @@
-"""Personal data out of text: e-mail addresses and public IPv4 addresses, replaced as datatrove's PIIFormatter does.
+"""Personal data out of text: e-mail addresses and public IPv4 addresses, replaced as datatrove's PIIFormatter does, and telephone
+numbers if asked for, found by the package phonenumbers (Google's libphonenumber).
 
 Quantifiers are bounded (an address has at most 64 characters before the @): the unbounded pattern takes quadratic time on one
 long word.
@@ -8,7 +9,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import sys
 from collections.abc import Callable
+
+from freedive.runs import UserError
 
 EMAILS = ("email@example.com", "firstname.lastname@example.org")
 ADDRESSES = (
@@ -19,6 +23,7 @@ ADDRESSES = (
     "220.127.116.11",
     "18.104.22.168",
 )  # unused by hosts
+PHONES = tuple(f"+1 202-555-01{n:02d}" for n in range(0, 100, 17))  # 555-0100 to 555-0199 are kept for fiction
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]{1,64}"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _EMAIL = re.compile(rf"(?<![A-Za-z0-9]){_ATOM}(?:\.{_ATOM}){{0,8}}@(?:{_LABEL}\.){{1,8}}{_LABEL}")
@@ -26,6 +31,7 @@ _OCTET = r"(?:25[0-5]|2[0-4][0-9]|[01]?[0-9][0-9]?)"
 _DOTTED = re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]")  # what every IPv4 address holds, and hardly any page
 _GAP = re.compile(r"[ \n]")
 _IPV4 = re.compile(rf"(?<![\d.]){_OCTET}(?:\.{_OCTET}){{3}}(?![\d])(?!\.\d)")
+_SEVEN_DIGITS = re.compile(r"(?:\d\W{0,4}){6}\d")  # shorter numbers are left
 
 
 def scrub(text: str) -> str:
@@ -68,4 +74,43 @@ def _near_at(text: str, replace: Callable[[re.Match[str]], str]) -> str:
         parts += text[done:start], _EMAIL.sub(replace, text[start:end])
         done = end
         at = text.find("@", done)
+    return "".join(parts) + text[done:]
+
+
+def prepare_phones(countries: tuple[str, ...]) -> None:
+    """UserError if the package is missing or a code names no country."""
+    try:
+        import phonenumbers
+    except ImportError:
+        raise UserError("telephone numbers need the package phonenumbers", hint="pip install 'freedive[data]'") from None
+    for country in countries:
+        if country not in phonenumbers.SUPPORTED_REGIONS:
+            raise UserError(f"--phones {country}: no such country", hint="two capital letters, as US, GB or DE")
+
+
+def scrub_phones(text: str, countries: tuple[str, ...]) -> str:
+    """The text with telephone numbers replaced, in turn, by numbers kept for fiction.
+
+    Numbers with + and the country's code count from anywhere, numbers without only as one writes them inside `countries` (ISO 3166
+    codes). They must be valid: an existing area, the right length. Bare digits, without a separator, are left: most are not
+    telephone numbers; so are those of six digits and less, and what stands in a web address.
+    """
+    if not _SEVEN_DIGITS.search(text):
+        return text
+    from phonenumbers import Leniency, PhoneNumberMatcher
+
+    found: list[tuple[int, int]] = []
+    for country in countries:
+        for match in PhoneNumberMatcher(text, country, Leniency.VALID, max_tries=sys.maxsize):
+            word = text[max(text.rfind(" ", 0, match.start), text.rfind("\n", 0, match.start)) + 1 : match.start]
+            if "://" not in word and not match.raw_string.isdigit() and sum(map(str.isdigit, match.raw_string)) >= 7:
+                found.append((match.start, match.end))
+    parts: list[str] = []
+    done = count = 0
+    for start, end in sorted(found, key=lambda span: (span[0], -span[1])):
+        if start < done:  # found for another country too
+            continue
+        parts += text[done:start], PHONES[count % len(PHONES)]
+        count += 1
+        done = end
     return "".join(parts) + text[done:]

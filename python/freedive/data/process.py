@@ -22,7 +22,7 @@ from .edu import Edu, edu_filter
 from .extract import Extractor, extract
 from .extract import prepare as prepare_extractor
 from .language import Language, language_filter
-from .pii import scrub
+from .pii import prepare_phones, scrub, scrub_phones
 from .record import Record
 from .urls import UrlRules, load, url_filter
 
@@ -46,6 +46,7 @@ class Steps:
     extractor: Extractor = "resiliparse"
     decontamination: Decontamination | None = None
     edu: Edu | None = None
+    phones: tuple[str, ...] = ()  # countries
 
     def prepare(self) -> None:
         """Loads models and lists, so that worker processes forked from this one share them."""
@@ -56,6 +57,8 @@ class Steps:
         if self.decontamination is not None:
             decontaminate.load(self.decontamination)
         prepare_extractor(self.extractor)
+        if self.phones:
+            prepare_phones(self.phones)
 
 
 @dataclass(frozen=True)
@@ -135,8 +138,9 @@ def process(record: Record, steps: Steps) -> Result:
         from . import minhash
 
         signature = minhash.signature(text)
-    if steps.pii:
-        text = scrub(text)
+    if steps.pii or steps.phones:
+        text = scrub(text) if steps.pii else text
+        text = scrub_phones(text, steps.phones) if steps.phones else text
         trail.append(("pii", _bytes(text)))
     return result(text, id=text_id(text), signature=signature)
 

@@ -27,6 +27,7 @@ from .extract import prepare as prepare_extractor
 from .job import Job
 from .language import Language
 from .merge import Merge
+from .pii import prepare_phones
 from .process import Steps
 from .quality import PRESETS, Rules
 from .sources import Source, is_remote, sources
@@ -71,9 +72,14 @@ class DataConfig:
     edu_min: int | None = option(None, "remove documents whose score, rounded, is below; FineWeb-Edu has 3", hash=False)
     exact_dedup: bool = option(True, "keep the first of documents with the same text")
     near_dedup: Literal["auto", "on", "off"] = option("auto", "remove near-duplicates by MinHash; auto: with the fineweb presets")
-    near_similarity: float = option(0.0, "and only those with at least this part of their 112 hashes equal (0.6: fewer false ones); 0: FineWeb's rule")
+    near_similarity: float = option(
+        0.0, "and only those with at least this part of their 112 hashes equal (0.6: fewer false ones); 0: FineWeb's rule"
+    )
     max_line_copies: int = option(0, "remove lines that this many earlier documents had; 0: leave lines alone")
     pii: bool = option(True, "replace e-mail addresses and public IPv4 addresses")
+    phones: tuple[str, ...] = option(
+        (), "replace telephone numbers too: +... from anywhere, and as they are written inside these countries (US GB ...)"
+    )
     text_key: str | None = option(None, "field of JSONL and parquet rows that holds the text (default: text, html or content)")
     val_fraction: float = option(0.02, "part of the documents, by hash, that goes to the val shards")
     max_record_bytes: int = option(20_000_000, "larger pages, files and lines are left out")
@@ -128,7 +134,9 @@ def run(config: DataConfig, rules: Rules | None = None) -> Path:
     )
     urls, why_not = find_urls(config.url_filter, config.url_lists, config.preset)
     prepare_extractor(config.extractor)
-    steps = dataclasses.replace(steps, urls=urls, extractor=config.extractor, decontamination=decontamination, edu=edu)
+    if config.phones:
+        prepare_phones(config.phones)
+    steps = dataclasses.replace(steps, urls=urls, extractor=config.extractor, decontamination=decontamination, edu=edu, phones=config.phones)
     jobs = _jobs(config, steps, files)
     workers = config.workers or (1 if total < SMALL_INPUT else default_threads())
     if config.rank is not None:
