@@ -85,7 +85,8 @@ def test_dialogues_of_sgd_lose_the_numbers_that_their_services_returned(capsys):
                 others += not here and clean != text
     with capsys.disabled():
         print(
-            f"\nSGD: {said - left} of {said} numbers in American form replaced and {abroad - abroad_left} of {abroad} others; {others} of {turns} turns changed that hold none a service returned"
+            f"\nSGD: {said - left} of {said} numbers in American form replaced and {abroad - abroad_left} of {abroad} others; "
+            f"{others} of {turns} turns changed that hold none a service returned"
         )
     assert said > 500 and left <= 0.01 * said and others <= 0.001 * turns
 
