@@ -27,7 +27,7 @@
 extern "C" {
 #endif
 
-typedef enum { FD_F32 = 0, FD_BF16 = 1, FD_I32 = 2, FD_I64 = 3, FD_U64 = 4, FD_U8 = 5 } fd_dtype;
+typedef enum { FD_F32 = 0, FD_BF16 = 1, FD_I32 = 2, FD_I64 = 3, FD_U64 = 4, FD_U8 = 5, FD_I8 = 6 } fd_dtype;
 
 // Non-owning view. Strides count elements. Exactly 80 bytes: the bindings lay argument structs out by schema.
 typedef struct {
@@ -41,6 +41,8 @@ typedef struct {
 typedef struct fd_context fd_context;  // device, thread pool or stream, workspace: csrc/core/context.h
 
 enum { FD_KV_BLOCK = 32 };  // keys per block, in the cache and in every attention kernel
+// Numbers of a cache's dtype in one of its words of 32 bits.
+static inline int64_t fd_numbers_per_word(int32_t dtype) { return dtype == FD_F32 ? 1 : dtype == FD_BF16 ? 2 : 4; }
 
 // ---- embedding -------------------------------------------------------------------------------------------------
 // out[n] = wte[tokens[n]] (+ wpe[positions[n]])
@@ -91,10 +93,17 @@ typedef struct { fd_tensor packed, weight; int64_t compute; } fd_matmul_pack_arg
 typedef struct { fd_tensor out, lse, q, k, v, cu_seqlens; double scale; int64_t compute; } fd_attention_forward_args;
 typedef struct { fd_tensor dq, dk, dv, dout, out, lse, q, k, v, cu_seqlens; double scale; int64_t compute; } fd_attention_backward_args;
 // Append the N new keys and values to a paged cache. Sequence s has past_lens[s] tokens already; its position p
-// lives in block block_table[s, p / FD_KV_BLOCK]. Keys are stored transposed inside a block: k_cache[block,g,d,slot].
-typedef struct { fd_tensor k_cache, v_cache, k, v, cu_seqlens, past_lens, block_table; } fd_kv_cache_write_args;
-// As attention_forward, reading keys and values (the new ones included) from the cache.
-typedef struct { fd_tensor out, q, k_cache, v_cache, cu_seqlens, past_lens, block_table; double scale; int64_t compute; } fd_attention_cached_args;
+// lives in block block_table[s, p / FD_KV_BLOCK], slot p % FD_KV_BLOCK. The cache is float32, bfloat16 or int8. Inside a block its numbers
+// lie in words of 32 bits, P = 1, 2 or 4 of them, neighbours along the index a product sums over: for keys d, for values the slot.
+//   k_cache[block, g, d / P, slot * P + d % P]      v_cache[block, g, slot / P, d * P + slot % P]
+// (float32: keys transposed, values as they come.) What fills the last word of a key is 0, and so is the number beside a value just
+// begun a word with, in bfloat16. bfloat16: to nearest, ties to even. int8: a scale for each position and group, k_scale[block, g, slot]
+// = max |k| / 127, and round(k * (127 / max |k|)), ties to even; a row with a number that is not finite gets the scale NaN, one below 1e-30
+// is 0. A position is stored when it is written and never again, so its bits depend on nobody else.
+typedef struct { fd_tensor k_cache, v_cache, k_scale, v_scale, k, v, cu_seqlens, past_lens, block_table; } fd_kv_cache_write_args;
+// As attention_forward, reading keys and values (the new ones included) from the cache. int8 is multiplied as it is, the scales go to the
+// scores and the probabilities; bfloat16 with compute = FD_BF16 gives the bits of a float32 cache.
+typedef struct { fd_tensor out, q, k_cache, v_cache, k_scale, v_scale, cu_seqlens, past_lens, block_table; double scale; int64_t compute; } fd_attention_cached_args;
 
 // ---- language-model head ---------------------------------------------------------------------------------------
 // With z = weight x / temperature over the ids where vocab_mask is non-zero (absent: all):
@@ -133,7 +142,7 @@ typedef struct { fd_tensor out, x, y; double alpha, beta; } fd_linear_combinatio
 
 // ---- the list --------------------------------------------------------------------------------------------------
 // OP(name, schema). Schema: name:dtype[DIMS] in the order of the struct. '=' is written in full, '+' is read and written,
-// '?' may be absent; one letter means one size within a call ("S1" is S+1). Scalars: name:f (double), name:i (int64); with '?' 0 if not given.
+// '?' may be absent, "a|b" is either dtype; one letter means one size within a call ("S1" is S+1). Scalars: name:f (double), name:i (int64); with '?' 0 if not given.
 #define FD_OPS(OP) \
   OP(embedding_forward, "out:f32[N,C]= tokens:i32[N] positions:i32[N]? wte:f32[V,C] wpe:f32[T,C]?") \
   OP(embedding_backward, "dwte:f32[V,C]+ dwpe:f32[T,C]+? dout:f32[N,C] tokens:i32[N] positions:i32[N]?") \
@@ -152,8 +161,8 @@ typedef struct { fd_tensor out, x, y; double alpha, beta; } fd_linear_combinatio
   OP(matmul_pack, "packed:f32[P]= weight:f32[O,C] compute:i?") \
   OP(attention_forward, "out:f32[N,H,D]= lse:f32[N,H]= q:f32[N,H,D] k:f32[N,G,D] v:f32[N,G,D] cu_seqlens:i32[S1] scale:f compute:i?") \
   OP(attention_backward, "dq:f32[N,H,D]= dk:f32[N,G,D]= dv:f32[N,G,D]= dout:f32[N,H,D] out:f32[N,H,D] lse:f32[N,H] q:f32[N,H,D] k:f32[N,G,D] v:f32[N,G,D] cu_seqlens:i32[S1] scale:f compute:i?") \
-  OP(kv_cache_write, "k_cache:f32[B,G,D,T]+ v_cache:f32[B,G,T,D]+ k:f32[N,G,D] v:f32[N,G,D] cu_seqlens:i32[S1] past_lens:i32[S] block_table:i32[S,M]") \
-  OP(attention_cached, "out:f32[N,H,D]= q:f32[N,H,D] k_cache:f32[B,G,D,T] v_cache:f32[B,G,T,D] cu_seqlens:i32[S1] past_lens:i32[S] block_table:i32[S,M] scale:f compute:i?") \
+  OP(kv_cache_write, "k_cache:f32|bf16|i8[B,G,W,U]+ v_cache:f32|bf16|i8[B,G,X,Y]+ k_scale:f32[B,G,T]+? v_scale:f32[B,G,T]+? k:f32[N,G,D] v:f32[N,G,D] cu_seqlens:i32[S1] past_lens:i32[S] block_table:i32[S,M]") \
+  OP(attention_cached, "out:f32[N,H,D]= q:f32[N,H,D] k_cache:f32|bf16|i8[B,G,W,U] v_cache:f32|bf16|i8[B,G,X,Y] k_scale:f32[B,G,T]? v_scale:f32[B,G,T]? cu_seqlens:i32[S1] past_lens:i32[S] block_table:i32[S,M] scale:f compute:i?") \
   OP(head_forward, "logprobs:f32[N,K]= entropy:f32[N]= lse:f32[N]= x:f32[N,C] weight:f32[V,C] packed:f32[P]? targets:i32[N,K] temperature:f32[Z] vocab_mask:u8[V]? compute:i?") \
   OP(head_backward, "dx:f32[N,C]= dweight:f32[V,C]+ x:f32[N,C] weight:f32[V,C] packed:f32[P]? targets:i32[N,K] temperature:f32[Z] vocab_mask:u8[V]? lse:f32[N] entropy:f32[N] dlogprobs:f32[N,K]? dentropy:f32[N]? dlse:f32[N]? compute:i?") \
   OP(head_forward_backward, "logprobs:f32[N,K]= entropy:f32[N]= lse:f32[N]= dx:f32[N,C]= dweight:f32[V,C]+ x:f32[N,C] weight:f32[V,C] packed:f32[P]? targets:i32[N,K] temperature:f32[Z] vocab_mask:u8[V]? dlogprobs:f32[N,K] compute:i?") \

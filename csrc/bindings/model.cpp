@@ -210,10 +210,12 @@ void bind_model(py::module_& m) {
              return d.decoder.muon(hyper.data(), rule->second, adamw_hyper.data());
            })
       .def("new_cache",
-           [](PyDecoder& d, int64_t blocks) {
+           [](PyDecoder& d, int64_t blocks, int32_t dtype) {
              if (blocks < 1) throw py::value_error("a cache needs at least one block");
-             return d.decoder.new_cache(blocks);
+             if (dtype != FD_F32 && dtype != FD_BF16 && dtype != FD_I8) throw py::value_error("a cache has no such dtype");
+             return d.decoder.new_cache(blocks, dtype);
            })
+      .def("cache_block_bytes", [](PyDecoder& d, int32_t dtype) { return d.decoder.cache_block_bytes(dtype); })
       .def("decode", [](PyDecoder& d, KVCache& cache, const I32& tokens, const I32& positions, const I32& cu, const I32& past,
                         const I32& table, const F32& temperature, const I32& top_k, const F32& top_p, const F32& min_p,
                         const U64& seeds, const U64& counters, const std::optional<I32>& wanted) {

@@ -42,7 +42,7 @@ static std::mutex shared_pools_in_use;  // they are not reentrant
 static Buffer shared_workspace;
 
 static const char* dtype_name(int32_t dtype) {
-  static const char* names[] = {"float32", "bfloat16", "int32", "int64", "uint64", "uint8"};
+  static const char* names[] = {"float32", "bfloat16", "int32", "int64", "uint64", "uint8", "int8"};
   return names[dtype];
 }
 
@@ -53,13 +53,15 @@ static bool same_dtype(const py::array& a, int32_t dtype) {
     case FD_F32:
       return kind == 'f' && size == 4;
     case FD_BF16:
-      return size == 2 && kind != 'f';
+      return kind == 'V' && size == 2;  // ml_dtypes
     case FD_I32:
       return kind == 'i' && size == 4;
     case FD_I64:
       return kind == 'i' && size == 8;
     case FD_U64:
       return kind == 'u' && size == 8;
+    case FD_I8:
+      return kind == 'i' && size == 1;
     default:
       return kind == 'u' && size == 1;
   }
@@ -79,12 +81,15 @@ static std::string dims_text(const Field& f) {
 
 static fd_tensor tensor_of(const std::string& op, const Field& f, const py::array& a, std::map<std::string, int64_t>& sizes) {
   auto fail = [&](const std::string& why) -> fd_tensor {
-    throw py::value_error(op + ": argument '" + f.name + "' must be " + dtype_name(f.dtype) + dims_text(f) + ", " + why);
+    std::string allowed;
+    for (int32_t d : f.dtypes) allowed += (allowed.empty() ? "" : " or ") + std::string(dtype_name(d));
+    throw py::value_error(op + ": argument '" + f.name + "' must be " + allowed + dims_text(f) + ", " + why);
   };
-  if (!same_dtype(a, f.dtype)) return fail("got dtype " + py::str(a.dtype()).cast<std::string>());
+  const auto found = std::find_if(f.dtypes.begin(), f.dtypes.end(), [&](int32_t d) { return same_dtype(a, d); });
+  if (found == f.dtypes.end()) return fail("got dtype " + py::str(a.dtype()).cast<std::string>());
   if (a.ndim() != static_cast<py::ssize_t>(f.dims.size())) return fail("got shape " + shape_text(a));
   if (f.written && !a.writeable()) return fail("got a read-only array");
-  fd_tensor t{const_cast<void*>(a.data()), {1, 1, 1, 1}, {1, 1, 1, 1}, static_cast<int32_t>(a.ndim()), f.dtype};
+  fd_tensor t{const_cast<void*>(a.data()), {1, 1, 1, 1}, {1, 1, 1, 1}, static_cast<int32_t>(a.ndim()), *found};
   for (int i = 0; i < t.ndim; ++i) {
     const std::string& letter = f.dims[i];
     const int64_t size = a.shape(i);
@@ -150,6 +155,24 @@ static void check_indices(const std::string& op, const std::map<std::string, fd_
   }
 }
 
+// The paged cache: both halves of one dtype, blocks of FD_KV_BLOCK positions in whole words, scales with int8 and only there.
+static void check_cache(const std::string& op, const std::map<std::string, fd_tensor>& t, std::map<std::string, int64_t>& sizes) {
+  const fd_tensor &k = t.at("k_cache"), &v = t.at("v_cache");
+  const int64_t T = FD_KV_BLOCK, P = fd_numbers_per_word(k.dtype), D = sizes["D"];
+  if (k.dtype != v.dtype) throw py::value_error(op + ": k_cache and v_cache must be of one dtype");
+  const int64_t W = (D + P - 1) / P;
+  if (sizes["W"] != W || sizes["U"] != T * P || sizes["X"] != T / P || sizes["Y"] != D * P)
+    throw py::value_error(op + ": the cache's blocks hold " + std::to_string(T) + " positions: for " + std::to_string(D) + " numbers of " +
+                          dtype_name(k.dtype) + " k_cache must be [B,G," + std::to_string(W) + "," + std::to_string(T * P) +
+                          "] and v_cache [B,G," + std::to_string(T / P) + "," + std::to_string(D * P) + "]");
+  for (const fd_tensor* x : {&k, &v})
+    if (x->stride[0] % P != 0 || reinterpret_cast<uintptr_t>(x->data) % 4 != 0)
+      throw py::value_error(op + ": the cache must lie in whole words of 32 bits");
+  if ((t.count("k_scale") == 1) != (k.dtype == FD_I8) || (t.count("v_scale") == 1) != (k.dtype == FD_I8))
+    throw py::value_error(op + ": an int8 cache needs k_scale and v_scale, and no other has them");
+  if (k.dtype == FD_I8 && sizes["T"] != T) throw py::value_error(op + ": k_scale and v_scale must be [B,G," + std::to_string(T) + "]");
+}
+
 template <class T>
 static T scalar_of(const std::string& op, const Field& f, const py::handle& value) {
   try {
@@ -188,7 +211,7 @@ static void op_call(const std::string& name, const py::object& variant, int thre
       at += 8;
       continue;
     }
-    fd_tensor t{nullptr, {0, 0, 0, 0}, {0, 0, 0, 0}, 0, f.dtype};
+    fd_tensor t{nullptr, {0, 0, 0, 0}, {0, 0, 0, 0}, 0, f.dtypes[0]};
     if (given) {
       py::handle h = arguments[f.name.c_str()];
       if (!py::isinstance<py::array>(h)) throw py::value_error(name + ": argument '" + f.name + "' must be a NumPy array");
@@ -220,8 +243,7 @@ static void op_call(const std::string& name, const py::object& variant, int thre
   if (name.rfind("attention", 0) == 0) divides("H", "G");
   if (name == "rope" && sizes["D"] != 2 * sizes["R"]) throw py::value_error("rope: D must be 2 R");
   if (name.rfind("kv_cache", 0) == 0 || name == "attention_cached")
-    if (sizes["T"] != FD_KV_BLOCK)
-      throw py::value_error(name + ": the cache's blocks hold " + std::to_string(FD_KV_BLOCK) + " positions");
+    check_cache(name, tensors, sizes);
   for (const char* one : {"temperature", "norm", "out"})
     if (tensors.count(one) && sizes.count("Z") && sizes["Z"] < 1)
       throw py::value_error(name + ": argument '" + one + "' must have an element");

@@ -10,7 +10,7 @@ static_assert(sizeof(fd_tensor) == 80, "argument structs are laid out as 80-byte
 
 static OpSchema parse(const std::string& name, const std::string& text, size_t struct_bytes) {
   static const std::map<std::string, int32_t> dtypes = {{"f32", FD_F32}, {"bf16", FD_BF16}, {"i32", FD_I32},
-                                                        {"i64", FD_I64}, {"u64", FD_U64},   {"u8", FD_U8}};
+                                                        {"i64", FD_I64}, {"u64", FD_U64},   {"u8", FD_U8},   {"i8", FD_I8}};
   OpSchema op{name, text, {}, 0};
   std::istringstream words(text);
   for (std::string word; words >> word;) {
@@ -23,7 +23,9 @@ static OpSchema parse(const std::string& name, const std::string& text, size_t s
       f.optional = word.back() == '?';
       op.bytes += 8;
     } else {
-      f.dtype = dtypes.at(word.substr(colon + 1, open - colon - 1));
+      std::istringstream either(word.substr(colon + 1, open - colon - 1));
+      f.dtypes.clear();
+      for (std::string d; std::getline(either, d, '|');) f.dtypes.push_back(dtypes.at(d));
       const size_t close = word.find(']');
       std::istringstream dims(word.substr(open + 1, close - open - 1));
       for (std::string d; std::getline(dims, d, ',');) f.dims.push_back(d);

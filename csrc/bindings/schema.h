@@ -11,7 +11,7 @@ struct Field {
   std::string name;
   bool tensor = true;
   char scalar = 0;  // 'f' or 'i' when not a tensor; 0 when optional and not given
-  int32_t dtype = FD_F32;
+  std::vector<int32_t> dtypes = {FD_F32};  // any of them
   std::vector<std::string> dims;
   bool written = false, optional = false;
 };

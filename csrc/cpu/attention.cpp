@@ -14,8 +14,8 @@
 // With compute = FD_BF16 the operands q, k, p and v are rounded to bfloat16 and chains run over pairs, of d and of keys; the
 // rest, the sum of p included, is float32.
 //
-// Memory plan: no T x T matrix. Training writes keys and values of a chunk of sequences once as operands, block by block; the
-// cache stores float32 by blocks and is read where it lies, in bfloat16 a span of it at a time is converted. A unit of work is 96
+// Memory plan: no T x T matrix. Training writes keys and values of a chunk of sequences once as operands, block by block; a
+// cache of the products' own dtype is read where it lies, of any other a span at a time is converted (kv_cache.h). A unit of work is 96
 // rows (positions x heads of a group, which share keys) of one sequence; the scores of a strip of six rows in a span (3 KB), its
 // probabilities and the operands it meets stay in L1 and L2. Rows of one head are a whole position apart in memory, so those of
 // the next unit and the next block are fetched ahead.
@@ -27,6 +27,7 @@
 //           bfloat16 155: products take 0.75 of the time (at 0.95 of their peak), the softmax 0.12, copying the rest
 #include "attention.h"
 
+#include "kv_cache.h"
 #include "tier.h"
 
 namespace freedive {
@@ -40,14 +41,14 @@ constexpr float MAX_SLACK = 8.0f;  // powers of two a score may be above it
 
 // ---- naive -----------------------------------------------------------------------------------------------------
 
-// key(j, d) and value(j, d) say where the numbers are.
-template <class Key, class Value>
+// key(j, d) and value(j, d) say where the numbers are; key_scale(j) and value_scale(j) what they count times.
+template <class Key, class Value, class KeyScale, class ValueScale>
 float attend_row_naive(float* out, const float* q, int64_t keys, int64_t D, float scale, int64_t compute, const Key& key,
-                       const Value& value) {
+                       const Value& value, const KeyScale& key_scale, const ValueScale& value_scale) {
   auto score = [&](int64_t j) {
     float s = 0;
     for (int64_t d = 0; d < D; ++d) s = fma1(taken(q[d], compute), taken(key(j, d), compute), s);
-    return s * scale;
+    return s * (scale * key_scale(j));
   };
   float max = NEG_INF;
   double sum = 0;
@@ -55,7 +56,7 @@ float attend_row_naive(float* out, const float* q, int64_t keys, int64_t D, floa
   for (int64_t j = 0; j < keys; ++j) sum += exp(static_cast<double>(score(j)) - max);
   for (int64_t d = 0; d < D; ++d) out[d] = 0;
   for (int64_t j = 0; j < keys; ++j) {
-    const float p = taken(static_cast<float>(exp(static_cast<double>(score(j)) - max)), compute);
+    const float p = taken(static_cast<float>(exp(static_cast<double>(score(j)) - max)) * value_scale(j), compute);
     for (int64_t d = 0; d < D; ++d) out[d] += p * taken(value(j, d), compute);
   }
   for (int64_t d = 0; d < D; ++d) out[d] = static_cast<float>(out[d] / sum);
@@ -74,7 +75,8 @@ void forward_naive(fd_context* ctx, const void* p) {
         *row_of(a.lse, start + t, h) = attend_row_naive(
             row_of(a.out, start + t, h), row_of(a.q, start + t, h), t + 1, D, static_cast<float>(a.scale), a.compute,
             [&](int64_t j, int64_t d) { return row_of(a.k, start + j, g)[d]; },
-            [&](int64_t j, int64_t d) { return row_of(a.v, start + j, g)[d]; });
+            [&](int64_t j, int64_t d) { return row_of(a.v, start + j, g)[d]; }, [](int64_t) { return 1.0f; },
+            [](int64_t) { return 1.0f; });
       }
     });
   }
@@ -82,14 +84,13 @@ void forward_naive(fd_context* ctx, const void* p) {
   zero_tail(a.lse, cu_seqlens[S]);
 }
 
-FD_INLINE float* cache_block(const fd_tensor& cache, const fd_tensor& block_table, int64_t s, int64_t b, int64_t g) {
-  const int64_t block = i32(block_table)[s * block_table.stride[0] + b];
-  return f32(cache) + block * cache.stride[0] + g * cache.stride[1];
-}
-
 void cached_naive(fd_context* ctx, const void* p) {
   const auto& a = *static_cast<const fd_attention_cached_args*>(p);
   const int64_t H = a.q.shape[1], D = a.q.shape[2], G = a.k_cache.shape[1], S = a.cu_seqlens.shape[0] - 1;
+  const int64_t P = fd_numbers_per_word(a.k_cache.dtype), key_row = cache_row(a.k_cache), value_row = cache_row(a.v_cache);
+  const auto scale_at = [&](const fd_tensor& scale, int64_t s, int64_t j, int64_t g) {
+    return P == 4 ? cache_scales(scale, a.block_table, s, j / KEYS, g)[j % KEYS] : 1.0f;
+  };
   const int32_t* cu_seqlens = i32(a.cu_seqlens);
   for (int64_t s = 0; s < S; ++s) {
     const int64_t start = cu_seqlens[s], past = i32(a.past_lens)[s];
@@ -99,11 +100,12 @@ void cached_naive(fd_context* ctx, const void* p) {
         attend_row_naive(
             row_of(a.out, start + t, h), row_of(a.q, start + t, h), past + t + 1, D, static_cast<float>(a.scale), a.compute,
             [&](int64_t j, int64_t d) {
-              return cache_block(a.k_cache, a.block_table, s, j / KEYS, g)[d * a.k_cache.stride[2] + j % KEYS];
+              return number_of(cache_block(a.k_cache, a.block_table, s, j / KEYS, g) + d / P * key_row + j % KEYS, d % P, P);
             },
             [&](int64_t j, int64_t d) {
-              return cache_block(a.v_cache, a.block_table, s, j / KEYS, g)[j % KEYS * a.v_cache.stride[2] + d];
-            });
+              return number_of(cache_block(a.v_cache, a.block_table, s, j / KEYS, g) + j % KEYS / P * value_row + d, j % P, P);
+            },
+            [&](int64_t j) { return scale_at(a.k_scale, s, j, g); }, [&](int64_t j) { return scale_at(a.v_scale, s, j, g); });
       }
     });
   }
@@ -137,13 +139,20 @@ size_t rows_bytes(int64_t capacity, int64_t D) {
   return bytes_of([=](Space& space) { take_rows<HALF>(space, capacity, D); });
 }
 
+// The blocks of one span of keys, and with SCALED what each key's score (in powers of two) and value count times.
+struct Span {
+  const float *keys[SPAN], *values[SPAN];
+  const float *key_scales, *value_scales;  // [SPAN_KEYS]
+};
+
 // Scores of one row in BLOCKS blocks become words of probabilities relative to the row's `max`; `visible` keys count.
-template <bool HALF, int BLOCKS>
-FD_INLINE void softmax_row(float* scores, int64_t visible, vf scale, float* max, float* sum, float* out, int64_t out_row) {
+template <bool HALF, bool SCALED, int BLOCKS>
+FD_INLINE void softmax_row(float* scores, int64_t visible, vf scale, const Span& span, float* max, float* sum, float* out,
+                           int64_t out_row) {
   constexpr int V = BLOCKS * KEY_VECTORS;
   vf s[V];
 #pragma GCC unroll 16
-  for (int j = 0; j < V; ++j) s[j] = vload(scores + j * VL) * scale;
+  for (int j = 0; j < V; ++j) s[j] = vload(scores + j * VL) * (SCALED ? vload(span.key_scales + j * VL) : scale);
   if (visible < BLOCKS * KEYS) {
 #pragma GCC unroll 16
     for (int j = 0; j < V; ++j) {
@@ -168,6 +177,10 @@ FD_INLINE void softmax_row(float* scores, int64_t visible, vf scale, float* max,
     total += s[j];
   }
   vstore(sum, total);
+  if (SCALED) {
+#pragma GCC unroll 16
+    for (int j = 0; j < V; ++j) s[j] = s[j] * vload(span.value_scales + j * VL);
+  }
   if (HALF) {
 #pragma GCC unroll 8
     for (int j = 0; j < V / 2; ++j) vstore(scores + j * VL, neighbour_words(s[2 * j], s[2 * j + 1]));
@@ -177,19 +190,17 @@ FD_INLINE void softmax_row(float* scores, int64_t visible, vf scale, float* max,
   }
 }
 
-template <bool HALF, int BLOCKS>
-__attribute__((noinline)) void softmax_strip(const Rows& x, int64_t r, int64_t rows, int64_t first, vf scale, int64_t out_row) {
+template <bool HALF, bool SCALED, int BLOCKS>
+__attribute__((noinline)) void softmax_strip(const Rows& x, int64_t r, int64_t rows, int64_t first, vf scale, const Span& span,
+                                             int64_t out_row) {
   for (int64_t y = 0; y < rows; ++y) {
-    softmax_row<HALF, BLOCKS>(x.scores + y * SPAN_KEYS, x.seen[r + y] - first, scale, x.max + r + y, x.sum + (r + y) * VL,
-                              x.out + (r + y) * out_row, out_row);
+    softmax_row<HALF, SCALED, BLOCKS>(x.scores + y * SPAN_KEYS, x.seen[r + y] - first, scale, span, x.max + r + y,
+                                      x.sum + (r + y) * VL, x.out + (r + y) * out_row, out_row);
   }
 }
 
-// The blocks of one span of keys, the first of them key `first` of the sequence, for rows [begin, rows): earlier ones see none.
-struct Span {
-  const float *keys[SPAN], *values[SPAN];
-};
-template <bool HALF>
+// One span of keys, the first of them key `first` of the sequence, for rows [begin, rows): earlier ones see none.
+template <bool HALF, bool SCALED>
 FD_INLINE void attend_span(const Rows& x, int64_t begin, int64_t rows, int64_t D, float scale, int64_t first, const Span& span,
                            int64_t key_row, int64_t value_row) {
   const int64_t q_row = words_of<HALF>(D), out_row = padded(D), block_words = words_of<HALF>(KEYS);
@@ -202,16 +213,16 @@ FD_INLINE void attend_span(const Rows& x, int64_t begin, int64_t rows, int64_t D
     static_assert(SPAN == 4, "a case for every number of blocks");
     switch (blocks) {
       case 1:
-        softmax_strip<HALF, 1>(x, r, n, first, log2_scale, out_row);
+        softmax_strip<HALF, SCALED, 1>(x, r, n, first, log2_scale, span, out_row);
         break;
       case 2:
-        softmax_strip<HALF, 2>(x, r, n, first, log2_scale, out_row);
+        softmax_strip<HALF, SCALED, 2>(x, r, n, first, log2_scale, span, out_row);
         break;
       case 3:
-        softmax_strip<HALF, 3>(x, r, n, first, log2_scale, out_row);
+        softmax_strip<HALF, SCALED, 3>(x, r, n, first, log2_scale, span, out_row);
         break;
       default:
-        softmax_strip<HALF, 4>(x, r, n, first, log2_scale, out_row);
+        softmax_strip<HALF, SCALED, 4>(x, r, n, first, log2_scale, span, out_row);
     }
     for (int64_t b = 0, e; b < blocks; b = e) {  // blocks which follow each other in memory are one product
       for (e = b + 1; e < blocks && span.values[e] == span.values[e - 1] + block_words * value_row;) ++e;
@@ -224,7 +235,7 @@ FD_INLINE void attend_span(const Rows& x, int64_t begin, int64_t rows, int64_t D
 
 // All keys for one piece and one group of heads. blocks(b, n, &span) gives the blocks b..b+n-1; `past` is how many keys precede
 // the piece's first row.
-template <bool HALF, class BlocksAt>
+template <bool HALF, bool SCALED, class BlocksAt>
 FD_INLINE void attend(const Rows& x, const fd_tensor& q, const fd_tensor& out, const fd_tensor* lse, int64_t first,
                       int64_t positions, int64_t past, int64_t group, int64_t head, int64_t D, float scale, int64_t key_row,
                       int64_t value_row, const BlocksAt& blocks) {
@@ -242,7 +253,7 @@ FD_INLINE void attend(const Rows& x, const fd_tensor& q, const fd_tensor& out, c
   for (int64_t b = 0; b * KEYS < keys; b += SPAN) {
     Span span;
     blocks(b, min64(SPAN, ceil_div(keys, KEYS) - b), &span);
-    attend_span<HALF>(x, max64(0, b * KEYS - past) * group, rows, D, scale, b * KEYS, span, key_row, value_row);
+    attend_span<HALF, SCALED>(x, max64(0, b * KEYS - past) * group, rows, D, scale, b * KEYS, span, key_row, value_row);
   }
   for (int64_t i = 0, r = 0; i < positions; ++i) {
     for (int64_t h = 0; h < group; ++h, ++r) {
@@ -315,7 +326,7 @@ void forward_chunk(fd_context* ctx, const fd_attention_forward_args& a, const in
       const Piece coming = pieces[piece_count - 1 - next % piece_count];
       fetch_rows(a.q, coming.first, coming.rows, next / piece_count * group, group, false);
     }
-    attend<HALF>(take_rows<HALF>(mine, capacity, D), a.q, a.out, &a.lse, piece.first, piece.rows, piece.offset, group, g * group,
+    attend<HALF, false>(take_rows<HALF>(mine, capacity, D), a.q, a.out, &a.lse, piece.first, piece.rows, piece.offset, group, g * group,
                  D, static_cast<float>(a.scale), KEYS, padded(D), [&](int64_t b, int64_t n, Span* span) {
                    for (int64_t i = 0; i < n; ++i) {
                      span->keys[i] = keys + (begin + b + i) * key_block;
@@ -343,11 +354,22 @@ void forward_simd(fd_context* ctx, const void* p) {
 
 // ---- simd: cache -----------------------------------------------------------------------------------------------
 
-// A span of the cache as words. In float32 and with D in whole vectors the cache is read where it lies.
+// A span of the cache as operands, taken where the cache is not read as it lies.
+struct SpanCopy {
+  float *keys, *values, *key_scales, *value_scales;
+};
+template <bool HALF>
+SpanCopy take_span(Space& space, int64_t D) {
+  SpanCopy c;
+  c.keys = space.take<float>(SPAN * words_of<HALF>(ceil_div(D, 4) * 4) * KEYS);
+  c.values = space.take<float>(SPAN * words_of<HALF>(KEYS) * padded(D));
+  c.key_scales = space.take<float>(SPAN_KEYS);
+  c.value_scales = space.take<float>(SPAN_KEYS);
+  return c;
+}
 template <bool HALF>
 size_t span_bytes(int64_t D) {
-  return bytes64(SPAN * words_of<HALF>(D) * KEYS, sizeof(float)) +
-         bytes64(SPAN * words_of<HALF>(KEYS) * padded(D), sizeof(float));
+  return bytes_of([=](Space& space) { take_span<HALF>(space, D); });
 }
 template <bool HALF>
 size_t cached_bytes(const fd_attention_cached_args& a, int32_t threads) {
@@ -360,62 +382,101 @@ size_t cached_workspace(const void* p, int32_t threads) {
   return half > full ? half : full;
 }
 
-template <bool HALF>
+template <bool HALF, int P>
 void cached_in(fd_context* ctx, const fd_attention_cached_args& a) {
+  constexpr bool SCALED = P == 4;
   const int64_t N = a.q.shape[0], H = a.q.shape[1], D = a.q.shape[2], G = a.k_cache.shape[1], S = a.cu_seqlens.shape[0] - 1;
   const int64_t group = H / G, positions = unit_positions(group), capacity = max64(UNIT_ROWS, group);
-  const int64_t key_row = a.k_cache.stride[2], value_row = a.v_cache.stride[2];
-  const int64_t key_block = words_of<HALF>(D) * KEYS, value_block = words_of<HALF>(KEYS) * padded(D);
-  const bool as_it_is = !HALF && D % VL == 0;
+  const int64_t key_row = cache_row(a.k_cache), value_row = cache_row(a.v_cache);
+  const int64_t key_block = words_of<HALF>(ceil_div(D, 4) * 4) * KEYS, value_block = words_of<HALF>(KEYS) * padded(D);
+  const bool as_it_is = P == (HALF ? 2 : 1) && D % VL == 0;
+  const float scale = static_cast<float>(a.scale), log2_scale = scale * LOG2E;
   const int32_t* cu_seqlens = i32(a.cu_seqlens);
   Space space{ctx->workspace};
   Piece* pieces = space.take<Piece>(N + S);
   const int64_t piece_count = cut_sequences(cu_seqlens, S, positions, pieces);
   parallel_units(ctx, piece_count * G, [&](int64_t unit, int thread) {
     const Piece piece = pieces[piece_count - 1 - unit / G];
-    const int64_t g = unit % G, past = i32(a.past_lens)[piece.sequence] + piece.offset, written = past + piece.rows;
+    const int64_t s = piece.sequence, g = unit % G, past = i32(a.past_lens)[s] + piece.offset, written = past + piece.rows;
     Space mine{space.at + thread * (span_bytes<HALF>(D) + rows_bytes<HALF>(capacity, D))};
-    float* keys = mine.take<float>(SPAN * key_block);
-    float* values = mine.take<float>(SPAN * value_block);
-    attend<HALF>(take_rows<HALF>(mine, capacity, D), a.q, a.out, nullptr, piece.first, piece.rows, past, group, g * group, D,
-                 static_cast<float>(a.scale), as_it_is ? key_row : KEYS, as_it_is ? value_row : padded(D),
-                 [&](int64_t b, int64_t n, Span* span) {
-                   for (int64_t i = 0; i < n; ++i) {
-                     span->keys[i] = cache_block(a.k_cache, a.block_table, piece.sequence, b + i, g);
-                     span->values[i] = cache_block(a.v_cache, a.block_table, piece.sequence, b + i, g);
-                     if (as_it_is) continue;
-                     // Slots nobody wrote are not values: they would be multiplied by 0, and may be NaN.
-                     const int64_t rows = min64(KEYS, written - (b + i) * KEYS);
-                     pair_rows<HALF>(keys + i * key_block, span->keys[i], key_row, D, KEYS);
-                     pair_rows<HALF>(values + i * value_block, span->values[i], value_row, rows, D);
-                     span->keys[i] = keys + i * key_block;
-                     span->values[i] = values + i * value_block;
-                   }
-                 });
+    const SpanCopy copy = take_span<HALF>(mine, D);
+    attend<HALF, SCALED>(
+        take_rows<HALF>(mine, capacity, D), a.q, a.out, nullptr, piece.first, piece.rows, past, group, g * group, D, scale,
+        as_it_is ? key_row : KEYS, as_it_is ? value_row : padded(D), [&](int64_t b, int64_t n, Span* span) {
+          span->key_scales = copy.key_scales, span->value_scales = copy.value_scales;
+          for (int64_t i = 0; i < n; ++i) {
+            span->keys[i] = cache_block(a.k_cache, a.block_table, s, b + i, g);
+            span->values[i] = cache_block(a.v_cache, a.block_table, s, b + i, g);
+            if (as_it_is) continue;
+            // Slots nobody wrote are not values: they would be multiplied by 0, and may be NaN.
+            const int64_t rows = min64(KEYS, written - (b + i) * KEYS);
+            float *keys = copy.keys + i * key_block, *values = copy.values + i * value_block;
+            if (P == 1) {
+              pair_rows<HALF>(keys, span->keys[i], key_row, D, KEYS);
+              pair_rows<HALF>(values, span->values[i], value_row, rows, D);
+            } else {
+              operand_words<HALF, P>(keys, KEYS, span->keys[i], key_row, ceil_div(D, P), KEYS);
+              operand_words<HALF, P>(values, padded(D), span->values[i], value_row, ceil_div(rows, P), D);
+            }
+            span->keys[i] = keys, span->values[i] = values;
+            if (!SCALED) continue;
+            const float *key_scale = cache_scales(a.k_scale, a.block_table, s, b + i, g),
+                        *value_scale = cache_scales(a.v_scale, a.block_table, s, b + i, g);
+            for (int64_t t = 0; t < KEYS; ++t) {
+              copy.key_scales[i * KEYS + t] = t < rows ? key_scale[t] * log2_scale : 0.0f;
+              copy.value_scales[i * KEYS + t] = t < rows ? value_scale[t] : 0.0f;
+            }
+          }
+        });
   });
   zero_tail(a.out, cu_seqlens[S]);
 }
 void cached_simd(fd_context* ctx, const void* p) {
   const auto& a = *static_cast<const fd_attention_cached_args*>(p);
-  return a.compute == FD_BF16 ? cached_in<true>(ctx, a) : cached_in<false>(ctx, a);
+  const bool half = a.compute == FD_BF16;
+  switch (a.k_cache.dtype) {
+    case FD_F32:
+      return half ? cached_in<true, 1>(ctx, a) : cached_in<false, 1>(ctx, a);
+    case FD_BF16:
+      return half ? cached_in<true, 2>(ctx, a) : cached_in<false, 2>(ctx, a);
+    default:
+      return half ? cached_in<true, 4>(ctx, a) : cached_in<false, 4>(ctx, a);
+  }
 }
 
-void kv_cache_write(fd_context* ctx, const void* p) {
-  const auto& a = *static_cast<const fd_kv_cache_write_args*>(p);
+template <bool SIMD, int P>
+void write_in(fd_context* ctx, const fd_kv_cache_write_args& a) {
   const int64_t G = a.k.shape[1], D = a.k.shape[2], S = a.cu_seqlens.shape[0] - 1;
+  const int64_t key_row = cache_row(a.k_cache), value_row = cache_row(a.v_cache);
   const int32_t* cu_seqlens = i32(a.cu_seqlens);
-  parallel_units(ctx, S, [&](int64_t s, int) {
+  Space space{ctx->workspace};
+  parallel_units(ctx, S * G, [&](int64_t unit, int thread) {
+    const int64_t s = unit / G, g = unit % G;
+    int8_t* q = reinterpret_cast<int8_t*>(space.at + thread * bytes64(D, 1));
     for (int64_t n = cu_seqlens[s]; n < cu_seqlens[s + 1]; ++n) {
-      const int64_t position = i32(a.past_lens)[s] + n - cu_seqlens[s], slot = position % KEYS;
-      for (int64_t g = 0; g < G; ++g) {
-        const float *k = row_of(a.k, n, g), *v = row_of(a.v, n, g);
-        float* keys = cache_block(a.k_cache, a.block_table, s, position / KEYS, g) + slot;
-        float* values = cache_block(a.v_cache, a.block_table, s, position / KEYS, g) + slot * a.v_cache.stride[2];
-        for (int64_t d = 0; d < D; ++d) keys[d * a.k_cache.stride[2]] = k[d];
-        memcpy(values, v, D * sizeof(float));
-      }
+      const int64_t position = i32(a.past_lens)[s] + n - cu_seqlens[s], b = position / KEYS;
+      write_position<SIMD, P>(cache_block(a.k_cache, a.block_table, s, b, g), key_row,
+                              cache_block(a.v_cache, a.block_table, s, b, g), value_row,
+                              P == 4 ? cache_scales(a.k_scale, a.block_table, s, b, g) : nullptr,
+                              P == 4 ? cache_scales(a.v_scale, a.block_table, s, b, g) : nullptr, row_of(a.k, n, g),
+                              row_of(a.v, n, g), D, position % KEYS, q);
     }
   });
+}
+template <bool SIMD>
+void kv_cache_write(fd_context* ctx, const void* p) {
+  const auto& a = *static_cast<const fd_kv_cache_write_args*>(p);
+  switch (a.k_cache.dtype) {
+    case FD_F32:
+      return write_in<SIMD, 1>(ctx, a);
+    case FD_BF16:
+      return write_in<SIMD, 2>(ctx, a);
+    default:
+      return write_in<SIMD, 4>(ctx, a);
+  }
+}
+size_t write_workspace(const void* p, int32_t threads) {
+  return threads * bytes64(static_cast<const fd_kv_cache_write_args*>(p)->k.shape[2], 1);
 }
 
 }  // namespace
@@ -424,7 +485,8 @@ FD_VARIANT_LIST(attention, {"attention_forward", "naive", 0, forward_naive, null
                 {"attention_forward", "simd", 10, forward_simd, forward_workspace},
                 {"attention_cached", "naive", 0, cached_naive, nullptr},
                 {"attention_cached", "simd", 10, cached_simd, cached_workspace},
-                {"kv_cache_write", "naive", 0, kv_cache_write, nullptr})
+                {"kv_cache_write", "naive", 0, kv_cache_write<false>, write_workspace},
+                {"kv_cache_write", "simd", 10, kv_cache_write<true>, write_workspace})
 
 }  // namespace FREEDIVE_TIER_NAMESPACE
 }  // namespace freedive

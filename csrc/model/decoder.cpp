@@ -109,14 +109,11 @@ void Decoder::attention_forward(int64_t layer, Activations& a, const Cached* cac
 
   const fd_tensor out = view(a.attention, n_, H, D), cu = view(cu_seqlens_, s_ + 1);
   if (cached) {
-    KVCache& c = *cached->cache;
-    const int64_t T = FD_KV_BLOCK, block = c.blocks * G * D * T;
-    const fd_tensor kc = view(c.keys.floats() + layer * block, c.blocks, G, D, T),
-                    vc = view(c.values.floats() + layer * block, c.blocks, G, T, D);
+    const KVCache::Layer c = cache_layer(*cached->cache, layer);
     const fd_tensor past = view(cached->past_lens, s_), table = view(cached->block_table, s_, cached->blocks_per_seq);
-    fd_kv_cache_write_args wr{kc, vc, k, v, cu, past, table};
+    fd_kv_cache_write_args wr{c.keys, c.values, c.key_scales, c.value_scales, k, v, cu, past, table};
     ops_.kv_cache_write(&ctx_, &wr);
-    fd_attention_cached_args at{out, q, kc, vc, cu, past, table, scale, compute_};
+    fd_attention_cached_args at{out, q, c.keys, c.values, c.key_scales, c.value_scales, cu, past, table, scale, compute_};
     ops_.attention_cached(&ctx_, &at);
   } else {
     fd_attention_forward_args at{out, view(a.lse, n_, H), q, k, v, cu, scale, compute_};

@@ -48,8 +48,13 @@ class Buffer {
 enum class MuonScale { MATCH_RMS_ADAMW, ORIGINAL, SPECTRAL };
 
 struct KVCache {
-  int64_t blocks = 0, layers = 0;
-  Buffer keys, values;  // [layers, blocks, G, D, T] and [layers, blocks, G, T, D]
+  struct Layer {
+    fd_tensor keys, values, key_scales, value_scales;
+  };
+  int64_t blocks = 0;
+  int32_t dtype = FD_F32;
+  Buffer keys, values;              // all layers, each as in ops.h
+  Buffer key_scales, value_scales;  // of int8
 };
 
 class Decoder {
@@ -81,7 +86,8 @@ class Decoder {
   // Muon on the matrices of the layers (hyper as in ops.h), AdamW on the rest. Returns the gradient norm before clipping.
   float muon(const float hyper[5], MuonScale scale, const float adamw_hyper[8]);
 
-  KVCache new_cache(int64_t blocks) const;
+  KVCache new_cache(int64_t blocks, int32_t dtype) const;
+  size_t cache_block_bytes(int32_t dtype) const;  // of all layers
   struct Sampling {
     const float *temperature, *top_p, *min_p;
     const int32_t* top_k;
@@ -121,6 +127,7 @@ class Decoder {
   void linear(float* out, const float* x, int64_t weight, int64_t bias, int64_t O, int64_t C, const float* residual);
   void linear_backward(float* dx, const float* dout, const float* x, int64_t weight, int64_t bias, int64_t O, int64_t C);
   void accept(const BatchView& b);
+  KVCache::Layer cache_layer(const KVCache& cache, int64_t layer) const;
   void gather_hidden(const int32_t* rows, int64_t n_rows);  // to sampled_hidden_
   void adamw_range(int64_t begin, int64_t size, const float hyper[8], bool decay);
   float* orthogonalize(const Parameter& matrix);

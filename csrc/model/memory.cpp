@@ -103,8 +103,11 @@ size_t workspace_bytes(const DecoderConfig& c, const fd_device_table* device, in
   fd_attention_backward_args ab{q, k, k, q, q, view(f, N, H), q, k, k, cu, 1, FD_F32};
   ask("attention_backward", &ab);
   const int64_t T = FD_KV_BLOCK, M = (c.max_positions + T - 1) / T;
-  fd_attention_cached_args ac{q, q, view(f, M, G, D, T), view(f, M, G, T, D), cu, view(i32, S), view(i32, S, M), 1, FD_F32};
-  ask("attention_cached", &ac);
+  const fd_tensor kc = view(f, M, G, D, T), vc = view(f, M, G, T, D);
+  fd_attention_cached_args ac{q, q, kc, vc, absent(), absent(), cu, view(i32, S), view(i32, S, M), 1, FD_F32};
+  ask("attention_cached", &ac);  // says enough for a cache of any dtype
+  fd_kv_cache_write_args wr{kc, vc, absent(), absent(), k, k, cu, view(i32, S), view(i32, S, M)};
+  ask("kv_cache_write", &wr);
   const fd_tensor x = view(f, N, C), w = view(f, V, C), n = view(f, N), lp = view(f, N, K), t = view(i32, N, K), one = view(f, 1);
   fd_head_forward_args hf{lp, n, n, x, w, absent(), t, one, absent(), FD_F32};
   ask("head_forward", &hf);
@@ -261,13 +264,39 @@ void Decoder::accept(const BatchView& b) {
   if (b.targets) std::memcpy(targets_, b.targets, n_ * k_ * sizeof(int32_t));
 }
 
-KVCache Decoder::new_cache(int64_t blocks) const {
+// The words of a block and a layer, and of it the scales' one.
+static int64_t key_words(const DecoderConfig& c, int64_t P) { return c.n_kv_head * ((c.head_dim + P - 1) / P) * FD_KV_BLOCK; }
+static int64_t value_words(const DecoderConfig& c, int64_t P) { return c.n_kv_head * c.head_dim * FD_KV_BLOCK / P; }
+
+size_t Decoder::cache_block_bytes(int32_t dtype) const {
+  const int64_t P = fd_numbers_per_word(dtype), scales = dtype == FD_I8 ? 2 * config_.n_kv_head * FD_KV_BLOCK : 0;
+  return static_cast<size_t>(config_.n_layer) * (key_words(config_, P) + value_words(config_, P) + scales) * sizeof(float);
+}
+
+KVCache Decoder::new_cache(int64_t blocks, int32_t dtype) const {
   KVCache c;
-  c.blocks = blocks, c.layers = config_.n_layer;
-  const size_t bytes =
-      static_cast<size_t>(c.layers) * blocks * config_.n_kv_head * config_.head_dim * FD_KV_BLOCK * sizeof(float);
-  c.keys = Buffer(bytes), c.values = Buffer(bytes);
+  c.blocks = blocks, c.dtype = dtype;
+  const int64_t P = fd_numbers_per_word(dtype);
+  const size_t words = static_cast<size_t>(config_.n_layer) * blocks * sizeof(float);
+  c.keys = Buffer(words * key_words(config_, P)), c.values = Buffer(words * value_words(config_, P));
+  if (dtype == FD_I8) {
+    c.key_scales = Buffer(words * config_.n_kv_head * FD_KV_BLOCK);
+    c.value_scales = Buffer(words * config_.n_kv_head * FD_KV_BLOCK);
+  }
   return c;
+}
+
+KVCache::Layer Decoder::cache_layer(const KVCache& c, int64_t layer) const {
+  const int64_t P = fd_numbers_per_word(c.dtype), G = config_.n_kv_head, D = config_.head_dim, T = FD_KV_BLOCK;
+  const int64_t before = layer * c.blocks, W = (D + P - 1) / P;
+  KVCache::Layer l{view(c.keys.floats() + before * key_words(config_, P), c.blocks, G, W, T * P),
+                   view(c.values.floats() + before * value_words(config_, P), c.blocks, G, T / P, D * P), absent(), absent()};
+  l.keys.dtype = l.values.dtype = c.dtype;
+  if (c.dtype == FD_I8) {
+    l.key_scales = view(c.key_scales.floats() + before * G * T, c.blocks, G, T);
+    l.value_scales = view(c.value_scales.floats() + before * G * T, c.blocks, G, T);
+  }
+  return l;
 }
 
 fd_tensor Decoder::packed(int64_t weight, int64_t O, int64_t C) {

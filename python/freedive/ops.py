@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from freedive import _core
@@ -20,7 +21,7 @@ from freedive import _core
 Array = np.ndarray
 KV_BLOCK: int = _core.KV_BLOCK  # positions per block of the paged cache
 
-DTYPES = {"f32": np.float32, "i32": np.int32, "i64": np.int64, "u64": np.uint64, "u8": np.uint8}
+DTYPES = {"f32": np.float32, "i32": np.int32, "i64": np.int64, "u64": np.uint64, "u8": np.uint8, "i8": np.int8, "bf16": ml_dtypes.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Argument:
     """One argument of an op. Scalars have dtype "f" (double) or "i" (int64) and no dims"""
 
     name: str
-    dtype: str
+    dtype: str  # "f32|bf16|i8" is any of them
     dims: tuple[str, ...] = ()  # one letter means one size within a call; "S1" is S + 1
     written: bool = False
     read: bool = True
@@ -276,9 +277,23 @@ def attention_backward(
     return dq, dk, dv
 
 
-def new_cache(blocks: int, G: int, D: int) -> tuple[Array, Array]:
-    """An empty paged cache, all NaN: k_cache [blocks,G,D,32], v_cache [blocks,G,32,D]"""
-    return poisoned(blocks, G, D, KV_BLOCK), poisoned(blocks, G, KV_BLOCK, D)
+def new_cache(blocks: int, G: int, D: int, dtype: str = "float32") -> tuple[Array, ...]:
+    """An empty paged cache, all NaN: k_cache [blocks,G,D/P,32P], v_cache [blocks,G,32/P,DP] with P = 1, 2 or 4 numbers in a word of 32 bits for
+    float32, bfloat16 and int8 (see ops.h); for int8 also k_scale and v_scale [blocks,G,32]"""
+    code = cache_code(dtype)
+    P, numbers = {0: (1, np.float32), 1: (2, ml_dtypes.bfloat16), 6: (4, np.int8)}[code]
+    shapes = (blocks, G, -(-D // P), KV_BLOCK * P), (blocks, G, KV_BLOCK // P, D * P)
+    if code == 6:
+        return *(np.full(shape, -128, np.int8) for shape in shapes), poisoned(blocks, G, KV_BLOCK), poisoned(blocks, G, KV_BLOCK)
+    return tuple(poisoned(*shape, dtype=numbers) for shape in shapes)
+
+
+def cache_code(dtype: str) -> int:
+    """The fd_dtype of ops.h of a cache of "float32", "bfloat16" or "int8". ValueError for anything else."""
+    codes = {"float32": 0, "bfloat16": 1, "int8": 6}
+    if dtype not in codes:
+        raise ValueError(f"a cache of {dtype!r}; it must be 'float32', 'bfloat16' or 'int8'")
+    return codes[dtype]
 
 
 def kv_cache_write(
@@ -289,12 +304,14 @@ def kv_cache_write(
     cu_seqlens: Array,
     past_lens: Array,
     block_table: Array,
+    k_scale: Array | None = None,
+    v_scale: Array | None = None,
     **how: Any,
 ) -> None:
     """Append k, v [N,G,D] of S sequences to the cache (see new_cache): position p of sequence s goes to block block_table[s, p // 32],
-    slot p % 32. cu_seqlens [S+1] of the new rows, past_lens [S] rows cached before, block_table [S,M]"""
+    slot p % 32. cu_seqlens [S+1] of the new rows, past_lens [S] rows cached before, block_table [S,M]. The scales are an int8 cache's"""
     where: dict[str, Any] = {"cu_seqlens": cu_seqlens, "past_lens": past_lens, "block_table": block_table}
-    call("kv_cache_write", k_cache=k_cache, v_cache=v_cache, k=k, v=v, **where, **how)
+    call("kv_cache_write", k_cache=k_cache, v_cache=v_cache, k_scale=k_scale, v_scale=v_scale, k=k, v=v, **where, **how)
 
 
 def attention_cached(
@@ -305,6 +322,8 @@ def attention_cached(
     past_lens: Array,
     block_table: Array,
     scale: float | None = None,
+    k_scale: Array | None = None,
+    v_scale: Array | None = None,
     **how: Any,
 ) -> Array:
     """attention_forward of the newest rows q [N,H,D], keys and values (theirs included) read from the cache -> [N,H,D].
@@ -312,6 +331,7 @@ def attention_cached(
     out = poisoned(*q.shape)
     scale = q.shape[2] ** -0.5 if scale is None else scale
     inputs: dict[str, Any] = {"q": q, "k_cache": k_cache, "v_cache": v_cache, "cu_seqlens": cu_seqlens, "past_lens": past_lens}
+    inputs |= {"k_scale": k_scale, "v_scale": v_scale}
     call("attention_cached", out=out, block_table=block_table, scale=scale, **inputs, **how)
     return out
 

@@ -5,6 +5,7 @@
 //
 //   ops_threads [rounds, default 30] [seed, default 1]
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -37,7 +38,7 @@ struct Random {
 };
 
 constexpr size_t element_bytes(int32_t dtype) {
-  return dtype == FD_I64 || dtype == FD_U64 ? 8 : dtype == FD_U8 ? 1 : dtype == FD_BF16 ? 2 : 4;
+  return dtype == FD_I64 || dtype == FD_U64 ? 8 : dtype == FD_U8 || dtype == FD_I8 ? 1 : dtype == FD_BF16 ? 2 : 4;
 }
 
 // One call: sizes by letter, memory by argument, and the argument struct over it.
@@ -47,6 +48,7 @@ struct Call {
   Random& random;
   bool large;
   int64_t compute = random.below(2);  // FD_F32 or FD_BF16
+  int32_t cache_dtype = std::array<int32_t, 3>{FD_F32, FD_BF16, FD_I8}[random.below(3)];
   std::map<std::string, int64_t> sizes;
   std::vector<std::vector<uint8_t>> memory;  // exactly as long as the tensor: what lies behind is the sanitizer's
   std::vector<uint64_t> arguments;
@@ -60,6 +62,9 @@ struct Call {
     sizes["H"] = has("k") || has("k_cache") ? sizes["G"] * (1 + random.below(3)) : 1 + random.below(4);
     sizes["R"] = random.size(limit) / 2 + 1;
     sizes["D"] = schema.name == "rope" ? 2 * sizes["R"] : random.size(has("cu_seqlens") ? 80 : limit);
+    const int64_t P = fd_numbers_per_word(cache_dtype);
+    sizes["W"] = (sizes["D"] + P - 1) / P, sizes["U"] = FD_KV_BLOCK * P;
+    sizes["X"] = FD_KV_BLOCK / P, sizes["Y"] = has("k_cache") ? sizes["D"] * P : 8;
     sizes["N"] = random.below(20) == 0 ? 0 : random.size(large ? 600 : 130);
     sizes["S"] = 1 + random.below(head ? 40 : 5);
     sizes["S1"] = sizes["S"] + 1;
@@ -67,7 +72,6 @@ struct Call {
     sizes["B"] = sizes["S"] * sizes["M"] + 1;
     sizes["K"] = 1 + random.below(3);
     sizes["Z"] = 1;
-    sizes["Y"] = 8;
     for (const char* letter : {"C", "V", "O", "F"}) sizes[letter] = random.size(limit);
     sizes["P"] = has("packed") ? device->matmul_packed_size(head ? sizes["V"] : sizes["O"], sizes["C"], compute)
                                : 1 + random.below(large ? 70000 : 3000);
@@ -102,21 +106,23 @@ struct Call {
       arguments.push_back(word);
       return;
     }
-    fd_tensor t{nullptr, {0, 0, 0, 0}, {0, 0, 0, 0}, 0, f.dtype};
+    const int32_t dtype = f.dtypes.size() > 1 ? cache_dtype : f.dtypes[0];
+    const bool cache_scale = f.name == "k_scale" || f.name == "v_scale";  // with int8, and only there
+    fd_tensor t{nullptr, {0, 0, 0, 0}, {0, 0, 0, 0}, 0, dtype};
     memory.emplace_back();
     const bool needed = f.name == "positions" || f.name == "wpe" || f.name == "dwpe";  // the last two need the first
-    if (!f.optional || needed || random.below(2) == 0) {
+    if (cache_scale ? cache_dtype == FD_I8 : !f.optional || needed || random.below(2) == 0) {
       t.ndim = static_cast<int32_t>(f.dims.size());
       int64_t inner = 1;
       for (int i = t.ndim - 1; i >= 0; --i) {
         t.shape[i] = sizes.at(f.dims[i]);
         t.stride[i] = inner;
-        if (i == 0 && t.ndim > 1 && random.below(2) == 0) t.stride[0] += random.below(9);
+        if (i == 0 && t.ndim > 1 && random.below(2) == 0) t.stride[0] += random.below(9) * (f.dtypes.size() > 1 ? fd_numbers_per_word(dtype) : 1);
         inner *= t.shape[i];
       }
       const int64_t row = t.ndim > 1 && t.shape[0] > 0 ? inner / t.shape[0] : 1;
       const int64_t count = t.shape[0] == 0 ? 0 : (t.shape[0] - 1) * t.stride[0] + row;
-      memory.back().resize(static_cast<size_t>(count) * element_bytes(f.dtype) + (count == 0));
+      memory.back().resize(static_cast<size_t>(count) * element_bytes(dtype) + (count == 0));
       memory.back().shrink_to_fit();
       fill(f, t, count, memory.back().data());
       t.data = memory.back().data();
@@ -132,9 +138,13 @@ struct Call {
     if (f.name == "cu_seqlens") return void(std::memcpy(data, cu_seqlens.data(), cu_seqlens.size() * 4));
     if (f.name == "past_lens") return void(std::memcpy(data, past_lens.data(), past_lens.size() * 4));
     for (int64_t i = 0; i < count; ++i) {
-      if (f.dtype == FD_U8)
+      if (t.dtype == FD_I8)
+        static_cast<int8_t*>(data)[i] = static_cast<int8_t>(random.below(255) - 127);
+      else if (t.dtype == FD_BF16)
+        static_cast<uint16_t*>(data)[i] = static_cast<uint16_t>(0x3f80 + random.below(128) + (random.below(2) << 15));
+      else if (t.dtype == FD_U8)
         static_cast<uint8_t*>(data)[i] = i == 0 || random.below(2) == 0;
-      else if (f.dtype == FD_U64)
+      else if (t.dtype == FD_U64)
         static_cast<uint64_t*>(data)[i] = random.engine();
       else if (f.name == "tokens")
         i32[i] = static_cast<int32_t>(random.below(sizes["V"]));
@@ -154,7 +164,7 @@ struct Call {
         f32[i] = 0.1f + random.uniform();
       else if (f.name == "hyper")
         f32[i] = i == 4 || i == 0 ? 0.01f : 0.9f;
-      else if (f.dtype == FD_F32)
+      else if (t.dtype == FD_F32)
         f32[i] = random.normal();
       else
         i32[i] = 0;

@@ -38,13 +38,16 @@ def alike(a, b) -> bool:
     return bare(a) == bare(b)
 
 
+CACHES = ["float32", "bfloat16", "int8"]
+
+
 @pytest.fixture(scope="module")
-def alone() -> list:
-    return [_alone(i, p, a) for i, (p, a) in enumerate(zip(make_prompts()[: len(MIXED)], MIXED))]
+def alone() -> dict[str, list]:
+    return {kept: [_alone(i, p, a, kept) for i, (p, a) in enumerate(zip(make_prompts()[: len(MIXED)], MIXED))] for kept in CACHES}
 
 
-def _alone(i: int, prompt: list[int], asked: Params):
-    engine = make_engine()
+def _alone(i: int, prompt: list[int], asked: Params, kept: str):
+    engine = Engine(make_model(), TOKENIZER, kv_cache_dtype=kept)
     request = engine.submit(prompt, asked, seed=100 + i)
     while engine.busy:
         engine.step()
@@ -54,27 +57,49 @@ def _alone(i: int, prompt: list[int], asked: Params):
 # ---- same request, same bits ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kept", CACHES)
 @pytest.mark.parametrize("settings_", [dict(), dict(max_tokens=40), dict(max_seqs=3), dict(threads=1)], ids=str)
-def test_every_kind_of_request_side_by_side_is_as_alone(alone, settings_):
+def test_every_kind_of_request_side_by_side_is_as_alone(alone, settings_, kept):
     prompts = make_prompts()[: len(MIXED)]
-    engine = Engine(make_model(**settings_), TOKENIZER, cache_tokens=64 * 32)
-    assert alike(run(engine, prompts, MIXED), alone)
+    engine = Engine(make_model(**settings_), TOKENIZER, cache_tokens=64 * 32, kv_cache_dtype=kept)
+    assert alike(run(engine, prompts, MIXED), alone[kept])
     again = run(engine, prompts, MIXED)  # now from a warm cache
-    assert alike(again, alone)
+    assert alike(again, alone[kept])
     assert sum(c.cached_tokens for c in again) >= 32 * 5 and again[7].cached_tokens == 0  # a scored prompt is computed
     assert engine.manager.free == engine.manager.n
 
 
+def test_keys_and_values_as_they_are_kept():
+    """int8 and bfloat16 say nearly what float32 says, and are other bits; with products in bfloat16 a bfloat16 cache is float32's, bit for bit"""
+    prompts, asked = make_prompts(), dict(max_new_tokens=40, temperature=0.8)
+    made = lambda kept, **how: Engine(make_model(**how), TOKENIZER, kv_cache_dtype=kept)
+    outs = {kept: made(kept).generate(prompts, **asked) for kept in CACHES}
+    exact = outs["float32"]
+    assert same(made("auto").generate(prompts, **asked), exact) and same(make_engine().generate(prompts, **asked), exact)
+    for kept, near in (("bfloat16", 0.1), ("int8", 0.2)):
+        assert not same(outs[kept], exact)
+        first = [abs(a.logprobs[0] - b.logprobs[0]) for a, b in zip(outs[kept], exact) if a.ids[0] == b.ids[0]]
+        assert len(first) >= 10 and max(first) < near
+    half = made("float32", dtype="bfloat16").generate(prompts, **asked)
+    assert made("auto", dtype="bfloat16").kv_cache_dtype == "bfloat16"
+    assert same(made("auto", dtype="bfloat16").generate(prompts, **asked), half) and not same(half, exact)
+    bytes_each = [made(kept).stats.cache_bytes_per_token for kept in CACHES]
+    assert bytes_each == [2 * 2 * 2 * 8 * 4, 2 * 2 * 2 * 8 * 2, 2 * 2 * 2 * (8 + 4)]  # layers, keys and values, heads, head_dim (and a scale)
+    with pytest.raises(UserError, match="kv_cache_dtype is 'int4'"):
+        made("int4")
+
+
+@pytest.mark.parametrize("kept", CACHES)
 @pytest.mark.parametrize("config", [CONFIG, GPT2], ids=["qwen3", "gpt2"])
-def test_a_cache_too_small_for_all_sends_some_back_and_changes_nothing(config):
+def test_a_cache_too_small_for_all_sends_some_back_and_changes_nothing(config, kept):
     prompts = make_prompts((70, 33, 64, 90, 5, 31, 100, 12))
-    wanted = make_engine(config).generate(prompts, max_new_tokens=50, temperature=0.9)
-    engine = Engine(make_model(config), TOKENIZER, cache_tokens=12 * 32)
+    wanted = Engine(make_model(config), TOKENIZER, kv_cache_dtype=kept).generate(prompts, max_new_tokens=50, temperature=0.9)
+    engine = Engine(make_model(config), TOKENIZER, cache_tokens=12 * 32, kv_cache_dtype=kept)
     assert same(engine.generate(prompts, max_new_tokens=50, temperature=0.9), wanted)
     assert engine.stats.preemptions > 0 and engine.manager.free == engine.manager.n == 12
     asked = [dataclasses.replace(p, max_new_tokens=45) for p in MIXED[:8]]
-    again = Engine(make_model(config), TOKENIZER, cache_tokens=10 * 32)
-    assert alike(run(again, prompts, asked), run(make_engine(config), prompts, asked)) and again.stats.preemptions > 0
+    again, free = (Engine(make_model(config), TOKENIZER, cache_tokens=n * 32, kv_cache_dtype=kept) for n in (10, 200))
+    assert alike(run(again, prompts, asked), run(free, prompts, asked)) and again.stats.preemptions > 0
 
 
 def test_a_second_turn_prefills_only_its_tail():
@@ -101,12 +126,13 @@ def test_changed_weights_are_never_read_from_the_cache():
     assert same(out, Engine(model, TOKENIZER).generate(prompts, max_new_tokens=10))
 
 
+@pytest.mark.parametrize("kept", CACHES)
 @pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0])
-def test_guessing_ahead_changes_nothing_but_the_number_of_calls(temperature):
+def test_guessing_ahead_changes_nothing_but_the_number_of_calls(temperature, kept):
     loop = make_prompts((5,))[0] * 12
     prompts = [loop, *make_prompts((40, 3)), loop[7:]]
-    wanted = make_engine().generate(prompts, max_new_tokens=60, temperature=temperature, stop_ids=(3, 9))
-    engine = make_engine()
+    wanted = Engine(make_model(), TOKENIZER, kv_cache_dtype=kept).generate(prompts, max_new_tokens=60, temperature=temperature, stop_ids=(3, 9))
+    engine = Engine(make_model(), TOKENIZER, kv_cache_dtype=kept)
     assert same(engine.generate(prompts, max_new_tokens=60, temperature=temperature, stop_ids=(3, 9), speculate=5), wanted)
     assert engine.stats.drafted_tokens >= engine.stats.accepted_tokens
     if temperature == 0.0:  # this model repeats itself

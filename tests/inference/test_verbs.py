@@ -52,6 +52,22 @@ def test_bench_prints_llama_benchs_columns(capsys, model_folder):
     assert "| pp8" in said(capsys)[0].replace("       pp8", " pp8")
 
 
+def test_verbs_take_what_keys_and_values_are_kept_in(capsys, model_folder):
+    base = ["bench", str(model_folder), "--pp", "8", "--tg", "4", "--repetitions", "1", "--threads", "1"]
+    assert main([*base, "--kv-cache-dtype", "int8", "--depth", "0", "40", "--jsonl"]) == 0
+    rows = [json.loads(line) for line in said(capsys)[0].splitlines()]
+    assert [r["test"] for r in rows] == ["pp8", "tg4", "tg4@d40"] and {r["type_k"] for r in rows} == {"int8"} and rows[2]["n_depth"] == 40
+    assert main(base) == 0
+    assert re.search(r"keys and values: float32, .+ a token", said(capsys)[0])
+    exact = ["generate", str(model_folder), "--prompt", "Once", "--max-new-tokens", "12", "--jsonl", "--logprobs", "0"]
+    told = {}
+    for kept in ("float32", "bfloat16", "int8"):
+        assert main([*exact, "--kv-cache-dtype", kept]) == 0
+        told[kept] = said(capsys)[0]
+    assert len(set(told.values())) == 3
+    assert main(["chat", str(model_folder), "--prompt", "Hello", "--kv-cache-dtype", "int8", "--max-new-tokens", "4"]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
@@ -63,7 +79,8 @@ def test_bench_prints_llama_benchs_columns(capsys, model_folder):
         (["export", "MODEL", "--out", "x", "--to", "hf", "--type", "q8_0"], "q8_0"), (["export", "MODEL", "--out", "MODEL", "--to", "hf"], "is there already"),
         (["export", "MODEL", "--out", "MODEL", "--to", "hf", "--force"], "the model itself"), (["export", "nothing", "--out", "x"], "nothing"),
         (["chat", "MODEL", "--model", "MODEL"], "two models"), (["chat", "MODEL", "--tools", "shell", "--prompt", "x"], "shell"),
-        (["chat", "MODEL", "--min-p", "2", "--prompt", "x"], "min_p"),
+        (["chat", "MODEL", "--min-p", "2", "--prompt", "x"], "min_p"), (["chat", "MODEL", "--kv-cache-dtype", "int4", "--prompt", "x"], "kv_cache_dtype is 'int4'"),
+        (["bench", "MODEL", "--depth", "-1"], "depth holds -1"),
     ],
     ids=lambda a: " ".join(a)[:60] if isinstance(a, list) else None,
 )  # fmt: skip

@@ -18,7 +18,7 @@ import numpy as np
 from freedive import ops
 from freedive.reference import ops as reference
 
-KV_BLOCK = ops.KV_BLOCK
+BF16 = np.dtype(ml_dtypes.bfloat16)
 COMPUTE = ("float32", "bfloat16")
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 
@@ -32,7 +32,7 @@ class Case:
 
     def arguments(self) -> dict[str, Any]:
         """Fresh copies of the inputs, and outputs nobody has written: NaN"""
-        outputs = {key: np.full(value.shape, np.nan, np.float32) for key, value in self.expected.items()}
+        outputs = {key: np.full(value.shape, np.nan, np.float32) for key, value in self.expected.items() if key not in self.inputs}
         if "tokens" in outputs:
             outputs["tokens"] = np.full(outputs["tokens"].shape, -1, np.int32)
         copies = {key: value.copy() if isinstance(value, np.ndarray) else value for key, value in self.inputs.items()}
@@ -314,37 +314,36 @@ def attention_backward(r):
         yield Case(f"{name} {compute}", given, expected, TOLERANCE[compute])
 
 
+CACHE_DTYPES = ("float32", "bfloat16", "int8")
+CACHE = ("k_cache", "v_cache", "k_scale", "v_scale")  # the last two of int8
+
+
 def cache_inputs(r):
     """Three sequences with a past, in shuffled blocks; everything not written is NaN"""
-    for H, G, D in HEADS:
+    for (H, G, D), dtype in product(HEADS, CACHE_DTYPES):
         past, new, M = np.array([0, 40, 95], np.int32), (33, 1, 2), 4
         cu, N, B = lengths_to_cu(new), sum(new), 14
-        table = r.permutation(B)[: 3 * M].reshape(3, M).astype(np.int32)
-        k_cache, v_cache = ops.new_cache(B, G, D)
-        for s, n in enumerate(past):
-            for position in range(n):
-                block, slot = table[s, position // KV_BLOCK], position % KV_BLOCK
-                k_cache[block, :, :, slot], v_cache[block, :, slot, :] = normal(r, G, D), normal(r, G, D)
-        where = {"cu_seqlens": cu, "past_lens": past, "block_table": table}
-        yield (
-            f"{H}/{G}x{D}",
-            normal(r, N, H, D),
-            {"k_cache": k_cache, "v_cache": v_cache, "k": normal(r, N, G, D), "v": normal(r, N, G, D)} | where,
-        )
+        where = {"cu_seqlens": cu, "past_lens": past, "block_table": r.permutation(B)[: 3 * M].reshape(3, M).astype(np.int32)}
+        before = {"cu_seqlens": lengths_to_cu(tuple(past)), "past_lens": np.zeros(3, np.int32), "block_table": where["block_table"]}
+        empty = dict(zip(CACHE, ops.new_cache(B, G, D, dtype)))
+        filled = reference.kv_cache_write(**empty, k=normal(r, sum(past), G, D), v=normal(r, sum(past), G, D), **before)
+        x = dict(zip(CACHE, filled)) | {"k": normal(r, N, G, D), "v": normal(r, N, G, D)} | where
+        yield f"{H}/{G}x{D} {dtype}", normal(r, N, H, D), x
 
 
 @cases("kv_cache_write")
 def kv_cache_write(r):
     for name, _, x in cache_inputs(r):
-        yield Case(name, x, dict(zip(("k_cache", "v_cache"), reference.kv_cache_write(**x))))
+        yield Case(name, x, dict(zip(CACHE, reference.kv_cache_write(**x))))
 
 
 @cases("attention_cached")
 def attention_cached(r):
+    """Against what the cache stands for: how the products round is all that may differ"""
     for name, q, x in cache_inputs(r):
-        k_cache, v_cache = reference.kv_cache_write(**x)
+        cache = dict(zip(CACHE, reference.kv_cache_write(**x)))
         where = {key: x[key] for key in ("cu_seqlens", "past_lens", "block_table")}
-        y = {"q": q, "k_cache": k_cache, "v_cache": v_cache, "scale": q.shape[2] ** -0.5} | where
+        y = {"q": q, "scale": q.shape[2] ** -0.5} | cache | where
         yield Case(name, y, {"out": reference.attention_cached(**y)})
 
 

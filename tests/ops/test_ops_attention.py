@@ -140,9 +140,16 @@ def test_decode_of_many_sequences_is_decode_of_each(compute, D):
     want = ops.attention_forward(q, k, v, cu, scale, compute=compute)[0][cu[1:] - 1]
     M = -(-max(lengths) // ops.KV_BLOCK)
     table = r.permutation(20 * M).reshape(20, M).astype(np.int32)
-    k_cache, v_cache = ops.new_cache(20 * M, G, D)
-    ops.kv_cache_write(k_cache, v_cache, k, v, cu, np.zeros(20, np.int32), table)
     past, one = np.array(lengths, np.int32) - 1, np.arange(21, dtype=np.int32)
-    for threads in (1, 3):
-        out = ops.attention_cached(q[cu[1:] - 1], k_cache, v_cache, one, past, table, scale, compute=compute, threads=threads)
-        np.testing.assert_array_equal(out, want)
+    int8 = []
+    for dtype, threads in (("float32", 1), ("float32", 3), ("bfloat16", 2), ("int8", 1), ("int8", 3)):
+        k_cache, v_cache, *scales = ops.new_cache(20 * M, G, D, dtype)
+        ops.kv_cache_write(k_cache, v_cache, k, v, cu, np.zeros(20, np.int32), table, *scales)
+        out = ops.attention_cached(q[cu[1:] - 1], k_cache, v_cache, one, past, table, scale, *scales, compute=compute, threads=threads)
+        if dtype == "float32" or compute == dtype:
+            np.testing.assert_array_equal(out, want)
+        else:
+            assert error(out, want) < (0.02 if dtype == "int8" else 0.01)
+        if dtype == "int8":
+            int8.append(out.tobytes())
+    assert int8[0] == int8[1]

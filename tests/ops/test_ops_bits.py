@@ -3,9 +3,10 @@
 import numpy as np
 import op_cases
 import pytest
-from op_cases import COMPUTE, lengths_to_cu, normal
+from op_cases import CACHE_DTYPES, COMPUTE, lengths_to_cu, normal
 
 from freedive import ops
+from freedive.reference import ops as reference
 
 ATTENTION = ops.variants("attention_forward")
 
@@ -120,30 +121,70 @@ def test_backward_with_more_threads(variant, H, G, lengths, compute):
             np.testing.assert_array_equal(got, expected)
 
 
+def cached_whole(x, dtype, **how):
+    """Attention of one sequence alone, all of it written to a cache first"""
+    q, k, v = x
+    L, G, D = k.shape
+    where = np.array([0, L], np.int32), np.zeros(1, np.int32), np.arange(-(-L // ops.KV_BLOCK), dtype=np.int32)[None]
+    k_cache, v_cache, *scales = ops.new_cache(where[2].size, G, D, dtype)
+    ops.kv_cache_write(k_cache, v_cache, k, v, *where, *scales)
+    return ops.attention_cached(q, k_cache, v_cache, *where, None, *scales, **how)
+
+
+@pytest.mark.parametrize("compute", COMPUTE)
+@pytest.mark.parametrize("variant", ops.variants("attention_cached"))
+@pytest.mark.parametrize("D", [16, 21])
+def test_a_cache_that_rounds_no_more_than_products_do_is_training(variant, compute, D):
+    x = qkv(rng(9), 150, 4, 2, D)
+    want = ops.attention_forward(*x, np.array([0, 150], np.int32), variant=variant, compute=compute)[0]
+    np.testing.assert_array_equal(cached_whole(x, "float32", variant=variant, compute=compute), want)
+    assert np.array_equal(cached_whole(x, "bfloat16", variant=variant, compute=compute), want) == (compute == "bfloat16")
+
+
 @pytest.mark.parametrize("compute", COMPUTE)
 @pytest.mark.parametrize("variant", ops.variants("attention_cached"))
 @pytest.mark.parametrize("chunks", [(129,), (40, 89), (1, 31, 32, 1, 64), (100,) + 29 * (1,)])
-def test_cache_is_training(variant, chunks, compute):
-    """Prefill whole or in chunks, decode token by token, in shuffled blocks full of NaN: the bits of training's attention"""
+@pytest.mark.parametrize("dtype", CACHE_DTYPES)
+def test_cut_and_neighbours_change_no_bit(variant, chunks, compute, dtype):
+    """Prefill whole or in chunks, decode token by token, in shuffled blocks full of NaN: the bits of the sequence alone, read at once"""
     r = rng(2)
-    H, G, D, L = 4, 2, 16, 129
+    H, G, D, L = 4, 2, 16 if dtype != "int8" else 18, 129
     sequences = [qkv(r, L, H, G, D) for _ in range(2)]
-    want = [ops.attention_forward(*x, np.array([0, L], np.int32), variant=variant, compute=compute)[0] for x in sequences]
+    want = [cached_whole(x, dtype, variant=variant, compute=compute) for x in sequences]
     blocks_each = -(-L // ops.KV_BLOCK)
     table = r.permutation(2 * blocks_each + 3)[: 2 * blocks_each].reshape(2, blocks_each).astype(np.int32)
-    k_cache, v_cache = ops.new_cache(2 * blocks_each + 3, G, D)
+    k_cache, v_cache, *scales = ops.new_cache(2 * blocks_each + 3, G, D, dtype)
     # The second sequence is one chunk behind: its neighbours differ from the first's at every step
     at = [0, 0]
     for step in range(len(chunks) + 1):
         sizes = [chunks[step - late] if 0 <= step - late < len(chunks) else 0 for late in (0, 1)]
         q, k, v = (np.concatenate([sequences[s][i][at[s] : at[s] + sizes[s]] for s in (0, 1)]) for i in range(3))
         where = (lengths_to_cu(tuple(sizes)), np.array(at, np.int32), table)
-        ops.kv_cache_write(k_cache, v_cache, k, v, *where)
-        out = ops.attention_cached(q, k_cache, v_cache, *where, variant=variant, compute=compute, threads=1 + step % 2)
+        ops.kv_cache_write(k_cache, v_cache, k, v, *where, *scales)
+        out = ops.attention_cached(q, k_cache, v_cache, *where, None, *scales, variant=variant, compute=compute, threads=1 + step % 2)
         np.testing.assert_array_equal(out[: sizes[0]], want[0][at[0] : at[0] + sizes[0]])
         np.testing.assert_array_equal(out[sizes[0] :], want[1][at[1] : at[1] + sizes[1]])
         at = [a + n for a, n in zip(at, sizes)]
     assert at == [L, L]
+
+
+@pytest.mark.parametrize("variant", ops.variants("kv_cache_write"))
+def test_int8_keeps_each_number_within_half_a_step(variant):
+    """Half of max |row| / 127; nothing and next to nothing are 0, a row that is not finite is NaN to whoever sees it"""
+    r = rng(11)
+    k, v = normal(r, 6, 2, 37), normal(r, 6, 2, 37)
+    k[1, 0], k[2, 1] = 0, 1e-33 * k[2, 1]
+    k[3, 1, 5], v[4, 0, 36] = np.nan, -np.inf
+    where = np.array([0, 6], np.int32), np.zeros(1, np.int32), np.zeros((1, 1), np.int32)
+    k_cache, v_cache, *scales = ops.new_cache(1, 2, 37, "int8")
+    ops.kv_cache_write(k_cache, v_cache, k, v, *where, *scales, variant=variant)
+    for x, got in zip((k, v), reference.cached_numbers(k_cache, v_cache, *scales)):
+        good = np.isfinite(x).all(-1)
+        assert np.isnan(got[0, :6][~good]).all() and (~good).sum() == 1
+        largest = np.abs(x[good]).max(-1, keepdims=True)
+        assert (np.abs(got[0, :6][good] - x[good]) <= np.maximum(largest / 254 * 1.0001, 1e-30)).all()
+    out = ops.attention_cached(normal(r, 6, 2, 37), k_cache, v_cache, *where, None, *scales)
+    assert np.isnan(out[3:, 1]).all() and np.isnan(out[4:, 0]).all()
 
 
 def test_attention_with_scores_far_apart():
@@ -151,8 +192,6 @@ def test_attention_with_scores_far_apart():
     q, k, v = qkv(rng(3), 80)
     q *= 60
     cu = np.array([0, 80], np.int32)
-    from freedive.reference import ops as reference
-
     want, _ = reference.attention_forward(q, k, v, cu, 0.25)
     for variant in ATTENTION:
         out, _ = ops.attention_forward(q, k, v, cu, 0.25, variant=variant)

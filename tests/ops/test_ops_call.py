@@ -1,5 +1,6 @@
 """The Python front: schemas, and errors that name the argument, what was wrong and what is allowed."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from op_cases import CASES
@@ -90,6 +91,13 @@ GOOD = {
     },
 }
 
+INT8 = {
+    "k_cache": Z((2, 1, 1, 128), np.int8),
+    "v_cache": Z((2, 1, 8, 16), np.int8),
+    "k_scale": Z((2, 1, 32), f32),
+    "v_scale": Z((2, 1, 32), f32),
+}
+
 BAD = [
     ("matmul_forward", {"x": Z((2, 4))}, "x.*float64"),
     ("matmul_forward", {"x": Z((2, 5), f32)}, "C = "),
@@ -128,6 +136,15 @@ BAD = [
     ("kv_cache_write", {"past_lens": np.array([-1], i32)}, "fit|past_lens"),
     ("kv_cache_write", {"past_lens": Z(2, i32), "block_table": Z((2, 2), i32)}, "cu_seqlens"),
     ("kv_cache_write", {"k_cache": Z((2, 1, 4, 16), f32), "v_cache": Z((2, 1, 16, 4), f32)}, "32"),
+    ("kv_cache_write", {"k_cache": Z((2, 1, 2, 64), ml_dtypes.bfloat16)}, "one dtype"),
+    ("kv_cache_write", {"k_cache": Z((2, 1, 4, 32), np.float16)}, "float32 or bfloat16 or int8"),
+    ("kv_cache_write", {"k_cache": Z((2, 1, 4, 32), np.int16)}, "float32 or bfloat16 or int8"),
+    ("kv_cache_write", {"k_cache": Z((2, 1, 1, 128), np.int8), "v_cache": Z((2, 1, 8, 16), np.int8)}, "needs k_scale"),
+    ("kv_cache_write", {"k_cache": Z((2, 1, 2, 128), np.int8), "v_cache": Z((2, 1, 8, 16), np.int8)}, r"B,G,1,128"),
+    ("kv_cache_write", {"k_scale": Z((2, 1, 32), f32), "v_scale": Z((2, 1, 32), f32)}, "no other has"),
+    ("kv_cache_write", INT8 | {"k_scale": Z((2, 1, 31), f32), "v_scale": Z((2, 1, 31), f32)}, "B,G,32"),
+    ("kv_cache_write", INT8 | {"v_scale": None}, "needs k_scale and v_scale"),
+    ("kv_cache_write", {"k_cache": Z((2, 131), ml_dtypes.bfloat16)[:, :128].reshape(2, 1, 2, 64), "v_cache": Z((2, 1, 16, 8), ml_dtypes.bfloat16)}, "whole words"),
     ("global_norm", {"out": Z(0, f32)}, "out"),
 ]
 
@@ -185,4 +202,4 @@ def test_functions_that_add_in_place():
             ops.call(op, **arguments)
             assert getattr(ops, op)(**again) is None
             for key in case.expected:
-                np.testing.assert_array_equal(again[key], arguments[key])
+                assert again[key].tobytes() == arguments[key].tobytes(), key

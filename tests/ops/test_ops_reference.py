@@ -36,6 +36,9 @@ def test_against_reference(op, variant, case):
         if key == "tokens":
             np.testing.assert_array_equal(got, want)
             continue
+        if got.dtype == np.int8 or got.dtype == op_cases.BF16:  # a cache: what it holds is a matter of bits
+            assert got.tobytes() == want.tobytes(), key
+            continue
         known = np.isfinite(want)  # what nobody wrote in a cache is NaN, and stays so
         assert np.isfinite(got[known]).all(), f"{key} was not written in full"
         assert np.isnan(got[~known]).all(), f"{key} was written where nothing should be"

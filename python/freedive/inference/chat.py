@@ -14,7 +14,7 @@ from freedive.runs import UserError, check_at_least, option, write_json_atomic
 
 from .conversation import Conversation
 from .folder import chat_tokens_untrained
-from .load import LM, load
+from .load import KV_CACHE_HELP, LM, load
 from .params import Params
 from .tool_loop import ToolCall, ToolLoop
 
@@ -46,6 +46,7 @@ class ChatConfig:
     seed: int = option(0, "of sampling")
     threads: int | None = option(None, "CPU threads (default: all)")
     dtype: str = option("float32", "float32; bfloat16: operands of products rounded, twice as fast where the processor has it; auto")
+    kv_cache_dtype: str = option("auto", KV_CACHE_HELP)
 
 
 def find_model(path: Path | None) -> Path:
@@ -168,7 +169,7 @@ def run(c: ChatConfig) -> int:
     if c.path is not None and c.model is not None:
         raise UserError(f"two models are named: {c.path} and {c.model}")
     path = find_model(c.path or c.model)
-    lm = load(path, threads=c.threads, dtype=c.dtype)
+    lm = load(path, threads=c.threads, dtype=c.dtype, kv_cache_dtype=c.kv_cache_dtype)
     base = c.base or chat_tokens_untrained(path) or lm.tokenizer.chat is None
     chat = Chat(c, lm, base)
     if c.prompt is not None:

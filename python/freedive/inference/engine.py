@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from freedive.model import Model
+from freedive.model.model import check_kv_cache_dtype
 from freedive.runs import UserError, available_memory, human_bytes
 from freedive.tokenizer import Tokenizer
 
@@ -32,13 +33,18 @@ __all__ = ["Completion", "Engine", "Params", "Request", "Stats"]
 class Engine:
     """Generation with one model. One thread at a time. Owns one cache, made at the first request and enlarged when idle and too small.
 
-    cache_tokens fixes its size, in positions; None lets it grow with what is asked for, up to half of the free memory.
+    cache_tokens fixes its size, in positions; None lets it grow with what is asked for, up to half of the free memory. kv_cache_dtype is what
+    keys and values are kept in: "float32", "bfloat16" or "int8"; "auto" is bfloat16 for a model of dtype bfloat16, whose products round them
+    to it anyway (the same bits), else float32. Every token attends to keys and values as stored, so whichever it is, a request's bits
+    depend on nobody else; only where no rounding is added are they the trainer's.
     """
 
-    def __init__(self, model: Model, tokenizer: Tokenizer | None = None, *, cache_tokens: int | None = None):
+    def __init__(self, model: Model, tokenizer: Tokenizer | None = None, *, cache_tokens: int | None = None, kv_cache_dtype: str = "auto"):
         if cache_tokens is not None and cache_tokens < 1:
             raise UserError(f"cache_tokens is {cache_tokens}, it must be at least 1")
+        self.kv_cache_dtype = check_kv_cache_dtype(kv_cache_dtype, model.dtype)
         self.model, self.tokenizer, self.stats = model, tokenizer, Stats()
+        self.stats.cache_bytes_per_token = model.cache_block_bytes(self.kv_cache_dtype) // BLOCK
         self._fixed = blocks_for(cache_tokens) if cache_tokens else None
         self._cache: Any = None
         self._weights = model.weight_version
@@ -178,7 +184,7 @@ class Engine:
         if not blocks:
             return
         c, have = self.model.config, self.manager.n
-        size = 2 * 4 * BLOCK * c.n_layer * c.n_kv_head * c.head_dim
+        size = self.model.cache_block_bytes(self.kv_cache_dtype)
         wanted = sum(sorted(blocks, reverse=True)[: self._rows]) + min(len(blocks), self._rows)
         if have and (self.scheduler.busy or wanted <= have or self._fixed):
             if max(blocks) > have:
@@ -189,9 +195,9 @@ class Engine:
         target = self._fixed or min(max(wanted, blocks_for(c.max_positions)), affordable)
         if max(blocks) > max(target, have):
             told = f"a sequence of {max(blocks) * BLOCK} tokens needs {human_bytes(max(blocks) * size)} of cache"
-            raise UserError(f"{told}, and {human_bytes(max(target, 0) * size)} can be had", hint="lower max_new_tokens")
+            raise UserError(f"{told}, and {human_bytes(max(target, 0) * size)} can be had", hint="lower max_new_tokens, or keep less for each: kv_cache_dtype int8")
         if target > have:
-            self._cache = self.model.new_cache(target)
+            self._cache = self.model.new_cache(target, self.kv_cache_dtype)
             self._loop = Loop(self.model, self.tokenizer, self._cache, target, self.stats)
 
     def step(self) -> list[Request]:

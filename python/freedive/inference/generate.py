@@ -14,7 +14,7 @@ from freedive.tokenizer import render
 
 from .chat import printable
 from .grammar import Grammar
-from .load import LM, load
+from .load import KV_CACHE_HELP, LM, load
 from .params import Completion, Params
 
 
@@ -45,6 +45,7 @@ class GenerateConfig:
     jsonl: bool = option(False, "print one JSON object a completion")
     threads: int | None = option(None, "CPU threads (default: all)")
     dtype: str = option("float32", "float32; bfloat16: operands of products rounded, twice as fast where the processor has it; auto")
+    kv_cache_dtype: str = option("auto", KV_CACHE_HELP)
 
 
 def run(c: GenerateConfig) -> int:
@@ -64,7 +65,7 @@ def run(c: GenerateConfig) -> int:
                                 logprobs=max(c.logprobs, 0))  # fmt: skip
     Params(c.max_new_tokens, c.temperature, c.top_k, c.top_p, c.min_p, **more)  # raises for what cannot be, before anything is loaded
     prompts = _prompts(c)
-    lm = load(c.model, threads=c.threads, dtype=c.dtype)
+    lm = load(c.model, threads=c.threads, dtype=c.dtype, kv_cache_dtype=c.kv_cache_dtype)
     ids = [_ids(c, lm, p) for p in prompts]
     told: list[Completion | None] = [None] * (len(ids) * c.n)
     next_one = 0

@@ -9,19 +9,21 @@ from typing import Any
 import numpy as np
 
 from freedive.model import Batch, Model, Outputs
+from freedive.model.model import check_kv_cache_dtype
 from freedive.tokenizer import Tokenizer, render
 
 from .engine import Engine
 from .folder import load_model, load_tokenizer
 
 Messages = Sequence[dict[str, str]]
+KV_CACHE_HELP = "what keys and values are kept in: float32, bfloat16, int8 (a quarter of the memory); auto: bfloat16 with --dtype bfloat16, which changes no bit, else float32"
 
 
 class LM:
     """A model folder in memory: `.model`, `.tokenizer`, `.engine`, and the short ways to use them."""
 
-    def __init__(self, model: Model, tokenizer: Tokenizer):
-        self.model, self.tokenizer, self.engine = model, tokenizer, Engine(model, tokenizer)
+    def __init__(self, model: Model, tokenizer: Tokenizer, kv_cache_dtype: str = "auto"):
+        self.model, self.tokenizer, self.engine = model, tokenizer, Engine(model, tokenizer, kv_cache_dtype=kv_cache_dtype)
 
     def generate(self, prompt: str, max_new_tokens: int = 64, temperature: float = 0.8, seed: int = 0, **sampling: Any) -> str:
         """Continue a text, as a document of the training data would go on; returns the new text, at most max_new_tokens tokens of it.
@@ -72,12 +74,14 @@ class LM:
 
 
 def load(path: str | Path, *, trainable: bool = False, max_tokens: int = 4096, max_seqs: int = 256, threads: int | None = None,
-         dtype: str = "float32") -> LM:  # fmt: skip
+         dtype: str = "float32", kv_cache_dtype: str = "auto") -> LM:  # fmt: skip
     """Load what `freedive pretrain`, `sft` or `rl` wrote, or an open model: a Hugging Face folder (gpt2, llama, qwen2, qwen3), a GGUF file
     or a llama2.c checkpoint.
 
     trainable: keep room for gradients and moments, so that `forward`, `backward` and `adamw` work. max_tokens, max_seqs: the most tokens and
-    sequences of one batch. threads: default the usable cores. dtype: "float32", "bfloat16" or "auto", as of Model. Raises UserError saying what is missing, damaged or does not fit in memory.
+    sequences of one batch. threads: default the usable cores. dtype: "float32", "bfloat16" or "auto", as of Model. kv_cache_dtype: as of Engine. Raises UserError saying what is missing, damaged or does not fit in memory.
     """
+    check_kv_cache_dtype(kv_cache_dtype, dtype)
     tok = load_tokenizer(Path(path))
-    return LM(load_model(Path(path), tok, trainable=trainable, max_tokens=max_tokens, max_seqs=max_seqs, threads=threads, dtype=dtype), tok)
+    model = load_model(Path(path), tok, trainable=trainable, max_tokens=max_tokens, max_seqs=max_seqs, threads=threads, dtype=dtype)
+    return LM(model, tok, kv_cache_dtype)

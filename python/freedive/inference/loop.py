@@ -34,6 +34,7 @@ class Stats:
     accepted_tokens: int = 0  # of the drafted
     preemptions: int = 0
     calls: int = 0  # of the model
+    cache_bytes_per_token: int = 0  # keys and values of all layers, as they are kept
 
 
 class Loop:

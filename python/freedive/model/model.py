@@ -14,7 +14,7 @@ import numpy as np
 from freedive import _core
 from freedive.model.batch import Batch
 from freedive.model.config import DecoderConfig
-from freedive.ops import compute_code, fast_bf16
+from freedive.ops import cache_code, compute_code, fast_bf16
 from freedive.runs import UserError, available_memory, default_threads, human_bytes
 
 
@@ -77,6 +77,14 @@ def check_dtype(dtype: str) -> str:
     if dtype not in ("float32", "bfloat16", "auto"):
         raise UserError(f"dtype is {dtype!r}", hint="float32, bfloat16 (products of bfloat16 numbers, sums in float32) or auto")
     return ("bfloat16" if fast_bf16() else "float32") if dtype == "auto" else dtype
+
+
+def check_kv_cache_dtype(kv_cache_dtype: str, dtype: str) -> str:
+    """"float32", "bfloat16" or "int8"; "auto" is bfloat16 where products of `dtype` round to it anyway, so no bit changes, else float32.
+    UserError for any other name."""
+    if kv_cache_dtype not in ("float32", "bfloat16", "int8", "auto"):
+        raise UserError(f"kv_cache_dtype is {kv_cache_dtype!r}", hint="float32, bfloat16, int8 or auto")
+    return ("bfloat16" if dtype == "bfloat16" else "float32") if kv_cache_dtype == "auto" else kv_cache_dtype
 
 
 class Model:
@@ -243,12 +251,17 @@ class Model:
 
     # ---- decoding ----------------------------------------------------------------------------------------------
 
-    def new_cache(self, blocks: int) -> Any:
-        """A paged key-value cache of `blocks` blocks of 32 positions, for all layers: blocks * 32 * 2 * n_layer * n_kv_head * head_dim floats.
+    def new_cache(self, blocks: int, dtype: str = "float32") -> Any:
+        """A paged key-value cache of `blocks` blocks of 32 positions, for all layers: `cache_block_bytes(dtype)` each.
 
-        Raises ValueError for fewer than one block, MemoryError where there is no room.
+        dtype: "float32", "bfloat16" or "int8" (with a scale for each position and key-value head). Raises ValueError for fewer than one block
+        or another dtype, MemoryError where there is no room.
         """
-        return self._core.new_cache(blocks)
+        return self._core.new_cache(blocks, cache_code(dtype))
+
+    def cache_block_bytes(self, dtype: str = "float32") -> int:
+        """Bytes of one block of 32 positions of a cache, all layers. ValueError for a dtype that caches do not have."""
+        return self._core.cache_block_bytes(cache_code(dtype))
 
     def decode(self, cache: Any, batch: Batch, past_lens: np.ndarray, block_table: np.ndarray, *, temperature: np.ndarray, top_k: np.ndarray,
                top_p: np.ndarray, min_p: np.ndarray, seeds: np.ndarray, counters: np.ndarray,

@@ -202,24 +202,66 @@ def attention_backward(
     return dq, dk, dv
 
 
+def numbers_per_word(cache: Array) -> int:
+    """How many numbers of the cache's dtype lie in 32 bits; a float64 cache counts as float32"""
+    return {1: 4, 2: 2}.get(cache.dtype.itemsize, 1)
+
+
+def quantized(x: Array) -> tuple[Array, Array]:
+    """x [.., D] = scale q: int8 q and float32 scale [..] = max |x| / 127, in float32 as the kernels do. Below 1e-30 all is 0, a number that
+    is not finite makes the scale NaN"""
+    x = np.asarray(x, np.float32)
+    largest = np.abs(x).max(-1)
+    good = np.isfinite(largest) & (largest >= np.float32(1e-30))
+    inverse = np.where(good, np.float32(127) / np.where(good, largest, np.float32(1)), np.float32(0))
+    q = np.rint(np.where(np.isfinite(x), x, np.float32(0)) * inverse[..., None]).astype(np.int8)
+    return q, np.where(np.isfinite(largest), np.where(good, largest / np.float32(127), np.float32(0)), np.float32(np.nan))
+
+
 def kv_cache_write(
-    k_cache: Array, v_cache: Array, k: Array, v: Array, cu_seqlens: Array, past_lens: Array, block_table: Array
-) -> tuple[Array, Array]:
-    """Position p of sequence s lives in block block_table[s, p // 32], slot p % 32. k_cache [B,G,D,32], v_cache [B,G,32,D]"""
-    k_cache, v_cache = np.array(k_cache), np.array(v_cache)
+    k_cache: Array, v_cache: Array, k: Array, v: Array, cu_seqlens: Array, past_lens: Array, block_table: Array,
+    k_scale: Array | None = None, v_scale: Array | None = None,
+) -> tuple[Array, ...]:  # fmt: skip
+    """Position p of sequence s lives in block block_table[s, p // 32], slot p % 32, in words of P numbers: k_cache [B,G,D/P,32P],
+    v_cache [B,G,32/P,DP], k_scale and v_scale [B,G,32] of int8. -> the arrays given"""
+    caches = [np.array(x) for x in (k_cache, v_cache, k_scale, v_scale) if x is not None]
+    (B, G), D, P = k_cache.shape[:2], k.shape[2], numbers_per_word(k_cache)
+    keys = caches[0].reshape(B, G, -1, KV_BLOCK, P)  # [.., word of d, slot, d % P]
+    values = caches[1].reshape(B, G, KV_BLOCK // P, D, P)  # [.., word of slots, d, slot % P]
     for s in range(len(past_lens)):
         for i, n in enumerate(range(cu_seqlens[s], cu_seqlens[s + 1])):
             position = past_lens[s] + i
             block, slot = block_table[s, position // KV_BLOCK], position % KV_BLOCK
-            k_cache[block, :, :, slot] = k[n]
-            v_cache[block, :, slot, :] = v[n]
-    return k_cache, v_cache
+            key, value = k[n], v[n]
+            if P == 4:
+                key, caches[2][block, :, slot] = quantized(key)
+                value, caches[3][block, :, slot] = quantized(value)
+            if P == 2 and slot % 2 == 0:
+                values[block, :, slot // 2] = 0
+            padded = np.zeros((G, keys.shape[2] * P), keys.dtype)
+            padded[:, :D] = key
+            keys[block, :, :, slot] = padded.reshape(G, -1, P)
+            values[block, :, slot // P, :, slot % P] = value
+    return tuple(caches)
+
+
+def cached_numbers(k_cache: Array, v_cache: Array, k_scale: Array | None, v_scale: Array | None) -> tuple[Array, Array]:
+    """What a cache stands for: k, v float64 [B, 32, G, D]"""
+    (B, G), P = k_cache.shape[:2], numbers_per_word(k_cache)
+    D = v_cache.shape[3] // P
+    k = f64(k_cache).reshape(B, G, -1, KV_BLOCK, P).transpose(0, 3, 1, 2, 4).reshape(B, KV_BLOCK, G, -1)[..., :D]
+    v = f64(v_cache).reshape(B, G, -1, D, P).transpose(0, 2, 4, 1, 3).reshape(B, KV_BLOCK, G, D)
+    if k_scale is not None and v_scale is not None:
+        k, v = k * f64(k_scale).transpose(0, 2, 1)[..., None], v * f64(v_scale).transpose(0, 2, 1)[..., None]
+    return k, v
 
 
 def attention_cached(
-    q: Array, k_cache: Array, v_cache: Array, cu_seqlens: Array, past_lens: Array, block_table: Array, scale: float
-) -> Array:
+    q: Array, k_cache: Array, v_cache: Array, cu_seqlens: Array, past_lens: Array, block_table: Array, scale: float,
+    k_scale: Array | None = None, v_scale: Array | None = None,
+) -> Array:  # fmt: skip
     """attention_forward of the last rows of each sequence, keys and values gathered from the cache. -> out [N, H, D]"""
+    keys, values = cached_numbers(k_cache, v_cache, k_scale, v_scale)
     q = f64(q)
     H, G = q.shape[1], k_cache.shape[1]
     out = np.zeros_like(q)
@@ -229,8 +271,7 @@ def attention_cached(
         if rows.start == rows.stop:
             continue
         blocks = block_table[s, : -(-total // KV_BLOCK)]
-        k = f64(np.concatenate([k_cache[b].transpose(2, 0, 1) for b in blocks]))[:total]  # [total, G, D]
-        v = f64(np.concatenate([v_cache[b].transpose(1, 0, 2) for b in blocks]))[:total]
+        k, v = (np.concatenate(x[blocks])[:total] for x in (keys, values))  # [total, G, D]
         for h in range(H):
             scores = causal_scores(q[rows, h], k[:, h // (H // G)], scale)
             out[rows, h] = np.exp(scores - log_sum_exp(scores)[:, None]) @ v[:, h // (H // G)]
