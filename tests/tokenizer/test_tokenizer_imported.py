@@ -14,7 +14,20 @@ from tokenizer_corpus import corpus
 
 from freedive.data.texts import iter_texts
 from freedive.runs import UserError
-from freedive.tokenizer import ChatConfig, Tokenizer, check_mask, find, from_gguf, from_hf, get, parse, render, save_hf, train_tokenizer
+from freedive.tokenizer import (
+    ChatConfig,
+    Tokenizer,
+    byte_tokenizer,
+    check_mask,
+    find,
+    from_gguf,
+    from_hf,
+    get,
+    parse,
+    render,
+    save_hf,
+    train_tokenizer,
+)
 from freedive.tokenizer.imported import GGUF_PATTERNS, LLAMA3_PATTERN, SMOLLM_PATTERN
 
 LINES = [
@@ -263,3 +276,13 @@ def test_tiktoken_finds_our_encodings(published):
     theirs = tiktoken.get_encoding("o200k_chatml")
     assert theirs.encode("<|im_sep|>Hello!!", allowed_special="all") == [ours.im_sep, *ours.encode("Hello!!")]
     assert tiktoken.get_encoding("cl100k_chatml").n_vocab == get("cl100k_chatml").vocab_size
+
+
+@pytest.mark.parametrize("added", [5, "x", {"a": 1}])
+def test_added_tokens_that_are_no_list(tmp_path, added):
+    """Found by dev/fuzz.sh"""
+    save_hf(byte_tokenizer(), tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text()) | {"added_tokens": added}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="added_tokens"):
+        Tokenizer.load(tmp_path)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ MAX_ENTRIES = 65_536  # of metadata and of tensors; published files have some do
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 MAX_NESTING = 4  # arrays of arrays
 _STRING, _ARRAY, _BOOL = 8, 9, 7
+_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 _NUMBERS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", _BOOL: "|b1", 10: "<u8", 11: "<i8", 12: "<f8"}
 
 # type id -> (name, elements in a block, bytes of a block): ggml.h and ggml-common.h
@@ -46,17 +48,20 @@ class TensorInfo:
     type: str  # "F32", "Q4_1", ...
     offset: int  # bytes from the beginning of the file
     nbytes: int
+    part: int = 0  # which of GGUF.parts
 
 
 @dataclass(frozen=True)
 class GGUF:
-    """The header of one file. Metadata values: str, int, float, bool, list[str] or lists of these, numbers as ndarray."""
+    """The header of one file, or of all parts of a split one (the first has the metadata). Metadata values: str, int, float, bool, list[str] or
+    lists of these, numbers as ndarray."""
 
     path: Path
     version: int
     alignment: int
     metadata: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
+    parts: tuple[Path, ...] = ()
 
     def get(self, key: str, kind: type, default: Any = None) -> Any:
         """metadata[key] if it has the type `kind` (a missing key gives `default`). Raises UserError for another type."""
@@ -79,11 +84,56 @@ def is_gguf(path: str | os.PathLike[str]) -> bool:
 
 
 def read_gguf(path: str | os.PathLike[str]) -> GGUF:
-    """Read and check the header of a GGUF file; every tensor is known to lie inside of the file and apart from the others.
+    """Read and check the header of a GGUF file; every tensor is known to lie inside of its file and apart from the others. Of a file split as
+    llama-gguf-split does it, NAME-00001-of-00003.gguf, any part stands for all; they lie beside each other.
 
     Raises UserError naming the file and what is wrong with it.
     """
     path = Path(path)
+    file = _read_one(path)
+    return replace(file, parts=(path,)) if file.get("split.count", int, 0) < 2 else _read_parts(path, file)
+
+
+def part_path(path: Path, number: int) -> Path | None:
+    """Where part `number` (from 1) of the file that `path` is a part of lies; None if its name is not that of a part."""
+    name = _PART.fullmatch(path.name)
+    return path.with_name(f"{name[1]}-{number:05d}-of-{name[3]}.gguf") if name else None
+
+
+def _read_parts(path: Path, named: GGUF) -> GGUF:
+    count = named.get("split.count", int)
+    name = _PART.fullmatch(path.name)
+    if name is None or int(name[3]) != count:
+        raise UserError(f"{path} says that it is one of {count:,} parts", hint=f"they are found by their names: give it back its own, NAME-00001-of-{count:05d}.gguf")
+    tensors: dict[str, TensorInfo] = {}
+    parts: list[Path] = []
+    first = named
+    for number in range(1, count + 1):  # ends at the first that is not there
+        part = part_path(path, number)
+        assert part is not None
+        if not part.is_file():
+            raise UserError(f"part {number} of {count} is missing: {part}", hint="all parts of a model lie in one folder: fetch it")
+        file = named if part == path else _read_one(part)
+        if (file.get("split.no", int, 0), file.get("split.count", int, 0)) != (number - 1, count):
+            said = f"part {file.get('split.no', int, 0) + 1} of {file.get('split.count', int, 0)}"
+            raise UserError(f"{part} says that it is {said}, its name that it is {number} of {count}", hint=_DAMAGED)
+        first = file if number == 1 else first
+        if twice := next((t for t in file.tensors if t in tensors), None):
+            raise UserError(f"{part}: the tensor {twice!r:.80} is in an earlier part too", hint=_DAMAGED)
+        tensors |= {t: replace(info, part=number - 1) for t, info in file.tensors.items()}
+        parts.append(part)
+    promised = first.get("split.tensors.count", int, len(tensors))
+    if promised != len(tensors):
+        raise UserError(f"{first.path} and its other parts hold {len(tensors):,} tensors, and {promised:,} are promised", hint=_DAMAGED)
+    return replace(first, tensors=tensors, parts=tuple(parts))
+
+
+def map_gguf(file: GGUF) -> list[np.ndarray]:
+    """The bytes of each part of a file, uint8, mapped: nothing is read yet."""
+    return [np.memmap(part, np.uint8, mode="r") for part in file.parts]
+
+
+def _read_one(path: Path) -> GGUF:
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size

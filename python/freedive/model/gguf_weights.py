@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from freedive.model.config import DecoderConfig, checked
-from freedive.model.gguf import GGUF, TensorInfo, read_gguf
+from freedive.model.gguf import GGUF, TensorInfo, map_gguf, read_gguf
 from freedive.model.quants import dequantize
 from freedive.model.weights import Weights, interleaved_to_halves, parameter_shapes
 from freedive.runs import UserError
@@ -92,7 +92,7 @@ def _stretched(file: GGUF, config: DecoderConfig, original: int) -> DecoderConfi
     info = file.tensors[FREQUENCIES]
     if info.shape != (config.head_dim // 2,) or info.type != "F32" or config.position != "rope":
         raise UserError(f"{file.path}: {FREQUENCIES} is {info.type} {list(info.shape)}, not F32 [{config.head_dim // 2}]")
-    divisors = _raw(np.memmap(file.path, np.uint8, mode="r"), info).view("<f4").astype(np.float64)
+    divisors = _raw(map_gguf(file), info).view("<f4").astype(np.float64)
     if not np.isfinite(divisors).all() or (divisors <= 0).any():
         raise UserError(f"{file.path}: {FREQUENCIES} has numbers that are not positive")
     if np.allclose(divisors, 1.0):
@@ -104,8 +104,8 @@ def _stretched(file: GGUF, config: DecoderConfig, original: int) -> DecoderConfi
     return config
 
 
-def _raw(data: np.ndarray, info: TensorInfo) -> np.ndarray:
-    return data[info.offset : info.offset + info.nbytes]
+def _raw(data: list[np.ndarray], info: TensorInfo) -> np.ndarray:
+    return data[info.part][info.offset : info.offset + info.nbytes]
 
 
 def open_gguf(path: Path) -> Weights:
@@ -118,7 +118,7 @@ def open_gguf(path: Path) -> Weights:
         key = gguf_name(architecture, name)
         info = file.tensors.get(key)
         if info is None:
-            raise UserError(f"{path} lacks the tensor {key!r}", hint="is it one part of several? Merge them: llama-gguf-split --merge")
+            raise UserError(f"{path} lacks the tensor {key!r}", hint="it is damaged, or of another kind than its metadata say")
         if key.startswith("blk.") and ".attn_qkv." in key:
             shape = (3 * shape[0], *shape[1:])
         if info.shape != shape:
@@ -129,11 +129,11 @@ def open_gguf(path: Path) -> Weights:
     unknown = [key for key in file.tensors if key not in used]
     if unknown:
         raise UserError(f"{path} has the tensor {unknown[0]!r:.80}, which a {architecture} model does not", hint="freedive would compute another model")
-    data = np.memmap(path, np.uint8, mode="r")
+    data = map_gguf(file)
     return Weights(path, config, _reader(file, architecture, config, data))
 
 
-def _reader(file: GGUF, architecture: str, config: DecoderConfig, data: np.ndarray) -> Callable[[str], np.ndarray]:
+def _reader(file: GGUF, architecture: str, config: DecoderConfig, data: list[np.ndarray]) -> Callable[[str], np.ndarray]:
     heads = {"q_proj": config.n_head, "k_proj": config.n_kv_head}
 
     def read(name: str) -> np.ndarray:

@@ -71,11 +71,15 @@ def halves_to_interleaved(rows: np.ndarray, heads: int) -> np.ndarray:
 
 
 def find_weights(path: Path) -> Path:
-    """`path`, or the one GGUF file of a folder without config.json. Raises UserError for what is not there."""
+    """`path`, or the one GGUF file of a folder without config.json (of one in parts, the first). Raises UserError for what is not there."""
+    from freedive.model.gguf import part_path
+
     if not path.exists():
         raise UserError(f"no such model: {path}", hint="give a model folder, a .gguf file or a llama2.c .bin file")
     if path.is_dir() and not (path / "config.json").is_file():
         inside = sorted(path.glob("*.gguf"))
+        if len(inside) > 1 and {part_path(p, 1) for p in inside} == {inside[0]}:
+            return inside[0]
         if len(inside) == 1:
             return inside[0]
         if len(inside) > 1:

@@ -75,7 +75,10 @@ def from_hf(path: str | Path) -> Tokenizer:
         if model.get(key):
             raise UserError(f"{where}: model.{key} is not supported")
     specials: dict[str, int] = {}
-    for added in content.get("added_tokens") or []:
+    added_tokens = content.get("added_tokens") or []
+    if not isinstance(added_tokens, list):
+        raise UserError(f"{where}: added_tokens is {added_tokens!r:.80}, not a list")
+    for added in added_tokens:
         name, index = (added.get("content"), added.get("id")) if isinstance(added, dict) else (None, None)
         if not isinstance(name, str) or not isinstance(index, int):
             raise UserError(f"{where}: an added token is {added!r:.80}")
@@ -152,13 +155,13 @@ def from_gguf_metadata(file: GGUF) -> Tokenizer:
     if name not in GGUF_PATTERNS:
         raise UserError(f"{where}: unknown split pattern {name!r:.40}", hint=f"known: {', '.join(GGUF_PATTERNS)}")
     tokens, merges = file.get("tokenizer.ggml.tokens", list, []), file.get("tokenizer.ggml.merges", list, [])
-    types = file.metadata.get("tokenizer.ggml.token_type", [1] * len(tokens))
+    types = _numbers(file, "tokenizer.ggml.token_type", [1] * len(tokens))
     if len(types) != len(tokens) or any(not isinstance(t, str) for t in (*tokens, *merges)):
         raise UserError(f"{where}: {len(tokens):,} tokens with {len(types):,} types, or tokens that are not text")
     if len(set(tokens)) != len(tokens):
         raise UserError(f"{where}: a token is listed twice")
-    specials = {t: i for i, (t, kind) in enumerate(zip(tokens, types, strict=True)) if int(kind) in (_CONTROL, _USER_DEFINED)}
-    words = {t: i for i, (t, kind) in enumerate(zip(tokens, types, strict=True)) if int(kind) != _UNUSED}
+    specials = {t: i for i, (t, kind) in enumerate(zip(tokens, types, strict=True)) if kind in (_CONTROL, _USER_DEFINED)}
+    words = {t: i for i, (t, kind) in enumerate(zip(tokens, types, strict=True)) if kind != _UNUSED}
     vocab = _vocab(words, specials, where)
     pairs = [tuple(m.split(" ")) for m in merges]
     # Not written in published files; Qwen's own tokenizers do it, llama.cpp does not. Files of ours say it
@@ -171,6 +174,16 @@ def from_gguf_metadata(file: GGUF) -> Tokenizer:
     return _build(vocab, pairs, specials, GGUF_PATTERNS[name], where, normalizer, bos, template, whole, _gguf_ends(file, tokens, specials), add_bos)
 
 
+def _numbers(file: GGUF, key: str, default: list[int], kinds: str = "iu") -> list[Any]:
+    """An array of numbers of NumPy's `kinds` ("iu": integers). UserError for anything else under that name."""
+    value = file.metadata.get(key)
+    if value is None:
+        return default
+    if getattr(getattr(value, "dtype", None), "kind", "") not in (*kinds,):
+        raise UserError(f"{file.path}: {key!r} is no array of {'integers' if kinds == 'iu' else 'numbers'}")
+    return value.tolist()
+
+
 def _gguf_ends(file: GGUF, tokens: list[str], specials: Mapping[str, int]) -> tuple[str, ...]:
     ids = [file.metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot")]
     names = {tokens[i] for i in ids if type(i) is int and 0 <= i < len(tokens)}
@@ -179,15 +192,15 @@ def _gguf_ends(file: GGUF, tokens: list[str], specials: Mapping[str, int]) -> tu
 
 def _gguf_sentencepiece(file: GGUF, where: str) -> Tokenizer:
     """SentencePiece's pieces as llama.cpp keeps them. A chat template is not taken over: Llama 2's form has no turns that we write."""
-    pieces, scores = file.get("tokenizer.ggml.tokens", list, []), file.metadata.get("tokenizer.ggml.scores", [])
-    types = file.metadata.get("tokenizer.ggml.token_type", [])
+    pieces, scores = file.get("tokenizer.ggml.tokens", list, []), _numbers(file, "tokenizer.ggml.scores", [], "iuf")
+    types = _numbers(file, "tokenizer.ggml.token_type", [])
     index = file.get("tokenizer.ggml.bos_token_id", int, 1)
     if len({len(pieces), len(scores), len(types)}) != 1 or not 0 <= index < len(pieces) or not isinstance(pieces[index], str):
         raise UserError(f"{where}: {len(pieces):,} pieces, {len(scores):,} scores, {len(types):,} types, bos {index}")
-    specials = {p: i for i, (p, t) in enumerate(zip(pieces, types, strict=True)) if int(t) in (_CONTROL, _USER_DEFINED)}
+    specials = {p: i for i, (p, t) in enumerate(zip(pieces, types, strict=True)) if t in (_CONTROL, _USER_DEFINED)}
     prefix = file.get("tokenizer.ggml.add_space_prefix", bool, True)
     try:
-        return SentencePiece(pieces, [float(x) for x in scores], [int(t) for t in types], add_prefix=prefix, bos=pieces[index],
+        return SentencePiece(pieces, scores, types, add_prefix=prefix, bos=pieces[index],
                              eos=_gguf_ends(file, pieces, specials), add_bos=file.get("tokenizer.ggml.add_bos_token", bool, True))  # fmt: skip
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: a score or type is not a number: {error}") from None
