@@ -18,7 +18,7 @@ class Exchange:
 
     question: str
     answer: str
-    ids: list[int]  # of both, from the user's header to what follows the end of the assistant's turn
+    ids: list[int]  # of the answer, to what follows the end of the assistant's turn
 
 
 class Conversation:
@@ -42,25 +42,30 @@ class Conversation:
 
         Raises UserError if the question alone does not fit.
         """
-        opening = [*([{"role": "system", "content": self.system}] if self.system else []), {"role": "user", "content": question}]
-        alone = render(self.tok, opening, add_generation_prompt=True)[0]
-        asked = render(self.tok, [{"role": "user", "content": question}], add_generation_prompt=True, continued=True)[0]
-        if len(alone) + ROOM > self.room:
-            raise UserError(f"the question is too long: {len(asked)} tokens; the model has {self.room} positions", hint="shorten it")
-        head = alone[: len(alone) - len(asked)]
-        while len(head) + sum(len(e.ids) for e in self.exchanges) + len(asked) + ROOM > self.room:
+        while True:
+            ids: list[int] = []
+            for e in self.exchanges:
+                ids += [*self._asked(e.question, not ids), *e.ids]
+            ids += self._asked(question, not ids)
+            if len(ids) + ROOM <= self.room:
+                return ids
+            if not self.exchanges:
+                raise UserError(f"the question is too long: {len(ids)} tokens; the model has {self.room} positions", hint="shorten it")
             self.exchanges.pop(0)
             self.forgotten += 1
-        return [*head, *(i for e in self.exchanges for i in e.ids), *asked]
+
+    def _asked(self, question: str, first: bool) -> list[int]:
+        """A question's ids, up to where its answer begins; with what opens a conversation if it is the first."""
+        system = [{"role": "system", "content": self.system}] if self.system and first else []
+        return render(self.tok, [*system, {"role": "user", "content": question}], add_generation_prompt=True, continued=not first)[0]
 
     def answered(self, question: str, answer: str, ids: list[int] | None = None) -> None:
         """Keep an exchange; ids: what was sampled, tools' answers included (None: `answer` is encoded). An empty answer leaves no trace."""
         if not answer.strip() and not ids:
             return
         tok, chat = self.tok, self.tok.require_chat()
-        asked = render(tok, [{"role": "user", "content": question}], add_generation_prompt=True, continued=True)[0]
         said = list(ids) if ids else tok.encode(answer)
         while said and said[-1] in tok.stop_ids:
             said.pop()
         if said:
-            self.exchanges.append(Exchange(question, answer, [*asked, *said, tok.special(chat.end), *tok.encode(chat.after)]))
+            self.exchanges.append(Exchange(question, answer, [*said, tok.special(chat.end), *tok.encode(chat.after)]))

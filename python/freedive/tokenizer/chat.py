@@ -12,6 +12,7 @@ from typing import Any
 
 from freedive.runs import UserError
 
+from . import chat_llama2
 from .chat_config import ChatConfig
 from .tokenizer import Tokenizer
 
@@ -36,6 +37,10 @@ def render(
     """
     chat = tok.require_chat()
     validate(messages, chat, row=row, training=training)
+    if chat.form == "llama2":
+        if add_generation_prompt and messages[-1]["role"] != "user":
+            raise UserError(f"{_where(row)}an answer is asked for, and no question stands last", hint="Llama 2's form: the last message is the user's")
+        return chat_llama2.rendered(tok, chat, messages)
     ids: list[int] = [tok.bos_id] if chat.bos and not continued else []
     mask: list[int] = [0] * len(ids)
 
@@ -68,13 +73,14 @@ def parse(tok: Tokenizer, ids: Sequence[int], allow_unfinished: bool = False) ->
     else that isn't a conversation.
     """
     chat = tok.require_chat()
-    messages = []
+    messages: list[dict[str, str]] = []
     for role, begin, end, finished in _turns(tok, chat, ids):
         if not finished and begin == end and role == chat.assistant:
             break  # the generation prompt
         if not finished and not allow_unfinished:
             raise _not_a_conversation(len(ids), f"the last turn has no {chat.end}")
-        messages.append({"role": role, "content": tok.decode(ids[begin:end])})
+        text = tok.decode(ids[begin:end])
+        messages += chat_llama2.messages_of(role, text) if chat.form == "llama2" else [{"role": role, "content": text}]
     return messages
 
 
@@ -126,6 +132,8 @@ def validate(messages: Any, chat: ChatConfig, *, row: int | str | None = None, t
             raise UserError(f"{here}: content must be text, is {type(content).__name__}")
         if not content:
             raise UserError(f"{here} ({role}) is empty", hint="leave the message out")
+    if chat.form == "llama2":
+        chat_llama2.check(messages, where)
     if training and not any(message["role"] == chat.assistant for message in messages):
         raise UserError(f"{where}no message is from the {chat.assistant!r}, so there is nothing to learn", hint=_EXAMPLE)
 
@@ -141,6 +149,8 @@ def _header(tok: Tokenizer, chat: ChatConfig, role: str) -> list[int]:
 
 def _turns(tok: Tokenizer, chat: ChatConfig, ids: Sequence[int]) -> list[tuple[str, int, int, bool]]:
     """(role, where content begins, where it ends, whether the end token stands there) of each turn."""
+    if chat.form == "llama2":
+        return chat_llama2.turns(tok, chat, [int(i) for i in ids])
     start, end, after = tok.special(chat.start), tok.special(chat.end), tok.encode(chat.after)
     headers = {role: _header(tok, chat, role) for role in chat.roles}
     ids = [int(i) for i in ids]

@@ -21,4 +21,5 @@ class ChatConfig:
     assistant: str = "assistant"  # the role which is trained
     sep_text: str = ""  # plain text between sep and content
     after: str = ""  # plain text after end; never trained
+    form: str = "turns"  # or "llama2": questions between [INST] and [/INST], see chat_llama2.py; sep_text is the latter
     default_system: str = ""  # what a conversation without a system message begins with (SmolLM2, Qwen2.5); "" is nothing

@@ -15,6 +15,7 @@ from typing import Any
 from freedive.runs import UserError
 
 from .chat_config import ChatConfig
+from .chat_llama2 import TEMPLATE
 from .sentencepiece import BYTE, NORMAL, SPACE, UNKNOWN, SentencePiece
 from .tokenizer import Tokenizer, byte_pairs
 
@@ -61,6 +62,8 @@ def recover_merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
 
 def chat_template(chat: ChatConfig, mark: bool = True) -> str:
     """The chat form as a Jinja template; with `mark`, `{% generation %}` marks what is trained (transformers' assistant mask)."""
+    if chat.form == "llama2":
+        return TEMPLATE if mark else TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
     if not mark:
         return chat_template(chat).replace("{% generation %}", "").replace("{% endgeneration %}", "")
 

@@ -35,7 +35,7 @@ def save(tok: Tokenizer, folder: Path) -> None:
         "vocab_size": tok.vocab_size,
         "pattern": tok.pattern,
         "special_tokens": dict(sorted(tok.special_tokens.items(), key=lambda item: item[1])),
-        "chat": asdict(tok.chat) if tok.chat else None,
+        "chat": {k: v for k, v in asdict(tok.chat).items() if (k, v) != ("form", "turns")} if tok.chat else None,
     }
     if tok.kind == "bpe":
         ranks = format_ranks(tok.tokens)
@@ -189,7 +189,8 @@ def _sentencepiece(config: dict[str, Any], path: Path) -> SentencePiece:
     if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in numbers):
         raise UserError(f"{path}: a score or type is not a number", hint=_DAMAGED)
     try:
-        return SentencePiece(*columns, add_prefix=bool(config.get("add_prefix", True)), bos=config["bos"], eos=config["eos"], add_bos=config["add_bos"])  # fmt: skip
+        return SentencePiece(*columns, add_prefix=bool(config.get("add_prefix", True)), bos=config["bos"], eos=config["eos"], add_bos=config["add_bos"],
+                             chat=_chat(config["chat"], path))  # fmt: skip
     except UserError as error:
         raise UserError(f"{path}: {error.message}", hint=error.hint) from error
 
@@ -216,6 +217,8 @@ def _chat(value: object, path: Path) -> ChatConfig | None:
     texts = (chat.start, chat.sep or chat.sep_text, chat.end, chat.assistant, *chat.roles)
     optional = (chat.sep, chat.sep_text, chat.after, chat.default_system)
     wrong = any(not isinstance(t, str) or not t for t in texts) or any(not isinstance(t, str) for t in optional)
+    if chat.form not in ("turns", "llama2"):
+        raise UserError(f"{path}: the chat form {chat.form!r:.40} is not known", hint="forms: turns, llama2")
     if wrong or not isinstance(chat.bos, bool) or chat.assistant not in chat.roles:
         raise UserError(
             f"{path}: 'chat' needs text for start, sep, end, assistant, true or false for bos, and roles with the assistant in it"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from freedive.runs import UserError
 
 from .chat_config import ChatConfig
+from .chat_llama2 import llama2_form
 from .known import GPT2_PATTERN, O200K_PATTERN, byte_of_character
 from .sentencepiece import SentencePiece, from_hf_model
 from .tokenizer import END_OF_TEXT, Tokenizer, byte_pairs
@@ -94,7 +95,7 @@ def from_hf(path: str | Path) -> Tokenizer:
         template = next((t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None)
     eos, add_bos = _ends(path, config, specials), _adds_bos(content.get("post_processor"), config, bos)
     if model.get("byte_fallback"):
-        return from_hf_model(content, specials, where, bos, eos, add_bos)
+        return from_hf_model(content, specials, where, bos, eos, add_bos, llama2_form(template, specials))
     vocab = _vocab(model["vocab"], specials, where)
     pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) if isinstance(m, list) else () for m in model["merges"]]
     normalizer = _normalizer(content.get("normalizer"), where)
@@ -191,7 +192,7 @@ def _gguf_ends(file: GGUF, tokens: list[str], specials: Mapping[str, int]) -> tu
 
 
 def _gguf_sentencepiece(file: GGUF, where: str) -> Tokenizer:
-    """SentencePiece's pieces as llama.cpp keeps them. A chat template is not taken over: Llama 2's form has no turns that we write."""
+    """SentencePiece's pieces as llama.cpp keeps them, with the chat form if it is Llama 2's."""
     pieces, scores = file.get("tokenizer.ggml.tokens", list, []), _numbers(file, "tokenizer.ggml.scores", [], "iuf")
     types = _numbers(file, "tokenizer.ggml.token_type", [])
     index = file.get("tokenizer.ggml.bos_token_id", int, 1)
@@ -199,9 +200,10 @@ def _gguf_sentencepiece(file: GGUF, where: str) -> Tokenizer:
         raise UserError(f"{where}: {len(pieces):,} pieces, {len(scores):,} scores, {len(types):,} types, bos {index}")
     specials = {p: i for i, (p, t) in enumerate(zip(pieces, types, strict=True)) if t in (_CONTROL, _USER_DEFINED)}
     prefix = file.get("tokenizer.ggml.add_space_prefix", bool, True)
+    chat = llama2_form(file.metadata.get("tokenizer.chat_template"), specials)
     try:
         return SentencePiece(pieces, scores, types, add_prefix=prefix, bos=pieces[index],
-                             eos=_gguf_ends(file, pieces, specials), add_bos=file.get("tokenizer.ggml.add_bos_token", bool, True))  # fmt: skip
+                             eos=_gguf_ends(file, pieces, specials), add_bos=file.get("tokenizer.ggml.add_bos_token", bool, True), chat=chat)  # fmt: skip
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: a score or type is not a number: {error}") from None
     except UserError as error:

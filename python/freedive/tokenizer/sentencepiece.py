@@ -18,6 +18,7 @@ from typing import Any
 
 from freedive.runs import UserError
 
+from .chat_config import ChatConfig
 from .tokenizer import MAX_IDS, Tokenizer, well_formed
 
 SPACE = "▁"  # how pieces write a space
@@ -30,7 +31,7 @@ class SentencePiece(Tokenizer):
 
     def __init__(
         self, pieces: Sequence[str], scores: Sequence[float], types: Sequence[int], *, add_prefix: bool = True, bos: str = "<s>",
-        eos: Sequence[str] = ("</s>",), add_bos: bool = True,
+        eos: Sequence[str] = ("</s>",), add_bos: bool = True, chat: ChatConfig | None = None,
     ) -> None:  # fmt: skip
         """pieces, scores and types: one per id; spaces may be written as ▁. Raises UserError for a table that cannot encode every text."""
         if not len(pieces) == len(scores) == len(types):
@@ -43,7 +44,7 @@ class SentencePiece(Tokenizer):
         self.scores, self.types, self.add_prefix = [float(s) for s in scores], [int(t) for t in types], add_prefix
         if any(math.isnan(s) for s in self.scores):
             raise UserError("a piece has a score that is no number")
-        self.kind, self.pattern, self.chat, self.normalizer, self.missing_bytes = "spm", None, None, None, b""
+        self.kind, self.pattern, self.chat, self.normalizer, self.missing_bytes = "spm", None, chat, None, b""
         self.vocab_size = len(pieces)
         self._bytes: dict[int, int] = {}
         self._ids: dict[str, int] = {}
@@ -64,7 +65,7 @@ class SentencePiece(Tokenizer):
                 self._table[index] = piece.encode("utf-8")
         if len(self._bytes) != 256:
             raise UserError(f"{256 - len(self._bytes)} of the 256 bytes have no piece", hint="vocabularies without byte fallback are not supported")
-        for name in (bos, *eos):
+        for name in (bos, *eos, *((chat.start, chat.end) if chat else ())):
             if name not in self.special_tokens:
                 raise UserError(f"there is no special piece {name!r}", hint=f"there are: {', '.join(self.special_tokens)}")
         self.bos, self.eos, self.add_bos = bos, tuple(eos), add_bos
@@ -176,7 +177,8 @@ def from_llama2c(path: str | Path) -> SentencePiece:
         raise UserError(f"{path} is no llama2.c tokenizer: {error}", hint="it is the tokenizer.bin or tok512.bin that came with the model") from None
 
 
-def from_hf_model(content: dict[str, Any], specials: dict[str, int], where: str, bos: str | None, eos: Sequence[str], add_bos: bool) -> SentencePiece:
+def from_hf_model(content: dict[str, Any], specials: dict[str, int], where: str, bos: str | None, eos: Sequence[str], add_bos: bool,
+                  chat: ChatConfig | None = None) -> SentencePiece:  # fmt: skip
     """A Hugging Face BPE with byte fallback (Llama 2) as what it was made of: a merge's place is the score of what it makes."""
     vocab, merges = content["model"]["vocab"], content["model"]["merges"]
     size = 1 + max([*vocab.values(), *specials.values()]) if vocab and all(type(i) is int for i in [*vocab.values(), *specials.values()]) else 0
@@ -195,6 +197,7 @@ def from_hf_model(content: dict[str, Any], specials: dict[str, int], where: str,
     steps = str(content.get("normalizer")) + str(content.get("pre_tokenizer"))
     prefix = "Prepend" in steps or "'always'" in steps or "'first'" in steps
     try:
-        return SentencePiece(pieces, scores, types, add_prefix=prefix, bos=bos or "<s>", eos=[e for e in eos if e in specials] or ["</s>"], add_bos=add_bos)
+        return SentencePiece(pieces, scores, types, add_prefix=prefix, bos=bos or "<s>", eos=[e for e in eos if e in specials] or ["</s>"], add_bos=add_bos,
+                             chat=chat)  # fmt: skip
     except UserError as error:
         raise UserError(f"{where}: {error.message}", hint=error.hint) from None
