@@ -16,7 +16,7 @@ from .conversation import Conversation
 from .folder import chat_tokens_untrained
 from .load import KV_CACHE_HELP, LM, load
 from .params import Params
-from .tool_loop import ToolCall, ToolLoop
+from .tool_loop import ToolCall, ToolLoop, offered
 
 DIVE = Path("freedive-dive")
 HELP = """/clear       forget the conversation
@@ -64,20 +64,22 @@ def find_model(path: Path | None) -> Path:
 def make_tools(lm: LM, names: list[str]) -> ToolLoop | None:
     """The tools asked for. Raises UserError for one that is unknown or cannot be had."""
     from .search import BM25, HTTP
+    from .tool_json import JsonToolLoop, calls_as_json
     from .tools import Python, Search, Tool, calculator
 
+    as_json = calls_as_json(lm.tokenizer) and not offered(lm.tokenizer)
     tools: dict[str, Tool] = {}
     for name in names:
         kind, _, where = name.partition(":")
         if kind == "python":
             tools["python"] = Python()
         elif kind == "calculator":
-            tools["python"] = calculator
+            tools["calculator" if as_json else "python"] = calculator
         elif kind == "search" and where:
             tools["search"] = Search(HTTP(where) if where.startswith(("http://", "https://")) else BM25.of(Path(where)))
         else:
             raise UserError(f"unknown tool {name!r}", hint="tools: python, calculator, search:FOLDER, search:http://ADDRESS")
-    return ToolLoop(lm.engine, tools) if tools else None
+    return None if not tools else JsonToolLoop(lm.engine, tools) if as_json else ToolLoop(lm.engine, tools)
 
 
 class Chat:
@@ -87,9 +89,13 @@ class Chat:
         self.c, self.lm, self.base = c, lm, base
         self.temperature = c.temperature if c.temperature is not None else 0.8 if base else 0.0
         self.room = lm.model.config.max_positions
-        self.conversation = None if base else Conversation(lm.tokenizer, self.room, c.system)
         self.tools = None if base else make_tools(lm, c.tools)
+        self.conversation = None if base else self._begin(c.system)
         self.turn = 0
+
+    def _begin(self, system: str | None) -> Conversation:
+        opening = getattr(self.tools, "opening", None)
+        return Conversation(self.lm.tokenizer, self.room, system, opening(system) if opening else None)
 
     def say(self, text: str) -> None:
         """Answer `text`, printing as it comes, and keep both. Ctrl-C ends the answer early, and what was said is kept."""
@@ -141,7 +147,7 @@ class Chat:
         if name == "/clear" and talk is not None:
             talk.exchanges = []
         elif name == "/system" and talk is not None:
-            self.conversation = Conversation(self.lm.tokenizer, self.room, rest or None)
+            self.conversation = self._begin(rest or None)
             print("(system message set; a new conversation begins)" if rest else "(no system message; a new conversation begins)")
         elif name == "/temp" and rest:
             try:

@@ -24,9 +24,10 @@ class Exchange:
 class Conversation:
     """Exchanges after an optional system message. `prompt` gives the ids to go on from, `answered` keeps what was said."""
 
-    def __init__(self, tok: Tokenizer, room: int, system: str | None = None):
+    def __init__(self, tok: Tokenizer, room: int, system: str | None = None, opening: list[int] | None = None):
+        """opening: ids to begin with, instead of the system message rendered (tool_json.py has one that offers tools)."""
         tok.require_chat()
-        self.tok, self.room, self.system = tok, room, system
+        self.tok, self.room, self.system, self.opening = tok, room, system, opening
         self.exchanges: list[Exchange] = []
         self.forgotten = 0  # exchanges dropped because the context was full
 
@@ -56,6 +57,8 @@ class Conversation:
 
     def _asked(self, question: str, first: bool) -> list[int]:
         """A question's ids, up to where its answer begins; with what opens a conversation if it is the first."""
+        if first and self.opening is not None:
+            return [*self.opening, *self._asked(question, False)]
         system = [{"role": "system", "content": self.system}] if self.system and first else []
         return render(self.tok, [*system, {"role": "user", "content": question}], add_generation_prompt=True, continued=not first)[0]
 
