@@ -286,3 +286,18 @@ def test_added_tokens_that_are_no_list(tmp_path, added):
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="added_tokens"):
         Tokenizer.load(tmp_path)
+
+
+def test_a_sequence_of_no_steps_and_a_pattern_that_finds_nothing(tmp_path):
+    """Found by dev/fuzz.sh: tiktoken panics where a piece is empty"""
+    save_hf(train_tokenizer(["a b " * 50], 270), tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    for pre, what in (({"type": "Sequence", "pretokenizers": []}, "how it splits text"), (None, "how it splits text")):
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content | {"pre_tokenizer": pre}))
+        with pytest.raises(UserError, match=what):
+            Tokenizer.load(tmp_path)
+    for pattern in ("x*", "(?=a)", ""):
+        content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = pattern
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match="pieces without a character|loses characters|split pattern"):
+            Tokenizer.load(tmp_path).encode_array("aab xa")

@@ -75,3 +75,15 @@ def test_a_table_that_cannot_be(change, what):
 def test_bytes_are_all_there():
     with pytest.raises(UserError, match="256 of the 256"):
         SentencePiece(["<unk>", "<s>", "</s>", "a"], [0.0] * 4, [2, 3, 3, 1])
+
+
+@pytest.mark.parametrize(("scores", "types"), [(1e400, 1), (10**400, 1), (0.0, float("inf")), (0.0, "x")])
+def test_numbers_that_are_none(scores, types):
+    """Found by dev/fuzz.sh"""
+    pieces = ["<unk>", "<s>", "</s>", *BYTES, "a"]
+    try:
+        SentencePiece(pieces, [0.0] * 259 + [scores], [2, 3, 3] + [BYTE] * 256 + [types])
+    except UserError as error:
+        assert "not a number" in str(error)
+    else:
+        assert scores == float("inf")  # a score as good as any

@@ -274,7 +274,7 @@ def _check_merges(tokens: dict[bytes, int], pairs: Iterable[tuple[str, ...]], wh
 
 def _hf_pattern(pre: Any, where: str) -> str:
     steps = pre.get("pretokenizers") if isinstance(pre, dict) and pre.get("type") == "Sequence" else [pre]
-    if isinstance(steps, list) and all(isinstance(step, dict) for step in steps):
+    if isinstance(steps, list) and steps and all(isinstance(step, dict) for step in steps):
         kinds = [step.get("type") for step in steps]
         last = steps[-1]
         if kinds[-1:] == ["ByteLevel"] and not last.get("add_prefix_space"):

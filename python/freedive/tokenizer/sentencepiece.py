@@ -41,7 +41,11 @@ class SentencePiece(Tokenizer):
         if any(not isinstance(p, str) or not p or well_formed(p) != p for p in pieces):
             raise UserError("a piece is empty or not valid text")
         self.pieces = [p.replace(SPACE, " ") for p in pieces]
-        self.scores, self.types, self.add_prefix = [float(s) for s in scores], [int(t) for t in types], add_prefix
+        self.add_prefix = add_prefix
+        try:
+            self.scores, self.types = [float(s) for s in scores], [int(t) for t in types]
+        except (OverflowError, TypeError, ValueError) as error:
+            raise UserError(f"a score or type is not a number: {error}") from None
         if any(math.isnan(s) for s in self.scores):
             raise UserError("a piece has a score that is no number")
         self.kind, self.pattern, self.chat, self.normalizer, self.missing_bytes = "spm", None, chat, None, b""

@@ -99,7 +99,10 @@ class Tokenizer:
         if self.normalizer:
             text = unicodedata.normalize(self.normalizer, text)  # type: ignore[arg-type]
         if self.kind == "bpe":
-            ids = self._encoding.encode_ordinary(text)
+            try:
+                ids = self._encoding.encode_ordinary(text)
+            except BaseException as error:
+                raise _told(error, self) from None
             if self.missing_bytes and any(i >= self.vocab_size for i in ids):
                 return _encode_without(self, text)
             return ids
@@ -117,7 +120,10 @@ class Tokenizer:
     def encode_array(self, text: str) -> np.ndarray:
         """Return the ids of `text` as an array in `self.dtype`; for large texts the faster way, and it lets other threads run."""
         if self.kind == "bpe" and isinstance(text, str) and not self.missing_bytes and not self.normalizer:
-            ids = self._encoding.encode_to_numpy(well_formed(text), allowed_special=set(), disallowed_special=())
+            try:
+                ids = self._encoding.encode_to_numpy(well_formed(text), allowed_special=set(), disallowed_special=())
+            except BaseException as error:
+                raise _told(error, self) from None
         elif self.kind == "bytes" and isinstance(text, str) and not self.normalizer:
             ids = np.frombuffer(well_formed(text).encode("utf-8"), np.uint8)
         else:
@@ -372,6 +378,13 @@ def _check_table(tok: Tokenizer) -> None:
                 )
         if len({tok.chat.start, tok.chat.sep, tok.chat.end}) < 3:
             raise UserError("the chat form's start, sep and end tokens must be three different tokens")
+
+
+def _told(error: BaseException, tok: Tokenizer) -> BaseException:
+    """A panic of tiktoken's as a sentence: it has no answer to a split pattern that finds an empty piece. Any other error as it is."""
+    if type(error).__name__ != "PanicException":
+        return error
+    return UserError("the tokenizer's split pattern finds pieces without a character", hint=f"pattern: {(tok.pattern or '')[:200]}")
 
 
 def _tiktoken_encoding(tok: Tokenizer) -> tiktoken.Encoding:
