@@ -18,6 +18,9 @@
 //  * compute = FD_F32 or FD_BF16 says how products multiply: FD_BF16 lets a variant round their operands to bfloat16 (to nearest,
 //    ties to even), which is where a processor with such instructions doubles its speed; sums are float32 and so is every tensor
 //    in memory. The chain is then over pairs of k. A packed weight is packed for one `compute`.
+//  * quantized_*: a weight in the type its file holds it in, rearranged by quantized_pack. FD_F32 and FD_BF16 give the bits of the float op on
+//    the dequantised weight; FD_I8 rounds the rows of x to int8 in blocks of 32 and multiplies integers: sum over blocks, in order, of
+//    fma(exact integer sum, scale_w scale_x, .), the same bits from every variant of a tier, for one row or many.
 //  * "entry t is about targets[t]": per-token arrays are indexed by the predicting position.
 #pragma once
 #include <stddef.h>
@@ -122,6 +125,18 @@ typedef struct { fd_tensor logprobs, entropy, lse, dx, dweight, x, weight, packe
 // uniform(seeds[s], STREAM_SAMPLE, counters[s]) of csrc/core/rng.h. logprobs is at T, before any truncation: bit-equal to head_forward's.
 typedef struct { fd_tensor tokens, logprobs, x, weight, packed, vocab_mask, temperature, top_k, top_p, min_p, seeds, counters; int64_t compute; } fd_head_sample_args;
 
+// ---- weights of 16, 8 and 4 bits, for inference -----------------------------------------------------------------
+// type: ggml's number of a type that csrc/cpu/quantized.cpp holds: F32 0, F16 1, Q4_0 2, Q4_1 3, Q5_0 6, Q5_1 7, Q8_0 8, Q4_K 12, Q5_K 13,
+// BF16 30. Q = quantized_size(O, C, type) of the device, in bytes. rows: the file's rows, R bytes each, of which the first dimension may be strided.
+typedef struct { fd_tensor packed, rows; int64_t type; } fd_quantized_pack_args;
+// out = x W^T + bias + residual. residual may be out.
+typedef struct { fd_tensor out, x, weight, bias, residual; int64_t type, compute; } fd_quantized_matmul_args;
+// embedding_forward of a packed table of `vocab` rows
+typedef struct { fd_tensor out, tokens, positions, weight, wpe; int64_t vocab, type; } fd_quantized_embedding_args;
+// head_forward and head_sample with a packed weight [vocab, C]; their log-probs are equal, bit for bit.
+typedef struct { fd_tensor logprobs, entropy, lse, x, weight, targets, temperature, vocab_mask; int64_t vocab, type, compute; } fd_quantized_head_forward_args;
+typedef struct { fd_tensor tokens, logprobs, x, weight, vocab_mask, temperature, top_k, top_p, min_p, seeds, counters; int64_t vocab, type, compute; } fd_quantized_head_sample_args;
+
 // ---- optimizer -------------------------------------------------------------------------------------------------
 // out[0] = sqrt(sum x^2), partial sums in double over fixed chunks, added in order
 typedef struct { fd_tensor out, x; } fd_global_norm_args;
@@ -167,6 +182,11 @@ typedef struct { fd_tensor out, x, y; double alpha, beta; } fd_linear_combinatio
   OP(head_backward, "dx:f32[N,C]= dweight:f32[V,C]+ x:f32[N,C] weight:f32[V,C] packed:f32[P]? targets:i32[N,K] temperature:f32[Z] vocab_mask:u8[V]? lse:f32[N] entropy:f32[N] dlogprobs:f32[N,K]? dentropy:f32[N]? dlse:f32[N]? compute:i?") \
   OP(head_forward_backward, "logprobs:f32[N,K]= entropy:f32[N]= lse:f32[N]= dx:f32[N,C]= dweight:f32[V,C]+ x:f32[N,C] weight:f32[V,C] packed:f32[P]? targets:i32[N,K] temperature:f32[Z] vocab_mask:u8[V]? dlogprobs:f32[N,K] compute:i?") \
   OP(head_sample, "tokens:i32[S]= logprobs:f32[S]= x:f32[S,C] weight:f32[V,C] packed:f32[P]? vocab_mask:u8[V]? temperature:f32[S] top_k:i32[S] top_p:f32[S] min_p:f32[S] seeds:u64[S] counters:u64[S] compute:i?") \
+  OP(quantized_pack, "packed:u8[Q]= rows:u8[O,R] type:i") \
+  OP(quantized_matmul, "out:f32[N,O]= x:f32[N,C] weight:u8[Q] bias:f32[O]? residual:f32[N,O]? type:i compute:i?") \
+  OP(quantized_embedding, "out:f32[N,C]= tokens:i32[N] positions:i32[N]? weight:u8[Q] wpe:f32[T,C]? vocab:i type:i") \
+  OP(quantized_head_forward, "logprobs:f32[N,K]= entropy:f32[N]= lse:f32[N]= x:f32[N,C] weight:u8[Q] targets:i32[N,K] temperature:f32[Z] vocab_mask:u8[V]? vocab:i type:i compute:i?") \
+  OP(quantized_head_sample, "tokens:i32[S]= logprobs:f32[S]= x:f32[S,C] weight:u8[Q] vocab_mask:u8[V]? temperature:f32[S] top_k:i32[S] top_p:f32[S] min_p:f32[S] seeds:u64[S] counters:u64[S] vocab:i type:i compute:i?") \
   OP(global_norm, "out:f32[Z]= x:f32[P]") \
   OP(adamw, "param:f32[P]+ grad:f32[P] m:f32[P]+ v:f32[P]+ norm:f32[Z] hyper:f32[Y]") \
   OP(muon_momentum, "out:f32[P]= m:f32[P]+ grad:f32[P] norm:f32[Z] hyper:f32[Y]") \
@@ -196,6 +216,8 @@ typedef struct {
   const fd_variant* variants;
   int32_t n_variants;
   int64_t (*matmul_packed_size)(int64_t O, int64_t C, int64_t compute);  // words of 32 bits
+  int64_t (*quantized_size)(int64_t O, int64_t C, int64_t type);         // bytes; 0: not a type that is held packed, or C no whole blocks
+  int64_t (*quantized_row)(int64_t C, int64_t type);                      // bytes of a row in the file; 0 as above
   double (*peak_run)(fd_context*, int64_t iterations, int64_t compute);  // multiply-adds on registers; returns how many FLOPs it did
   int32_t fast_bf16;                                                     // whether FD_BF16 has instructions of its own here
 } fd_device_table;

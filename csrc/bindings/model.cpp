@@ -124,7 +124,9 @@ void bind_model(py::module_& m) {
              const DecoderConfig c = config_from(config);
              const py::ssize_t want = c.learned_positions ? 0 : c.max_positions * (c.head_dim / 2);
              if (n < 1 || s < 1 || k < 1 || threads < 1) throw py::value_error("capacities and threads must be at least 1");
-             if (compute != FD_F32 && compute != FD_BF16) throw py::value_error("compute must be 0 (float32) or 1 (bfloat16)");
+             if (compute != FD_F32 && compute != FD_BF16 && compute != FD_I8)
+               throw py::value_error("compute must be 0 (float32), 1 (bfloat16) or 6 (int8)");
+             if (compute == FD_I8 && trainable) throw py::value_error("int8 is for inference: trainable must be False");
              if (cos.size() < want || sin.size() < want)
                throw py::value_error("cos and sin must be float32[max_positions, head_dim/2]");
              return std::make_unique<PyDecoder>(c, threads, n, s, k, trainable, compute, cos, sin);
@@ -142,6 +144,12 @@ void bind_model(py::module_& m) {
              return py::array_t<float>({static_cast<py::ssize_t>(d.table().total_floats)}, {sizeof(float)}, p, self);
            })
       .def("touch", [](PyDecoder& d) { d.decoder.touch(); })
+      .def("add_packed",
+           [](PyDecoder& d, const std::string& name, const py::array_t<uint8_t, py::array::c_style>& rows, int64_t type) {
+             if (rows.ndim() != 2) throw py::value_error("rows must be uint8[O, bytes of a row]");
+             py::gil_scoped_release release;
+             d.decoder.add_packed(name, rows.data(), rows.shape(0), rows.shape(1), type);
+           })
       .def("set_vocab_mask",
            [](PyDecoder& d, const py::array_t<uint8_t, py::array::c_style>& mask) {
              if (mask.size() != d.config.vocab_size) throw py::value_error("vocab_mask must be uint8[vocab_size]");

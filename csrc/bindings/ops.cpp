@@ -113,6 +113,33 @@ static fd_tensor tensor_of(const std::string& op, const Field& f, const py::arra
   return t;
 }
 
+// `vocab` is a size given as a number.
+static void check_vocab(const std::string& op, std::map<std::string, int64_t>& sizes, int64_t vocab) {
+  const auto [known, fresh] = sizes.emplace("V", vocab);
+  if (vocab < 1 || (!fresh && known->second != vocab))
+    throw py::value_error(op + ": vocab is " + std::to_string(vocab) +
+                          (fresh ? ", it must be at least 1" : ", another argument has " + std::to_string(known->second)));
+}
+
+// A packed weight must be as long as its shape and type want it: kernels find their way by these alone.
+static void check_packed(const std::string& op, const fd_device_table* device, std::map<std::string, int64_t>& sizes,
+                         int64_t type) {
+  int64_t C = sizes.count("C") ? sizes["C"] : 0;
+  if (op == "quantized_pack") {
+    const int64_t R = sizes["R"], bytes = device->quantized_row(256, type);  // of a number of whole blocks
+    if (bytes == 0) throw py::value_error(op + ": weights of ggml type " + std::to_string(type) + " are not held packed");
+    C = R * 256 / bytes;
+    if (device->quantized_row(C, type) != R)
+      throw py::value_error(op + ": rows of " + std::to_string(R) + " bytes are no whole blocks of ggml type " +
+                            std::to_string(type));
+  }
+  const int64_t O = sizes.count("O") ? sizes["O"] : sizes["V"], want = device->quantized_size(O, C, type);
+  if (want == 0 && O > 0 && C > 0)
+    throw py::value_error(op + ": a weight of ggml type " + std::to_string(type) + " with rows of " + std::to_string(C) +
+                          " numbers is not held packed");
+  if (sizes["Q"] != want) throw py::value_error(op + ": the packed weight must be uint8[" + std::to_string(want) + "]");
+}
+
 // Values an op indexes with are checked too.
 static void check_indices(const std::string& op, const std::map<std::string, fd_tensor>& t,
                           const std::map<std::string, int64_t>& sizes) {
@@ -130,7 +157,7 @@ static void check_indices(const std::string& op, const std::map<std::string, fd_
                                 std::to_string(size->second - 1));
       }
   };
-  if (op != "head_sample") range("tokens", "V", 0);  // there they are an output
+  if (op != "head_sample" && op != "quantized_head_sample") range("tokens", "V", 0);  // there they are an output
   range("targets", "V", -1);
   range("positions", op == "rope" ? "P" : "T", 0);
   if (op != "attention_forward" && op != "attention_backward") range("block_table", "B", 0);
@@ -192,7 +219,7 @@ static void op_call(const std::string& name, const py::object& variant, int thre
   std::map<std::string, fd_tensor> tensors;
   uint8_t* at = args.data();
   size_t used = 0;
-  int64_t compute = FD_F32;
+  int64_t compute = FD_F32, type = -1;
   for (const Field& f : schema->fields) {
     const bool given = arguments.contains(f.name.c_str()) && !arguments[f.name.c_str()].is_none();
     used += arguments.contains(f.name.c_str());
@@ -206,6 +233,8 @@ static void op_call(const std::string& name, const py::object& variant, int thre
       } else {
         const int64_t x = scalar_of<int64_t>(name, f, arguments[f.name.c_str()]);
         if (f.name == "compute") compute = x;
+        if (f.name == "type") type = x;
+        if (f.name == "vocab") check_vocab(name, sizes, x);
         std::memcpy(at, &x, 8);
       }
       at += 8;
@@ -231,9 +260,10 @@ static void op_call(const std::string& name, const py::object& variant, int thre
       if (!known) throw py::value_error(name + ": unknown argument '" + key + "'; the arguments are: " + schema->text);
     }
   }
-  if (compute != FD_F32 && compute != FD_BF16)
+  const bool quantized = name.rfind("quantized", 0) == 0;
+  if (compute != FD_F32 && compute != FD_BF16 && !(quantized && compute == FD_I8))
     throw py::value_error(name + ": compute must be " + std::to_string(FD_F32) + " (float32) or " + std::to_string(FD_BF16) +
-                          " (bfloat16)");
+                          " (bfloat16)" + (quantized ? " or " + std::to_string(FD_I8) + " (int8)" : ""));
   const fd_device_table* device = require_cpu();
   auto divides = [&](const char* a, const char* b) {
     if (sizes.count(a) && sizes.count(b) && (sizes[b] == 0 || sizes[a] % sizes[b]))
@@ -256,8 +286,9 @@ static void op_call(const std::string& name, const py::object& variant, int thre
     const int64_t want = device->matmul_packed_size(head ? sizes["V"] : sizes["O"], sizes["C"], compute);
     if (sizes["P"] != want) throw py::value_error(name + ": packed must be float32[" + std::to_string(want) + "]");
   }
-  if (name == "embedding_forward" && tensors.count("wpe") && !tensors.count("positions"))
-    throw py::value_error("embedding_forward: wpe needs positions");
+  if (quantized) check_packed(name, device, sizes, type);
+  if ((name == "embedding_forward" || name == "quantized_embedding") && tensors.count("wpe") && !tensors.count("positions"))
+    throw py::value_error(name + ": wpe needs positions");
   if (name == "embedding_backward" && tensors.count("dwpe") && !tensors.count("positions"))
     throw py::value_error("embedding_backward: dwpe needs positions");
   check_indices(name, tensors, sizes);
@@ -296,6 +327,12 @@ void bind_ops(py::module_& m) {
       "matmul_packed_size",
       [](int64_t O, int64_t C, int64_t compute) { return require_cpu()->matmul_packed_size(O, C, compute); }, py::arg("O"),
       py::arg("C"), py::arg("compute") = static_cast<int64_t>(FD_F32));
+  m.def(
+      "quantized_size", [](int64_t O, int64_t C, int64_t type) { return require_cpu()->quantized_size(O, C, type); },
+      py::arg("O"), py::arg("C"), py::arg("type"));
+  m.def(
+      "quantized_row", [](int64_t C, int64_t type) { return require_cpu()->quantized_row(C, type); }, py::arg("C"),
+      py::arg("type"));
   m.def("fast_bf16", [] { return require_cpu()->fast_bf16 != 0; });
   m.def("cpu_tier", [] { return std::string(require_cpu()->tier); });
   m.def("cpu_tiers", [] {

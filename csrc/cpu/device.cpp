@@ -36,7 +36,7 @@ struct Tier {
 std::vector<Tier> tiers() {
   std::vector<Tier> all = {{"baseline", true, tier_baseline::device_table}};
 #ifdef FREEDIVE_HAS_X86_TIERS
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   all.push_back({"avx2", avx2, tier_avx2::device_table});

@@ -14,14 +14,16 @@
 #include "head.h"
 
 #include "kernel.h"
+#include "quantized.h"
 #include "tier.h"
 
 namespace freedive {
 namespace FREEDIVE_TIER_NAMESPACE {
 namespace {
 
-// The three training ops in one shape; absent tensors have data NULL.
+// The ops in one shape; absent tensors have data NULL. With `quantized` the weight gives its shape only.
 struct Job {
+  const Quantized* quantized;
   const fd_tensor *x, *weight, *packed, *targets;
   float temperature;
   const uint8_t* mask;
@@ -63,6 +65,15 @@ Job job_of(const fd_head_forward_backward_args& a) {
   job.logprobs = present(a.logprobs), job.entropy = present(a.entropy), job.lse = present(a.lse);
   job.dlogprobs = present(a.dlogprobs);
   job.dx = f32(a.dx), job.dx_row = a.dx.stride[0], job.dweight = f32(a.dweight), job.dweight_row = a.dweight.stride[0];
+  return job;
+}
+
+Job job_of(const fd_quantized_head_forward_args& a, const Quantized& w, const fd_tensor& shape) {
+  Job job = {};
+  job.x = &a.x, job.weight = &shape, job.quantized = &w, job.targets = &a.targets;
+  job.temperature = f32(a.temperature)[0], job.mask = static_cast<const uint8_t*>(a.vocab_mask.data);
+  job.compute = a.compute;
+  job.logprobs = present(a.logprobs), job.entropy = present(a.entropy), job.lse = present(a.lse);
   return job;
 }
 
@@ -125,14 +136,18 @@ void run_naive(fd_context* ctx, const Job& job) {
   Space space{ctx->workspace};
   int32_t* active = space.take<int32_t>(job.x->shape[0]);
   float* z = space.take<float>(V);
+  uint8_t* products = space.take<uint8_t>(0);
   const int64_t count = active_rows(job, active);
   for (int64_t i = 0; i < count; ++i) {
     const int64_t n = active[i];
     const float* x = row(*job.x, n);
+    if (job.quantized != nullptr)
+      quantized_naive(ctx, products, *job.quantized, x, C, 1, {z, V, nullptr, nullptr, 0}, job.compute);
     parallel_rows(ctx, V, C, [&](int64_t begin, int64_t end) {
       for (int64_t v = begin; v < end; ++v) {
-        float logit = 0;
-        for (int64_t c = 0; c < C; ++c) logit = fma1(taken(x[c], job.compute), taken(row(*job.weight, v)[c], job.compute), logit);
+        float logit = job.quantized != nullptr ? z[v] : 0;
+        for (int64_t c = 0; job.quantized == nullptr && c < C; ++c)
+          logit = fma1(taken(x[c], job.compute), taken(row(*job.weight, v)[c], job.compute), logit);
         z[v] = counts(job, static_cast<int32_t>(v)) ? logit / job.temperature : NEG_INF;
       }
     });
@@ -191,6 +206,10 @@ size_t simd_bytes(int64_t N, int64_t C, int64_t V, int32_t threads, bool backwar
          (backward ? 2 : 1) * bytes64(N * C, sizeof(float)) + gemm_workspace(threads) +
          bytes64(matmul_packed_size(V, C, FD_F32), sizeof(float));
 }
+size_t quantized_bytes(int64_t N, int64_t C, int64_t V, int32_t threads) {
+  return bytes64(N, sizeof(int32_t)) + bytes64(chunk_floats(N, V), sizeof(float)) + bytes64(N * C, sizeof(float)) +
+         quantized_workspace(N, V, C, threads);
+}
 
 void run_simd(fd_context* ctx, const Job& job) {
   const int64_t N = job.x->shape[0], C = job.x->shape[1], V = job.weight->shape[0], wide = logits_row(V);
@@ -200,17 +219,22 @@ void run_simd(fd_context* ctx, const Job& job) {
   float* z = space.take<float>(chunk_floats(N, V));
   float* x = space.take<float>(N * C);
   float* dx = backward ? space.take<float>(N * C) : nullptr;
-  uint8_t* blocks = space.take<uint8_t>(static_cast<int64_t>(gemm_workspace(ctx->threads)));
+  uint8_t* blocks = space.take<uint8_t>(job.quantized != nullptr ? 0 : static_cast<int64_t>(gemm_workspace(ctx->threads)));
   const int64_t count = active_rows(job, active);
   if (count == 0) return;
-  const float* packed = packed_weight(ctx, *job.packed, *job.weight, space.take<float>(0), job.compute);
+  const float* packed =
+      job.quantized != nullptr ? nullptr : packed_weight(ctx, *job.packed, *job.weight, space.take<float>(0), job.compute);
   for (int64_t begin = 0; begin < count; begin += chunk_rows(V)) {
     const int64_t rows = min64(chunk_rows(V), count - begin);
     const int32_t* chunk = active + begin;
     parallel_rows(ctx, rows, C, [&](int64_t first, int64_t last) {
       for (int64_t r = first; r < last; ++r) memcpy(x + r * C, row(*job.x, chunk[r]), C * sizeof(float));
     });
-    gemm(ctx, blocks, {rows, V, C, x, C, 1, nullptr, 0, 0, packed, z, wide, false, nullptr, nullptr, 0, job.compute});
+    if (job.quantized != nullptr) {
+      quantized_product(ctx, blocks, *job.quantized, x, C, rows, {z, wide, nullptr, nullptr, 0}, job.compute, best_int8());
+    } else {
+      gemm(ctx, blocks, {rows, V, C, x, C, 1, nullptr, 0, 0, packed, z, wide, false, nullptr, nullptr, 0, job.compute});
+    }
     parallel_units(ctx, rows, [&](int64_t r, int) {
       const int64_t n = chunk[r];
       const RowStats s = row_stats(z + r * wide, V, job.mask, job.temperature);
@@ -244,6 +268,21 @@ template <class Args>
 void simd(fd_context* ctx, const void* p) {
   run_simd(ctx, job_of(*static_cast<const Args*>(p)));
 }
+template <void run(fd_context*, const Job&)>
+void quantized(fd_context* ctx, const void* p) {
+  const auto& a = *static_cast<const fd_quantized_head_forward_args*>(p);
+  const Quantized w = {static_cast<const uint8_t*>(a.weight.data), a.vocab, a.x.shape[1], kind_of_type(a.type)};
+  const fd_tensor shape = {nullptr, {w.O, w.C, 1, 1}, {w.C, 1, 1, 1}, 2, FD_F32};
+  if (w.kind != W_NONE) run(ctx, job_of(a, w, shape));
+}
+size_t quantized_naive_workspace(const void* p, int32_t threads) {
+  const auto& a = *static_cast<const fd_quantized_head_forward_args*>(p);
+  return naive_bytes(a.x.shape[0], a.vocab) + quantized_workspace(1, a.vocab, a.x.shape[1], threads);
+}
+size_t quantized_simd_workspace(const void* p, int32_t threads) {
+  const auto& a = *static_cast<const fd_quantized_head_forward_args*>(p);
+  return quantized_bytes(a.x.shape[0], a.x.shape[1], a.vocab, threads);
+}
 template <class Args>
 size_t naive_workspace(const void* p, int32_t) {
   const auto& a = *static_cast<const Args*>(p);
@@ -264,7 +303,9 @@ FD_VARIANT_LIST(head, {"head_forward", "naive", 0, naive<fd_head_forward_args>, 
                 {"head_forward_backward", "naive", 0, naive<fd_head_forward_backward_args>,
                  naive_workspace<fd_head_forward_backward_args>},
                 {"head_forward_backward", "simd", 10, simd<fd_head_forward_backward_args>,
-                 simd_workspace<fd_head_forward_backward_args, true>})
+                 simd_workspace<fd_head_forward_backward_args, true>},
+                {"quantized_head_forward", "naive", 0, quantized<run_naive>, quantized_naive_workspace},
+                {"quantized_head_forward", "simd", 10, quantized<run_simd>, quantized_simd_workspace})
 
 }  // namespace FREEDIVE_TIER_NAMESPACE
 }  // namespace freedive

@@ -13,6 +13,7 @@
 #include "../core/rng.h"
 #include "head.h"
 #include "kernel.h"
+#include "quantized.h"
 #include "tier.h"
 
 namespace freedive {
@@ -181,10 +182,40 @@ void sample_simd(fd_context* ctx, const void* p) {
   });
 }
 
+// The same with a packed weight. The draw reads the weight's shape only.
+fd_head_sample_args sampled(const fd_quantized_head_sample_args& a) {
+  const int64_t V = a.vocab, C = a.x.shape[1];
+  const fd_tensor shape = {nullptr, {V, C, 1, 1}, {C, 1, 1, 1}, 2, FD_F32},
+                  none = {nullptr, {0, 0, 0, 0}, {0, 0, 0, 0}, 0, FD_F32};
+  return {a.tokens, a.logprobs, a.x,     shape,   none,       a.vocab_mask, a.temperature,
+          a.top_k,  a.top_p,    a.min_p, a.seeds, a.counters, a.compute};
+}
+size_t quantized_sample_workspace(const void* p, int32_t threads) {
+  const auto& a = *static_cast<const fd_quantized_head_sample_args*>(p);
+  const int64_t S = a.x.shape[0];
+  return bytes64(chunk_floats(S, a.vocab), sizeof(float)) + draw_bytes(a.vocab, threads) +
+         quantized_workspace(S, a.vocab, a.x.shape[1], threads);
+}
+template <bool naive>
+void quantized_sample(fd_context* ctx, const void* p) {
+  const auto& a = *static_cast<const fd_quantized_head_sample_args*>(p);
+  const Quantized w = {static_cast<const uint8_t*>(a.weight.data), a.vocab, a.x.shape[1], kind_of_type(a.type)};
+  if (w.kind == W_NONE) return;
+  Space space{ctx->workspace};
+  uint8_t* blocks = space.take<uint8_t>(static_cast<int64_t>(quantized_workspace(a.x.shape[0], w.O, w.C, ctx->threads)));
+  sample(ctx, sampled(a), space, [&](int64_t begin, int64_t rows, float* z, int64_t wide) {
+    const float* x = f32(a.x) + begin * a.x.stride[0];
+    const Target to = {z, wide, nullptr, nullptr, 0};
+    naive ? quantized_naive(ctx, blocks, w, x, a.x.stride[0], rows, to, a.compute)
+          : quantized_product(ctx, blocks, w, x, a.x.stride[0], rows, to, a.compute, best_int8());
+  });
+}
+
 }  // namespace
 
-FD_VARIANT_LIST(sampling, {"head_sample", "naive", 0, sample_naive, workspace},
-                {"head_sample", "simd", 10, sample_simd, workspace})
+FD_VARIANT_LIST(sampling, {"quantized_head_sample", "naive", 0, quantized_sample<true>, quantized_sample_workspace},
+                {"quantized_head_sample", "simd", 10, quantized_sample<false>, quantized_sample_workspace},
+                {"head_sample", "naive", 0, sample_naive, workspace}, {"head_sample", "simd", 10, sample_simd, workspace})
 
 }  // namespace FREEDIVE_TIER_NAMESPACE
 }  // namespace freedive

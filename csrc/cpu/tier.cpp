@@ -10,12 +10,13 @@
 #include "tier.h"
 
 #include "matmul.h"
+#include "quantized.h"
 
 namespace freedive {
 namespace FREEDIVE_TIER_NAMESPACE {
 namespace {
 
-constexpr int CAPACITY = 96;
+constexpr int CAPACITY = 128;
 fd_variant all_variants[CAPACITY];
 fd_device_table table;
 
@@ -43,8 +44,12 @@ const fd_device_table* assemble() {
   append(attention_backward_variants());
   append(head_variants());
   append(sampling_variants());
+  append(quantized_variants());
+  append(vnni_variants());
   append(optimizer_variants());
   table.matmul_packed_size = matmul_packed_size;
+  table.quantized_size = quantized_size;
+  table.quantized_row = quantized_row;
   table.peak_run = peak_run;
   table.fast_bf16 = FAST_BF16;
   return &table;

@@ -18,6 +18,8 @@ VariantList attention_variants();
 VariantList attention_backward_variants();
 VariantList head_variants();
 VariantList sampling_variants();
+VariantList quantized_variants();
+VariantList vnni_variants();  // none where the processor lacks it
 VariantList optimizer_variants();
 
 double peak_run(fd_context* ctx, int64_t iterations, int64_t compute);

@@ -50,17 +50,37 @@ void Decoder::norm_backward(float* dx, bool accumulate, const float* dout, const
   }
 }
 
-// out = x W^T (+ bias) (+ residual)
-void Decoder::linear(float* out, const float* x, int64_t weight, int64_t bias, int64_t O, int64_t C, const float* residual) {
-  fd_matmul_forward_args a{view(out, n_, O),
-                           view(x, n_, C),
+// out = x W^T (+ bias) (+ residual), N rows
+void Decoder::multiply(float* out, const float* x, int64_t N, int64_t weight, int64_t bias, int64_t O, int64_t C,
+                       const float* residual) {
+  if (const auto* parts = packed_rows(weight, O)) {
+    int64_t at = 0;  // rows of the weight before this part: columns of the output
+    for (const PackedRows& part : *parts) {
+      fd_quantized_matmul_args a{columns(out + at, N, part.rows, O),
+                                 view(x, N, C),
+                                 packed_view(part),
+                                 bias >= 0 ? view(param(bias) + at, part.rows) : absent(),
+                                 residual ? columns(residual + at, N, part.rows, O) : absent(),
+                                 part.type,
+                                 packed_compute_};
+      ops_.quantized_matmul(&ctx_, &a);
+      at += part.rows;
+    }
+    return;
+  }
+  fd_matmul_forward_args a{view(out, N, O),
+                           view(x, N, C),
                            view(param(weight), O, C),
                            use_packed_ ? packed(weight, O, C) : absent(),
                            bias >= 0 ? view(param(bias), O) : absent(),
-                           residual ? view(residual, n_, O) : absent(),
+                           residual ? view(residual, N, O) : absent(),
                            0,
                            compute_};
   ops_.matmul_forward(&ctx_, &a);
+}
+
+void Decoder::linear(float* out, const float* x, int64_t weight, int64_t bias, int64_t O, int64_t C, const float* residual) {
+  multiply(out, x, n_, weight, bias, O, C, residual);
 }
 
 // dx = dout W; dW += dout^T x; dbias += sum dout
@@ -206,10 +226,17 @@ void Decoder::attention_backward(int64_t layer, Activations& a) {
 void Decoder::trunk_forward(const BatchView& b, bool keep, const Cached* cached) {
   accept(b);
   const int64_t C = config_.d_model, last = config_.n_layer - 1;
-  fd_embedding_forward_args e{view(act_[0].x, n_, C), view(tokens_, n_), view(positions_, n_),
-                              view(param(embed_), config_.vocab_size, C),
-                              config_.learned_positions ? view(param(embed_positions_), config_.max_positions, C) : absent()};
-  ops_.embedding_forward(&ctx_, &e);
+  const fd_tensor table = config_.learned_positions ? view(param(embed_positions_), config_.max_positions, C) : absent();
+  if (const auto* parts = packed_rows(embed_, config_.vocab_size)) {
+    fd_quantized_embedding_args e{
+        view(act_[0].x, n_, C), view(tokens_, n_),  view(positions_, n_), packed_view(parts->front()), table,
+        config_.vocab_size,     parts->front().type};
+    ops_.quantized_embedding(&ctx_, &e);
+  } else {
+    fd_embedding_forward_args e{view(act_[0].x, n_, C), view(tokens_, n_), view(positions_, n_),
+                                view(param(embed_), config_.vocab_size, C), table};
+    ops_.embedding_forward(&ctx_, &e);
+  }
   for (int64_t i = 0; i <= last; ++i) {
     Activations& a = act_[keep ? i : 0];
     attention_forward(i, a, cached);
@@ -240,6 +267,14 @@ void Decoder::forward(const BatchView& b, float temperature, bool keep, const To
   trunk_forward(b, keep, nullptr);
   scalars_[0] = temperature;
   const int64_t C = config_.d_model;
+  if (const auto* parts = packed_rows(head_, config_.vocab_size)) {
+    fd_quantized_head_forward_args h{
+        view(out.logprobs, n_, k_),  view(out.entropy, n_),  view(out.lse, n_), view(final_, n_, C),
+        packed_view(parts->front()), view(targets_, n_, k_), view(scalars_, 1), mask_view(vocab_mask_),
+        config_.vocab_size,          parts->front().type,    packed_compute_};
+    ops_.quantized_head_forward(&ctx_, &h);
+    return;
+  }
   fd_head_forward_args h{view(out.logprobs, n_, k_),
                          view(out.entropy, n_),
                          view(out.lse, n_),
@@ -313,6 +348,16 @@ void Decoder::decode(KVCache& cache, const BatchView& b, const int32_t* past_len
   trunk_forward(b, false, &cached);
   const int64_t C = config_.d_model, V = config_.vocab_size;
   gather_hidden(rows, n_rows);
+  if (const auto* parts = packed_rows(head_, V)) {
+    fd_quantized_head_sample_args h{view(tokens, n_rows),        view(logprobs, n_rows),   view(sampled_hidden_, n_rows, C),
+                                    packed_view(parts->front()), mask_view(vocab_mask_),   view(p.temperature, n_rows),
+                                    view(p.top_k, n_rows),       view(p.top_p, n_rows),    view(p.min_p, n_rows),
+                                    view(p.seeds, n_rows),       view(p.counters, n_rows), V,
+                                    parts->front().type,         packed_compute_};
+    ops_.quantized_head_sample(&ctx_, &h);
+    use_packed_ = false;
+    return;
+  }
   fd_head_sample_args h{view(tokens, n_rows),
                         view(logprobs, n_rows),
                         view(sampled_hidden_, n_rows, C),
@@ -333,15 +378,9 @@ void Decoder::decode(KVCache& cache, const BatchView& b, const int32_t* past_len
 void Decoder::logits(const int32_t* rows, int64_t n_rows, float* out) {
   const int64_t C = config_.d_model, V = config_.vocab_size;
   gather_hidden(rows, n_rows);
-  fd_matmul_forward_args a{view(out, n_rows, V),
-                           view(sampled_hidden_, n_rows, C),
-                           head_weight(params_.floats()),
-                           packed(head_, V, C),
-                           absent(),
-                           absent(),
-                           0,
-                           compute_};
-  ops_.matmul_forward(&ctx_, &a);
+  use_packed_ = true;
+  multiply(out, sampled_hidden_, n_rows, head_, -1, V, C, nullptr);
+  use_packed_ = false;
 }
 
 // ---- optimizer -------------------------------------------------------------------------------------------------
@@ -353,8 +392,12 @@ void Decoder::adamw_range(int64_t begin, int64_t size, const float hyper[8], boo
   float* h = scalars_ + 8;
   std::memcpy(h, hyper, 8 * sizeof(float));
   if (!decay) h[4] = 0.0f;
-  fd_adamw_args a{view(params_.floats() + begin, size), view(grads_.floats() + begin, size), view(m_.floats() + begin, size),
-                  view(v_.floats() + begin, size),      view(scalars_ + 1, 1),               view(h, 8)};
+  fd_adamw_args a{view(params_.floats() + begin, size),
+                  view(grads_.floats() + begin, size),
+                  view(m_.floats() + begin, size),
+                  view(v_.floats() + begin, size),
+                  view(scalars_ + 1, 1),
+                  view(h, 8)};
   ops_.adamw(&ctx_, &a);
 }
 

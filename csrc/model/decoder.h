@@ -1,6 +1,7 @@
 // The decoder: configuration in, explicit forward and backward out. Knows ops.h only: whatever device fills the table
 // runs it. All memory is planned for capacities (max_tokens, max_seqs) and taken once.
 #pragma once
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -57,6 +58,12 @@ struct KVCache {
   Buffer key_scales, value_scales;  // of int8
 };
 
+// Rows of a weight in the type of their file, rearranged by quantized_pack.
+struct PackedRows {
+  int64_t rows, type;  // ggml's number of the type
+  Buffer data;
+};
+
 class Decoder {
  public:
   Decoder(const DecoderConfig& config, const fd_device_table* device, int threads, int64_t max_tokens, int64_t max_seqs,
@@ -73,6 +80,10 @@ class Decoder {
   float* moment2() { return v_.floats(); }
   bool trainable() const { return trainable_; }
   void touch() { ++weight_version_; }  // parameters were written from outside: packed copies are stale
+  // For inference alone: `rows` more rows of the weight that begins at this parameter (q, k, v are one weight, and gate and up)
+  // are kept in a ggml type and used instead of the float32 parameter, whose memory is then never touched. data: the file's rows,
+  // row_bytes each.
+  void add_packed(const std::string& parameter, const uint8_t* data, int64_t rows, int64_t row_bytes, int64_t type);
   void set_vocab_mask(const uint8_t* mask) { vocab_mask_.assign(mask, mask + config_.vocab_size); }
 
   void forward(const BatchView& b, float temperature, bool keep, const TokenOutputs& out);
@@ -132,6 +143,9 @@ class Decoder {
   void adamw_range(int64_t begin, int64_t size, const float hyper[8], bool decay);
   float* orthogonalize(const Parameter& matrix);
   fd_tensor packed(int64_t weight, int64_t O, int64_t C);
+  const std::vector<PackedRows>* packed_rows(int64_t weight, int64_t O) const;
+  fd_tensor packed_view(const PackedRows& part) const;
+  void multiply(float* out, const float* x, int64_t N, int64_t weight, int64_t bias, int64_t O, int64_t C, const float* residual);
   fd_tensor head_weight(float* base) const;
   float* param(int64_t offset) { return params_.floats() + offset; }
 
@@ -143,7 +157,9 @@ class Decoder {
   fd_context ctx_;
   int64_t max_tokens_, max_seqs_, max_targets_;
   bool trainable_;
-  int64_t compute_;  // FD_F32 or FD_BF16: how products multiply
+  int64_t compute_;                                         // FD_F32 or FD_BF16: how products multiply
+  int64_t packed_compute_;                                  // the same with packed rows: also FD_I8
+  std::map<int64_t, std::vector<PackedRows>> packed_rows_;  // by offset of the weight; the same for all of them or none
   std::vector<Layer> layers_;
   int64_t embed_, embed_positions_, final_norm_, final_norm_bias_, head_;
   std::vector<uint8_t> vocab_mask_;

@@ -96,6 +96,8 @@ size_t workspace_bytes(const DecoderConfig& c, const fd_device_table* device, in
     ask("matmul_backward_weight", &mw);
     fd_matmul_pack_args mp{view(f, device->matmul_packed_size(O, I, FD_F32)), view(f, O, I), FD_F32};
     ask("matmul_pack", &mp);
+    fd_quantized_matmul_args mq{view(f, N, O), view(f, N, I), absent(), absent(), absent(), 0, FD_F32};
+    if (!trainable) ask("quantized_matmul", &mq);
   }
   const fd_tensor q = view(f, N, H, D), k = view(f, N, G, D), cu = view(i32, S + 1);
   fd_attention_forward_args af{q, view(f, N, H), q, k, k, cu, 1, FD_F32};
@@ -120,6 +122,15 @@ size_t workspace_bytes(const DecoderConfig& c, const fd_device_table* device, in
   fd_head_sample_args hs{view(i32, S), s,     view(f, S, C), w, absent(), absent(), s, view(i32, S), s, s, view(u64, S),
                          view(u64, S), FD_F32};
   ask("head_sample", &hs);
+  if (!trainable) {
+    fd_quantized_head_forward_args qf{lp, n, n, x, absent(), t, one, absent(), V, 0, FD_F32};
+    ask("quantized_head_forward", &qf);
+    fd_quantized_head_sample_args qs{
+        view(i32, S), s, view(f, S, C), absent(), absent(), s, view(i32, S), s, s, view(u64, S), view(u64, S), V, 0, FD_F32};
+    ask("quantized_head_sample", &qs);
+    fd_quantized_matmul_args ql{view(f, S, V), view(f, S, C), absent(), absent(), absent(), 0, FD_F32};
+    ask("quantized_matmul", &ql);
+  }
   fd_matmul_pack_args hp{view(f, device->matmul_packed_size(V, C, FD_F32)), w, FD_F32};
   ask("matmul_pack", &hp);
   const ParameterTable table(c);
@@ -157,7 +168,8 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
       max_seqs_(max_seqs),
       max_targets_(max_targets),
       trainable_(trainable),
-      compute_(compute) {
+      compute_(compute == FD_BF16 ? FD_BF16 : FD_F32),
+      packed_compute_(compute) {
   fill_ops(device, &ops_);
   pool_ = std::make_unique<ThreadPool>(threads);
 
@@ -297,6 +309,40 @@ KVCache::Layer Decoder::cache_layer(const KVCache& c, int64_t layer) const {
     l.value_scales = view(c.value_scales.floats() + before * G * T, c.blocks, G, T);
   }
   return l;
+}
+
+void Decoder::add_packed(const std::string& parameter, const uint8_t* data, int64_t rows, int64_t row_bytes, int64_t type) {
+  if (trainable_) throw std::logic_error("packed weights are for inference: make the model with trainable=False");
+  const int64_t weight = table_.offset(parameter);
+  const Parameter* found = nullptr;
+  for (const Parameter& p : table_.rows)
+    if (p.offset == weight && p.matrix) found = &p;
+  if (weight < 0 || found == nullptr || found->shape.size() != 2)
+    throw std::invalid_argument("no weight begins at '" + parameter + "'");
+  const int64_t C = found->shape[1];
+  const fd_tensor whole = view(data, rows, row_bytes);
+  const int64_t bytes = device_->quantized_size(rows, C, type);
+  if (rows < 1 || bytes == 0 || device_->quantized_row(C, type) != row_bytes)
+    throw std::invalid_argument("rows of " + std::to_string(C) + " numbers in " + std::to_string(row_bytes) +
+                                " bytes cannot be held in ggml type " + std::to_string(type));
+  PackedRows part{rows, type, Buffer(static_cast<size_t>(bytes))};
+  fd_quantized_pack_args a{view(part.data.bytes(), bytes), whole, type};
+  ops_.quantized_pack(&ctx_, &a);
+  packed_rows_[weight].push_back(std::move(part));
+}
+
+// The parts of a weight of O rows, or null where it is in float32.
+const std::vector<PackedRows>* Decoder::packed_rows(int64_t weight, int64_t O) const {
+  const auto found = packed_rows_.find(weight);
+  if (found == packed_rows_.end()) return nullptr;
+  int64_t rows = 0;
+  for (const PackedRows& part : found->second) rows += part.rows;
+  if (rows != O) throw std::logic_error("a packed weight has " + std::to_string(rows) + " rows, not " + std::to_string(O));
+  return &found->second;
+}
+
+fd_tensor Decoder::packed_view(const PackedRows& part) const {
+  return view(part.data.bytes(), static_cast<int64_t>(part.data.size()));
 }
 
 fd_tensor Decoder::packed(int64_t weight, int64_t O, int64_t C) {

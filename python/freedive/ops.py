@@ -71,10 +71,10 @@ def call(name: str, *, variant: str | None = None, threads: int = 1, **arguments
 
 
 def compute_code(compute: str | int | None) -> int:
-    """The `compute` of ops.h: 0 for "float32", 1 for "bfloat16". ValueError for anything else."""
-    codes = {"float32": 0, "bfloat16": 1, 0: 0, 1: 1, None: 0}
+    """The `compute` of ops.h: 0 for "float32", 1 for "bfloat16", 6 for "int8" (quantized_* only). ValueError for anything else."""
+    codes = {"float32": 0, "bfloat16": 1, "int8": 6, 0: 0, 1: 1, 6: 6, None: 0}
     if compute not in codes:
-        raise ValueError(f"compute is {compute!r}; it must be 'float32' or 'bfloat16'")
+        raise ValueError(f"compute is {compute!r}; it must be 'float32', 'bfloat16' or, with quantised weights, 'int8'")
     return codes[compute]
 
 
@@ -425,6 +425,9 @@ def head_sample(
     counters: Any = 0,
     vocab_mask: Array | None = None,
     packed: Array | None = None,
+    *,
+    op: str = "head_sample",
+    packed_as: dict[str, int] | None = None,
     **how: Any,
 ) -> tuple[Array, Array]:
     """Draw a token per row of x [S,C] after top_k, min_p and top_p; temperature 0 takes the largest logit. Parameters are [S]
@@ -437,18 +440,60 @@ def head_sample(
     per_row |= {
         n: np.array(np.broadcast_to(value, S), dtype=np.uint64) for n, value in (("seeds", seeds), ("counters", counters))
     }
-    call(
-        "head_sample",
-        tokens=tokens,
-        logprobs=logprobs,
-        x=x,
-        weight=weight,
-        packed=packed,
-        vocab_mask=vocab_mask,
-        **per_row,
-        **how,
-    )
+    held: dict[str, Any] = {"packed": packed} if packed_as is None else dict(packed_as)
+    call(op, tokens=tokens, logprobs=logprobs, x=x, weight=weight, vocab_mask=vocab_mask, **held, **per_row, **how)
     return tokens, logprobs
+
+
+# ---- weights of 16, 8 and 4 bits ------------------------------------------------------------------------------------
+
+
+def quantized_size(O: int, C: int, type: int) -> int:
+    """Bytes of a packed weight [O,C] of a ggml type; 0 if weights of this type or width are not held packed."""
+    return _core.quantized_size(O, C, type)
+
+
+def quantized_row(C: int, type: int) -> int:
+    """Bytes of a row of C numbers in the ggml type, as files have it; 0 as for `quantized_size`."""
+    return _core.quantized_row(C, type)
+
+
+def quantized_pack(rows: Array, type: int, C: int, **how: Any) -> Array:
+    """The rows of a file, uint8 [O, bytes], in the order kernels read them: uint8 [quantized_size(O, C, type)]"""
+    packed = np.zeros(quantized_size(len(rows), C, type), np.uint8)
+    call("quantized_pack", packed=packed, rows=rows, type=type, **how)
+    return packed
+
+
+def quantized_matmul(x: Array, weight: Array, O: int, type: int, bias: Array | None = None, residual: Array | None = None, **how: Any) -> Array:
+    """x W^T + bias + residual with a packed weight. x [N,C], bias [O], residual [N,O] -> [N,O]"""
+    out = poisoned(len(x), O)
+    call("quantized_matmul", out=out, x=x, weight=weight, bias=bias, residual=residual, type=type, **how)
+    return out
+
+
+def quantized_embedding(tokens: Array, weight: Array, vocab: int, C: int, type: int, positions: Array | None = None, wpe: Array | None = None,
+                        **how: Any) -> Array:  # fmt: skip
+    """Rows of a packed table of `vocab` rows (+ wpe[positions]). tokens, positions [N], wpe [T,C] -> [N,C]"""
+    out = poisoned(len(tokens), C)
+    call("quantized_embedding", out=out, tokens=tokens, positions=positions, weight=weight, wpe=wpe, vocab=vocab, type=type, **how)
+    return out
+
+
+def quantized_head_forward(
+    x: Array, weight: Array, vocab: int, type: int, targets: Array, temperature: float = 1.0, vocab_mask: Array | None = None, **how: Any
+) -> tuple[Array, Array, Array]:
+    """head_forward with a packed weight [vocab,C] -> logprobs like targets, entropy [N], lse [N]"""
+    inputs = head_inputs(x, weight, targets, temperature, vocab_mask, None)
+    del inputs["packed"]
+    logprobs, entropy, lse = poisoned(*inputs["targets"].shape), poisoned(len(x)), poisoned(len(x))
+    call("quantized_head_forward", logprobs=logprobs, entropy=entropy, lse=lse, vocab=vocab, type=type, **inputs, **how)
+    return logprobs.reshape(targets.shape), entropy, lse
+
+
+def quantized_head_sample(x: Array, weight: Array, vocab: int, type: int, **sampling: Any) -> tuple[Array, Array]:
+    """head_sample with a packed weight [vocab,C]; `sampling` as there -> tokens int32 [S], logprobs [S]"""
+    return head_sample(x, weight, op="quantized_head_sample", packed_as={"vocab": vocab, "type": type}, **sampling)
 
 
 # ---- optimizer -----------------------------------------------------------------------------------------------------

@@ -47,8 +47,9 @@ struct Call {
   const fd_device_table* device;
   Random& random;
   bool large;
-  int64_t compute = random.below(2);  // FD_F32 or FD_BF16
+  int64_t compute = random.below(2);  // FD_F32 or FD_BF16, or FD_I8 of the quantized ops
   int32_t cache_dtype = std::array<int32_t, 3>{FD_F32, FD_BF16, FD_I8}[random.below(3)];
+  int64_t type = 0;                   // of theirs, too: ggml's number
   std::map<std::string, int64_t> sizes;
   std::vector<std::vector<uint8_t>> memory;  // exactly as long as the tensor: what lies behind is the sanitizer's
   std::vector<uint64_t> arguments;
@@ -73,8 +74,18 @@ struct Call {
     sizes["K"] = 1 + random.below(3);
     sizes["Z"] = 1;
     for (const char* letter : {"C", "V", "O", "F"}) sizes[letter] = random.size(limit);
-    sizes["P"] = has("packed") ? device->matmul_packed_size(head ? sizes["V"] : sizes["O"], sizes["C"], compute)
-                               : 1 + random.below(large ? 70000 : 3000);
+    const bool quantized = schema.name.rfind("quantized", 0) == 0;
+    if (quantized) {
+      static const int64_t types[] = {0, 1, 2, 3, 6, 7, 8, 12, 13, 30};
+      type = types[random.below(10)];
+      while (device->quantized_row(sizes["C"], type) == 0) sizes["C"] = 32 * (1 + random.below(large ? 24 : 8));
+      if (random.below(3) == 0) compute = FD_I8;
+      sizes["R"] = device->quantized_row(sizes["C"], type);
+      sizes["Q"] = device->quantized_size(sizes[has("vocab") ? "V" : "O"], sizes["C"], type);
+    }
+    sizes["P"] = quantized       ? 1
+                 : has("packed") ? device->matmul_packed_size(head ? sizes["V"] : sizes["O"], sizes["C"], compute)
+                                 : 1 + random.below(large ? 70000 : 3000);
     make_sequences();
     for (const Field& f : schema.fields) add(f);
   }
@@ -100,7 +111,10 @@ struct Call {
   void add(const Field& f) {
     if (!f.tensor) {
       const double number = f.name == "eps" ? 1e-5 : 0.25;
-      const int64_t flag = f.name == "compute" ? compute : random.below(2);
+      const int64_t flag = f.name == "compute" ? compute
+                           : f.name == "type"  ? type
+                           : f.name == "vocab" ? sizes["V"]
+                                               : random.below(2);
       uint64_t word;
       std::memcpy(&word, f.scalar == 'f' ? static_cast<const void*>(&number) : &flag, 8);
       arguments.push_back(word);
@@ -142,6 +156,8 @@ struct Call {
         static_cast<int8_t*>(data)[i] = static_cast<int8_t>(random.below(255) - 127);
       else if (t.dtype == FD_BF16)
         static_cast<uint16_t*>(data)[i] = static_cast<uint16_t>(0x3f80 + random.below(128) + (random.below(2) << 15));
+      else if (f.dtype == FD_U8 && f.name != "vocab_mask")  // quants, scales and minima; no float16 of them is inf or NaN
+        static_cast<uint8_t*>(data)[i] = static_cast<uint8_t>(random.below(60));
       else if (t.dtype == FD_U8)
         static_cast<uint8_t*>(data)[i] = i == 0 || random.below(2) == 0;
       else if (t.dtype == FD_U64)

@@ -89,6 +89,7 @@ ALIASES = [
     ("gelu_backward", {"dx": "dout"}),
     ("swiglu_backward", {"dgate": "gate", "dup": "up"}),
     ("matmul_forward", {"out": "residual"}),
+    ("quantized_matmul", {"out": "residual"}),
     ("normalize", {"out": "x"}),
     ("linear_combination", {"out": "x"}),
     ("linear_combination", {"out": "y"}),
@@ -128,6 +129,10 @@ ROW_WISE = {
     "head_forward": ("x targets", "logprobs entropy lse"),
     "head_backward": ("x targets lse entropy dlogprobs dentropy dlse", "dx"),
     "head_forward_backward": ("x targets dlogprobs", "logprobs entropy lse dx"),
+    "quantized_matmul": ("x residual", "out"),
+    "quantized_embedding": ("tokens positions", "out"),
+    "quantized_head_forward": ("x targets", "logprobs entropy lse"),
+    "quantized_head_sample": ("x temperature top_k top_p min_p seeds counters", "tokens logprobs"),
     "head_sample": ("x temperature top_k top_p min_p seeds counters", "tokens logprobs"),
 }
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from freedive.data.texts import is_artefact, iter_rows, iter_texts
 from freedive.inference import LM, load
-from freedive.inference.load import KV_CACHE_HELP
+from freedive.inference.load import DTYPE_HELP, KV_CACHE_HELP, WEIGHTS_HELP
 from freedive.objectives import pass_at_k
 from freedive.runs import Artefact, UserError, check_at_least, find_function, function_file, json_line, option, progress, stage, write_json_atomic
 from freedive.tokenizer import END_OF_TEXT, ChatConfig, encode_documents, render
@@ -44,7 +44,8 @@ class EvalConfig:
     base: bool = option(False, "a base model: the question is plain text, not a turn")
     context: int = option(0, "window of the bits-per-byte measurement, in tokens (0: the model's context)")
     seed: int = option(0, "of sampling")
-    dtype: str = option("float32", "float32; bfloat16: operands of products rounded, twice as fast where the processor has it; auto")
+    weights: str = option("auto", WEIGHTS_HELP)
+    dtype: str = option("float32", DTYPE_HELP)
     kv_cache_dtype: str = option("auto", KV_CACHE_HELP)
     threads: int | None = option(None, "CPU threads (default: all)", hash=False)
     force: bool = option(False, "replace an existing --out")
@@ -89,7 +90,7 @@ def run(c: EvalConfig) -> Path:
 def _measure(c: EvalConfig, artefact: Artefact | None) -> None:
     """The whole stage; without an artefact (a dry run) it ends when everything is loaded and checked."""
     check = find_function(c.checker, BUILT_IN, "checker")
-    lm = load(c.model, threads=c.threads, dtype=c.dtype, kv_cache_dtype=c.kv_cache_dtype)
+    lm = load(c.model, threads=c.threads, dtype=c.dtype, weights=c.weights, kv_cache_dtype=c.kv_cache_dtype)
     questions = _questions(c, c.data) if c.data else []
     rows = [row for _, row in questions]
     prompts = [_prompt(c, lm, f"{c.data}, line {line}", row["prompt"]) for line, row in questions]

@@ -17,7 +17,7 @@ from freedive import _core
 from freedive.runs import UserError, check_at_least, default_threads, human_bytes, option
 
 from .engine import Engine
-from .load import KV_CACHE_HELP, LM, load
+from .load import DTYPE_HELP, KV_CACHE_HELP, LM, WEIGHTS_HELP, load
 from .params import Params
 
 
@@ -32,7 +32,8 @@ class BenchConfig:
     parallel: list[int] = option([1], "completions written side by side; tokens of all count")
     repetitions: int = option(5, "measurements of each, after one that does not count")
     threads: list[int] = option([], "CPU threads, several to compare (default: all)")
-    dtype: str = option("float32", "float32; bfloat16: operands of products rounded, twice as fast where the processor has it; auto")
+    weights: str = option("auto", WEIGHTS_HELP)
+    dtype: str = option("float32", DTYPE_HELP)
     kv_cache_dtype: str = option("auto", KV_CACHE_HELP)
     jsonl: bool = option(False, "print one JSON object a test instead of a table")
 
@@ -49,7 +50,7 @@ def run(c: BenchConfig) -> int:
         print(f"| {'model':<32} | {'params':>9} | threads | {'test':>9} | {'tokens/s':>18} |\n|{'-' * 34}|{'-' * 11}|{'-' * 9}|{'-' * 11}|{'-' * 20}|")
     for threads in c.threads or [default_threads()]:
         began = time.perf_counter()
-        lm = load(c.model, threads=threads, max_tokens=max([512, *c.pp]), max_seqs=max([16, *c.parallel]), dtype=c.dtype, kv_cache_dtype=c.kv_cache_dtype)
+        lm = load(c.model, threads=threads, max_tokens=max([512, *c.pp]), max_seqs=max([16, *c.parallel]), dtype=c.dtype, weights=c.weights, kv_cache_dtype=c.kv_cache_dtype)
         loaded = time.perf_counter() - began
         for n in c.pp:
             _told(c, lm, threads, loaded, f"pp{n}", n, 0, 1, lambda i, lm=lm, n=n: _read(lm, n, i))  # type: ignore[misc]
@@ -102,7 +103,7 @@ def _told(c: BenchConfig, lm: LM, threads: int, loaded: float, name: str, n_prom
     if c.jsonl:
         kept = {"float32": "f32", "bfloat16": "bf16", "int8": "int8"}[lm.engine.kv_cache_dtype]
         row: dict[str, Any] = {
-            "model_filename": str(c.model), "model_n_params": params, "n_threads": threads, "cpu_tier": _core.cpu_tier(), "dtype": lm.model.dtype, "type_k": kept,
+            "model_filename": str(c.model), "model_n_params": params, "n_threads": threads, "cpu_tier": _core.cpu_tier(), "dtype": lm.model.dtype, "weights": list(lm.model.packed) or ["float32"], "type_k": kept,
             "type_v": kept, "kv_bytes_per_token": lm.engine.stats.cache_bytes_per_token, "n_prompt": n_prompt, "n_gen": n_gen, "n_depth": depth, "n_parallel": rows, "test": name, "avg_ts": mean, "stddev_ts": spread,
             "samples_ts": samples, "load_seconds": loaded,
         }  # fmt: skip

@@ -14,7 +14,7 @@ from freedive.runs import UserError, check_at_least, option, write_json_atomic
 
 from .conversation import Conversation
 from .folder import chat_tokens_untrained
-from .load import KV_CACHE_HELP, LM, load
+from .load import DTYPE_HELP, KV_CACHE_HELP, LM, WEIGHTS_HELP, load
 from .params import Params
 from .tool_loop import ToolCall, ToolLoop, offered
 
@@ -45,7 +45,8 @@ class ChatConfig:
     max_new_tokens: int = option(512, "longest answer, in tokens")
     seed: int = option(0, "of sampling")
     threads: int | None = option(None, "CPU threads (default: all)")
-    dtype: str = option("float32", "float32; bfloat16: operands of products rounded, twice as fast where the processor has it; auto")
+    weights: str = option("auto", WEIGHTS_HELP)
+    dtype: str = option("float32", DTYPE_HELP)
     kv_cache_dtype: str = option("auto", KV_CACHE_HELP)
 
 
@@ -175,7 +176,7 @@ def run(c: ChatConfig) -> int:
     if c.path is not None and c.model is not None:
         raise UserError(f"two models are named: {c.path} and {c.model}")
     path = find_model(c.path or c.model)
-    lm = load(path, threads=c.threads, dtype=c.dtype, kv_cache_dtype=c.kv_cache_dtype)
+    lm = load(path, threads=c.threads, dtype=c.dtype, weights=c.weights, kv_cache_dtype=c.kv_cache_dtype)
     base = c.base or chat_tokens_untrained(path) or lm.tokenizer.chat is None
     chat = Chat(c, lm, base)
     if c.prompt is not None:

@@ -14,7 +14,7 @@ from freedive.tokenizer import render
 
 from .chat import printable
 from .grammar import Grammar
-from .load import KV_CACHE_HELP, LM, load
+from .load import DTYPE_HELP, KV_CACHE_HELP, LM, WEIGHTS_HELP, load
 from .params import Completion, Params
 
 
@@ -44,7 +44,8 @@ class GenerateConfig:
     logprobs: int = option(-1, "with --jsonl: log-probs of each token, and of so many alternatives (-1: none)")
     jsonl: bool = option(False, "print one JSON object a completion")
     threads: int | None = option(None, "CPU threads (default: all)")
-    dtype: str = option("float32", "float32; bfloat16: operands of products rounded, twice as fast where the processor has it; auto")
+    weights: str = option("auto", WEIGHTS_HELP)
+    dtype: str = option("float32", DTYPE_HELP)
     kv_cache_dtype: str = option("auto", KV_CACHE_HELP)
 
 
@@ -65,7 +66,7 @@ def run(c: GenerateConfig) -> int:
                                 logprobs=max(c.logprobs, 0))  # fmt: skip
     Params(c.max_new_tokens, c.temperature, c.top_k, c.top_p, c.min_p, **more)  # raises for what cannot be, before anything is loaded
     prompts = _prompts(c)
-    lm = load(c.model, threads=c.threads, dtype=c.dtype, kv_cache_dtype=c.kv_cache_dtype)
+    lm = load(c.model, threads=c.threads, dtype=c.dtype, weights=c.weights, kv_cache_dtype=c.kv_cache_dtype)
     ids = [_ids(c, lm, p) for p in prompts]
     told: list[Completion | None] = [None] * (len(ids) * c.n)
     next_one = 0

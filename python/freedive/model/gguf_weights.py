@@ -130,15 +130,19 @@ def open_gguf(path: Path) -> Weights:
     if unknown:
         raise UserError(f"{path} has the tensor {unknown[0]!r:.80}, which a {architecture} model does not", hint="freedive would compute another model")
     data = map_gguf(file)
-    return Weights(path, config, _reader(file, architecture, config, data))
+    read = _reader(file, architecture, config, lambda info: dequantize(info.type, _raw(data, info)).reshape(info.shape))
+    rows = _reader(file, architecture, config, lambda info: _raw(data, info).reshape(info.shape[0], -1))  # a row is whole blocks
+    types = lambda name: file.tensors[gguf_name(architecture, name)].type
+    return Weights(path, config, read, lambda name: (types(name), rows(name)), types)
 
 
-def _reader(file: GGUF, architecture: str, config: DecoderConfig, data: list[np.ndarray]) -> Callable[[str], np.ndarray]:
+def _reader(file: GGUF, architecture: str, config: DecoderConfig, taken: Callable[[TensorInfo], np.ndarray]) -> Callable[[str], np.ndarray]:
+    """Our parameter from the file's tensor, as `taken` gives that: only whole rows are moved."""
     heads = {"q_proj": config.n_head, "k_proj": config.n_kv_head}
 
     def read(name: str) -> np.ndarray:
         info = file.tensors[gguf_name(architecture, name)]
-        tensor = dequantize(info.type, _raw(data, info)).reshape(info.shape)
+        tensor = taken(info)
         leaf = name.split(".")[-2]
         if architecture == "gpt2" and leaf in FUSED:
             return np.split(tensor, 3, axis=0)[FUSED.index(leaf)]

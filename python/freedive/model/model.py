@@ -52,9 +52,14 @@ def plan(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable: bool 
     return Plan(tuple(_core.plan(config.core_dict(), threads or default_threads(), max_tokens, max_seqs, trainable)))
 
 
-def check_fits(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable: bool = True, threads: int | None = None) -> Plan:
-    """The plan, or a UserError that says what would fit. Every thread has work space of its own, so their number counts."""
-    planned = lambda tokens: plan(config, tokens, max_seqs, trainable, threads)
+def check_fits(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable: bool = True, threads: int | None = None,
+               packed_bytes: int | None = None) -> Plan:  # fmt: skip
+    """The plan, or a UserError that says what would fit. Every thread has work space of its own, so their number counts. packed_bytes: of
+    the weights where they are not float32."""
+    def planned(tokens: int) -> Plan:
+        p = plan(config, tokens, max_seqs, trainable, threads)
+        return p if packed_bytes is None else Plan(tuple((name, packed_bytes if name == "parameters" else size) for name, size in p.rows))
+
     p, free = planned(max_tokens), available_memory()
     if p.total <= free:
         return p
@@ -74,8 +79,8 @@ def check_device(device: str) -> None:
 
 def check_dtype(dtype: str) -> str:
     """"float32" or "bfloat16"; "auto" is the faster of the two here. UserError for any other name."""
-    if dtype not in ("float32", "bfloat16", "auto"):
-        raise UserError(f"dtype is {dtype!r}", hint="float32, bfloat16 (products of bfloat16 numbers, sums in float32) or auto")
+    if dtype not in ("float32", "bfloat16", "auto", "int8"):
+        raise UserError(f"dtype is {dtype!r}", hint="float32, bfloat16 (products of bfloat16 numbers, sums in float32), auto, or for inference int8")
     return ("bfloat16" if fast_bf16() else "float32") if dtype == "auto" else dtype
 
 
@@ -96,15 +101,23 @@ class Model:
     and moments stay float32): twice as fast where `freedive.ops.fast_bf16()`, slower elsewhere; "auto" chooses.
     Weights are zero until `init`, `load_state` or `load_pretrained`.
 
+    packed_bytes, a number, makes a model for inference whose matrices come packed, in types of 16, 8 or 4 bits (model/packed.py), and take so
+    many bytes; dtype may then be "int8" too: rows are rounded to 8 bits before they are multiplied with integer weights.
+
     Raises UserError if it does not fit in memory or the device is not there, ValueError for capacities below 1. Batches beyond the
     capacities, ids outside the vocabulary and positions beyond config.max_positions are a ValueError in every call that takes a batch.
     """
 
     def __init__(self, config: DecoderConfig, *, max_tokens: int = 4096, max_seqs: int = 256, max_targets: int = 1, threads: int | None = None,
-                 device: str = "cpu", trainable: bool = True, dtype: str = "float32"):  # fmt: skip
+                 device: str = "cpu", trainable: bool = True, dtype: str = "float32", packed_bytes: int | None = None):  # fmt: skip
         check_device(device)
         dtype = check_dtype(dtype)
-        check_fits(config, max_tokens, max_seqs, trainable, threads)
+        if packed_bytes is not None and trainable:
+            raise UserError("packed weights cannot be trained", hint='load the model with weights="float32"')
+        if packed_bytes is None and dtype == "int8":
+            raise UserError("dtype int8 needs weights of 8 or 4 bits, and these are float32", hint='load the model with weights="int8" (on the command line: --weights int8)')
+        check_fits(config, max_tokens, max_seqs, trainable, threads, packed_bytes)
+        self.packed: tuple[str, ...] = ()  # types of the matrices where they are packed, e.g. ("Q4_1", "Q8_0")
         self.config, self.max_tokens, self.max_seqs, self.trainable = config, max_tokens, max_seqs, trainable
         self.device, self.threads, self.dtype = device, threads or default_threads(), dtype
         cos, sin = config.rope_tables()
@@ -122,7 +135,12 @@ class Model:
 
     @property
     def parameters(self) -> dict[str, np.ndarray]:
-        """Name -> float32 view of the weights, shaped as in PyTorch (matrices [out, in]). After writing through a view you kept, call `touch()`."""
+        """Name -> float32 view of the weights, shaped as in PyTorch (matrices [out, in]). After writing through a view you kept, call `touch()`.
+
+        Raises UserError for a model whose weights are packed.
+        """
+        if self.packed:
+            raise UserError(f"this model's weights are packed ({', '.join(self.packed)}), not float32", hint='load it with weights="float32"')
         self.touch()
         return self._parameters
 
@@ -234,6 +252,8 @@ class Model:
 
     def state(self) -> dict[str, np.ndarray]:
         """What a resumed run needs, as copies: "parameters" float32 [P], flat; "step_count" int64 [1]; if trainable the moments "m" and "v" [P]."""
+        if self.packed:
+            raise UserError("a model with packed weights has no state to save", hint='load it with weights="float32"')
         out = {"parameters": self._core.buffer("parameters").copy(), "step_count": np.array([self.step_count], np.int64)}
         if self.trainable:
             out |= {which: self._core.buffer(which).copy() for which in ("m", "v")}
@@ -241,6 +261,8 @@ class Model:
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
         """Take what `state` of a model of the same configuration gave. Raises UserError if it is another model's; a missing moment is a KeyError."""
+        if self.packed:
+            raise UserError("a model with packed weights takes no state", hint='load it with weights="float32"')
         for which in ("parameters", "m", "v") if self.trainable else ("parameters",):
             buffer = self._core.buffer(which)
             if state[which].shape != buffer.shape:

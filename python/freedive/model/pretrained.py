@@ -185,7 +185,18 @@ def open_pretrained(folder: Path) -> Weights:
         with _told(folder):
             return _ours(kind, name, file.get_tensor(own)).astype(np.float32, copy=False)
 
-    return Weights(folder, config, read)
+    def types(name: str) -> str:
+        file, own = found[_key(kind, name)]
+        with _told(folder):
+            return file.get_slice(own).get_dtype()
+
+    def held(name: str) -> tuple[str, np.ndarray]:
+        file, own = found[_key(kind, name)]
+        with _told(folder):
+            tensor = np.ascontiguousarray(_ours(kind, name, file.get_tensor(own)))
+        return types(name), tensor.view(np.uint8).reshape(len(tensor), -1)
+
+    return Weights(folder, config, read, held, types)
 
 
 def load_pretrained(path: Path | str, *, vocab_multiple: int = 1, **model_arguments: Any) -> Model:

@@ -28,12 +28,21 @@ class Weights:
     path: Path
     config: DecoderConfig  # as the file has it: the vocabulary without padding
     read: Callable[[str], np.ndarray]  # name of our parameter -> float32, of its shape
+    # the same as the file has it, for a matrix of which it holds whole rows: the type's name in gguf.TYPES, and uint8 [rows, bytes of one]
+    stored: Callable[[str], tuple[str, np.ndarray]] | None = None
+    types: Callable[[str], str] | None = None  # its type alone
 
-    def to_model(self, vocab_multiple: int = 1, **model_arguments: Any) -> Model:
+    def to_model(self, vocab_multiple: int = 1, weights: str = "float32", **model_arguments: Any) -> Model:
         """A Model holding these weights; arguments as for Model. vocab_multiple pads the vocabulary (masked rows).
 
-        Raises UserError if it does not fit in memory, or the file cannot be read after all.
+        weights: "float32"; or, for inference, "auto" (matrices in the file's own types where kernels read them, exactly), "bfloat16", "float16",
+        "int8" or "int4" (rounded to these; model/packed.py). Raises UserError if it does not fit in memory, or the file cannot be read after all.
         """
+        if weights != "float32":
+            from freedive.model.packed import packed_model
+
+            if (model := packed_model(self, weights, vocab_multiple, model_arguments)) is not None:
+                return model
         config, real = self.config, self.config.vocab_size
         if real % vocab_multiple:
             config = config.replace(vocab_size=-(-real // vocab_multiple) * vocab_multiple)
