@@ -5,6 +5,7 @@
 
 #include "../data/grams.h"
 #include "../data/html.h"
+#include "../data/merges.h"
 #include "../data/minhash.h"
 #include "../data/ngrams.h"
 #include "../data/words.h"
@@ -18,6 +19,18 @@ using U64 = py::array_t<uint64_t, py::array::c_style>;
 
 void bind_data(py::module_& m) {
   using namespace data;
+  m.def(
+      "first_parts",
+      [](const std::vector<py::bytes>& tokens) {
+        std::vector<std::string_view> views(tokens.begin(), tokens.end());
+        std::vector<int32_t> found;
+        {
+          py::gil_scoped_release release;
+          found = first_parts(views);
+        }
+        return py::array_t<int32_t>(static_cast<py::ssize_t>(found.size()), found.data());
+      },
+      py::arg("tokens"));
   py::class_<Repetition>(m, "Repetition")
       .def("top", &Repetition::top, py::arg("n"))
       .def("repeated", &Repetition::repeated, py::arg("n"));

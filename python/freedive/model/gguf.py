@@ -74,6 +74,9 @@ class GGUF:
 _DAMAGED = "the file is damaged or made to look like a GGUF file: fetch it again from where you trust it"
 
 
+_last: dict[str, Any] = {}  # of read_gguf
+
+
 def is_gguf(path: str | os.PathLike[str]) -> bool:
     """True for a file that begins as GGUF files do."""
     try:
@@ -136,11 +139,17 @@ def map_gguf(file: GGUF) -> list[np.ndarray]:
 def _read_one(path: Path) -> GGUF:
     try:
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size < 24:
-                raise UserError(f"{path} is no GGUF file: it has {size} bytes", hint=_DAMAGED)
+            status = os.fstat(file.fileno())
+            if status.st_size < 24:
+                raise UserError(f"{path} is no GGUF file: it has {status.st_size} bytes", hint=_DAMAGED)
+            # Tokenizer and weights are read one after the other: the header of the last file, if it is still the same, is at hand
+            key = (path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            if _last.get("key") == key:
+                return _last["header"]
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _Reader(path, data).read()
+                header = _Reader(path, data).read()
+            _last.update(key=key, header=header)
+            return header
     except OSError as error:
         raise UserError(f"{path} could not be read: {error.strerror}", hint="check the path and its permissions") from None
 
@@ -228,7 +237,7 @@ class _Reader:
         if count > (self.size - self.at) // smallest:
             raise self.wrong(f"{key!r:.80} claims {count:,} elements, {self.size - self.at:,} bytes are left")
         if element == _STRING:
-            return [self.string(key) for _ in range(count)]
+            return self.strings(count, key)
         return [self.value(element, key, depth + 1) for _ in range(count)]
 
     def numbers(self, kind: int, count: int, key: str) -> np.ndarray:
@@ -247,6 +256,26 @@ class _Reader:
             return raw.decode("utf-8")
         except UnicodeDecodeError:
             raise self.wrong(f"text before byte {self.at:,} is not UTF-8: {raw[:40]!r}") from None
+
+    def strings(self, count: int, key: str) -> list[str]:
+        """As so many calls of `string`, a fifth of the time: a vocabulary has a hundred thousand."""
+        data, at, size, length = self.data, self.at, self.size, struct.Struct("<Q").unpack_from
+        out = []
+        for _ in range(count):
+            end = at + 8
+            if end <= size:
+                end += length(data, at)[0]
+            if end > size:
+                self.at = at
+                out.append(self.string(key))  # raises, and says what is wrong
+            try:
+                out.append(data[at + 8 : end].decode("utf-8"))
+            except UnicodeDecodeError:
+                self.at = at
+                self.string(key)
+            at = end
+        self.at = at
+        return out
 
     def take(self, count: int, key: str = "") -> bytes:
         if count > self.size - self.at:

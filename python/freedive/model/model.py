@@ -112,6 +112,8 @@ class Model:
                  device: str = "cpu", trainable: bool = True, dtype: str = "float32", packed_bytes: int | None = None):  # fmt: skip
         check_device(device)
         dtype = check_dtype(dtype)
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads is {threads}; it must be at least 1")
         if packed_bytes is not None and trainable:
             raise UserError("packed weights cannot be trained", hint='load the model with weights="float32"')
         if packed_bytes is None and dtype == "int8":

@@ -340,8 +340,8 @@ def _check_table(tok: Tokenizer) -> None:
     ids = [*tok.tokens.values(), *tok.special_tokens.values()]
     if not ids:
         raise UserError("a tokenizer needs at least one token")
-    if any(not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < MAX_IDS for i in ids):
-        bad = next(i for i in ids if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < MAX_IDS)
+    if set(map(type, ids)) != {int} or min(ids) < 0 or max(ids) >= MAX_IDS:
+        bad = next(i for i in ids if type(i) is not int or not 0 <= i < MAX_IDS)
         raise UserError(f"token id {bad!r} is not a whole number from 0 to {MAX_IDS - 1}")
     if len(set(ids)) != len(ids):
         seen: set[int] = set()
