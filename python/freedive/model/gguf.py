@@ -11,6 +11,7 @@ import mmap
 import os
 import re
 import struct
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,7 +75,7 @@ class GGUF:
 _DAMAGED = "the file is damaged or made to look like a GGUF file: fetch it again from where you trust it"
 
 
-_last: dict[str, Any] = {}  # of read_gguf
+_last: dict[str, Any] = {}  # of _read_one
 
 
 def is_gguf(path: str | os.PathLike[str]) -> bool:
@@ -142,13 +143,15 @@ def _read_one(path: Path) -> GGUF:
             status = os.fstat(file.fileno())
             if status.st_size < 24:
                 raise UserError(f"{path} is no GGUF file: it has {status.st_size} bytes", hint=_DAMAGED)
-            # Tokenizer and weights are read one after the other: the header of the last file, if it is still the same, is at hand
+            # Tokenizer and weights are read one after the other: the header of the last file is at hand, unless it may have changed since. Of
+            # one written a moment ago times do not tell
             key = (path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
             if _last.get("key") == key:
                 return _last["header"]
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 header = _Reader(path, data).read()
-            _last.update(key=key, header=header)
+            if time.time_ns() - status.st_mtime_ns > 2_000_000_000:
+                _last.update(key=key, header=header)
             return header
     except OSError as error:
         raise UserError(f"{path} could not be read: {error.strerror}", hint="check the path and its permissions") from None
