@@ -3,6 +3,8 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define FD_PAUSE() _mm_pause()
+#elif defined(__aarch64__)
+#define FD_PAUSE() asm volatile("isb" : : : "memory")  // some tens of cycles, as a pause is; "yield" does nothing on most
 #else
 #define FD_PAUSE() std::this_thread::yield()
 #endif

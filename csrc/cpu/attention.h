@@ -107,6 +107,8 @@ FD_INLINE bool any_above(vf x, float limit) {
   return _mm512_cmp_ps_mask(x, vset(limit), _CMP_GT_OQ) != 0;
 #elif defined(FREEDIVE_AVX2)
   return _mm256_movemask_ps(_mm256_cmp_ps(x, vset(limit), _CMP_GT_OQ)) != 0;
+#elif defined(FREEDIVE_NEON)
+  return vmaxvq_u32(reinterpret_cast<uint32x4_t>(x > vset(limit))) != 0;
 #else
   return hmax(x) > limit;
 #endif
@@ -114,7 +116,9 @@ FD_INLINE bool any_above(vf x, float limit) {
 
 // Words of the pairs (low[0], low[1]), ..., then of high.
 FD_INLINE vf neighbour_words(vf low, vf high) {
-#ifdef FREEDIVE_BF16
+#if defined(FREEDIVE_NEON)
+  return reinterpret_cast<vf>(vcombine_u16(bf16_halves(low), bf16_halves(high)));
+#elif defined(FREEDIVE_BF16)
   return reinterpret_cast<vf>(_mm512_cvtne2ps_pbh(high, low));
 #else
   float x[2 * VL];
@@ -170,9 +174,9 @@ __attribute__((noinline)) int64_t strip(int64_t K, int64_t from, int64_t vectors
       for (int v = 0; v < V; ++v) bv[v] = vload(base[v / EACH] + k * b_k + v % EACH * VL);
 #pragma GCC unroll 8
       for (int i = 0; i < R; ++i) {
-        const vf av = vset(TURNED ? ak[i] : ak[i * a_step]);
+        const vf av = word(TURNED ? ak[i] : ak[i * a_step]);
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) acc[i][v] = step<HALF>(av, bv[v], acc[i][v]);
+        for (int v = 0; v < V; ++v) acc[i][v] = step_word<HALF>(av, bv[v], acc[i][v]);
       }
       ak += TURNED ? a_step : 1;
     }
@@ -195,7 +199,7 @@ FD_INLINE int64_t strip_rows(int64_t rows, int64_t K, int64_t from, int64_t vect
       return strip<HALF, TURNED, 2, V>(K, from, vectors, a, a_step, b, b_k, c, c_row, load);
     case 3:
       return strip<HALF, TURNED, 3, V>(K, from, vectors, a, a_step, b, b_k, c, c_row, load);
-#ifdef FREEDIVE_AVX2
+#ifdef FREEDIVE_FMA
     case 4:
       return strip<HALF, TURNED, 4, V>(K, from, vectors, a, a_step, b, b_k, c, c_row, load);
     case 5:
@@ -217,7 +221,7 @@ FD_INLINE void product(int64_t rows, int64_t vectors, int64_t K, const float* a,
     const float* ai = a + (TURNED ? i : i * a_step);
     float* ci = c + i * c_row;
     int64_t j = 0;
-#if defined(FREEDIVE_AVX512)
+#if defined(FREEDIVE_AVX512) || defined(FREEDIVE_NEON)
     if (r == 1 && vectors >= 8) j = strip<HALF, TURNED, 1, 8>(K, j, vectors, ai, a_step, b, b_k, ci, c_row, load);
     if (vectors - j >= 4) j = strip_rows<HALF, TURNED, 4>(r, K, j, vectors, ai, a_step, b, b_k, ci, c_row, load);
 #elif defined(FREEDIVE_AVX2)

@@ -156,8 +156,10 @@ size_t backward_workspace(const void* p, int32_t threads) {
 void wait_until(const int32_t* passed, int32_t rows) {
   for (int spins = 0; __atomic_load_n(passed, __ATOMIC_ACQUIRE) < rows; ++spins) {
     if (spins < 2000) {
-#ifdef __SSE2__
+#if defined(__SSE2__)
       _mm_pause();
+#elif defined(__aarch64__)
+      asm volatile("isb" : : : "memory");
 #endif
     } else {
       sched_yield();

@@ -5,6 +5,10 @@
 #include <cstdlib>
 #include <cstring>
 
+#ifdef FREEDIVE_HAS_ARM_TIERS
+#include <sys/auxv.h>
+#endif
+
 namespace freedive {
 
 namespace tier_baseline {
@@ -18,6 +22,14 @@ namespace tier_avx512 {
 const fd_device_table* device_table();
 }
 namespace tier_avx512_bf16 {
+const fd_device_table* device_table();
+}
+#endif
+#ifdef FREEDIVE_HAS_ARM_TIERS
+namespace tier_neon {
+const fd_device_table* device_table();
+}
+namespace tier_neon_bf16 {
 const fd_device_table* device_table();
 }
 #endif
@@ -42,6 +54,12 @@ std::vector<Tier> tiers() {
   all.push_back({"avx2", avx2, tier_avx2::device_table});
   all.push_back({"avx512", avx512, tier_avx512::device_table});
   all.push_back({"avx512_bf16", avx512 && __builtin_cpu_supports("avx512bf16"), tier_avx512_bf16::device_table});
+#endif
+#ifdef FREEDIVE_HAS_ARM_TIERS
+  constexpr unsigned long ASIMD = 1 << 1, BF16 = 1 << 14;  // HWCAP_ASIMD, HWCAP2_BF16: older headers lack the second
+  const bool neon = (getauxval(AT_HWCAP) & ASIMD) != 0;
+  all.push_back({"neon", neon, tier_neon::device_table});
+  all.push_back({"neon_bf16", neon && (getauxval(AT_HWCAP2) & BF16) != 0, tier_neon_bf16::device_table});
 #endif
   return all;
 }

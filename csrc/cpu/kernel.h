@@ -11,8 +11,9 @@ namespace FREEDIVE_TIER_NAMESPACE {
 namespace {
 
 // Rows of the register tile of the blocked product, two vectors wide: 24 accumulators of the 32 AVX-512 registers, 12 of the
-// 16 of AVX2; SSE has half the width. SR: of the tiles that take unpacked rows, of which every number up to SR is compiled.
-#if defined(FREEDIVE_AVX512)
+// 16 of AVX2, 24 of the 32 of NEON; SSE has half the width. SR: of the tiles that take unpacked rows, of which every number up to
+// SR is compiled.
+#if defined(FREEDIVE_AVX512) || defined(FREEDIVE_NEON)
 constexpr int MR = 12, SR = 6;
 #elif defined(FREEDIVE_AVX2)
 constexpr int MR = 6, SR = 6;
@@ -26,6 +27,42 @@ template <bool HALF>
 FD_INLINE vf step(vf a, vf b, vf c) {
   return HALF ? bf16_dot(a, b, c) : vfma(a, b, c);
 }
+
+// A word of A for the steps that follow. NEON multiplies by a lane of a register: there it stays alone in lane 0, for a broadcast
+// would take a turn of the units that multiply. In assembly, because GCC 12 makes the broadcast as soon as two steps share it.
+#ifdef FREEDIVE_NEON
+template <bool HALF, int LANE>
+FD_INLINE vf step_lane(vf a, vf b, vf c) {
+#ifdef FREEDIVE_BF16
+  if (HALF) {
+    asm("bfdot %0.4s, %1.8h, %2.2h[%3]" : "+w"(c) : "w"(b), "w"(a), "i"(LANE));
+    return c;
+  }
+#endif
+  if (HALF) {
+    const vi high = vseti(static_cast<int32_t>(0xffff0000u)), ai = reinterpret_cast<vi>(a), bi = reinterpret_cast<vi>(b);
+    c = step_lane<false, LANE>(reinterpret_cast<vf>(ai << 16), reinterpret_cast<vf>(bi << 16), c);
+    return step_lane<false, LANE>(reinterpret_cast<vf>(ai & high), reinterpret_cast<vf>(bi & high), c);
+  }
+  asm("fmla %0.4s, %1.4s, %2.s[%3]" : "+w"(c) : "w"(b), "w"(a), "i"(LANE));
+  return c;
+}
+FD_INLINE vf word(float a) {
+  vf r;
+  asm("" : "=w"(r) : "0"(a));  // lane 0 of the register the number is in; nobody reads the others
+  return r;
+}
+template <bool HALF>
+FD_INLINE vf step_word(vf a, vf b, vf c) {
+  return step_lane<HALF, 0>(a, b, c);
+}
+#else
+FD_INLINE vf word(float a) { return vset(a); }
+template <bool HALF>
+FD_INLINE vf step_word(vf a, vf b, vf c) {
+  return step<HALF>(a, b, c);
+}
+#endif
 
 // What happens to a finished chain before it is stored; pointers are NULL when absent.
 struct Finish {
@@ -51,9 +88,9 @@ __attribute__((noinline)) void tile(int64_t K, const float* a, int64_t a_row, in
     for (int j = 0; j < V; ++j) bv[j] = vload(b + (j / 2) * b_panel + (j % 2) * VL);
 #pragma GCC unroll 8
     for (int i = 0; i < R; ++i) {
-      const vf av = vset(a[i * a_row]);
+      const vf av = word(a[i * a_row]);
 #pragma GCC unroll 8
-      for (int j = 0; j < V; ++j) acc[i][j] = step<HALF>(av, bv[j], acc[i][j]);
+      for (int j = 0; j < V; ++j) acc[i][j] = step_word<HALF>(av, bv[j], acc[i][j]);
     }
     a += a_k;
     b += b_k;
@@ -87,12 +124,23 @@ __attribute__((noinline)) void tile_packed(int64_t K, const float* a, const floa
   for (int64_t k = 0; k < K; ++k) {
     const vf low = vload(b + k * PANEL), high = vload(b + k * PANEL + VL);
     __builtin_prefetch(a + (K + k) * MR);
+#ifdef FREEDIVE_NEON
+#pragma GCC unroll 3
+    for (int i = 0; i < MR; i += 4) {  // five loads for 24 steps
+      const vf av = vload(a + k * MR + i);
+      acc[i][0] = step_lane<HALF, 0>(av, low, acc[i][0]), acc[i][1] = step_lane<HALF, 0>(av, high, acc[i][1]);
+      acc[i + 1][0] = step_lane<HALF, 1>(av, low, acc[i + 1][0]), acc[i + 1][1] = step_lane<HALF, 1>(av, high, acc[i + 1][1]);
+      acc[i + 2][0] = step_lane<HALF, 2>(av, low, acc[i + 2][0]), acc[i + 2][1] = step_lane<HALF, 2>(av, high, acc[i + 2][1]);
+      acc[i + 3][0] = step_lane<HALF, 3>(av, low, acc[i + 3][0]), acc[i + 3][1] = step_lane<HALF, 3>(av, high, acc[i + 3][1]);
+    }
+#else
 #pragma GCC unroll 12
     for (int i = 0; i < MR; ++i) {
       const vf av = vset(a[k * MR + i]);
       acc[i][0] = step<HALF>(av, low, acc[i][0]);
       acc[i][1] = step<HALF>(av, high, acc[i][1]);
     }
+#endif
   }
   if (finish.bias != nullptr) {
     const vf low = vload(finish.bias), high = vload(finish.bias + VL);
@@ -124,7 +172,7 @@ FD_INLINE void tile_rows(int64_t rows, int64_t K, const float* a, int64_t a_row,
       return tile<HALF, 2, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
     case 3:
       return tile<HALF, 3, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
-#ifdef FREEDIVE_AVX2
+#ifdef FREEDIVE_FMA
     case 4:
       return tile<HALF, 4, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
     case 5:

@@ -100,33 +100,40 @@ FD_INLINE void pack_block(float* panels, const float* b, int64_t b_k, int64_t K,
   }
 }
 
+// A strip is part of one vector, or some whole ones.
+constexpr int WIDE = MR < VL ? VL : MR;
+static_assert(WIDE % VL == 0, "strips are written in whole vectors");
+
 // A block of A stored by columns (A(i,k) = a[k*a_k + i]) in strips [ceil(rows/MR)][words][MR], 0 for rows that are missing. Reads
-// run along rows of memory. A store is a vector wide and reaches into places of the next words, which are written afterwards; the
-// last ones of a strip are cut.
+// run along rows of memory. Where a vector is wider than a strip a store reaches into places of the next words, which are written
+// afterwards; the last ones of a strip are cut.
 template <bool HALF>
 FD_INLINE void pack_strips_of_columns(float* strips, const float* a, int64_t a_k, int64_t rows, int64_t K) {
   const int64_t words = words_of<HALF>(K);
-  int64_t fit = rows >= VL ? (rows - VL) / MR + 1 : 0;  // strips of which a whole vector can be read
+  int64_t fit = rows >= WIDE ? (rows - WIDE) / MR + 1 : 0;  // strips of which whole vectors can be read
   fit = min64(fit, rows / MR);
   for (int64_t w = 0; w < words; ++w) {
-    const bool room = w * MR + VL <= words * MR;
+    const bool room = w * MR + WIDE <= words * MR;
     for (int64_t s = 0; s * MR < rows; ++s) {
-      const vf x = column_words<HALF>(a + s * MR, a_k, w, K, s < fit ? VL : min64(MR, rows - s * MR));
-      if (room) {
-        vstore(strips + (s * words + w) * MR, x);
-      } else {
-        vstore_n(strips + (s * words + w) * MR, x, MR);
+#pragma GCC unroll 4
+      for (int v = 0; v < WIDE; v += VL) {
+        const int64_t left = min64(MR, rows - s * MR) - v;  // of the strip's rows
+        const vf x = left <= 0 ? vset(0.0f) : column_words<HALF>(a + s * MR + v, a_k, w, K, s < fit ? VL : left);
+        float* to = strips + (s * words + w) * MR + v;
+        room ? vstore(to, x) : vstore_n(to, x, min64(VL, MR - v));
       }
     }
   }
 }
-static_assert(MR <= VL, "a strip is at most a vector wide");
 
 // The same of a block stored by rows (A(i,k) = a[i*a_row + k]).
 template <bool HALF>
 FD_INLINE void pack_strips_of_rows(float* strips, const float* a, int64_t a_row, int64_t rows, int64_t K) {
-  for (int64_t i = 0; i < rows; i += MR, strips += words_of<HALF>(K) * MR)
-    turn_rows<HALF, MR>(strips, MR, a + i * a_row, a_row, rows - i, K);
+  constexpr int LANES = MR < VL ? MR : VL;
+  for (int64_t i = 0; i < rows; i += MR, strips += words_of<HALF>(K) * MR) {
+    for (int v = 0; v < MR; v += VL)
+      turn_rows<HALF, LANES>(strips + v, MR, a + min64(i + v, rows - 1) * a_row, a_row, max64(0, rows - i - v), K);
+  }
 }
 
 // Plain rows of words, for products of few rows: to[r * words + w].

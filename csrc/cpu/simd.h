@@ -1,7 +1,8 @@
 // simd.h: float32 lanes with one spelling on every tier, and the few helpers all kernels share.
 //
-// GCC vector extensions: the same source has 16 lanes in the avx512 tiers, 8 in avx2 (AVX2+FMA) and 8 as pairs of SSE registers
-// in the baseline. Macros add up: FREEDIVE_AVX2, then FREEDIVE_AVX512, then FREEDIVE_BF16.
+// GCC vector extensions: the same source has 16 lanes in the avx512 tiers, 8 in avx2 (AVX2+FMA), 4 in neon (arm64) and 8 as pairs
+// of registers in the baseline. Macros add up: FREEDIVE_AVX2, then FREEDIVE_AVX512; or FREEDIVE_NEON; then FREEDIVE_BF16, the
+// instruction that multiplies pairs of bfloat16.
 // Two promises the kernels build on:
 //  * lanes are independent: a value's bits never depend on the lane or position it is computed in. Tails are
 //    therefore loaded into a zero-padded vector (vload_n), never done by a different scalar formula;
@@ -15,6 +16,9 @@
 #include <string.h>
 #ifdef __SSE2__
 #include <immintrin.h>
+#endif
+#ifdef FREEDIVE_NEON
+#include <arm_neon.h>
 #endif
 
 #include "../core/context.h"
@@ -35,19 +39,22 @@ namespace freedive {
 namespace FREEDIVE_TIER_NAMESPACE {
 namespace {
 
-// Lanes. AVX-512: 16, the others 8 (pairs of SSE registers in the baseline).
-#ifdef FREEDIVE_AVX512
+// Lanes. AVX-512: 16, NEON: 4, the others 8 (pairs of registers in the baseline).
+#if defined(FREEDIVE_AVX512)
 constexpr int VL = 16;
-typedef float vf __attribute__((vector_size(64)));
-typedef int32_t vi __attribute__((vector_size(64)));
-typedef float vf_unaligned __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t vi_unaligned __attribute__((vector_size(64), aligned(4), may_alias));
+#elif defined(FREEDIVE_NEON)
+constexpr int VL = 4;
 #else
 constexpr int VL = 8;
-typedef float vf __attribute__((vector_size(32)));
-typedef int32_t vi __attribute__((vector_size(32)));
-typedef float vf_unaligned __attribute__((vector_size(32), aligned(4), may_alias));
-typedef int32_t vi_unaligned __attribute__((vector_size(32), aligned(4), may_alias));
+#endif
+typedef float vf __attribute__((vector_size(4 * VL)));
+typedef int32_t vi __attribute__((vector_size(4 * VL)));
+typedef float vf_unaligned __attribute__((vector_size(4 * VL), aligned(4), may_alias));
+typedef int32_t vi_unaligned __attribute__((vector_size(4 * VL), aligned(4), may_alias));
+
+// Tiers with a fused multiply-add.
+#if defined(FREEDIVE_AVX2) || defined(FREEDIVE_NEON)
+#define FREEDIVE_FMA
 #endif
 
 constexpr float NEG_INF = -__builtin_inff();
@@ -61,6 +68,11 @@ FD_INLINE vf vset(float x) { return reinterpret_cast<vf>(_mm512_set1_ps(x)); }
 FD_INLINE vi vseti(int32_t x) { return reinterpret_cast<vi>(_mm512_set1_epi32(x)); }
 FD_INLINE vi viota() { return vi{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
 FD_INLINE vf vmax(vf a, vf b) { return reinterpret_cast<vf>(_mm512_max_ps(a, b)); }
+#elif defined(FREEDIVE_NEON)
+FD_INLINE vf vset(float x) { return vf{x, x, x, x}; }
+FD_INLINE vi vseti(int32_t x) { return vi{x, x, x, x}; }
+FD_INLINE vi viota() { return vi{0, 1, 2, 3}; }
+FD_INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }  // not FMAX: that one returns NaN if either is
 #else
 FD_INLINE vf vset(float x) { return vf{x, x, x, x, x, x, x, x}; }
 FD_INLINE vi vseti(int32_t x) { return vi{x, x, x, x, x, x, x, x}; }
@@ -95,18 +107,21 @@ FD_INLINE void vstore_n(float* p, vf x, int64_t n) {
 #endif
 }
 
-// a*b + c: fused in the avx tiers, multiply then add in the baseline. fma1 is the same operation on one number.
+// a*b + c: fused, but multiply then add in the baseline. fma1 is the same operation on one number.
 FD_INLINE vf vfma(vf a, vf b, vf c) {
 #if defined(FREEDIVE_AVX512)
   return reinterpret_cast<vf>(_mm512_fmadd_ps(a, b, c));
 #elif defined(FREEDIVE_AVX2)
   return reinterpret_cast<vf>(_mm256_fmadd_ps(a, b, c));
+#elif defined(FREEDIVE_NEON)
+  return reinterpret_cast<vf>(
+      vfmaq_f32(reinterpret_cast<float32x4_t>(c), reinterpret_cast<float32x4_t>(a), reinterpret_cast<float32x4_t>(b)));
 #else
   return a * b + c;
 #endif
 }
 FD_INLINE float fma1(float a, float b, float c) {
-#ifdef FREEDIVE_AVX2
+#ifdef FREEDIVE_FMA
   return __builtin_fmaf(a, b, c);
 #else
   return a * b + c;
@@ -130,6 +145,15 @@ FD_INLINE float hmax(vf x) {
   x = vmax(x, fold(x, 8));
   x = vmax(x, fold(x, 4));
   x = vmax(x, fold(x, 2));
+  return x[0] > x[1] ? x[0] : x[1];
+}
+#elif defined(FREEDIVE_NEON)
+FD_INLINE float hsum(vf x) {
+  x = x + __builtin_shuffle(x, vi{2, 3, 0, 1});
+  return x[0] + x[1];
+}
+FD_INLINE float hmax(vf x) {
+  x = vmax(x, __builtin_shuffle(x, vi{2, 3, 0, 1}));
   return x[0] > x[1] ? x[0] : x[1];
 }
 #else
@@ -171,6 +195,12 @@ FD_INLINE void turn(vf (&r)[VL]) {
     r[c + 4] = reinterpret_cast<vf>(_mm512_shuffle_f32x4(d, e, 0x88));
     r[c + 12] = reinterpret_cast<vf>(_mm512_shuffle_f32x4(d, e, 0xDD));
   }
+#elif defined(FREEDIVE_NEON)
+  const vi even = {0, 4, 2, 6}, odd = {1, 5, 3, 7}, low = {0, 1, 4, 5}, high = {2, 3, 6, 7};
+  const vf a = __builtin_shuffle(r[0], r[1], even), b = __builtin_shuffle(r[0], r[1], odd);  // columns 0 and 2, 1 and 3
+  const vf c = __builtin_shuffle(r[2], r[3], even), d = __builtin_shuffle(r[2], r[3], odd);
+  r[0] = __builtin_shuffle(a, c, low), r[1] = __builtin_shuffle(b, d, low);
+  r[2] = __builtin_shuffle(a, c, high), r[3] = __builtin_shuffle(b, d, high);
 #else
   const vi low = {0, 8, 1, 9, 4, 12, 5, 13}, high = {2, 10, 3, 11, 6, 14, 7, 15};      // pairs of floats
   const vi first = {0, 1, 8, 9, 4, 5, 12, 13}, second = {2, 3, 10, 11, 6, 7, 14, 15};  // pairs of pairs
@@ -220,9 +250,25 @@ FD_INLINE uint32_t bf16_pair(float even, float odd) {
   memcpy(&v, &odd, 4);
   return u >> 16 | (v & 0xffff0000u);
 }
+#ifdef FREEDIVE_NEON
+// Four numbers rounded as bf16_round does it, as uint16.
+FD_INLINE uint16x4_t bf16_halves(vf x) {
+#ifdef FREEDIVE_BF16
+  const vi u = reinterpret_cast<vi>(x), none = (u & vseti(0x7f800000)) == vseti(0);  // the instruction would keep denormals
+  return vreinterpret_u16_bf16(vcvt_bf16_f32(reinterpret_cast<float32x4_t>(none ? u & vseti(INT32_MIN) : u)));
+#else
+  const vi u = reinterpret_cast<vi>(x), size = u & vseti(0x7fffffff);
+  const vi rounded = size < vseti(0x00800000) ? u & vseti(INT32_MIN) : u + vseti(0x7fff) + ((u >> 16) & vseti(1));
+  return vshrn_n_u32(reinterpret_cast<uint32x4_t>(size > vseti(0x7f800000) ? u : rounded), 16);
+#endif
+}
+#endif
 // Words of VL pairs (even[i], odd[i]).
 FD_INLINE vf bf16_pairs(vf even, vf odd) {
-#ifdef FREEDIVE_BF16
+#if defined(FREEDIVE_NEON)
+  const uint16x4_t e = bf16_halves(even), o = bf16_halves(odd);
+  return reinterpret_cast<vf>(vcombine_u16(vzip1_u16(e, o), vzip2_u16(e, o)));
+#elif defined(FREEDIVE_BF16)
   const __m512i index = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
                                          19, 3, 18, 2, 17, 1, 16, 0);
   return reinterpret_cast<vf>(_mm512_permutexvar_epi16(index, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd, even))));
@@ -239,7 +285,9 @@ FD_INLINE vf bf16_pairs(vf even, vf odd) {
 }
 // Words of 2 VL consecutive numbers: (x[0], x[1]), (x[2], x[3]), ...
 FD_INLINE vf bf16_words(const float* x) {
-#ifdef FREEDIVE_BF16
+#if defined(FREEDIVE_NEON)
+  return reinterpret_cast<vf>(vcombine_u16(bf16_halves(vload(x)), bf16_halves(vload(x + VL))));
+#elif defined(FREEDIVE_BF16)
   return reinterpret_cast<vf>(_mm512_cvtne2ps_pbh(vload(x + VL), vload(x)));
 #else
   vf r;
@@ -253,8 +301,12 @@ FD_INLINE vf bf16_words(const float* x) {
 #endif
 }
 // c + a.even b.even + a.odd b.odd on words. One instruction where the processor has it; two fused multiply-adds elsewhere.
+// (arm64 also has BFMMLA, twice the products at once: it wants four neighbours along k, not two, and adds them in another order.)
 FD_INLINE vf bf16_dot(vf a, vf b, vf c) {
-#ifdef FREEDIVE_BF16
+#if defined(FREEDIVE_BF16) && defined(FREEDIVE_NEON)
+  return reinterpret_cast<vf>(
+      vbfdotq_f32(reinterpret_cast<float32x4_t>(c), reinterpret_cast<bfloat16x8_t>(a), reinterpret_cast<bfloat16x8_t>(b)));
+#elif defined(FREEDIVE_BF16)
   return reinterpret_cast<vf>(_mm512_dpbf16_ps(c, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
 #else
   const vi high = vseti(static_cast<int32_t>(0xffff0000u)), ai = reinterpret_cast<vi>(a), bi = reinterpret_cast<vi>(b);
@@ -268,6 +320,8 @@ FD_INLINE vf vsqrt(vf x) {
   return reinterpret_cast<vf>(_mm512_sqrt_ps(x));
 #elif defined(FREEDIVE_AVX2)
   return reinterpret_cast<vf>(_mm256_sqrt_ps(x));
+#elif defined(FREEDIVE_NEON)
+  return reinterpret_cast<vf>(vsqrtq_f32(reinterpret_cast<float32x4_t>(x)));
 #else
   vf r;
   for (int i = 0; i < VL; ++i) r[i] = __builtin_sqrtf(x[i]);
