@@ -43,6 +43,15 @@ def test_products_are_measured_in_the_dtype_asked_for(capsys: pytest.CaptureFixt
     assert [(r["case"], r["dtype"], r["unit"]) for r in rows] == [("matmul_forward projection", dtype, "GFLOP/s")]
 
 
+def test_the_table_of_the_readme(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["bench", "ops", "--table", "--only", "rope", "swiglu_forward", "--megabytes", "1", "--repetitions", "1", "--threads", "1"]) == 0
+    first, blank, *table = capsys.readouterr().out.splitlines()
+    assert "1 thread," in first and not blank and {row.count("|") for row in table} == {6}
+    rows = {cells[1]: cells for row in table[2:] if (cells := [cell.strip() for cell in row.split("|")])}
+    assert set(rows) == {"rope", "swiglu_forward"} and rows["rope"][5] == ""  # rope has one variant
+    assert rows["swiglu_forward"][2].endswith("GB/s") and float(rows["swiglu_forward"][5]) > 0
+
+
 def test_every_case_is_an_op_of_this_machine():
     """Names are unique, and arguments fit the op's schema: one call of the memory cases, small, would raise."""
     cases = list(bench_ops.memory_cases(1))

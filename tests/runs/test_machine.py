@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,28 @@ def test_the_environment_overrides_the_threads(cgroups, monkeypatch: pytest.Monk
     for wrong in ("0", "-2", "many", ""):
         monkeypatch.setenv("FREEDIVE_THREADS", wrong)
         assert default_threads() == 8
+
+
+COUNT = """
+import os, sys
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
+from freedive.model import Model, from_depth
+threads = lambda: len(os.listdir("/proc/self/task"))
+before = threads()
+model = Model(from_depth(1, 64), max_tokens=8, max_seqs=1)
+print(model.threads, 1 + threads() - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity masks")
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_pool_has_a_thread_for_each_core_the_process_may_use(cores: int):
+    """Nothing made up: the mask is set, as `taskset` and containers do, and the threads of the process are counted"""
+    if usable_cores() < cores:
+        pytest.skip(f"needs {cores} cores")
+    environment = {name: value for name, value in os.environ.items() if name != "FREEDIVE_THREADS"}
+    done = subprocess.run([sys.executable, "-c", COUNT, str(cores)], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == [str(cores)] * 2, done.stderr
 
 
 GIB = 1 << 30

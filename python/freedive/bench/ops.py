@@ -2,12 +2,14 @@
 
 What memory bounds is compared with a copy (bytes read plus bytes written, the same number of threads), what the processor bounds with
 multiply-adds on registers. Bytes are those an op must read and write once; FLOPs those of its products. An op that reads more than it writes, or
-whose data a cache holds, can exceed 1. One JSON line per case: `ratio` is the median over calls of rate / limit.
+whose data a cache holds, can exceed 1. One JSON line per case: `ratio` is the median over calls of rate / limit. --table prints them as the
+table of csrc/README.md instead, with the naive variant of what memory bounds beside: two minutes on two quiet cores.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +35,7 @@ class BenchOpsConfig:
     dtype: str = option("auto", "of products: float32, bfloat16, or auto for the faster here")
     megabytes: int = option(64, "size of each tensor of what memory bounds; should exceed the caches")
     repetitions: int = option(5, "calls of each case, after one that does not count")
+    table: bool = option(False, "print a Markdown table, with the naive variants of what memory bounds")
 
 
 @dataclass(frozen=True)
@@ -164,18 +167,30 @@ def measure(case: Case, limits: Limits, repetitions: int, call: Callable[[], obj
             "limit": round(statistics.median(found), 1), "ratio": round(statistics.median(ratios), 3)}  # fmt: skip
 
 
+def table_row(case: Case, line: dict[str, Any], limits: Limits) -> str:
+    """A row of the table: medians, and what the first rung of the ladder reaches (two calls of it) where memory bounds the op."""
+    naive = ""
+    if case.memory and len(ops.variants(case.op)) > 1:
+        naive = str(measure(case, limits, 2, lambda: case.run(limits.threads, "naive"))["ratio"])
+    return f"| {case.name} | {line['value']} {line['unit']} | {line['limit']} | {line['ratio']} | {naive} |"
+
+
 def run(c: BenchOpsConfig) -> None:
     from freedive.model.model import check_dtype
 
     check_at_least(c, 1, "threads", "megabytes", "repetitions")
     threads, compute = c.threads or default_threads(), check_dtype(c.dtype)
     limits, found = Limits(threads, c.megabytes), False
+    if c.table:
+        date, products = time.strftime("%Y-%m-%d"), f"products in {compute}"
+        print(f"{_core.cpu_tier()}, {threads} {'thread' if threads == 1 else 'threads'}, {products}, {date}, load {os.getloadavg()[0]:.1f}\n")
+        print("| case | measured | limit | share | naive variant, share |\n|---|---|---|---|---|", flush=True)
     for make in (lambda: memory_cases(c.megabytes), lambda: product_cases(compute)):
         for case in make():
             if c.only and not any(part in case.name for part in c.only):
                 continue
             found = True
             line = {"bench": "ops", "case": case.name, "tier": _core.cpu_tier(), "threads": threads, "dtype": case.compute, **measure(case, limits, c.repetitions)}
-            print(json.dumps(line), flush=True)
+            print(table_row(case, line, limits) if c.table else json.dumps(line), flush=True)
     if not found:
         raise UserError(f"no case holds {' or '.join(c.only)} in its name", hint="`freedive bench ops` without --only lists all")
