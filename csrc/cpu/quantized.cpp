@@ -126,12 +126,12 @@ __attribute__((noinline)) void exact_tile(const uint8_t* strips, int64_t strip_b
   }
 }
 
-// One strip as columns of a panel of the blocked product: to[w * PANEL + column].
+// One strip as columns of a panel of the blocked product, or of the panels it fills: to[w * PANEL + column].
 template <int KIND, bool HALF>
 __attribute__((noinline)) void unpack_strip(const uint8_t* strip, int64_t C, float* to) {
   for_words<KIND, HALF, 1>(strip, 0, C, [&](int64_t i, const vf(&w)[VS]) __attribute__((always_inline)) {
-#pragma GCC unroll 2
-    for (int v = 0; v < VS; ++v) vstore(to + i * PANEL + v * VL, w[v]);
+#pragma GCC unroll 4
+    for (int v = 0; v < VS; ++v) vstore(to + v * VL / PANEL * PANEL * words_of<HALF>(C) + i * PANEL + v * VL % PANEL, w[v]);
   });
 }
 
@@ -283,9 +283,10 @@ namespace {
 
 // ---- any number of rows --------------------------------------------------------------------------------------------
 
-int64_t chunk_columns(int64_t C) { return max64(4, CHUNK / max64(1, C) / PANEL) * PANEL; }
+constexpr int64_t WHOLE = PANEL < STRIP ? STRIP : PANEL;  // columns that are whole strips and whole panels
+int64_t chunk_columns(int64_t C) { return max64(4, CHUNK / max64(1, C) / WHOLE) * WHOLE; }
 size_t panels_bytes(int64_t O, int64_t C) {
-  return bytes64(min64(chunk_columns(C), ceil_div(O, PANEL) * PANEL) * C, sizeof(float));
+  return bytes64(min64(chunk_columns(C), ceil_div(O, WHOLE) * WHOLE) * C, sizeof(float));
 }
 
 template <bool HALF>
