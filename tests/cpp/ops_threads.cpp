@@ -156,7 +156,7 @@ struct Call {
         static_cast<int8_t*>(data)[i] = static_cast<int8_t>(random.below(255) - 127);
       else if (t.dtype == FD_BF16)
         static_cast<uint16_t*>(data)[i] = static_cast<uint16_t>(0x3f80 + random.below(128) + (random.below(2) << 15));
-      else if (f.dtype == FD_U8 && f.name != "vocab_mask")  // quants, scales and minima; no float16 of them is inf or NaN
+      else if (t.dtype == FD_U8 && f.name != "vocab_mask")  // quants, scales and minima; no float16 of them is inf or NaN
         static_cast<uint8_t*>(data)[i] = static_cast<uint8_t>(random.below(60));
       else if (t.dtype == FD_U8)
         static_cast<uint8_t*>(data)[i] = i == 0 || random.below(2) == 0;
