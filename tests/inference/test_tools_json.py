@@ -12,7 +12,7 @@ from freedive.inference import Engine, Params
 from freedive.inference.chat import make_tools
 from freedive.inference.conversation import Conversation
 from freedive.inference.tool_json import ANSWER, ANSWER_END, CALL, CALL_END, SIGNATURES, JsonToolLoop, _parsed, calls_as_json, signature, with_marks
-from freedive.inference.tool_loop import ToolCompletion
+from freedive.inference.tool_loop import ToolCall, ToolCompletion
 from freedive.inference.tools import calculator
 from freedive.model import DecoderConfig
 from freedive.runs import UserError
@@ -151,3 +151,15 @@ def test_which_models_call_so():
     with pytest.raises(UserError, match="cannot call tools in JSON"):
         JsonToolLoop(Engine(make_model(), None), {})
     assert set(SIGNATURES) == {"python", "calculator", "search"}
+
+
+@pytest.mark.parametrize("tok", [QWEN3, QWEN25], ids=["qwen3", "qwen2.5"])
+def test_streaming_tells_text_then_the_call_then_text(tok):
+    model = Scripted(tok, "Let me see. ", call("6*7"), "<|im_end|>", "42.", "<|im_end|>")
+    prompt = Conversation(tok, 1900, None, model.loop.opening("Be brief.")).prompt("6 times 7?")
+    assert tok.decode(prompt).startswith("<|im_start|>system\nBe brief.\n\n# Tools")
+    events = list(model.loop.stream(prompt, Params(max_new_tokens=300, stop_ids=tok.stop_ids)))
+    assert "".join(e for e in events if isinstance(e, str)) == "Let me see. 42."
+    assert [(e.tool, e.answer) for e in events if isinstance(e, ToolCall)] == [("calculator", "42")]
+    whole = events[-1]
+    assert isinstance(whole, ToolCompletion) and whole.text == "Let me see. 42." and whole.finish_reason == "stop"
