@@ -144,6 +144,7 @@ void bind_model(py::module_& m) {
              return py::array_t<float>({static_cast<py::ssize_t>(d.table().total_floats)}, {sizeof(float)}, p, self);
            })
       .def("touch", [](PyDecoder& d) { d.decoder.touch(); })
+      .def("reserve_packed", [](PyDecoder& d, size_t bytes) { d.decoder.reserve_packed(bytes); })
       .def("add_packed",
            [](PyDecoder& d, const std::string& name, const py::array_t<uint8_t, py::array::c_style>& rows, int64_t type) {
              if (rows.ndim() != 2) throw py::value_error("rows must be uint8[O, bytes of a row]");

@@ -72,10 +72,11 @@ FD_INLINE vi dot4(vi sum, vi w, const Four& x) {
 #endif
 }
 
-// R rows, V strips. w: the first strip; sums [R][V * STRIP].
+// R rows, V strips. w: the first strip; sums [R][V * STRIP]; ahead: as of fetch_ahead, 0 for none.
 template <int KIND, int R, int V>
 __attribute__((noinline)) void int8_tile(const uint8_t* w, int64_t strip_bytes, int64_t blocks, const int8_t* q, int64_t C,
-                                         const float* scale, const float* shift, const int32_t* start, float* sums) {
+                                         const float* scale, const float* shift, const int32_t* start, int64_t ahead,
+                                         float* sums) {
   constexpr KindInfo K = KIND_INFO[KIND];
   constexpr int VV = V * VS;
   vf acc[R][VV];
@@ -97,6 +98,10 @@ __attribute__((noinline)) void int8_tile(const uint8_t* w, int64_t strip_bytes, 
     const auto quants = [&](int v, int g) {
       return vloadi(reinterpret_cast<const int32_t*>(record[v / VS] + (g * VS + v % VS) * sizeof(vi)));
     };
+    if (ahead != 0) {
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) fetch_ahead<K.record>(record[v] + ahead);
+    }
     const int8_t* x = q + b * BLOCK;
     if (K.four) {
 #pragma GCC unroll 4
@@ -150,21 +155,27 @@ template <int KIND>
 void int8_strips(const Quantized& w, const Int8Rows& x, int64_t s0, int64_t s1, const Target& t) {
   const int64_t blocks = w.blocks(), bytes = w.strip_bytes();
   alignas(64) float sums[INT8_ROWS * INT8_STRIPS * STRIP];
-  const auto tile = [&](auto rows, auto strips, int64_t r, int64_t s) {
+  const auto tile = [&](auto rows, auto strips, int64_t r, int64_t s, int64_t ahead) {
     constexpr int R = decltype(rows)::value, V = decltype(strips)::value;
     int8_tile<KIND, R, V>(w.data + s * bytes, bytes, blocks, x.q + r * w.C, w.C, x.scale + r * blocks, x.shift + r * blocks,
-                          x.start + r * blocks, sums);
+                          x.start + r * blocks, ahead, sums);
     finish_tile(t, sums, V * STRIP, r, R, s * STRIP, min64(V * STRIP, w.O - s * STRIP));
   };
   const auto rows_of = [&](auto strips, int64_t s) {
+    const int64_t next =
+        decltype(strips)::value * bytes;  // the first rows fetch the strips that come next; the others find theirs at hand
     int64_t r = 0;
-    for (; r + INT8_ROWS <= x.rows; r += INT8_ROWS) tile(Number<INT8_ROWS>{}, strips, r, s);
+    for (; r + INT8_ROWS <= x.rows; r += INT8_ROWS) tile(Number<INT8_ROWS>{}, strips, r, s, r == 0 ? next : 0);
     if (INT8_ROWS > 2) {
-      for (; r + 2 <= x.rows; r += 2) tile(Number<2>{}, strips, r, s);
+      for (; r + 2 <= x.rows; r += 2) tile(Number<2>{}, strips, r, s, r == 0 ? next : 0);
     }
-    for (; r < x.rows; ++r) tile(Number<1>{}, strips, r, s);
+    for (; r < x.rows; ++r) tile(Number<1>{}, strips, r, s, r == 0 ? next : 0);
   };
   int64_t s = s0;
+  if (x.rows == 1) {  // one strip after the other: memory is read from front to back
+    for (; s < s1; ++s) tile(Number<1>{}, Number<1>{}, 0, s, AHEAD);
+    return;
+  }
   for (; s + INT8_STRIPS <= s1; s += INT8_STRIPS) rows_of(Number<INT8_STRIPS>{}, s);
   for (; s < s1; ++s) rows_of(Number<1>{}, s);
 }

@@ -44,7 +44,7 @@ FD_INLINE vf float_lanes(const uint8_t* record, int64_t k, int s) {
 
 // Calls body(w, weights) for each word w along the row: a number, or in HALF a pair rounded to bfloat16. weights: V * VS vectors.
 template <int KIND, bool HALF, int V, class Body>
-FD_INLINE void for_words(const uint8_t* strips, int64_t strip_bytes, int64_t C, const Body& body) {
+FD_INLINE void for_words(const uint8_t* strips, int64_t strip_bytes, int64_t C, int64_t ahead, const Body& body) {
   constexpr KindInfo K = KIND_INFO[KIND];
   constexpr int VV = V * VS;
   for (int64_t b = 0; b * BLOCK < C; ++b) {
@@ -52,6 +52,10 @@ FD_INLINE void for_words(const uint8_t* strips, int64_t strip_bytes, int64_t C, 
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) record[v] = strips + v * strip_bytes + b * K.record;
     const int64_t first = b * BLOCK / (HALF ? 2 : 1);
+    if (ahead != 0) {
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) fetch_ahead<K.record>(record[v] + ahead);
+    }
     if (!K.integer) {
       const int64_t words = words_of<HALF>(min64(BLOCK, C - b * BLOCK));
 #pragma GCC unroll 4
@@ -103,7 +107,7 @@ FD_INLINE void for_words(const uint8_t* strips, int64_t strip_bytes, int64_t C, 
 // R rows of words, V strips: sums [R][V * STRIP].
 template <int KIND, bool HALF, int R, int V>
 __attribute__((noinline)) void exact_tile(const uint8_t* strips, int64_t strip_bytes, int64_t C, const float* x, int64_t x_row,
-                                          float* sums) {
+                                          int64_t ahead, float* sums) {
   constexpr int VV = V * VS;
   vf acc[R][VV];
 #pragma GCC unroll 8
@@ -111,7 +115,7 @@ __attribute__((noinline)) void exact_tile(const uint8_t* strips, int64_t strip_b
 #pragma GCC unroll 8
     for (int v = 0; v < VV; ++v) acc[r][v] = vset(0.0f);
   }
-  for_words<KIND, HALF, V>(strips, strip_bytes, C, [&](int64_t i, const vf(&w)[VV]) __attribute__((always_inline)) {
+  for_words<KIND, HALF, V>(strips, strip_bytes, C, ahead, [&](int64_t i, const vf(&w)[VV]) __attribute__((always_inline)) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const vf xv = vset(x[r * x_row + i]);
@@ -129,27 +133,35 @@ __attribute__((noinline)) void exact_tile(const uint8_t* strips, int64_t strip_b
 // One strip as columns of a panel of the blocked product, or of the panels it fills: to[w * PANEL + column].
 template <int KIND, bool HALF>
 __attribute__((noinline)) void unpack_strip(const uint8_t* strip, int64_t C, float* to) {
-  for_words<KIND, HALF, 1>(strip, 0, C, [&](int64_t i, const vf(&w)[VS]) __attribute__((always_inline)) {
+  for_words<KIND, HALF, 1>(strip, 0, C, AHEAD, [&](int64_t i, const vf(&w)[VS]) __attribute__((always_inline)) {
 #pragma GCC unroll 4
     for (int v = 0; v < VS; ++v) vstore(to + v * VL / PANEL * PANEL * words_of<HALF>(C) + i * PANEL + v * VL % PANEL, w[v]);
   });
 }
 
 #ifdef FREEDIVE_AVX512
-constexpr int LONE_STRIPS = 4, ROWS = 4, STRIPS = 2;  // for one row, and for ROWS
+constexpr int ROWS = 4, STRIPS = 2;  // of the tile for several rows
 #elif defined(FREEDIVE_AVX2)
-constexpr int LONE_STRIPS = 2, ROWS = 4, STRIPS = 1;
+constexpr int ROWS = 4, STRIPS = 1;
 #else
-constexpr int LONE_STRIPS = 1, ROWS = 2, STRIPS = 1;
+constexpr int ROWS = 2, STRIPS = 1;
 #endif
+// Strips for a lone row: one is read fastest, from front to back; of 4 bits more work than reading is left, and two chains keep
+// it going.
+template <int KIND>
+constexpr int LONE_STRIPS = KIND_INFO[KIND].four ? 2 : 1;
 
 template <int KIND, bool HALF>
 void exact_strips(const Quantized& w, const float* x, int64_t x_row, int64_t rows, int64_t s0, int64_t s1, const Target& t) {
   const int64_t bytes = w.strip_bytes();
-  alignas(64) float sums[ROWS * 4 * STRIP];
+  alignas(64) float sums[ROWS * 2 * STRIP];
   const auto tile = [&](auto rows_, auto strips, int64_t r, int64_t s) {
     constexpr int R = decltype(rows_)::value, V = decltype(strips)::value;
-    exact_tile<KIND, HALF, R, V>(w.data + s * bytes, bytes, w.C, x + r * x_row, x_row, sums);
+    exact_tile<KIND, HALF, R, V>(w.data + s * bytes, bytes, w.C, x + r * x_row, x_row,
+                                 r > 0    ? 0
+                                 : V == 1 ? AHEAD
+                                          : V * bytes,
+                                 sums);
     finish_tile(t, sums, V * STRIP, r, R, s * STRIP, min64(V * STRIP, w.O - s * STRIP));
   };
   int64_t r = 0;
@@ -160,7 +172,7 @@ void exact_strips(const Quantized& w, const float* x, int64_t x_row, int64_t row
   }
   for (; r < rows; ++r) {
     int64_t s = s0;
-    for (; s + LONE_STRIPS <= s1; s += LONE_STRIPS) tile(Number<1>{}, Number<LONE_STRIPS>{}, r, s);
+    for (; s + LONE_STRIPS<KIND> <= s1; s += LONE_STRIPS<KIND>) tile(Number<1>{}, Number<LONE_STRIPS<KIND>>{}, r, s);
     for (; s < s1; ++s) tile(Number<1>{}, Number<1>{}, r, s);
   }
 }
@@ -301,7 +313,7 @@ void exact_product(fd_context* ctx, uint8_t* workspace, const Quantized& w, cons
       rows_of_words<HALF>(own, x, x_row, 1, rows, w.C);
       x = own, x_row = words;
     }
-    const int64_t each = max64(LONE_STRIPS, UNIT / max64(1, bytes) / LONE_STRIPS * LONE_STRIPS);
+    const int64_t each = max64(2, UNIT / max64(1, bytes) / 2 * 2);
     parallel_units(ctx, ceil_div(w.strips(), each), [&](int64_t unit, int) {
       exact.strips(w, x, x_row, rows, unit * each, min64(w.strips(), (unit + 1) * each), t);
     });

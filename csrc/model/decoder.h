@@ -61,7 +61,8 @@ struct KVCache {
 // Rows of a weight in the type of their file, rearranged by quantized_pack.
 struct PackedRows {
   int64_t rows, type;  // ggml's number of the type
-  Buffer data;
+  uint8_t* data;
+  int64_t bytes;
 };
 
 class Decoder {
@@ -83,6 +84,8 @@ class Decoder {
   // For inference alone: `rows` more rows of the weight that begins at this parameter (q, k, v are one weight, and gate and up)
   // are kept in a ggml type and used instead of the float32 parameter, whose memory is then never touched. data: the file's rows,
   // row_bytes each.
+  // reserve_packed first: all lie in one piece of memory, in huge pages, so that what reads one to its end has fetched the beginning of the next.
+  void reserve_packed(size_t bytes);
   void add_packed(const std::string& parameter, const uint8_t* data, int64_t rows, int64_t row_bytes, int64_t type);
   void set_vocab_mask(const uint8_t* mask) { vocab_mask_.assign(mask, mask + config_.vocab_size); }
 
@@ -159,6 +162,8 @@ class Decoder {
   bool trainable_;
   int64_t compute_;                                         // FD_F32 or FD_BF16: how products multiply
   int64_t packed_compute_;                                  // the same with packed rows: also FD_I8
+  Buffer packed_memory_;
+  size_t packed_used_ = 0;
   std::map<int64_t, std::vector<PackedRows>> packed_rows_;  // by offset of the weight; the same for all of them or none
   std::vector<Layer> layers_;
   int64_t embed_, embed_positions_, final_norm_, final_norm_bias_, head_;

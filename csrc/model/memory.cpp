@@ -312,6 +312,11 @@ KVCache::Layer Decoder::cache_layer(const KVCache& c, int64_t layer) const {
   return l;
 }
 
+void Decoder::reserve_packed(size_t bytes) {
+  if (packed_used_ > 0) throw std::logic_error("packed weights are there already");
+  packed_memory_ = Buffer(bytes + 4096);  // what fetches ahead stays inside
+}
+
 void Decoder::add_packed(const std::string& parameter, const uint8_t* data, int64_t rows, int64_t row_bytes, int64_t type) {
   if (trainable_) throw std::logic_error("packed weights are for inference: make the model with trainable=False");
   const int64_t weight = table_.offset(parameter);
@@ -326,10 +331,13 @@ void Decoder::add_packed(const std::string& parameter, const uint8_t* data, int6
   if (rows < 1 || bytes == 0 || device_->quantized_row(C, type) != row_bytes)
     throw std::invalid_argument("rows of " + std::to_string(C) + " numbers in " + std::to_string(row_bytes) +
                                 " bytes cannot be held in ggml type " + std::to_string(type));
-  PackedRows part{rows, type, Buffer(static_cast<size_t>(bytes))};
-  fd_quantized_pack_args a{view(part.data.bytes(), bytes), whole, type};
+  const size_t taken = (static_cast<size_t>(bytes) + 63) / 64 * 64;
+  if (packed_used_ + taken > packed_memory_.size()) throw std::logic_error("more packed weights than memory was reserved for");
+  const PackedRows part{rows, type, packed_memory_.bytes() + packed_used_, bytes};
+  packed_used_ += taken;
+  fd_quantized_pack_args a{view(part.data, bytes), whole, type};
   ops_.quantized_pack(&ctx_, &a);
-  packed_rows_[weight].push_back(std::move(part));
+  packed_rows_[weight].push_back(part);
 }
 
 // The parts of a weight of O rows, or null where it is in float32.
@@ -343,7 +351,7 @@ const std::vector<PackedRows>* Decoder::packed_rows(int64_t weight, int64_t O) c
 }
 
 fd_tensor Decoder::packed_view(const PackedRows& part) const {
-  return view(part.data.bytes(), static_cast<int64_t>(part.data.size()));
+  return view(part.data, part.bytes);
 }
 
 fd_tensor Decoder::packed(int64_t weight, int64_t O, int64_t C) {

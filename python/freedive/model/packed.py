@@ -66,12 +66,14 @@ def packed_model(source: Weights, weights: str, vocab_multiple: int, arguments: 
         raise UserError(f"the vocabulary of {real} cannot be padded in packed weights")
     shapes = parameter_shapes(config)
     kinds = {name: _type_for(source, name, shapes[name][1], weights, int8) for group in groups(config) for name in group}
-    matrix_bytes = sum(_core.quantized_size(shapes[name][0], shapes[name][1], _NUMBER[kind]) for name, kind in kinds.items())
+    sizes = [_core.quantized_size(shapes[name][0], shapes[name][1], _NUMBER[kind]) for name, kind in kinds.items()]
+    matrix_bytes = sum(-(-size // 64) * 64 for size in sizes)  # each begins a line of the cache
     vectors = sum(4 * int(np.prod(shape)) for name, shape in shapes.items() if name not in kinds)
     model = Model(config, packed_bytes=matrix_bytes + vectors, **arguments)
     for name, view in model._parameters.items():
         if name not in kinds:
             view[...] = source.read(name)
+    model._core.reserve_packed(matrix_bytes)
     for group in groups(config):
         parts = [(kinds[name], _rows(source, name, kinds[name])) for name in group]
         if len({kind for kind, _ in parts}) == 1:  # one product
