@@ -6,7 +6,7 @@ That Python, once: pip install datatrove==0.10.1 nltk spacy fasttext-numpy2-whee
 python-magic faust-cchardet. Real pages: apt-get download python3.11-doc postgresql-doc-15 debian-handbook, then dpkg -x each into the folder. Both sides read the
 same WARC file by one process and run FineWeb's steps (without URL lists and MinHash) with the same language model; lists and models are loaded before
 the clock starts. Seconds are CPU seconds of the process and its children, beside wall seconds; the ratio is of the medians over the rounds.
-`--part` picks what to measure: speed, minhash, language, workers, memory (repeatable; default: all).
+`--part` picks what to measure: speed, minhash, language, workers, memory (several may follow; default: all).
 
 MinHash: the texts of the pages, in turns. Ours is the whole way: words, signatures, their file and the clusters. datatrove's stage as run is its
 first (words, signatures, their files, sorted), without those that find the clusters. Its formula alone is `get_signature` on hashes made before the

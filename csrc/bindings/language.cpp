@@ -14,6 +14,7 @@ void bind_language(py::module_& m) {
   py::class_<LanguageModel>(m, "LanguageModel")
       .def(py::init([](const py::bytes& file) { return LanguageModel(std::string(file)); }))
       .def("best", &LanguageModel::best)
+      .def("labels", &LanguageModel::names)
       .def("__len__", &LanguageModel::labels);
 }
 

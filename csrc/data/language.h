@@ -17,6 +17,7 @@ class LanguageModel {
   // nothing in it is known.
   std::pair<std::string, float> best(std::string_view text);
   int labels() const { return static_cast<int>(labels_.size()); }
+  const std::vector<std::string>& names() const { return labels_; }  // without "__label__"
 
  private:
   // The rows of words that were met before: most words of a text. A word's slot is its hash's; the last one to come stays.

@@ -48,6 +48,14 @@ PACKAGES = {
 }
 
 
+# extra -> import names of its packages, what they are for
+EXTRAS = {
+    "data": (("pyarrow", "zstandard", "fsspec", "trafilatura", "tldextract", "phonenumbers"), "parquet, zstd, s3:// and hf://, trafilatura, URL lists, telephone numbers"),
+    "serve": (("llguidance", "pydantic_monty"), "answers held to a grammar or JSON schema, the Python tool"),
+    "ray": (("ray",), "`freedive data --ray`"),
+}
+
+
 def run(config: DoctorConfig) -> int:
     findings = examine()
     if config.json:
@@ -171,7 +179,12 @@ def _packages() -> list[Finding]:
     absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     here = Finding("Python packages", "ok", ", ".join(pip for name, (pip, _) in PACKAGES.items() if name not in absent) or "none")
     gone = [PACKAGES[name] for name in absent]
-    return [here] + [Finding(pip, "missing", f"needed for {use}; run: pip install {pip}") for pip, use in gone]
+    extras = []
+    for extra, (names, use) in EXTRAS.items():
+        lacking = [name for name in names if importlib.util.find_spec(name) is None]
+        note = f"not installed: {', '.join(lacking)}; pip install 'freedive[{extra}]'" if lacking else "installed"
+        extras.append(Finding(f"extra [{extra}]", "-" if lacking else "ok", f"{use}: {note}"))
+    return [here, *(Finding(pip, "missing", f"needed for {use}; run: pip install {pip}") for pip, use in gone), *extras]
 
 
 def _places() -> list[Finding]:

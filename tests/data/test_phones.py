@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from freedive.data import DataConfig
 from freedive.data import run as run_data
-from freedive.data.pii import PHONES, prepare_phones, scrub_phones
+from freedive.data.pii import PHONES, find_countries, scrub, scrub_phones
 from freedive.runs import UserError
 
 phonenumbers = pytest.importorskip("phonenumbers", reason="telephone numbers need phonenumbers (extra [data])")
@@ -46,6 +46,7 @@ def test_example_numbers_of_countries_in_every_form_go_and_the_rest_stays(number
         shown = phonenumbers.format_number(number, form)
         written.append(f"{before}{shown}.")
     clean = scrub_phones(f"{OTHER_DIGITS}\n" + "\n".join(written), COUNTRIES)
+    assert clean.splitlines()[0] == OTHER_DIGITS
     expected = [f"{before}{PHONES[i % len(PHONES)]}." for i, (_, _, before) in enumerate(numbers)]
     assert clean.splitlines()[1:] == expected
     assert scrub_phones(clean, COUNTRIES) == clean
@@ -63,6 +64,7 @@ def test_any_text_loses_nothing_but_what_was_found(text):
         at = text.index(piece, at) + len(piece)
 
 
+@pytest.mark.slow
 def test_dialogues_of_sgd_lose_the_numbers_that_their_services_returned(capsys):
     path = DATA / "sft" / "sgd_train.jsonl.gz"
     if not path.is_file():
@@ -91,6 +93,7 @@ def test_dialogues_of_sgd_lose_the_numbers_that_their_services_returned(capsys):
     assert said > 500 and left <= 0.01 * said and others <= 0.001 * turns
 
 
+@pytest.mark.slow
 def test_textbooks_have_hardly_any(capsys):
     path = DATA / "text" / "openstax.jsonl.gz"
     if not path.is_file():
@@ -120,5 +123,25 @@ def test_the_stage_replaces_them_when_asked(tmp_path):
     with pytest.raises(UserError, match="no such country"):
         run_data(DataConfig(inputs=(tmp_path / "page.txt",), out=tmp_path / "bad", phones=("XX",)))
     assert not (tmp_path / "bad").exists()
+
+
+def test_countries_are_named_in_any_order_and_case():
+    assert find_countries(("us,gb",)) == find_countries(("GB", "US", "US")) == ("GB", "US") and find_countries(()) == ()
     with pytest.raises(UserError, match="no such country"):
-        prepare_phones(("us",))
+        find_countries(("U",))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 255), min_size=4, max_size=4), min_size=1, max_size=5))
+def test_addresses_are_no_telephone_numbers(quads):
+    """Neither as they are nor replaced by others; and a number beside one is still found."""
+    countries = ("BR", "CA", "CN", "IN", "MX", "PL", "US")
+    text = " and ".join(".".join(map(str, quad)) for quad in quads)
+    assert scrub_phones(text, countries) == text and scrub_phones(scrub(text), countries) == scrub(text)
+    assert scrub_phones(f"{text} +44 20 7946 0958", countries) == f"{text} {PHONES[0]}"
+
+
+def test_paths_and_book_numbers_stay():
+    for text in ("www.x.com/650-253-0000", "doi 10.1000/650-253-0000", "ISBN 0 306 40615 2", "ISBN-13: 978-0-306-40615-7"):
+        assert scrub_phones(text, ("US", "DE", "FR")) == text
+    assert scrub_phones("Tel./Fax: 650-253-0000", ("US",)) == f"Tel./Fax: {PHONES[0]}"

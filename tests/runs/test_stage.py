@@ -86,9 +86,9 @@ def test_other_settings_are_told(config, unfinished):
         toy(dataclasses.replace(config, rate=0.25, seed=8))
     assert "--force" in error.value.hint
     config.data.write_text("other text")
-    with pytest.raises(UserError, match="input data is another"):
+    with pytest.raises(UserError, match="data: what the files hold is not what it was"):
         toy(config)
-    with pytest.raises(UserError, match="data was .*input data is gone"):
+    with pytest.raises(UserError, match="data was .*data: given then"):
         toy(dataclasses.replace(config, data=None))
     with pytest.raises(UserError, match="work of another stage: toy instead of bottle"):
         with stage("bottle", config, out=config.out):

@@ -16,7 +16,7 @@ from freedive.runs import UserError
 from . import quality as rules_of
 from .extract import extract
 from .language import Language, language_filter
-from .pii import prepare_phones, scrub, scrub_phones
+from .pii import find_countries, scrub, scrub_phones
 from .record import Record
 
 Step = Callable[[str], "tuple[str | None, str]"]  # text -> (text or None, reason)
@@ -89,13 +89,12 @@ def _bound(decide: Callable[..., Any], settings: Any) -> Step:
 def Scrub(*phones: str) -> Any:
     """Personal data, as a formatter; telephone numbers too if countries are given."""
     base: Any = _datatrove()[2]
-    if phones:
-        prepare_phones(phones)
+    countries = find_countries(phones)
 
     class FreediveScrub(base):
         name = "freedive personal data"
 
         def format(self, text: str) -> str:
-            return scrub_phones(scrub(text), phones) if phones else scrub(text)
+            return scrub_phones(scrub(text), countries) if countries else scrub(text)
 
     return FreediveScrub()

@@ -6,12 +6,13 @@ The model is read and run by `csrc/data/language.cpp`, with fastText's results b
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from freedive.runs import UserError
+from freedive.runs import UserError, option
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,19 @@ class Language:
 
     languages: tuple[str, ...] = ("en",)
     threshold: float = 0.65
-    model: Path | None = None
+    model: Path | None = option(None, hash=False)
+    digest: str = ""  # of the model's file, if one is given
+
+
+def find(languages: tuple[str, ...], threshold: float, model: Path | None) -> Language:
+    """The rules, checked. UserError for a language that the model does not know, or a file that is no model."""
+    if not languages:
+        return Language(languages, threshold, model)
+    known = _model(model).labels()
+    for language in languages:
+        if language not in known:
+            raise UserError(f"--languages {language}: the model does not know it", hint="ISO codes, such as en, de, zh")
+    return Language(languages, threshold, model, hashlib.sha256(model.read_bytes()).hexdigest()[:16] if model else "")
 
 
 def language_filter(text: str, rules: Language, scores: dict[str, Any] | None = None) -> tuple[str | None, str]:

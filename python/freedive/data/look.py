@@ -44,12 +44,17 @@ def run(c: LookConfig) -> None:
     rows = itertools.islice((row for row in rows_of(c) if c.find in str(row.get("text", ""))), c.start, None)
     if c.html is not None:
         chosen = list(itertools.islice(rows, c.count))
+        if not c.html.parent.is_dir():
+            raise UserError(f"there is no folder {c.html.parent}", hint="make it, or give another --html")
         write_atomic(c.html, [look_page(f"{c.data.name}: {c.reason or c.split}", chosen).encode("utf-8", "replace")])
         print(f"wrote {len(chosen)} text(s) to {c.html}")
         return
+    first = next(rows, None)  # what is wrong is told before anything else
     if (c.data / "waterfall.json").is_file():
         print_waterfall(c.data)
-    _browse(rows, c)
+    _browse(itertools.chain(() if first is None else (first,), rows), c)
+    if c.reason is not None and not (sys.stdin.isatty() and sys.stdout.isatty()):
+        print("(of each reason only as many texts are kept as `freedive data --samples` says)")
 
 
 def rows_of(c: LookConfig) -> Iterator[dict[str, Any]]:

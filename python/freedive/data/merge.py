@@ -15,7 +15,7 @@ import numpy as np
 
 from freedive.runs import Artefact, UserError, json_line, progress, read_json, write_json_atomic
 
-from .dedup import Seen
+from .dedup import Seen, text_id
 from .job import KEY, SAMPLE_CHARACTERS, Job
 from .shard_files import ShardWriter
 from .waterfall import Waterfall
@@ -24,19 +24,25 @@ SPLITS = ("train", "val")
 DUPLICATES = {"exact_dedup": "exact_duplicate", "near_dedup": "near_duplicate"}
 
 
-def nothing_left(waterfall: Waterfall) -> UserError:
+class NothingLeft(UserError):
+    """Every document was removed."""
+
+
+def nothing_left(waterfall: Waterfall) -> NothingLeft:
     """What to say when every document was removed: the commonest reasons, and the setting that would keep most of them."""
     removed = {(step, rule): count["documents"] for step, counts in waterfall.steps.items() for rule, count in counts["removed"].items()}
     commonest = sorted(removed.items(), key=lambda item: (-item[1], item[0]))
     reasons = ", ".join(f"{documents:,} {step}/{rule}" for (step, rule), documents in commonest[:5]) or "the files hold none"
     foreign = [(rule.removeprefix("is_"), documents) for (step, rule), documents in commonest if step == "language" and rule.startswith("is_")]
     hint = "try --preset none, which removes nothing for its quality"
+    if commonest and commonest[0][0] == ("read", "no_text_field"):
+        hint = "no row has such a field with text in it: name another with --text-key"
     unread = sum(documents for (_, rule), documents in commonest if rule in ("bad_encoding", "binary"))
     if 2 * unread > sum(removed.values()):
         hint = "most of it could not be read as text: give UTF-8 text (iconv -t UTF-8), HTML, WARC, JSONL or parquet"
     if 2 * sum(documents for _, documents in foreign) > sum(removed.values()):
         hint = f"most of it is not in the languages to keep (--languages, by default en); to keep it: --languages {' '.join(name for name, _ in foreign[:3])}"
-    return UserError(f"no document was left: {reasons}", hint=hint)
+    return NothingLeft(f"no document was left: {reasons}", hint=hint)
 
 
 class Merge:
@@ -85,6 +91,7 @@ class Merge:
                         row = json.loads(line)
                         row["text"] = seen.trim(row["text"])
                         seen.add(row)
+                        row["id"] = text_id(row["text"])
                         line = json_line(row)
                     writer.write(SPLITS[held_out[number]], line)
                     since += len(line)

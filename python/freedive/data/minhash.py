@@ -1,7 +1,7 @@
 """Near-duplicate documents by MinHash (Broder 1997; FineWeb, 2406.17557 section 3.4), with datatrove's formula bit for bit.
 
 A document's shingles are the 5-grams of its simplified words. Two documents whose shingle sets have Jaccard similarity s share at
-least one of 14 buckets of 8 hashes with probability 1 - (1 - s^8)^14: 0.06 at 0.5, 0.56 at 0.7, 0.92 at 0.8, 0.9996 at 0.9.
+least one of 14 buckets of 8 hashes with probability 1 - (1 - s^8)^14: 0.05 at 0.5, 0.56 at 0.7, 0.92 at 0.8, 0.9996 at 0.9.
 `signature` is a worker's part; `cluster` the one part that needs all documents. FineWeb removes duplicates within each dump of
 Common Crawl, not between them: that was better than removing them all.
 """

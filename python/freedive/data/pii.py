@@ -22,7 +22,7 @@ ADDRESSES = (
     "184.108.40.206",
     "220.127.116.11",
     "18.104.22.168",
-)  # unused by hosts
+)  # datatrove's
 PHONES = tuple(f"+1 202-555-01{n:02d}" for n in range(0, 100, 17))  # 555-0100 to 555-0199 are kept for fiction
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]{1,64}"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -31,6 +31,7 @@ _OCTET = r"(?:25[0-5]|2[0-4][0-9]|[01]?[0-9][0-9]?)"
 _DOTTED = re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]")  # what every IPv4 address holds, and hardly any page
 _GAP = re.compile(r"[ \n]")
 _IPV4 = re.compile(rf"(?<![\d.]){_OCTET}(?:\.{_OCTET}){{3}}(?![\d])(?!\.\d)")
+_NO_PHONE = re.compile(r"(?:(?:https?:|www\.|[./])\S*/\S*|\bISBN\W{0,3}(?:1[03]\W{0,3})?)\Z", re.IGNORECASE)  # what stands before it
 _SEVEN_DIGITS = re.compile(r"(?:\d\W{0,4}){6}\d")  # shorter numbers are left
 
 
@@ -77,15 +78,19 @@ def _near_at(text: str, replace: Callable[[re.Match[str]], str]) -> str:
     return "".join(parts) + text[done:]
 
 
-def prepare_phones(countries: tuple[str, ...]) -> None:
-    """UserError if the package is missing or a code names no country."""
+def find_countries(codes: tuple[str, ...]) -> tuple[str, ...]:
+    """ISO 3166 codes as scrub_phones takes them, in order, once each; "us,gb" counts too. UserError if one is no country's or the package is missing."""
+    countries = sorted({code.strip().upper() for word in codes for code in word.split(",") if code.strip()})
+    if not countries:
+        return ()
     try:
         import phonenumbers
     except ImportError:
         raise UserError("telephone numbers need the package phonenumbers", hint="pip install 'freedive[data]'") from None
     for country in countries:
         if country not in phonenumbers.SUPPORTED_REGIONS:
-            raise UserError(f"--phones {country}: no such country", hint="two capital letters, as US, GB or DE")
+            raise UserError(f"--phones {country}: no such country", hint="two letters, as US, GB or DE")
+    return tuple(countries)
 
 
 def scrub_phones(text: str, countries: tuple[str, ...]) -> str:
@@ -93,7 +98,7 @@ def scrub_phones(text: str, countries: tuple[str, ...]) -> str:
 
     Numbers with + and the country's code count from anywhere, numbers without only as one writes them inside `countries` (ISO 3166
     codes). They must be valid: an existing area, the right length. Bare digits, without a separator, are left: most are not
-    telephone numbers; so are those of six digits and less, and what stands in a web address.
+    telephone numbers; so are those of six digits and less, IPv4 addresses, ISBNs, and what stands in a web address or a path.
     """
     if not _SEVEN_DIGITS.search(text):
         return text
@@ -102,8 +107,10 @@ def scrub_phones(text: str, countries: tuple[str, ...]) -> str:
     found: list[tuple[int, int]] = []
     for country in countries:
         for match in PhoneNumberMatcher(text, country, Leniency.VALID, max_tries=sys.maxsize):
-            word = text[max(text.rfind(" ", 0, match.start), text.rfind("\n", 0, match.start)) + 1 : match.start]
-            if "://" not in word and not match.raw_string.isdigit() and sum(map(str.isdigit, match.raw_string)) >= 7:
+            number = match.raw_string
+            if sum(map(str.isdigit, number)) < 7 or number.isdigit() or _in_ipv4(text, match.start, match.end):
+                continue
+            if not _NO_PHONE.search(text[max(match.start - 200, 0) : match.start]):
                 found.append((match.start, match.end))
     parts: list[str] = []
     done = count = 0
@@ -114,3 +121,8 @@ def scrub_phones(text: str, countries: tuple[str, ...]) -> str:
         count += 1
         done = end
     return "".join(parts) + text[done:]
+
+
+def _in_ipv4(text: str, start: int, end: int) -> bool:
+    """Whether an IPv4 address, of any kind, shares a character with text[start:end]."""
+    return any(found.start() < end and found.end() > start for found in _IPV4.finditer(text, max(start - 16, 0), end + 16))

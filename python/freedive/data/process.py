@@ -22,7 +22,7 @@ from .edu import Edu, edu_filter
 from .extract import Extractor, extract
 from .extract import prepare as prepare_extractor
 from .language import Language, language_filter
-from .pii import prepare_phones, scrub, scrub_phones
+from .pii import scrub, scrub_phones
 from .record import Record
 from .urls import UrlRules, load, url_filter
 
@@ -57,8 +57,6 @@ class Steps:
         if self.decontamination is not None:
             decontaminate.load(self.decontamination)
         prepare_extractor(self.extractor)
-        if self.phones:
-            prepare_phones(self.phones)
 
 
 @dataclass(frozen=True)

@@ -100,13 +100,13 @@ def _row(row: Any, where: str, name: str, size: int, text_key: str | None) -> Re
                 meta = {k: v for k, v in fields.items() if k != key and _is_small(v)}
                 return Record(
                     _text(meta.get("url")) or where,
-                    name,
+                    _text(meta.get("source")) if "recipe" in meta else name,  # a shard of ours names the first source
                     data,
                     html=key == "html",
                     charset="utf-8",
                     size=len(data),
                     reason="" if data.strip() else "empty",
-                    id=_text(meta.get("id")),
+                    id=_text(meta.get("record")) or _text(meta.get("id")),
                     date=_text(meta.get("date")),
                     meta=meta,
                 )

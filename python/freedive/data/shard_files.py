@@ -8,14 +8,26 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from freedive.runs import Artefact
+from freedive.runs import Artefact, UserError
 
 from .texts import zstandard
 
 FRAME_BYTES = 1 << 20  # of JSON in a zstd frame
 ROWS = 512  # of a parquet row group
 LEVEL = 3
-SCORES = {"language": "string", "language_score": "float64", "edu": "float64"}
+TEXTS = ("text", "id", "url", "source", "record", "date", "recipe")
+SCORES = {"language": "string", "language_score": "float64", "contamination": "list", "edu_score": "float64", "edu_int_score": "int64"}
+
+
+def check_format(kind: str) -> None:
+    """UserError if what writes this kind of shards is not installed."""
+    if kind == "jsonl.zst":
+        zstandard()
+    elif kind == "parquet":
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ImportError:
+            raise UserError("parquet needs the package pyarrow", hint="pip install 'freedive[data]'") from None
 
 
 class ShardWriter:
@@ -44,7 +56,10 @@ class ShardWriter:
             shard[0], shard[1] = shard[0] + 1, 0
         shard[1] += len(line)
         if self.kind == "parquet":
-            self._rows[split].append(json.loads(line))
+            row = json.loads(line)
+            if unknown := row.keys() - {*TEXTS, *SCORES}:
+                raise ValueError(f"fields without a column: {sorted(unknown)}")  # from_pylist would drop them without a word
+            self._rows[split].append(row)
             if len(self._rows[split]) >= ROWS:
                 self._write_rows(split)
         elif self._compressor is not None:
@@ -83,8 +98,8 @@ class ShardWriter:
         import pyarrow
         import pyarrow.parquet
 
-        texts = [(name, pyarrow.string()) for name in ("text", "id", "url", "source", "record", "date", "recipe")]
-        scores = [(name, pyarrow.type_for_alias(kind)) for name, kind in SCORES.items()]
+        texts = [(name, pyarrow.string()) for name in TEXTS]
+        scores = [(name, pyarrow.list_(pyarrow.string()) if kind == "list" else pyarrow.type_for_alias(kind)) for name, kind in SCORES.items()]
         schema = pyarrow.schema(texts + scores, metadata={"freedive.recipe": self.recipe})
         if split not in self._tables:
             self._tables[split] = pyarrow.parquet.ParquetWriter(self.artefact.work / self._name(split), schema, compression="zstd")

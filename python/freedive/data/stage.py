@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from freedive.runs import UserError, config_json, default_threads, human_bytes, option, progress, read_json, stage, write_json_atomic
-from freedive.runs.config import differences
+from freedive.runs.config import differences, told
 
 from .decontaminate import Decontamination
 from .decontaminate import find as find_sets
@@ -26,10 +26,12 @@ from .extract import Extractor
 from .extract import prepare as prepare_extractor
 from .job import Job
 from .language import Language
-from .merge import Merge
-from .pii import prepare_phones
+from .language import find as find_language
+from .merge import Merge, NothingLeft
+from .pii import find_countries
 from .process import Steps
 from .quality import PRESETS, Rules
+from .shard_files import check_format
 from .sources import Source, is_remote, sources
 from .supervise import Supervisor
 from .urls import UrlRules
@@ -60,7 +62,7 @@ class DataConfig:
     )
     languages: tuple[str, ...] = option(("en",), "languages to keep (ISO codes); none given: all")
     language_threshold: float = option(0.65, "smallest score of the language detector")
-    language_model: Path | None = option(None, "fastText file such as lid.176.bin (default: the small lid.176.ftz, which is installed)")
+    language_model: Path | None = option(None, "fastText file such as lid.176.bin (default: the small lid.176.ftz, which is installed)", hash=False)
     decontaminate: tuple[str, ...] = option(
         (), "evaluation sets, FILE or NAME=FILE (JSONL, parquet, text): remove documents that share words with an item", hash=False
     )
@@ -78,7 +80,7 @@ class DataConfig:
     max_line_copies: int = option(0, "remove lines that this many earlier documents had; 0: leave lines alone")
     pii: bool = option(True, "replace e-mail addresses and public IPv4 addresses")
     phones: tuple[str, ...] = option(
-        (), "replace telephone numbers too: +... from anywhere, and as they are written inside these countries (US GB ...)"
+        (), "replace telephone numbers too: +... from anywhere, and as they are written inside these countries (US GB ...)", hash=False
     )
     text_key: str | None = option(None, "field of JSONL and parquet rows that holds the text (default: text, html or content)")
     val_fraction: float = option(0.02, "part of the documents, by hash, that goes to the val shards")
@@ -104,6 +106,8 @@ class _Identity:
     urls: UrlRules | None = None  # counts by the lists' content
     decontamination: Decontamination | None = None  # counts by the sets' content
     edu: Edu | None = None  # counts by the model's content
+    language: Language | None = None  # counts by the model's content
+    phones: tuple[str, ...] = ()
 
 
 def run(config: DataConfig, rules: Rules | None = None) -> Path:
@@ -119,29 +123,24 @@ def run(config: DataConfig, rules: Rules | None = None) -> Path:
         raise UserError(f"the input is empty: {', '.join(map(str, config.inputs))}", hint="give files that hold text or pages")
     decontamination = find_sets(config.decontaminate, config.decontaminate_words, config.decontaminate_action, config.decontaminate_fields)
     edu = find_edu(config.edu_model, config.edu_column, config.edu_min)
+    language = find_language(config.languages, config.language_threshold, config.language_model)
+    phones = find_countries(config.phones)
+    check_format(config.format)
     if config.dry_run:
         print(f"would read {len(files)} file(s), {human_bytes(total)}, and write {config.out} (preset {config.preset})")
         return config.out
     rules = rules or PRESETS[config.preset]
     near = config.near_dedup == "on" or config.near_dedup == "auto" and config.preset.startswith("fineweb")
-    steps = Steps(
-        Language(config.languages, config.language_threshold, config.language_model),
-        rules,
-        config.pii,
-        config.text_key,
-        config.max_record_bytes,
-        near,
-    )
     urls, why_not = find_urls(config.url_filter, config.url_lists, config.preset)
     prepare_extractor(config.extractor)
-    if config.phones:
-        prepare_phones(config.phones)
-    steps = dataclasses.replace(steps, urls=urls, extractor=config.extractor, decontamination=decontamination, edu=edu, phones=config.phones)
+    steps = Steps(language, rules, config.pii, config.text_key, config.max_record_bytes, near, urls, config.extractor, decontamination, edu, phones)
     jobs = _jobs(config, steps, files)
     workers = config.workers or (1 if total < SMALL_INPUT else default_threads())
+    identity = _Identity(config, rules, tuple(file for file in files if file.remote), urls, decontamination, edu, language, phones)
     if config.rank is not None:
-        return _run_rank(config, jobs, workers)
-    identity = _Identity(config, rules, tuple(file for file in files if file.remote), urls, decontamination, edu)
+        return _run_rank(config, identity, jobs, workers)
+    if config.world > 1 and (left := sum(not job.done() for job in jobs)) and not progress.quiet:
+        print(f"{left} of {len(jobs)} files are left by the {config.world} ranks: they are done here")
     local = [path for path in config.inputs if not is_remote(path)]
     with stage(TITLE, identity, out=config.out, inputs={"inputs": local} if local else {}, force=config.force) as artefact:
         if not artefact.done:
@@ -152,7 +151,7 @@ def run(config: DataConfig, rules: Rules | None = None) -> Path:
             _do(config, jobs, workers)
             try:
                 Merge(artefact, config, jobs, _recipe(config, steps), CHECKPOINT_BYTES).run(near)
-            except UserError:
+            except NothingLeft:  # with anything else the jobs' results stay: they may be days of work
                 shutil.rmtree(_parts(config), ignore_errors=True)
                 raise
     shutil.rmtree(_parts(config), ignore_errors=True)
@@ -161,9 +160,14 @@ def run(config: DataConfig, rules: Rules | None = None) -> Path:
     return artefact.out
 
 
-def _run_rank(config: DataConfig, jobs: list[Job], workers: int) -> Path:
+def _run_rank(config: DataConfig, identity: _Identity, jobs: list[Job], workers: int) -> Path:
     """The jobs of one rank; files count round, so that ranks get about the same."""
-    if (config.out / "run.json").is_file():
+    made = config.out / "run.json"
+    if made.is_file():
+        local = {"inputs": [path for path in config.inputs if not is_remote(path)]}
+        wrong = differences(read_json(made)["config"], config_json(identity, local))
+        if wrong:
+            raise UserError(f"{config.out} was made with other settings: {told(wrong)}", hint="choose another --out")
         print(f"{config.out} is finished already: nothing to do")
         return config.out
     _prepare(config, jobs)
@@ -228,7 +232,7 @@ def _prepare(config: DataConfig, jobs: list[Job]) -> None:
         wrong = differences(read_json(known), mine)
         if wrong and not config.force:
             restart = "add --force to start over, choose another --out, or go on with the old settings"
-            raise UserError(f"{folder} was made with other settings: {'; '.join(wrong)}", hint=restart)
+            raise UserError(f"{folder} was made with other settings: {told(wrong)}", hint=restart)
         if wrong:
             shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -247,6 +251,8 @@ def _hash(settings: dict[str, Any]) -> str:
 
 
 def _check(config: DataConfig) -> None:
+    if config.decontaminate_action == "mark" and not config.decontaminate:
+        raise UserError("--decontaminate-action mark needs sets to compare with", hint="--decontaminate FILE...")
     if not config.inputs:
         raise UserError("no input was given", hint="freedive data FILE_OR_FOLDER... --out DIR")
     for name, value, low, high in (

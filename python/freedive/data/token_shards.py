@@ -47,6 +47,8 @@ class ShardsConfig:
 def run(c: ShardsConfig) -> Path:
     """Writes the shards and returns their folder. UserError for documents or a tokenizer that cannot be used."""
     if c.position is not None:
+        if not is_shards(c.data):
+            raise UserError(f"{c.data} is no folder of token shards", hint="`freedive data shards DATA --tokenizer NAME --out SHARDS` makes one")
         TokenShards(c.data).show(c.position, c.split)
         return c.data
     if not c.tokenizer:

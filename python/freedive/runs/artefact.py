@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from . import checkpoint as slots
 from .atomic import fsync_file, fsync_folder, json_line, read_json, write_json_atomic
-from .config import config_json, differences, input_paths
+from .config import config_json, differences, input_paths, told
 from .errors import UserError, disk_full, is_disk_full
 from .hashing import files_below, folder_hash
 from .lock import locked
@@ -129,9 +129,9 @@ class Artefact:
         old, new = found.get("inputs", {}), mine["inputs"]
         for name in dict.fromkeys([*old, *new]):
             if old.get(name) != new.get(name):
-                wrong.append(f"input {name} is {'new' if name not in old else 'gone' if name not in new else 'another'}")
+                wrong.append(f"{name}: {'not given then' if name not in old else 'given then' if name not in new else 'what the files hold is not what it was'}")
         if wrong:
-            raise UserError(f"{where} was made with other settings: {'; '.join(wrong)}", hint=hint)
+            raise UserError(f"{where} was made with other settings: {told(wrong)}", hint=hint)
 
     def _recover(self) -> None:
         aside = _aside(self.out)

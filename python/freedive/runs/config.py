@@ -98,9 +98,17 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
         if isinstance(a, dict) and isinstance(b, dict):
             found += differences(a, b, f"{prefix}{key}.")
+        elif isinstance(a, list) and isinstance(b, list) and "(input inputs)" in (*a, *b):
+            found += [] if a == b else ["other inputs were given"]
         elif a != b or type(a) is not type(b) and not (isinstance(a, (int, float)) and isinstance(b, (int, float))):
             found.append(f"{prefix}{key} was {_short(a)}, now {_short(b)}")
     return found
+
+
+def told(wrong: list[str]) -> str:
+    """Differences as part of a sentence: the first few; what a stage's own settings are needs no "config."."""
+    more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    return "; ".join(difference.removeprefix("config.") for difference in wrong[:3]) + more
 
 
 def _short(value: Any) -> str:
