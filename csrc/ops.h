@@ -100,12 +100,13 @@ typedef struct { fd_tensor dq, dk, dv, dout, out, lse, q, k, v, cu_seqlens; doub
 // lie in words of 32 bits, P = 1, 2 or 4 of them, neighbours along the index a product sums over: for keys d, for values the slot.
 //   k_cache[block, g, d / P, slot * P + d % P]      v_cache[block, g, slot / P, d * P + slot % P]
 // (float32: keys transposed, values as they come.) What fills the last word of a key is 0, and so is the number beside a value just
-// begun a word with, in bfloat16. bfloat16: to nearest, ties to even. int8: a scale for each position and group, k_scale[block, g, slot]
-// = max |k| / 127, and round(k * (127 / max |k|)), ties to even; a row with a number that is not finite gets the scale NaN, one below 1e-30
-// is 0. A position is stored when it is written and never again, so its bits depend on nobody else.
+// begun a word with, in bfloat16. bfloat16: to nearest, ties to even. int8: rows are mixed first, k' = H k with
+// the unnormalised Walsh-Hadamard matrix of the largest power of two B in D, on each B neighbours (butterflies of distance 1, 2, .. B/2); then
+// a scale for each position and group, k_scale[block, g, slot] = max |k'| / 127, and round(k' * (127 / max |k'|)), ties to even; a row with a
+// number that is not finite gets the scale NaN, one below 1e-30 is 0. A position is stored when it is written and never again, so its bits depend on nobody else.
 typedef struct { fd_tensor k_cache, v_cache, k_scale, v_scale, k, v, cu_seqlens, past_lens, block_table; } fd_kv_cache_write_args;
-// As attention_forward, reading keys and values (the new ones included) from the cache. int8 is multiplied as it is, the scales go to the
-// scores and the probabilities; bfloat16 with compute = FD_BF16 gives the bits of a float32 cache.
+// As attention_forward, reading keys and values (the new ones included) from the cache. int8 is multiplied as it is, with q mixed too and
+// the output mixed back (H H = B), the scales go to the scores and the probabilities; bfloat16 with compute = FD_BF16 gives the bits of a float32 cache.
 typedef struct { fd_tensor out, q, k_cache, v_cache, k_scale, v_scale, cu_seqlens, past_lens, block_table; double scale; int64_t compute; } fd_attention_cached_args;
 
 // ---- language-model head ---------------------------------------------------------------------------------------

@@ -88,6 +88,14 @@ void cached_naive(fd_context* ctx, const void* p) {
   const auto& a = *static_cast<const fd_attention_cached_args*>(p);
   const int64_t H = a.q.shape[1], D = a.q.shape[2], G = a.k_cache.shape[1], S = a.cu_seqlens.shape[0] - 1;
   const int64_t P = fd_numbers_per_word(a.k_cache.dtype), key_row = cache_row(a.k_cache), value_row = cache_row(a.v_cache);
+  // Number d of a row: in int8 H k' / B.
+  const int64_t B = P == 4 ? mixed_width(D) : 1;
+  const auto unmixed = [&](int64_t d, const auto& stored) {
+    if (P != 4) return stored(d);
+    float sum = 0;
+    for (int64_t i = d / B * B; i < d / B * B + B; ++i) sum += mixed_sign(d, i, B) * stored(i);
+    return sum / static_cast<float>(B);
+  };
   const auto scale_at = [&](const fd_tensor& scale, int64_t s, int64_t j, int64_t g) {
     return P == 4 ? cache_scales(scale, a.block_table, s, j / KEYS, g)[j % KEYS] : 1.0f;
   };
@@ -100,10 +108,12 @@ void cached_naive(fd_context* ctx, const void* p) {
         attend_row_naive(
             row_of(a.out, start + t, h), row_of(a.q, start + t, h), past + t + 1, D, static_cast<float>(a.scale), a.compute,
             [&](int64_t j, int64_t d) {
-              return number_of(cache_block(a.k_cache, a.block_table, s, j / KEYS, g) + d / P * key_row + j % KEYS, d % P, P);
+              const float* block = cache_block(a.k_cache, a.block_table, s, j / KEYS, g);
+              return unmixed(d, [&](int64_t i) { return number_of(block + i / P * key_row + j % KEYS, i % P, P); });
             },
             [&](int64_t j, int64_t d) {
-              return number_of(cache_block(a.v_cache, a.block_table, s, j / KEYS, g) + j % KEYS / P * value_row + d, j % P, P);
+              const float* block = cache_block(a.v_cache, a.block_table, s, j / KEYS, g);
+              return unmixed(d, [&](int64_t i) { return number_of(block + j % KEYS / P * value_row + i, j % P, P); });
             },
             [&](int64_t j) { return scale_at(a.k_scale, s, j, g); }, [&](int64_t j) { return scale_at(a.v_scale, s, j, g); });
       }
@@ -242,7 +252,13 @@ FD_INLINE void attend(const Rows& x, const fd_tensor& q, const fd_tensor& out, c
   const int64_t rows = positions * group, keys = past + positions, q_row = words_of<HALF>(D), out_row = padded(D);
   for (int64_t i = 0, r = 0; i < positions; ++i) {
     for (int64_t h = 0; h < group; ++h, ++r) {
-      rows_of_words<HALF>(x.q + r * q_row, row_of(q, first + i, head + h), 0, 1, 1, D);
+      const float* row = row_of(q, first + i, head + h);
+      if (SCALED) {  // mixed as the keys are, in what will be the output
+        memcpy(x.out + r * out_row, row, D * sizeof(float));
+        mix(x.out + r * out_row, D);
+        row = x.out + r * out_row;
+      }
+      rows_of_words<HALF>(x.q + r * q_row, row, 0, 1, 1, D);
       x.max[r] = NEG_INF;
       x.seen[r] = static_cast<int32_t>(past + i + 1);
     }
@@ -257,9 +273,11 @@ FD_INLINE void attend(const Rows& x, const fd_tensor& q, const fd_tensor& out, c
   }
   for (int64_t i = 0, r = 0; i < positions; ++i) {
     for (int64_t h = 0; h < group; ++h, ++r) {
-      const float sum = hsum(vload(x.sum + r * VL)), *from = x.out + r * out_row;
-      float* to = row_of(out, first + i, head + h);
-      for_lanes(D, [&](int64_t d, auto, auto store) { store(to + d, vload(from + d) / vset(sum)); });
+      const float sum = hsum(vload(x.sum + r * VL));
+      float *from = x.out + r * out_row, *to = row_of(out, first + i, head + h);
+      if (SCALED) mix(from, D);
+      const vf weight = vset(SCALED ? sum * static_cast<float>(mixed_width(D)) : sum);
+      for_lanes(D, [&](int64_t d, auto, auto store) { store(to + d, vload(from + d) / weight); });
       if (lse != nullptr) {
         *row_of(*lse, first + i, head + h) =
             static_cast<float>((x.max[r] + log2(static_cast<double>(sum))) * 0.69314718055994531);
@@ -390,7 +408,7 @@ void cached_in(fd_context* ctx, const fd_attention_cached_args& a) {
   const int64_t key_row = cache_row(a.k_cache), value_row = cache_row(a.v_cache);
   const int64_t key_block = words_of<HALF>(ceil_div(D, 4) * 4) * KEYS, value_block = words_of<HALF>(KEYS) * padded(D);
   const bool as_it_is = P == (HALF ? 2 : 1) && D % VL == 0;
-  const float scale = static_cast<float>(a.scale), log2_scale = scale * LOG2E;
+  const float scale = static_cast<float>(a.scale), log2_scale = scale * LOG2E / static_cast<float>(SCALED ? mixed_width(D) : 1);
   const int32_t* cu_seqlens = i32(a.cu_seqlens);
   Space space{ctx->workspace};
   Piece* pieces = space.take<Piece>(N + S);
@@ -444,6 +462,7 @@ void cached_simd(fd_context* ctx, const void* p) {
   }
 }
 
+FD_INLINE size_t write_bytes(int64_t D) { return bytes64(D, sizeof(int8_t)) + bytes64(D, sizeof(float)); }  // of a thread
 template <bool SIMD, int P>
 void write_in(fd_context* ctx, const fd_kv_cache_write_args& a) {
   const int64_t G = a.k.shape[1], D = a.k.shape[2], S = a.cu_seqlens.shape[0] - 1;
@@ -452,14 +471,16 @@ void write_in(fd_context* ctx, const fd_kv_cache_write_args& a) {
   Space space{ctx->workspace};
   parallel_units(ctx, S * G, [&](int64_t unit, int thread) {
     const int64_t s = unit / G, g = unit % G;
-    int8_t* q = reinterpret_cast<int8_t*>(space.at + thread * bytes64(D, 1));
+    Space mine{space.at + thread * write_bytes(D)};
+    int8_t* q = mine.take<int8_t>(D);
+    float* mixed = mine.take<float>(D);
     for (int64_t n = cu_seqlens[s]; n < cu_seqlens[s + 1]; ++n) {
       const int64_t position = i32(a.past_lens)[s] + n - cu_seqlens[s], b = position / KEYS;
       write_position<SIMD, P>(cache_block(a.k_cache, a.block_table, s, b, g), key_row,
                               cache_block(a.v_cache, a.block_table, s, b, g), value_row,
                               P == 4 ? cache_scales(a.k_scale, a.block_table, s, b, g) : nullptr,
                               P == 4 ? cache_scales(a.v_scale, a.block_table, s, b, g) : nullptr, row_of(a.k, n, g),
-                              row_of(a.v, n, g), D, position % KEYS, q);
+                              row_of(a.v, n, g), D, position % KEYS, q, mixed);
     }
   });
 }
@@ -476,7 +497,7 @@ void kv_cache_write(fd_context* ctx, const void* p) {
   }
 }
 size_t write_workspace(const void* p, int32_t threads) {
-  return threads * bytes64(static_cast<const fd_kv_cache_write_args*>(p)->k.shape[2], 1);
+  return threads * write_bytes(static_cast<const fd_kv_cache_write_args*>(p)->k.shape[2]);
 }
 
 }  // namespace

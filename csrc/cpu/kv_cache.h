@@ -5,9 +5,10 @@
 // shifts only: no gathering, the same source on every tier.
 //
 // int8: x = scale q with one scale for each position and group. A scale is constant along d, so it leaves the sum over d as a factor of
-// the score, and the value's one joins the probability: products multiply the integers themselves, which are exact in bfloat16. A scale
-// for each channel would suit keys better (a few channels are large throughout), but must be known before the block is full, or
-// depends on how the prompt was cut; scales for groups of 32 channels would not leave the sum.
+// the score, and the value's one joins the probability: products multiply the integers themselves, which are exact in bfloat16. A few
+// channels are large throughout, above all of keys. A scale for each channel would suit them, but must be known before the block is full,
+// or depends on how the prompt was cut. So rows are mixed first, H x: that spreads what is large over all channels, concerns one position
+// only, and q' k' = B q k (QuaRot, arXiv:2404.00456). It halves the error (dev/LOG.md).
 #pragma once
 #include "attention.h"
 
@@ -51,6 +52,23 @@ FD_INLINE float number_of(const float* word, int64_t part, int64_t per_word) {
   return x;
 }
 
+// x = H x, H the Walsh-Hadamard matrix of the largest power of two B in D on each B neighbours; H H = B.
+FD_INLINE int64_t mixed_width(int64_t D) { return D & -D; }
+FD_INLINE void mix(float* x, int64_t D) {
+  for (int64_t half = 1; half < mixed_width(D); half *= 2) {
+    for (int64_t at = 0; at < D; at += 2 * half) {
+      for (int64_t i = at; i < at + half; ++i) {
+        const float a = x[i], b = x[i + half];
+        x[i] = a + b, x[i + half] = a - b;
+      }
+    }
+  }
+}
+// +1 or -1: H's number in row i, column j of the same block of B.
+FD_INLINE float mixed_sign(int64_t i, int64_t j, int64_t B) {
+  return __builtin_parityll(static_cast<unsigned long long>(i & j & (B - 1))) != 0 ? -1.0f : 1.0f;
+}
+
 constexpr float FLOAT_MAX = 3.40282347e38f, SCALE_MIN = 1e-30f;
 
 // q[d] = round(x[d] * 127 / max |x|), returns the scale. The simd way and the naive one give the same bits.
@@ -87,7 +105,7 @@ FD_INLINE float quantize_simd(int8_t* q, const float* x, int64_t D) {
 // One key and one value at `slot` of a block.
 template <bool SIMD, int P>
 FD_INLINE void write_position(float* keys, int64_t key_row, float* values, int64_t value_row, float* key_scale, float* value_scale,
-                              const float* k, const float* v, int64_t D, int64_t slot, int8_t* q) {
+                              const float* k, const float* v, int64_t D, int64_t slot, int8_t* q, float* mixed) {
   float* value = values + slot / P * value_row;
   if (P == 1) {
     for (int64_t d = 0; d < D; ++d) keys[d * key_row + slot] = k[d];
@@ -100,10 +118,14 @@ FD_INLINE void write_position(float* keys, int64_t key_row, float* values, int64
       put(value + d, slot % 2, bf16_bits(v[d]));
     }
   } else {
-    key_scale[slot] = SIMD ? quantize_simd(q, k, D) : quantize_naive(q, k, D);
+    memcpy(mixed, k, D * sizeof(float));
+    mix(mixed, D);
+    key_scale[slot] = SIMD ? quantize_simd(q, mixed, D) : quantize_naive(q, mixed, D);
     for (int64_t d = 0; d < ceil_div(D, 4) * 4; ++d)
       put(keys + d / 4 * key_row + slot, d % 4, d < D ? q[d] : static_cast<int8_t>(0));
-    value_scale[slot] = SIMD ? quantize_simd(q, v, D) : quantize_naive(q, v, D);
+    memcpy(mixed, v, D * sizeof(float));
+    mix(mixed, D);
+    value_scale[slot] = SIMD ? quantize_simd(q, mixed, D) : quantize_naive(q, mixed, D);
     for (int64_t d = 0; d < D; ++d) put(value + d, slot % 4, q[d]);
   }
 }

@@ -216,10 +216,21 @@ def numbers_per_word(cache: Array) -> int:
     return {1: 4, 2: 2}.get(cache.dtype.itemsize, 1)
 
 
+def mixed(x: Array) -> Array:
+    """H x on the last dimension: the unnormalised Walsh-Hadamard matrix of the largest power of two B in D, on each B neighbours. H H = B"""
+    B, half = x.shape[-1] & -x.shape[-1], 1
+    while half < B:
+        pairs = x.reshape(*x.shape[:-1], -1, 2, half)
+        with np.errstate(invalid="ignore", over="ignore"):
+            x = np.stack([pairs[..., 0, :] + pairs[..., 1, :], pairs[..., 0, :] - pairs[..., 1, :]], -2).reshape(x.shape)
+        half *= 2
+    return x
+
+
 def quantized(x: Array) -> tuple[Array, Array]:
-    """x [.., D] = scale q: int8 q and float32 scale [..] = max |x| / 127, in float32 as the kernels do. Below 1e-30 all is 0, a number that
-    is not finite makes the scale NaN"""
-    x = np.asarray(x, np.float32)
+    """mixed(x) [.., D] = scale q: int8 q and float32 scale [..] = max |mixed(x)| / 127, in float32 as the kernels do. Below 1e-30 all is 0, a
+    number that is not finite makes the scale NaN"""
+    x = mixed(np.asarray(x, np.float32))
     largest = np.abs(x).max(-1)
     good = np.isfinite(largest) & (largest >= np.float32(1e-30))
     inverse = np.where(good, np.float32(127) / np.where(good, largest, np.float32(1)), np.float32(0))
@@ -261,7 +272,7 @@ def cached_numbers(k_cache: Array, v_cache: Array, k_scale: Array | None, v_scal
     k = f64(k_cache).reshape(B, G, -1, KV_BLOCK, P).transpose(0, 3, 1, 2, 4).reshape(B, KV_BLOCK, G, -1)[..., :D]
     v = f64(v_cache).reshape(B, G, -1, D, P).transpose(0, 2, 4, 1, 3).reshape(B, KV_BLOCK, G, D)
     if k_scale is not None and v_scale is not None:
-        k, v = k * f64(k_scale).transpose(0, 2, 1)[..., None], v * f64(v_scale).transpose(0, 2, 1)[..., None]
+        k, v = (mixed(x * f64(s).transpose(0, 2, 1)[..., None]) / (D & -D) for x, s in ((k, k_scale), (v, v_scale)))
     return k, v
 
 
