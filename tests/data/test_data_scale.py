@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from freedive.data import DataConfig, run
 from freedive.data import job as job_module
 from freedive.data import stage as stage_module
+from freedive.data.sources import sources
 from freedive.data.texts import iter_rows, shard_paths
 from freedive.data.waterfall import Waterfall
 from freedive.runs import UserError, folder_hash
@@ -92,7 +93,8 @@ def test_two_runs_of_one_rank_do_not_write_the_same_files(files, tmp_path, monke
     config = DataConfig((files,), tmp_path / "out", world=2, rank=0, workers=1)
     monkeypatch.setattr(job_module, "LOCK_SECONDS", 0.3)
     (tmp_path / "out.parts").mkdir()
-    code = f"import time; from freedive.runs import locked\nwith locked({str(tmp_path / 'out.parts' / '000002.job')!r}): print(flush=True); time.sleep(30)"
+    name = job_module.Job(0, (sources((files,))[2],), "", None, "").name
+    code = f"import time; from freedive.runs import locked\nwith locked({str(tmp_path / 'out.parts' / f'{name}.job')!r}): print(flush=True); time.sleep(30)"
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     assert other.stdout is not None and other.stdout.readline()
     with pytest.raises(UserError, match=f"process {other.pid} is writing"):
@@ -218,7 +220,7 @@ def test_kill_9_of_the_whole_run_and_resume(tmp_path):
     whole = folder_hash(run(DataConfig((rows,), tmp_path / "whole")))
     command = [sys.executable, "-m", "freedive", "data", str(rows), "--out", str(tmp_path / "out"), "--workers", "1"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    part = tmp_path / "out.parts" / "000000.jsonl"
+    part = tmp_path / "out.parts" / (job_module.Job(0, tuple(sources((rows,))), "", None, "").name + ".jsonl")
     child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     end = time.monotonic() + 60
     while child.poll() is None and not (part.exists() and part.stat().st_size) and time.monotonic() < end:
@@ -368,6 +370,7 @@ def test_a_network_that_fails_is_tried_again_and_is_no_damage(files, tmp_path, f
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Flaky) as flaky:
         threading.Thread(target=flaky.serve_forever, daemon=True).start()
         config = DataConfig(tuple(f"http://127.0.0.1:{flaky.server_port}/{i}.warc.gz" for i in range(5)), tmp_path / "out", workers=2)
+        config = dataclasses.replace(config, network_seconds=10 if failures < 10 else 1)
         if failures < 10:
             assert len(documents(run(config))) == 50 and not reasons(adds_up(config.out))
         else:

@@ -1,16 +1,18 @@
-"""One unit of work: one input file (or a few small ones) through the steps of `process`, into a few files named after its number.
+"""One unit of work: one input file (or a few small ones) through the steps of `process`, into a few files named after the inputs.
 
-    000012.jsonl     the documents that are left, in order     000012.keys     their ids, bytes, and whether they have a signature
-    000012.minhash   uint64 [14, 8] each                        000012.decisions.jsonl   what became of every record, if asked for
-    000012.json      written last: source, recipe, counts, samples of the rejected. A job with this file is done.
+    NAME.jsonl     the documents that are left, in order     NAME.keys     their ids, bytes, and whether they have a signature
+    NAME.minhash   uint64 [14, 8] each                        NAME.decisions.jsonl   what became of every record, if asked for
+    NAME.json      written last: source, recipe, counts, samples of the rejected. A job with this file is done.
 
-A job that was stopped goes on from its last note (000012.note.json: how many records were read and how long the files were then).
+NAME is a hash of the inputs' paths, not the job's place: a list of files that gains or loses some leaves the others' jobs done.
+A job that was stopped goes on from its last note (NAME.note.json: how many records were read and how long the files were then).
 The result does not depend on where it was stopped.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import time
@@ -27,6 +29,7 @@ from freedive.runs import UserError, json_line, locked, write_json_atomic
 from .process import Result, Steps, process
 from .read import read_records
 from .record import Record
+from .remote import PATIENCE, be_patient
 from .sources import Source
 from .waterfall import Waterfall
 
@@ -41,16 +44,24 @@ FILES = ("jsonl", "keys", "minhash", "decisions.jsonl")
 class Job:
     """Files, where their results go, and the settings they are made with."""
 
-    index: int
+    index: int  # place among the jobs of this run
     sources: tuple[Source, ...]
     folder: str
     steps: Steps
     recipe: str
     samples: int = 5
     decisions: bool = False
+    again: int = 0  # so many earlier jobs have the same files, which were named more than once
+    network_seconds: float = PATIENCE
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        paths = [source.path if source.remote else os.path.abspath(source.path) for source in self.sources]
+        return hashlib.sha256(json.dumps([paths, self.again]).encode()).hexdigest()[:16]
 
     def path(self, suffix: str) -> Path:
-        return Path(self.folder, f"{self.index:06d}.{suffix}")
+        return Path(self.folder, f"{self.name}.{suffix}")
 
     def stamp(self) -> dict[str, Any]:
         """What the results depend on; a local file counts by its size and time of change."""
@@ -75,6 +86,7 @@ def run_job(job: Job, poison: dict[tuple[str, int], str], tell: Tell) -> None:
     """
     if job.done():
         return
+    be_patient(job.network_seconds)
     with contextlib.ExitStack() as stack:
         _lock(job, stack)
         if not job.done():  # by another rank, meanwhile

@@ -37,9 +37,12 @@ def nothing_left(waterfall: Waterfall) -> NothingLeft:
     hint = "try --preset none, which removes nothing for its quality"
     if commonest and commonest[0][0] == ("read", "no_text_field"):
         hint = "no row has such a field with text in it: name another with --text-key"
-    unread = sum(documents for (_, rule), documents in commonest if rule in ("bad_encoding", "binary"))
+    unread = sum(documents for (_, rule), documents in commonest if rule in ("bad_encoding", "binary", "binary_file"))
+    absent = sum(documents for (step, rule), documents in commonest if step == "read" and rule in ("not_found", "forbidden"))
     if 2 * unread > sum(removed.values()):
         hint = "most of it could not be read as text: give UTF-8 text (iconv -t UTF-8), HTML, WARC, JSONL or parquet"
+    if 2 * absent > sum(removed.values()):
+        hint = "most of the files are not on their server, or not for you: look at the list of files and at your credentials"
     if 2 * sum(documents for _, documents in foreign) > sum(removed.values()):
         hint = f"most of it is not in the languages to keep (--languages, by default en); to keep it: --languages {' '.join(name for name, _ in foreign[:3])}"
     return NothingLeft(f"no document was left: {reasons}", hint=hint)

@@ -1,48 +1,41 @@
 """Where raw documents come from: local files and folders, and https://, s3://, hf://, gs:// ... through fsspec (extra [data]).
 
 An input becomes a list of sources in a fixed order; a source is one file, the unit of work. Lists of files as Common Crawl
-publishes them (warc.paths.gz) are followed.
+publishes them (warc.paths.gz) are followed. `remote` has what goes over the network.
 """
 
 from __future__ import annotations
 
+import collections
 import gzip
 import io
 import os
+import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
-from freedive.runs import UserError
+from freedive.runs import UserError, progress
 
+from .remote import LISTING_TRIES, Missing, RemoteError, filesystem, hint, open_remote, patiently, told
 from .texts import Zstd, is_artefact, shard_paths, text_files
 
 WARC_SUFFIXES = (".warc", ".wet")
 HTML_SUFFIXES = (".html", ".htm", ".xhtml")
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
+JSON_SUFFIXES = (".json",)  # JSON Lines under another name, as C4's are, or one array or object
 PARQUET_SUFFIXES = (".parquet",)
 LIST_SUFFIXES = (".paths", ".paths.gz")
 COMPRESSED = (".gz", ".zst")
-PLAIN_SUFFIXES = WARC_SUFFIXES + HTML_SUFFIXES + TEXT_SUFFIXES + JSONL_SUFFIXES
+PLAIN_SUFFIXES = WARC_SUFFIXES + HTML_SUFFIXES + TEXT_SUFFIXES + JSONL_SUFFIXES + JSON_SUFFIXES
 SUFFIXES = PLAIN_SUFFIXES + tuple(s + c for s in PLAIN_SUFFIXES for c in COMPRESSED) + PARQUET_SUFFIXES + LIST_SUFFIXES
 COMMON_CRAWL = "https://data.commoncrawl.org/"  # what the lines of its lists are relative to
-# protocol -> what to install for it
-PACKAGES = {
-    "http": "fsspec aiohttp",
-    "https": "fsspec aiohttp",
-    "s3": "fsspec s3fs",
-    "s3a": "fsspec s3fs",
-    "gs": "fsspec gcsfs",
-    "hf": "fsspec huggingface-hub",
-}
-
-
-class RemoteError(Exception):
-    """The network failed, which says nothing about the file: try again."""
+COMMON_CRAWL_FOLDERS = ("crawl-data/", "cc-index/", "contrib/", "projects/")
+NOT_DATA = ("get.json",)  # of `freedive data get`
 
 
 @dataclass(frozen=True)
@@ -53,6 +46,7 @@ class Source:
     name: str
     size: int
     version: str = ""  # of a remote file: entity tag or time of change
+    form: str | None = None  # kind and compression together (".warc.gz"), where they are known otherwise than by the path's suffix
 
     @property
     def remote(self) -> bool:
@@ -61,23 +55,24 @@ class Source:
     @property
     def kind(self) -> str:
         """The suffix without compression: ".warc", ".jsonl", ".html", ".parquet" ..., or ""."""
-        lower = urlsplit(self.path).path.lower() if self.remote else self.path.lower()
+        lower = self._lower
         stem = lower.removesuffix(self.compression) if self.compression else lower
         return next((s for s in PLAIN_SUFFIXES + PARQUET_SUFFIXES if stem.endswith(s)), "")
 
     @property
     def compression(self) -> str:
-        lower = urlsplit(self.path).path.lower() if self.remote else self.path.lower()
+        lower = self._lower
         return next((c for c in COMPRESSED if lower.endswith(c)), "")
 
+    @property
+    def _lower(self) -> str:
+        if self.form is not None:
+            return self.form
+        return urlsplit(self.path).path.lower() if self.remote else self.path.lower()
+
     def open(self) -> BinaryIO:
-        """The file's bytes as they are, seekable. OSError of a remote file is a RemoteError."""
-        if not self.remote:
-            return open(self.path, "rb")
-        try:
-            return cast(BinaryIO, _Remote(_filesystem(self.path), self.path))
-        except OSError as error:
-            raise RemoteError(f"{self.path}: {error}") from error
+        """The file's bytes as they are, seekable. RemoteError, Missing: of remote files only."""
+        return cast(BinaryIO, open_remote(self.path)) if self.remote else open(self.path, "rb")
 
     def open_plain(self) -> BinaryIO:
         """The file's bytes, decompressed."""
@@ -105,29 +100,58 @@ def sources(inputs: tuple[str | Path, ...]) -> list[Source]:
 def _local_sources(path: Path) -> list[Source]:
     if not path.exists():
         raise UserError(f"{path} does not exist", hint="give files or folders with WARC, HTML, text, parquet or JSONL")
-    # of a folder that `freedive data` wrote only the shards, not the rejected and the report
-    files = shard_paths(path, "train") + shard_paths(path, "val") if is_artefact(path) else text_files(path, SUFFIXES)
+    if is_artefact(path):  # only its shards, not the rejected and the report
+        files = shard_paths(path, "train") + shard_paths(path, "val")
+    else:
+        files = text_files(path, SUFFIXES)
+        if path.is_dir():
+            every = text_files(path, ("",))
+            files = [file for file in files if file.name not in NOT_DATA]
+            _tell_left_out(path, {file.as_posix() for file in every if file.name not in NOT_DATA} - {file.as_posix() for file in files})
     return [Source(str(file), file.name if path.is_file() else file.relative_to(path).as_posix(), file.stat().st_size) for file in files]
 
 
 def _remote_sources(url: str) -> list[Source]:
-    fs = _filesystem(url)
     try:
-        if urlsplit(url).scheme in ("http", "https"):
-            return [_remote_source(fs, url)]
-        root = fs._strip_protocol(url)
-        if "*" in root:
-            names = sorted(fs.glob(root))
-        elif fs.isdir(root):
-            names = sorted(name for name in fs.find(root) if name.lower().endswith(SUFFIXES))
-        else:
-            names = [root]
-        if not names:
-            raise UserError(f"{url} holds no file that can be read", hint="looked for " + ", ".join(PLAIN_SUFFIXES + PARQUET_SUFFIXES))
-        return [_remote_source(fs, fs.unstrip_protocol(name)) for name in names]
-    except OSError as error:
-        told = "does not exist" if isinstance(error, FileNotFoundError) else f"could not be read: {error}"
-        raise UserError(f"{url} {told}", hint="check the address, the network and your credentials") from None
+        return patiently(lambda: _found(filesystem(url), url), url, LISTING_TRIES, _say)
+    except Missing as error:
+        cause = error.__cause__ or error
+        told_of = "may not be read" if error.reason == "forbidden" else "does not exist"
+        raise UserError(f"{url} {told_of}: {error}", hint=hint(cause, url)) from None
+    except RemoteError as error:
+        raise UserError(str(error), hint=hint(error.__cause__ or error, url)) from None
+
+
+def _found(fs: Any, url: str) -> list[Source]:
+    """The files of an address, which may be a folder or hold a *."""
+    if urlsplit(url).scheme in ("http", "https"):
+        return [_remote_source(fs, url)]
+    root = fs._strip_protocol(url)
+    if "*" in root:
+        names = sorted(fs.glob(root))
+    elif fs.isdir(root):
+        every = {name for name in fs.find(root) if not name.endswith(NOT_DATA)}
+        names = sorted(name for name in every if name.lower().endswith(SUFFIXES))
+        _tell_left_out(url, every.difference(names))
+    else:
+        names = [root]
+    if not names:
+        raise UserError(f"{url} holds no file that can be read", hint="looked for " + ", ".join(PLAIN_SUFFIXES + PARQUET_SUFFIXES))
+    return [_remote_source(fs, fs.unstrip_protocol(name)) for name in names]
+
+
+def _tell_left_out(folder: Path | str, names: Iterable[str]) -> None:
+    """One line about the files of a folder that are not read, by suffix."""
+    counts = collections.Counter(os.path.splitext(name.rpartition("/")[2])[1].lower() or "without suffix" for name in names)
+    if counts:
+        kinds = [f"{kind} {count:,}" for kind, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+        more = [f"{len(kinds) - 8} more kinds"] if len(kinds) > 8 else []
+        _say(f"{folder}: {sum(counts.values()):,} files left out: {', '.join(kinds[:8] + more)}; given by name, a file is read as what it looks like")
+
+
+def _say(text: str) -> None:
+    if not progress.quiet:
+        print(f"note: {text}", file=sys.stderr)
 
 
 def _remote_source(fs: Any, url: str) -> Source:
@@ -138,67 +162,27 @@ def _remote_source(fs: Any, url: str) -> Source:
 
 
 def _listed(entry: Source) -> Iterator[Source]:
-    """The files that a list of paths names, one a line: URLs, or paths of Common Crawl."""
+    """The files that a list of paths names, one a line: URLs, files beside it, or paths of Common Crawl. UserError for another line."""
     try:
         with entry.open() as stream:
             data = stream.read()
-        lines = (zlib.decompress(data, 47) if data.startswith(b"\x1f\x8b") else data).decode().split()
-    except (OSError, zlib.error, UnicodeDecodeError, RemoteError) as error:
-        raise UserError(f"{entry.path} is no list of files: {error}") from None
-    for line in lines:
+        text = (zlib.decompress(data, 47) if data.startswith(b"\x1f\x8b") else data).decode()
+    except (Missing, RemoteError) as error:
+        raise UserError(str(error), hint=hint(error.__cause__ or error, entry.path)) from None
+    except (OSError, zlib.error, UnicodeDecodeError) as error:
+        raise UserError(f"{entry.path} is no list of files: {told(error)}") from None
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.strip()
         near = Path(entry.path).parent / line
+        if not line:
+            continue
         if is_remote(line):
             yield Source(line, line, -1)
         elif not entry.remote and near.is_file():
             yield Source(str(near), line, near.stat().st_size)
-        else:
+        elif line.lstrip("/").startswith(COMMON_CRAWL_FOLDERS):
             yield Source(COMMON_CRAWL + line.lstrip("/"), line, -1)
-
-
-def _filesystem(url: str) -> Any:
-    scheme = urlsplit(url).scheme
-    package = PACKAGES.get(scheme, "fsspec")
-    try:
-        import fsspec
-
-        return fsspec.core.url_to_fs(url)[0]
-    except ImportError:
-        raise UserError(f"reading {scheme}:// needs packages that are not installed", hint=f"pip install {package}") from None
-    except ValueError as error:
-        raise UserError(f"{url} cannot be read: {error}", hint=f"known: {', '.join(sorted(PACKAGES))}") from None
-
-
-class _Remote(io.BufferedReader):
-    """A remote file whose network errors are RemoteErrors."""
-
-    def __init__(self, fs: Any, url: str):
-        super().__init__(cast(Any, _Raw(fs.open(url, "rb", block_size=8 << 20))), 1 << 20)
-
-
-class _Raw(io.RawIOBase):
-    def __init__(self, file: Any):
-        self._file = file
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return bool(self._file.seekable())
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return int(self._file.seek(offset, whence))
-
-    def tell(self) -> int:
-        return int(self._file.tell())
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            data = self._file.read(len(buffer))
-        except Exception as error:  # aiohttp, botocore, ... each have their own
-            raise RemoteError(f"{type(error).__name__}: {error}") from error
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+        else:
+            beside = "no address" if entry.remote else "neither a file beside the list nor an address"
+            ways = f"give https://..., s3://... or a path of Common Crawl ({', '.join(COMMON_CRAWL_FOLDERS)})"
+            raise UserError(f"{entry.path}, line {number}: {line[:200]} is {beside}", hint=ways)

@@ -6,6 +6,7 @@ machines (`--rank`, `--ray`) into OUT.parts. Then `merge` does what must see all
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -31,6 +32,7 @@ from .merge import Merge, NothingLeft
 from .pii import find_countries
 from .process import Steps
 from .quality import PRESETS, Rules
+from .remote import be_patient
 from .shard_files import check_format
 from .sources import Source, is_remote, sources
 from .supervise import Supervisor
@@ -49,7 +51,7 @@ class DataConfig:
     """From WARC, WET, HTML, text, parquet or JSONL files to a folder of clean documents, with a report of what was removed and why."""
 
     inputs: tuple[str | Path, ...] = option(
-        help="files, folders or addresses (https:// s3:// hf://): .warc .wet .html .txt .md .jsonl .parquet, plain, .gz or .zst", positional=True
+        help="files, folders or addresses (https:// s3:// hf://): .warc .wet .html .txt .md .jsonl .json .parquet, plain, .gz or .zst", positional=True
     )
     out: Path = option(Path("runs/data"), "folder to be made")
     preset: Literal["none", "basic", "gopher", "fineweb", "fineweb-paper"] = option("basic", "set of quality rules")
@@ -86,6 +88,7 @@ class DataConfig:
     val_fraction: float = option(0.02, "part of the documents, by hash, that goes to the val shards")
     max_record_bytes: int = option(20_000_000, "larger pages, files and lines are left out")
     page_seconds: float = option(20.0, "CPU time after which a page is given up")
+    network_seconds: float = option(120.0, "how long to try again when a server is busy or the network fails", hash=False)
     format: Literal["jsonl", "jsonl.zst", "parquet"] = option("jsonl", "of the shards")
     shard_bytes: int = option(256_000_000, "start a new shard after this many bytes of JSON")
     samples: int = option(5, "rejected texts to keep for each reason")
@@ -117,8 +120,10 @@ def run(config: DataConfig, rules: Rules | None = None) -> Path:
     """
     _check(config)
     config = dataclasses.replace(config, inputs=tuple(p if is_remote(p) else Path(p) for p in config.inputs))
+    be_patient(config.network_seconds)
     files = sources(config.inputs)
     total = sum(max(file.size, 0) for file in files)
+    unknown = sum(file.size < 0 for file in files)  # files of a list
     if total == 0 and all(file.size == 0 for file in files):
         raise UserError(f"the input is empty: {', '.join(map(str, config.inputs))}", hint="give files that hold text or pages")
     decontamination = find_sets(config.decontaminate, config.decontaminate_words, config.decontaminate_action, config.decontaminate_fields)
@@ -127,7 +132,7 @@ def run(config: DataConfig, rules: Rules | None = None) -> Path:
     phones = find_countries(config.phones)
     check_format(config.format)
     if config.dry_run:
-        print(f"would read {len(files)} file(s), {human_bytes(total)}, and write {config.out} (preset {config.preset})")
+        print(f"would read {len(files)} file(s), {_amount(total, unknown)}, and write {config.out} (preset {config.preset})")
         return config.out
     rules = rules or PRESETS[config.preset]
     near = config.near_dedup == "on" or config.near_dedup == "auto" and config.preset.startswith("fineweb")
@@ -135,7 +140,7 @@ def run(config: DataConfig, rules: Rules | None = None) -> Path:
     prepare_extractor(config.extractor)
     steps = Steps(language, rules, config.pii, config.text_key, config.max_record_bytes, near, urls, config.extractor, decontamination, edu, phones)
     jobs = _jobs(config, steps, files)
-    workers = config.workers or (1 if total < SMALL_INPUT else default_threads())
+    workers = config.workers or (1 if total < SMALL_INPUT and not unknown else default_threads())
     identity = _Identity(config, rules, tuple(file for file in files if file.remote), urls, decontamination, edu, language, phones)
     if config.rank is not None:
         return _run_rank(config, identity, jobs, workers)
@@ -201,7 +206,17 @@ def _do(config: DataConfig, jobs: list[Job], workers: int) -> None:
 def _jobs(config: DataConfig, steps: Steps, files: list[Source]) -> list[Job]:
     recipe = _hash({"steps": steps, "page_seconds": config.page_seconds})
     folder = str(_parts(config))
-    return [Job(index, group, folder, steps, recipe, config.samples, config.decisions) for index, group in enumerate(_groups(files))]
+    jobs: list[Job] = []
+    seen: collections.Counter[str] = collections.Counter()  # files may be named twice
+    for index, group in enumerate(_groups(files)):
+        job = Job(index, group, folder, steps, recipe, config.samples, config.decisions, network_seconds=config.network_seconds)
+        jobs.append(dataclasses.replace(job, again=seen[job.name]))
+        seen[job.name] += 1
+    return jobs
+
+
+def _amount(size: int, unknown: int) -> str:
+    return human_bytes(size) if not unknown else f"{unknown:,} of them of unknown size" + (f", the others {human_bytes(size)}" if size else "")
 
 
 def _groups(files: list[Source]) -> list[tuple[Source, ...]]:
@@ -261,6 +276,7 @@ def _check(config: DataConfig) -> None:
         ("near-similarity", config.near_similarity, 0, 1),
         ("max-record-bytes", config.max_record_bytes, 1, 2**31),
         ("page-seconds", config.page_seconds, 0.01, 86_400),
+        ("network-seconds", config.network_seconds, 0, 86_400),
         ("shard-bytes", config.shard_bytes, 1, 2**63),
         ("workers", config.workers, 0, 1024),
         ("samples", config.samples, 0, 100_000),

@@ -4,6 +4,9 @@ Each worker writes into shared memory what it is doing (reading, or which page i
 is tried once more in a new process; if that dies too, the record is counted as `worker_crashed`. One that takes longer than
 its time limit is killed and treated alike, as `timeout`. So a poisoned page costs itself, and a process killed from outside
 (for lack of memory, say) costs nothing.
+
+Readers try again by themselves what the network refuses (`remote`). A job that fails all the same is put behind the others; the run ends
+when nothing else is left to do, or when as many as there are workers have failed with none done in between: the network is gone.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import gc
 import multiprocessing
 import multiprocessing.connection
 import os
+import random
 import signal
 import sys
 import threading
@@ -27,12 +31,12 @@ from freedive.runs import UserError
 from freedive.runs.errors import disk_full, is_disk_full
 
 from .job import Job, run_job
-from .sources import RemoteError
+from .remote import FIRST_WAIT, LONGEST_WAIT, RemoteError
 
 PHASES = ("start", "read", "page")
 READ_SECONDS = 600.0  # a read that takes longer hangs
 TRIES = 2  # of a record at which a worker died
-NETWORK_TRIES = 3  # of a job whose file could not be read for the network
+NETWORK_TRIES = 5  # of a job whose file cannot be read from a place within, and broke off
 TICK = 0.1
 
 
@@ -56,6 +60,8 @@ class Supervisor:
     _poison: dict[int, dict[tuple[str, int], str]] = field(default_factory=lambda: collections.defaultdict(dict))
     _deaths: collections.Counter[tuple[int, str, int]] = field(default_factory=collections.Counter)
     _network: collections.Counter[int] = field(default_factory=collections.Counter)
+    _later: list[tuple[float, Job]] = field(default_factory=list)  # (not before, job)
+    _outages: int = 0  # jobs that failed for the network since the last one that was done
 
     def run(self, jobs: Iterable[Job]) -> None:
         """Every job that is not done yet. UserError if a job cannot be done; the results of the others stay."""
@@ -68,7 +74,10 @@ class Supervisor:
         self._finished = self._kept = 0
         try:
             self._workers = [self._start(slot) for slot in range(count)]
-            while todo or any(worker.job for worker in self._workers):
+            while todo or self._later or any(worker.job for worker in self._workers):
+                for entry in [entry for entry in self._later if entry[0] <= time.monotonic()]:
+                    self._later.remove(entry)
+                    todo.append(entry[1])
                 for worker in self._workers:
                     if worker.job is None and todo:
                         self._give(worker, todo.popleft())
@@ -99,6 +108,8 @@ class Supervisor:
 
     def _wait(self, todo: collections.deque[Job]) -> None:
         busy = [worker for worker in self._workers if worker.job]
+        if not busy:  # only jobs for later are left
+            time.sleep(TICK)
         ready = multiprocessing.connection.wait([worker.pipe for worker in busy], TICK)
         for worker in busy:
             job = worker.job
@@ -113,13 +124,12 @@ class Supervisor:
                 continue
             worker.job = None
             if kind == "done":
+                self._outages = 0
                 self._finished += 1
                 self._kept += int(self._shared[5 * worker.slot + 4])
             elif kind == "network":
-                self._network[job.index] += 1
-                if self._network[job.index] >= NETWORK_TRIES:
-                    raise UserError(f"{job.sources[0].path} could not be read: {value}", hint="the same command goes on with what is missing")
-                todo.append(job)
+                alone = not todo and not any(other.job for other in self._workers)
+                self._failed(job, value, alone)
             elif kind == "user":
                 raise UserError(*value)
             else:
@@ -128,9 +138,20 @@ class Supervisor:
             running = sum(int(self._shared[5 * worker.slot + 4]) for worker in self._workers if worker.job)
             self.on_progress(self._finished, self._kept + running)
 
+    def _failed(self, job: Job, answer: tuple[str, bool], alone: bool) -> None:
+        """The network kept `job` from being done: (what happened, whether it was tried for as long as --network-seconds says)."""
+        told, tried = answer
+        self._network[job.index] += 1
+        self._outages += tried
+        failures = self._network[job.index]
+        if failures >= NETWORK_TRIES or tried and (alone or failures > 1 or self._outages > self.count):
+            raise UserError(told, hint="the same command goes on with what is missing; --network-seconds: how long to try again")
+        wait = min(FIRST_WAIT * 2**failures, LONGEST_WAIT) * random.uniform(0.5, 1.5)
+        self._later.append((time.monotonic() + min(wait, job.network_seconds), job))
+
     def _check_time(self, worker: _Worker) -> None:
         phase, _, started, cpu, _ = self._shared[5 * worker.slot : 5 * worker.slot + 5]
-        limit = self.page_seconds if PHASES[int(phase)] == "page" else READ_SECONDS
+        limit = self.page_seconds if PHASES[int(phase)] == "page" else READ_SECONDS + (worker.job.network_seconds if worker.job else 0)
         passed = time.monotonic() - started
         if passed <= limit:
             return
@@ -182,7 +203,7 @@ def _serve(pipe: Any, others: list[Any], shared: Any, slot: int, parent: int) ->
             run_job(job, poison, tell)
             answer: tuple[str, Any] = ("done", None)
         except RemoteError as error:
-            answer = ("network", str(error))
+            answer = ("network", (error.text, error.tried))
         except UserError as error:
             answer = ("user", (error.message, error.hint))
         except ModuleNotFoundError as error:

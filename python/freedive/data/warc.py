@@ -14,7 +14,8 @@ from dataclasses import replace
 from typing import Any, BinaryIO
 
 from .record import Record
-from .sources import RemoteError, Source
+from .remote import RemoteError
+from .sources import Source
 from .texts import zstandard
 
 HTML_TYPES = ("text/html", "application/xhtml+xml")
