@@ -176,7 +176,7 @@ def test_what_is_left_out_of_a_folder_is_told_in_one_line(tmp_path, capsys):
     folder = tmp_path / "in"
     (folder / "deep").mkdir(parents=True)
     (folder / "a.txt").write_text(story(1))
-    for name in ["1.png", "2.PNG", "deep/3.png", "deep/data.csv", "deep/README", "get.json", ".hidden"]:
+    for name in ["1.png", "2.PNG", "deep/3.png", "deep/data.csv", "deep/README", "get.json", "deep/run.json", ".hidden"]:
         (folder / name).write_text("x")
     assert [source.name for source in sources((folder,))] == ["a.txt"]
     told = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]

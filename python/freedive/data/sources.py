@@ -35,7 +35,7 @@ PLAIN_SUFFIXES = WARC_SUFFIXES + HTML_SUFFIXES + TEXT_SUFFIXES + JSONL_SUFFIXES 
 SUFFIXES = PLAIN_SUFFIXES + tuple(s + c for s in PLAIN_SUFFIXES for c in COMPRESSED) + PARQUET_SUFFIXES + LIST_SUFFIXES
 COMMON_CRAWL = "https://data.commoncrawl.org/"  # what the lines of its lists are relative to
 COMMON_CRAWL_FOLDERS = ("crawl-data/", "cc-index/", "contrib/", "projects/")
-NOT_DATA = ("get.json",)  # of `freedive data get`
+NOT_DATA = ("get.json", "run.json")  # say how a folder came about
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _found(fs: Any, url: str) -> list[Source]:
     if "*" in root:
         names = sorted(fs.glob(root))
     elif fs.isdir(root):
-        every = {name for name in fs.find(root) if not name.endswith(NOT_DATA)}
+        every = {name for name in fs.find(root) if name.rpartition("/")[2] not in NOT_DATA}
         names = sorted(name for name in every if name.lower().endswith(SUFFIXES))
         _tell_left_out(url, every.difference(names))
     else:
