@@ -40,6 +40,7 @@ class Moody(http.server.BaseHTTPRequestHandler):
     seen: Counter[str]
     headers_too: dict[str, str]
     chunked = False
+    ranges = True
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_):
@@ -59,12 +60,12 @@ class Moody(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(data), data))
-        elif wanted := self.headers.get("Range"):
+        elif self.ranges and (wanted := self.headers.get("Range")):
             first, last = (int(n) for n in wanted.removeprefix("bytes=").split("-"))
             part = data[first : last + 1]
             self.reply(206, part, Content_Range=f"bytes {first}-{first + len(part) - 1}/{len(data)}")
         else:
-            self.reply(200, data, Accept_Ranges="bytes")
+            self.reply(200, data)
 
     def reply(self, status: int, data: bytes, **headers: str) -> None:
         self.send_response(status)
@@ -287,12 +288,20 @@ def test_an_address_by_itself_says_what_happened(server, tmp_path, monkeypatch):
     assert len(documents(run(DataConfig((f"{url}/0.warc.gz",), tmp_path / "out")))) == 3
 
 
-def test_a_server_without_parts_and_sizes_is_read_from_front_to_back(server, tmp_path):
+@pytest.mark.parametrize("kind", ["no sizes", "no parts"])
+def test_a_server_that_gives_whole_files_only_is_read_from_front_to_back(server, tmp_path, monkeypatch, kind):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    import pyarrow
+
     url, here = server
-    here.chunked = True
+    here.chunked, here.ranges = kind == "no sizes", False
+    monkeypatch.setattr(remote, "BLOCK", 100)
     here.files["/rows.jsonl.gz"] = gzip.compress(b"".join(json.dumps({"text": story(i)}).encode() + b"\n" for i in range(50, 55)))
-    out = run(DataConfig(tuple(f"{url}/{name}" for name in ("0.warc.gz", "1.warc.gz", "rows.jsonl.gz")), tmp_path / "out"))
-    assert len(documents(out)) == 11 and not reasons(adds_up(out))
+    parquet.write_table(pyarrow.table({"text": [story(i) for i in range(60, 64)]}), tmp_path / "table.parquet")
+    here.files["/table.parquet"] = (tmp_path / "table.parquet").read_bytes()
+    names = ("0.warc.gz", "1.warc.gz", "rows.jsonl.gz", "table.parquet")
+    out = run(DataConfig(tuple(f"{url}/{name}" for name in names), tmp_path / "out"))
+    assert len(documents(out)) == 15 and not reasons(adds_up(out))
 
 
 def command(url: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:

@@ -7,6 +7,8 @@ from __future__ import annotations
 import codecs
 import json
 import re
+import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -201,8 +203,11 @@ def _parquet(file: Source, name: str, max_bytes: int, text_key: str | None) -> I
     import pyarrow
     import pyarrow.parquet
 
-    with file.open() as stream:
+    with file.open() as stream, tempfile.TemporaryFile() as copy:
         number = 0
+        if not stream.seekable():  # a server that gives whole files only; a table is read from its end
+            shutil.copyfileobj(stream, copy, 1 << 20)
+            stream = cast(BinaryIO, copy)
         try:
             table = pyarrow.parquet.ParquetFile(stream)
             wanted = [f.name for f in table.schema_arrow if _is_plain(f.type)]

@@ -20,6 +20,7 @@ from freedive.runs import UserError
 T = TypeVar("T")
 PATIENCE = 120.0  # seconds
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between two tries: doubled from the first to the longest
+BLOCK = 8 << 20  # bytes asked for at once
 LISTING_TRIES = 3  # of an address that no server answers at: most often it is mistyped
 PASSING = (408, 425, 429, 500, 502, 503, 504)
 GONE = {401: "forbidden", 403: "forbidden", 404: "not_found", 410: "not_found"}  # status -> reason of the waterfall
@@ -111,7 +112,17 @@ def patiently(do: Callable[[], T], url: str, tries: float = float("inf"), say: C
 def open_remote(url: str) -> io.BufferedReader:
     """The bytes of a remote file, seekable if the server gives parts of files. Missing, RemoteError, UserError."""
     fs = filesystem(url)
-    return io.BufferedReader(cast(Any, _Raw(patiently(lambda: fs.open(url, "rb", block_size=8 << 20), url), url)), 1 << 20)
+    return io.BufferedReader(cast(Any, _Raw(patiently(lambda: _opened(fs, url), url), url)), 1 << 20)
+
+
+def _opened(fs: Any, url: str) -> Any:
+    file = fs.open(url, "rb", block_size=BLOCK)
+    if type(file).__name__ == "HTTPFile" and file.size > BLOCK:
+        try:
+            file._fetch_range(1, 2)
+        except ValueError:  # the server gives the whole file only, which fsspec finds out at the second block
+            return fs.open(url, "rb", block_size=0)
+    return file
 
 
 def status(error: BaseException) -> int | None:
