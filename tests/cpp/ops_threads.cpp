@@ -185,6 +185,10 @@ struct Call {
       else
         i32[i] = 0;
     }
+    if (f.name == "packed" && t.dtype == FD_F32 && compute == FD_BF16) {  // pairs of numbers: the lower half of a float32 is any bfloat16, NaN of either sign too
+      auto* words = static_cast<uint32_t*>(data);
+      for (int64_t i = 0; i < count; ++i) words[i] = (words[i] & 0xffff0000u) | words[i] >> 16;
+    }
     if (f.name == "block_table") {  // every sequence has blocks of its own, in any order
       std::vector<int32_t> blocks;
       for (int32_t b = 0; b < sizes["B"]; ++b) blocks.push_back(b);
