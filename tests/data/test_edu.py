@@ -61,6 +61,7 @@ def scorer(tmp_path_factory):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.integers(2, 30), st.floats(-5, 0), st.booleans())
+@example(527964, 9, -4.0, False)
 def test_ridge_is_the_closed_form(seed, rows, log_ridge, dense):
     draw = np.random.default_rng(seed)
     truth, ridge = draw.normal(2, 1, rows), 10.0**log_ridge

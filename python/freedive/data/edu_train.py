@@ -23,6 +23,7 @@ from .texts import JSONL_SUFFIXES, PARQUET_SUFFIXES, iter_rows, text_files
 
 RIDGES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)  # per document; tried from the strongest on, each from the last one's weights
 STEPS, TOLERANCE = 60, 1e-3  # of conjugate gradients; relative to the first residual
+GAP = 3e-5  # what the loss may be above its least, as a part of the scores' variance
 CHOICE_ROWS = 20_000  # documents on which the ridge is chosen
 BLOCK = 1 << 22  # features multiplied at once
 CHECKPOINT_ROWS = 10_000  # documents between two checkpoints, for a body
@@ -251,12 +252,13 @@ def fit(x: Matrix, scores: np.ndarray, ridges: list[float]) -> Iterator[tuple[np
 
     target = x.back(scores - mean) / x.rows
     weight, product = np.zeros(len(target)), np.zeros(len(target))  # product: normal(weight)
-    enough = TOLERANCE * float(np.sqrt(target @ target))
     for ridge in ridges:
+        # With a residual r the loss is at most |r|^2 / ridge above its least.
+        enough = min(TOLERANCE**2 * float(target @ target), GAP * ridge * float(scores.var()))
         residual = target - product - ridge * weight
         direction, size = residual.copy(), float(residual @ residual)
         for _ in range(STEPS):
-            if size <= enough * enough:
+            if size <= enough:
                 break
             ahead = normal(direction)
             step = size / float(direction @ (ahead + ridge * direction))
