@@ -5,6 +5,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 
 #include "../cpu/device.h"
@@ -37,6 +38,7 @@ struct PyDecoder {
   DecoderConfig config;
   Decoder decoder;
   int64_t max_tokens, max_seqs, last_tokens = 0, last_targets = 1;
+  std::mutex in_use;
   PyDecoder(const DecoderConfig& c, int threads, int64_t n, int64_t s, int64_t k, bool trainable, int64_t compute, const F32& cos,
             const F32& sin)
       : config(c),
@@ -85,12 +87,19 @@ struct PyDecoder {
   }
 };
 
+// One call of a decoder at a time: others wait, without Python's lock. Taken in this order, so that nobody holds one and waits for the other.
+struct Alone {
+  py::gil_scoped_release release;
+  std::lock_guard<std::mutex> lock;
+  explicit Alone(PyDecoder& d) : lock(d.in_use) {}
+};
+
 static py::tuple outputs(PyDecoder& d, const BatchView& b, const std::vector<py::ssize_t>& shape,
                          const std::function<void(const TokenOutputs&)>& run) {
   F32 logprobs(shape), entropy(b.n_tokens), lse(b.n_tokens);
   TokenOutputs out{logprobs.mutable_data(), entropy.mutable_data(), lse.mutable_data()};
   {
-    py::gil_scoped_release release;
+    Alone alone(d);
     run(out);
   }
   d.last_tokens = b.n_tokens, d.last_targets = b.n_targets;
@@ -148,7 +157,7 @@ void bind_model(py::module_& m) {
       .def("add_packed",
            [](PyDecoder& d, const std::string& name, const py::array_t<uint8_t, py::array::c_style>& rows, int64_t type) {
              if (rows.ndim() != 2) throw py::value_error("rows must be uint8[O, bytes of a row]");
-             py::gil_scoped_release release;
+             Alone alone(d);
              d.decoder.add_packed(name, rows.data(), rows.shape(0), rows.shape(1), type);
            })
       .def("set_vocab_mask",
@@ -174,7 +183,7 @@ void bind_model(py::module_& m) {
             };
             const float* p = ptr(dlogprobs, d.last_tokens * d.last_targets, "dlogprobs");
             const float *e = ptr(dentropy, d.last_tokens, "dentropy"), *l = ptr(dlse, d.last_tokens, "dlse");
-            py::gil_scoped_release release;
+            Alone alone(d);
             d.decoder.backward(p, e, l);
           },
           py::arg("dlogprobs") = py::none(), py::arg("dentropy") = py::none(), py::arg("dlse") = py::none())
@@ -189,19 +198,24 @@ void bind_model(py::module_& m) {
       .def("hidden",
            [](PyDecoder& d) {
              F32 out({static_cast<py::ssize_t>(d.last_tokens), static_cast<py::ssize_t>(d.config.d_model)});
-             d.decoder.hidden(out.mutable_data());
+             float* to = out.mutable_data();
+             {
+               Alone alone(d);
+               d.decoder.hidden(to);
+             }
              return out;
            })
       .def("zero_gradients",
            [](PyDecoder& d) {
              if (!d.decoder.trainable()) throw py::value_error("this model was made with trainable=False");
+             Alone alone(d);
              d.decoder.zero_gradients();
            })
       .def("adamw",
            [](PyDecoder& d, const F32& hyper) {
              if (!d.decoder.trainable()) throw py::value_error("this model was made with trainable=False");
              if (hyper.size() != 8) throw py::value_error("hyper must be float32[8]");
-             py::gil_scoped_release release;
+             Alone alone(d);
              return d.decoder.adamw(hyper.data());
            })
       .def("muon",
@@ -215,7 +229,7 @@ void bind_model(py::module_& m) {
              const auto rule = rules.find(scale);
              if (rule == rules.end())
                throw py::value_error("scale is '" + scale + "'; it must be match_rms_adamw, original or spectral");
-             py::gil_scoped_release release;
+             Alone alone(d);
              return d.decoder.muon(hyper.data(), rule->second, adamw_hyper.data());
            })
       .def("new_cache",
@@ -256,7 +270,7 @@ void bind_model(py::module_& m) {
         F32 logprobs(R);
         const Decoder::Sampling p{temperature.data(), top_p.data(), min_p.data(), top_k.data(), seeds.data(), counters.data()};
         {
-          py::gil_scoped_release release;
+          Alone alone(d);
           d.decoder.decode(cache, b, past.data(), table.data(), M, rows.data(), R, p, out_tokens.mutable_data(),
                            logprobs.mutable_data());
         }
@@ -269,7 +283,7 @@ void bind_model(py::module_& m) {
         F32 out({static_cast<py::ssize_t>(rows.size()), static_cast<py::ssize_t>(d.config.vocab_size)});
         float* to = out.mutable_data();
         {
-          py::gil_scoped_release release;
+          Alone alone(d);
           d.decoder.logits(rows.data(), static_cast<int64_t>(rows.size()), to);
         }
         return out;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import threading
 
 import numpy as np
 import pytest
@@ -289,6 +290,18 @@ def test_a_bad_grammar_is_an_error_of_that_request_alone(llguidance, kind, text)
     assert len(running.done.ids) == 20
 
 
+def test_the_text_fits_the_grammar_whatever_stops_were_given(llguidance):
+    """The token that ends an answer is no part of it, asked for as a stop or not."""
+    engine = make_engine()
+    for expression in ("(yes|no)[.!]*", "[a-z]{1,30}", ""):
+        for c in engine.generate(make_prompts((40, 7, 3)), max_new_tokens=60, temperature=1.0, grammar=Grammar("regex", expression)):
+            assert re.fullmatch(expression, c.text) or not c.stopped
+            pieces = "".join(engine.stream(make_prompts((7,))[0], 60, grammar=Grammar("regex", expression)))
+            assert re.fullmatch(expression, pieces) or len(pieces) >= 30
+    with pytest.raises(UserError, match="min_new_tokens"):
+        engine.generate([[1, 2]], grammar=Grammar("regex", "a{1,3}"), min_new_tokens=10)
+
+
 def test_a_grammar_that_breaks_ends_its_own_answer_only(llguidance, monkeypatch):
     from freedive.inference.grammar import Matcher
 
@@ -387,3 +400,41 @@ def test_the_long_way_to_a_token_is_the_short_one():
         p = (0.8, 50, 0.9, 0.01, seed, 7)
         a, b = ops.head_sample(x, weight, *p), ops.head_sample(x, weight, *p, variant="naive")
         assert a[0] == b[0] and abs(a[1] - b[1]) < 1e-5
+
+
+# ---- several threads ---------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engines", [1, 2])
+def test_threads_that_ask_one_model_get_what_they_would_get_alone(engines):
+    """Of one engine or of two on the same model: the batches differ from run to run, the bits do not."""
+    model = make_model()
+    mine = [Engine(model, TOKENIZER) for _ in range(engines)]
+    prompts = make_prompts()[:8]
+    wanted = [Engine(make_model(), TOKENIZER).generate([p], 20, seeds=[i])[0] for i, p in enumerate(prompts)]
+    found: list[list] = [[] for _ in prompts]
+
+    def ask(i: int) -> None:
+        for _ in range(3):
+            found[i].append(mine[i % engines].generate([prompts[i]], 20, seeds=[i])[0])
+
+    threads = [threading.Thread(target=ask, args=(i,), daemon=True) for i in range(len(prompts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert all(len(f) == 3 and alike(f, [w] * 3) for f, w in zip(found, wanted, strict=True))
+
+
+def test_calls_of_a_model_from_threads_wait_for_each_other():
+    model = make_model()
+    batch = Batch.pack([(np.array(p[:-1], np.int32), np.array(p[1:], np.int32)) for p in make_prompts((9, 33, 64, 5))])
+    wanted = model.score(batch).logprobs.tobytes()
+    found: list[bytes] = []
+    threads = [threading.Thread(target=lambda: found.extend(model.score(batch).logprobs.tobytes() for _ in range(5)), daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == [wanted] * 20

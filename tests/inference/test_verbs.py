@@ -100,3 +100,35 @@ def test_an_export_that_cannot_be_written_leaves_nothing(capsys, tmp_path, model
     monkeypatch.setattr(gguf_write, "quantize", failing)
     assert main(["export", str(model_folder), "--out", str(tmp_path / "m.gguf")]) == 2
     assert not list(tmp_path.iterdir())
+
+
+def test_export_replaces_exports_only(capsys, model_folder, tmp_path, monkeypatch):
+    """--force once deleted whatever the folder held."""
+    out = tmp_path / "hf"
+    command = ["export", str(model_folder), "--to", "hf", "--out", str(out)]
+    assert main(command) == 0 and main([*command, "--force"]) == 0
+    before = sorted(p.name for p in out.iterdir())
+    (out / "precious.docx").write_text("mine")
+    assert main([*command, "--force"]) == 2 and "no exported model" in said(capsys)[1] and (out / "precious.docx").is_file()
+    (out / "precious.docx").unlink()
+    (out / "sub").mkdir()
+    assert main([*command, "--force"]) == 2 and (out / "sub").is_dir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("mine")
+    assert main([*command[:-1], str(tmp_path / "notes"), "--force"]) == 2 and (tmp_path / "notes" / "a.txt").is_file()
+    assert main([*command[:-1], str(model_folder.parent), "--force"]) == 2 and model_folder.is_dir()
+    (out / "sub").rmdir()
+    monkeypatch.chdir(out)
+    assert main([*command[:-1], ".", "--force"]) == 0 and sorted(p.name for p in out.iterdir()) == before
+
+
+def test_search_finds_what_data_held_out(tmp_path):
+    from freedive.data import DataConfig
+    from freedive.data import run as run_data
+    from freedive.inference import BM25
+
+    (tmp_path / "texts").mkdir()
+    for word in ("harbour", "candle", "orchard", "winter", "bridge", "river", "market"):
+        (tmp_path / "texts" / f"{word}.txt").write_text(f"The {word} was seen by everybody in the town that year. " * 3)
+    data = run_data(DataConfig((tmp_path / "texts",), tmp_path / "data", preset="none", languages=(), val_fraction=0.3))
+    assert all(BM25.of(data).search(word, 1) for word in ("harbour", "candle", "orchard", "winter", "bridge", "river", "market"))

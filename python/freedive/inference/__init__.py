@@ -5,5 +5,9 @@ from .folder import load_model, load_tokenizer, save_model_folder
 from .grammar import Grammar
 from .load import LM, load
 from .params import Completion, Params
+from .search import BM25
+from .tool_loop import ToolLoop
+from .tools import Python, Search, calculator
 
-__all__ = ["LM", "Completion", "Engine", "Grammar", "Params", "Stats", "load", "load_model", "load_tokenizer", "save_model_folder"]
+__all__ = ["BM25", "LM", "Completion", "Engine", "Grammar", "Params", "Python", "Search", "Stats", "ToolLoop", "calculator", "load", "load_model",
+           "load_tokenizer", "save_model_folder"]  # fmt: skip

@@ -11,6 +11,7 @@ block_manager.py keeps the cache's books.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ __all__ = ["Completion", "Engine", "Params", "Request", "Stats"]
 
 
 class Engine:
-    """Generation with one model. One thread at a time. Owns one cache, made at the first request and enlarged when idle and too small.
+    """Generation with one model. Several threads may ask at once: whoever steps, steps for all. Owns one cache, made at the first request and enlarged when idle and too small.
 
     cache_tokens fixes its size, in positions; None lets it grow with what is asked for, up to half of the free memory. kv_cache_dtype is what
     keys and values are kept in: "float32", "bfloat16" or "int8"; "auto" is bfloat16 for a model of dtype bfloat16, whose products round them
@@ -76,12 +77,12 @@ class Engine:
         unfinished = set(requests)
         try:
             while unfinished:
-                for request in self.step():
-                    if request in unfinished:
-                        unfinished.remove(request)
-                        if on_finish is not None:
-                            assert request.done is not None
-                            on_finish(request.index, request.done)
+                self.step()
+                for request in [r for r in requests if r in unfinished and r.done is not None]:  # another thread's step may have ended some
+                    unfinished.remove(request)
+                    if on_finish is not None:
+                        assert request.done is not None
+                        on_finish(request.index, request.done)
         finally:
             for request in unfinished:
                 self.cancel(request)
@@ -128,7 +129,8 @@ class Engine:
 
     def cancel(self, request: Request) -> None:
         """Give up a request: its row and blocks are free at once. Nothing happens to one that has ended."""
-        self._loop.cancel(request)
+        with self.model.lock:
+            self._loop.cancel(request)
 
     @property
     def busy(self) -> bool:
@@ -137,7 +139,8 @@ class Engine:
 
     def so_far(self, request: Request) -> list[int]:
         """Ids sampled for a request until now."""
-        return self._loop.so_far(request)
+        with self.model.lock:
+            return self._loop.so_far(request)
 
     @property
     def scheduler(self) -> Scheduler:
@@ -162,6 +165,10 @@ class Engine:
         params.check_ids(vocab)
         if (params.stop or params.grammar is not None) and self.tokenizer is None:
             raise UserError("stop strings and grammars are about text, and this engine has no tokenizer", hint="Engine(model, tokenizer)")
+        if params.grammar is not None and self.tokenizer is not None:
+            if params.min_new_tokens:
+                raise UserError("min_new_tokens and a grammar were both given", hint="the grammar says how long an answer is: a{10,} in a regex")
+            params = replace(params, stop_ids=tuple(dict.fromkeys((*params.stop_ids, *self.tokenizer.stop_ids))))  # what ends an answer where its grammar allows
         ids = ids.astype(np.int32)
         request = Request(ids, min(len(ids) + params.max_new_tokens, room), params, seed % SEEDS, index)
         if params.special:
@@ -171,12 +178,13 @@ class Engine:
         return request
 
     def _submit(self, requests: list[Request]) -> None:
-        if self.model.weight_version != self._weights:
-            self._weights = self.model.weight_version
-            self.manager.new_weights()
-        self._reserve([blocks_for(r.limit) for r in requests])
-        for request in requests:
-            self.scheduler.add(request)
+        with self.model.lock:
+            if self.model.weight_version != self._weights:
+                self._weights = self.model.weight_version
+                self.manager.new_weights()
+            self._reserve([blocks_for(r.limit) for r in requests])
+            for request in requests:
+                self.scheduler.add(request)
 
     def _reserve(self, blocks: list[int]) -> None:
         """Cache for as many rows as can run at once, the longest first, and for one conversation as long as the model's context; or for
@@ -205,16 +213,17 @@ class Engine:
 
         If it fails (out of memory, Ctrl-C) everything queued and running is cancelled, and the engine is as new.
         """
-        if not self.scheduler.busy:
-            return []
-        loop = self._loop
-        try:
-            return loop.step()
-        except BaseException:
-            for request in [*loop.scheduler.waiting, *loop.scheduler.admitted]:
-                request.done = request.done or Completion(loop.so_far(request), np.zeros(0, np.float32), False, "", "cancelled")
-            self._loop = Loop(self.model, self.tokenizer, self._cache, loop.manager.n, self.stats)
-            raise
+        with self.model.lock:
+            if not self.scheduler.busy:
+                return []
+            loop = self._loop
+            try:
+                return loop.step()
+            except BaseException:
+                for request in [*loop.scheduler.waiting, *loop.scheduler.admitted]:
+                    request.done = request.done or Completion(loop.so_far(request), np.zeros(0, np.float32), False, "", "cancelled")
+                self._loop = Loop(self.model, self.tokenizer, self._cache, loop.manager.n, self.stats)
+                raise
 
 
 def sample_seed(seed: int, number: int) -> int:

@@ -46,6 +46,8 @@ def run(c: ExportConfig) -> Path:
         raise UserError(f"{c.out} is there already", hint="--force replaces it")
     if c.out.exists() and c.model.exists() and c.out.resolve() == c.model.resolve():
         raise UserError("--out is the model itself", hint="give another path")
+    if c.out.is_dir() and c.to == "hf":
+        _check_replaceable(c.out, c.model)
     if c.out.exists() and c.out.is_dir() != (c.to == "hf"):
         raise UserError(f"{c.out} is a {'folder' if c.out.is_dir() else 'file'}; {c.to} is the other", hint="give another --out")
     tok, weights = load_tokenizer(c.model), open_weights(c.model)
@@ -62,6 +64,16 @@ def run(c: ExportConfig) -> Path:
     return c.out
 
 
+def _check_replaceable(out: Path, model: Path) -> None:
+    """UserError if --force would delete more than an earlier export."""
+    if out.resolve() in model.resolve().parents:
+        raise UserError(f"the model lies in {out}, which would be replaced", hint="give another --out")
+    foreign = [p.name for p in out.iterdir() if p.is_dir() or p.suffix not in (".json", ".safetensors", ".jinja", ".txt", ".md")]
+    if foreign or any(out.iterdir()) and not (out / "config.json").is_file():
+        told = f"it holds {', '.join(sorted(foreign)[:3])}" if foreign else "it has no config.json"
+        raise UserError(f"{out} is no exported model: {told}", hint="freedive never deletes your files: give another --out")
+
+
 def _to_hf(c: ExportConfig, tok: Tokenizer, weights: Weights) -> int:
     """Into a folder beside --out, which then takes its name; returns bytes written."""
     from safetensors.numpy import save_file
@@ -74,14 +86,15 @@ def _to_hf(c: ExportConfig, tok: Tokenizer, weights: Weights) -> int:
     special = {"eos_token_id": ends[0] if len(ends) == 1 else ends} if ends else {}
     if tok.bos in tok.special_tokens:
         special["bos_token_id"] = tok.bos_id
-    work = c.out.with_name(c.out.name + ".partial")
+    out = c.out.resolve()
+    work = out.with_name(out.name + ".partial")
     shutil.rmtree(work, ignore_errors=True)
     save_hf(tok, work)
     save_file(tensors, str(work / "model.safetensors"), metadata={"format": "pt"})
     names = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
     write_json_atomic(work / "config.json", to_hf(weights.config, rows, special) | {"torch_dtype": names[c.type]})
     write_json_atomic(work / "generation_config.json", special)
-    if c.out.exists():
-        shutil.rmtree(c.out)
-    os.replace(work, c.out)
-    return sum(f.stat().st_size for f in c.out.iterdir())
+    if out.exists():
+        shutil.rmtree(out)
+    os.replace(work, out)
+    return sum(f.stat().st_size for f in out.iterdir())

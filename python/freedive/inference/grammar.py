@@ -88,13 +88,14 @@ class _Vocabulary:
         return self._tok.encode(text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
 
 
-_VOCABULARIES: weakref.WeakKeyDictionary[Tokenizer, Any] = weakref.WeakKeyDictionary()
+_VOCABULARIES: weakref.WeakKeyDictionary[Tokenizer, tuple[Any, int]] = weakref.WeakKeyDictionary()
 
 
-def _vocabulary(tok: Tokenizer) -> Any:
+def _vocabulary(tok: Tokenizer) -> tuple[Any, int]:
+    """llguidance's tokenizer, and the id that stands for the end in it. Made once for each tokenizer."""
     if tok not in _VOCABULARIES:
-        library = _llguidance()
-        _VOCABULARIES[tok] = library.LLTokenizer(library.TokenizerWrapper(_Vocabulary(tok)))
+        library, vocabulary = _llguidance(), _Vocabulary(tok)
+        _VOCABULARIES[tok] = library.LLTokenizer(library.TokenizerWrapper(vocabulary)), vocabulary.eos_token_id
     return _VOCABULARIES[tok]
 
 
@@ -103,8 +104,9 @@ class Matcher:
 
     def __init__(self, grammar: Grammar, tok: Tokenizer):
         library = _llguidance()
-        self._stops, self._eos = set(tok.stop_ids), _Vocabulary(tok).eos_token_id
-        self._matcher = library.LLMatcher(_vocabulary(tok), _compile(grammar.kind, grammar.text), log_level=0)
+        vocabulary, self._eos = _vocabulary(tok)
+        self._stops = set(tok.stop_ids)
+        self._matcher = library.LLMatcher(vocabulary, _compile(grammar.kind, grammar.text), log_level=0)
         if self._matcher.is_error():
             raise UserError(f"the {grammar.kind} cannot be used: {self._matcher.get_error()[:500]}")
 

@@ -78,9 +78,11 @@ class BM25:
     @staticmethod
     def of(path: Path) -> BM25:
         """Index a folder made by `freedive data`, or a file or folder of texts."""
-        from freedive.data.texts import iter_documents
+        from freedive.data.texts import is_artefact, iter_documents
 
-        return BM25(iter_documents(path))
+        if not is_artefact(path):
+            return BM25(iter_documents(path))
+        return BM25(document for split in ("train", "val") for document in iter_documents(path, split))
 
     def search(self, query: str, k: int) -> list[Hit]:
         """The k best passages, the best first, the earlier on ties; none that holds no word of the query."""

@@ -6,6 +6,7 @@ algorithm written in NumPy reads and writes them in place.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,6 +131,7 @@ class Model:
         self._parameters = self._views("parameters")
         self._gradients = self._views("gradients") if trainable else {}
         self.step_count = 0  # of the optimizer; bias correction depends on it
+        self.lock = threading.RLock()  # held by engines over a step; every call of the decoder waits for the one before anyway
 
     def _views(self, which: str) -> dict[str, np.ndarray]:
         flat = self._core.buffer(which)
