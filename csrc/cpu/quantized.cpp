@@ -194,6 +194,8 @@ Exact exact_of(Kind kind) {
 
 // ---- rows in int8 --------------------------------------------------------------------------------------------------
 
+constexpr float SMALLEST = 1e-30f;
+
 // d = max|x| / 127, q = x / d to nearest (ties to even). What is not finite makes d NaN, and with it the row's sums.
 void round_row(const Quantized& w, const float* x, int8_t* q, float* scale, float* shift, int32_t* start) {
   constexpr int VB = static_cast<int>(BLOCK) / VL;
@@ -206,7 +208,8 @@ void round_row(const Quantized& w, const float* x, int8_t* q, float* scale, floa
       most = vmax(most, vmax(v[i], -v[i]));
       odd = odd + (v[i] - v[i]);
     }
-    const float largest = hmax(most), inverse = largest > 0 ? 127.0f / largest : 0.0f;
+    // Below SMALLEST 127 / largest would overflow: such a block is 0. Where a number is none, the scale is none and the integers do not matter.
+    const float largest = hmax(most), strange = hsum(odd), inverse = largest >= SMALLEST ? 127.0f / largest : 0.0f;
     vi sum = vseti(0);
 #pragma GCC unroll 4
     for (int i = 0; i < VB; ++i) {
@@ -221,7 +224,8 @@ void round_row(const Quantized& w, const float* x, int8_t* q, float* scale, floa
     }
     int32_t total = 0;
     for (int j = 0; j < VL; ++j) total = static_cast<int32_t>(static_cast<uint32_t>(total) + static_cast<uint32_t>(sum[j]));
-    scale[b] = largest / 127.0f + hsum(odd);
+    if (strange != 0.0f) total = 0;
+    scale[b] = (largest >= SMALLEST ? largest / 127.0f : 0.0f) + strange;
     shift[b] = scale[b] * static_cast<float>(total);
     start[b] = static_cast<int32_t>(static_cast<uint32_t>(-KIND_INFO[w.kind].offset) * static_cast<uint32_t>(total));
   }

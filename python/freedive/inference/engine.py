@@ -153,6 +153,8 @@ class Engine:
     def _request(self, prompt: Sequence[int], params: Params, seed: int, index: int, number: int) -> Request:
         vocab, room = self.model.config.vocab_size, self.model.config.max_positions
         ids = np.asarray(prompt)
+        if ids.ndim == 0:
+            raise UserError(f"prompt {number} is {prompt!r}, not a list of ids", hint="prompts are a list of lists: generate([ids])")
         if ids.ndim != 1 or not len(ids):
             raise UserError(f"prompt {number} has no tokens", hint="begin it with the tokenizer's bos_id")
         if ids.dtype.kind not in "iu":

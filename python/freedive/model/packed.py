@@ -89,8 +89,8 @@ def _type_for(source: Weights, name: str, columns: int, weights: str, int8: bool
     """The type a matrix is held in. What no kernel reads, and what rows of this width cannot be cut into, is float32."""
     if weights == "auto":
         kind = source.types(name) if source.types is not None else "F32"
-        if int8 and kind in ("F32", "F16", "BF16"):
-            kind = "Q8_0"
+        if int8 and (kind in ("F32", "F16", "BF16") or not _core.quantized_size(1, columns, _NUMBER[kind])):
+            kind = "Q8_0"  # Q6_K too, which no kernel reads
     else:
         kind = "Q8_0" if weights == "int4" and name in _VOCABULARY else _LAYER[weights]
     return kind if _core.quantized_size(1, columns, _NUMBER[kind]) else "F32"

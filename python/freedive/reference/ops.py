@@ -141,12 +141,12 @@ def matmul_forward(x: Array, weight: Array, bias: Array | None = None, residual:
 
 
 def rounded_int8(x: Array) -> Array:
-    """What products in int8 take of x [N, C]: in blocks of 32, d * round(x / d), d = max|x| / 127 (ggml's Q8_0, d kept in float32). The
+    """What products in int8 take of x [N, C]: in blocks of 32, d * round(x / d), d = max|x| / 127 (ggml's Q8_0, d kept in float32), 0 below 1e-30. The
     rounding is decided in float32, as kernels do it."""
     blocks = np.asarray(x, np.float32).reshape(len(x), x.shape[1] // 32, 32)
     most = np.abs(blocks).max(axis=2, keepdims=True)
-    inverse = np.divide(np.float32(127), most, out=np.zeros_like(most), where=most > 0)
-    return (np.rint(blocks * inverse) * f64(most / np.float32(127))).reshape(x.shape)
+    inverse = np.divide(np.float32(127), most, out=np.zeros_like(most), where=most >= np.float32(1e-30))
+    return (np.rint(blocks * inverse) * f64(np.where(inverse > 0, most / np.float32(127), np.float32(0)))).reshape(x.shape)
 
 
 def matmul_backward_input(dout: Array, weight: Array) -> Array:
