@@ -288,3 +288,10 @@ def test_verbs_exist():
         with pytest.raises(SystemExit) as end:
             cli.parse(getattr(module, verb.config), ["--help"], f"freedive {name}")
         assert end.value.code == 0
+
+
+def test_only_what_can_be_resumed_is_promised_so(verb, capsys, monkeypatch):
+    verb(raising(KeyboardInterrupt()))
+    monkeypatch.setattr(cli, "NOTHING_KEPT", ("toy",))
+    assert cli.main(["toy", "--text", "a"]) == 130
+    assert capsys.readouterr().err == "\nstopped\n"

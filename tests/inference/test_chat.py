@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Iterator
 
@@ -11,7 +12,7 @@ import pytest
 from engine_cases import TOKENIZER
 
 from freedive.inference import Engine, load
-from freedive.inference.chat import Chat, ChatConfig, find_model, printable, run
+from freedive.inference.chat import Chat, ChatConfig, find_model, printable, read_message, run
 from freedive.runs import UserError
 from freedive.tokenizer import parse
 
@@ -168,3 +169,15 @@ def test_escape_sequences_do_not_reach_the_terminal():
 def test_the_configuration_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         ChatConfig().seed = 1  # type: ignore[misc]
+
+
+def test_a_message_may_begin_with_a_slash(monkeypatch, capsys, model_folder, asked):
+    out = talk(monkeypatch, capsys, model_folder, "/etc/passwd is what?", "//help", "/clera", "/clear", '"""', "in a", "block")
+    assert [turns(p)[-1] for p in asked[0]] == [("user", "/etc/passwd is what?"), ("user", "/help"), ("user", "in a\nblock")]
+    assert out.count("/system TEXT") == 1 and "(the conversation is forgotten)" in out
+
+
+def test_no_prompt_is_printed_into_a_pipe(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    assert read_message() == "hello"
+    assert capsys.readouterr().out == ""

@@ -54,6 +54,29 @@ def test_what_is_no_model_is_said(model_folder, tmp_path):
     shutil.copytree(model_folder, tmp_path / "cut")
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    for name, said in (("late", "unfinished"), ("absent", "no such"), ("empty", "tokenizer"), ("bare", "tokenizer"), ("cut", "cannot be read")):
+    for name, said in (("late", "unfinished"), ("absent", "no such"), ("empty", "no config.json"), ("bare", "tokenizer"), ("cut", "cannot be read")):
         with pytest.raises(UserError, match=said):
             load(tmp_path / name)
+
+
+def test_what_is_no_model_is_told_before_its_tokenizer(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "x.bin").write_bytes(b"hello")
+    (tmp_path / "empty").mkdir()
+    for name in ("notes.txt", "x.bin", "empty"):
+        with pytest.raises(UserError) as told:
+            load(tmp_path / name)
+        assert "tokenizer" not in str(told.value) and "tok*" not in str(told.value), name
+
+
+def test_one_sentence_for_a_value_of_the_wrong_type(model_folder):
+    lm = load(model_folder)
+    for bad in ({"top_k": 1.5}, {"max_new_tokens": 2.5}, {"max_new_tokens": "2"}, {"stop": [3]}, {"stop": 3}, {"logit_bias": [1]}, {"seeds": ["a"]}, {"n": 1.5}):
+        with pytest.raises(UserError):
+            lm.engine.generate([[1, 2]], **bad)
+    with pytest.raises(UserError, match="list of messages"):
+        lm.chat(3)
+    with pytest.raises(UserError, match="one answer"):
+        lm.generate("a", n=3)
+    with pytest.raises(UserError, match="threads"):
+        load(model_folder, threads=100000)

@@ -46,12 +46,12 @@ def run(c: BenchConfig) -> int:
             raise UserError(f"{name} holds {min(getattr(c, name))}, it must be at least 1")
     if any(v < 0 for v in c.depth):
         raise UserError(f"depth holds {min(c.depth)}, it must not be negative")
-    if not c.jsonl:
-        print(f"| {'model':<32} | {'params':>9} | threads | {'test':>9} | {'tokens/s':>18} |\n|{'-' * 34}|{'-' * 11}|{'-' * 9}|{'-' * 11}|{'-' * 20}|")
-    for threads in c.threads or [default_threads()]:
+    for number, threads in enumerate(c.threads or [default_threads()]):
         began = time.perf_counter()
         lm = load(c.model, threads=threads, max_tokens=max([512, *c.pp]), max_seqs=max([16, *c.parallel]), dtype=c.dtype, weights=c.weights, kv_cache_dtype=c.kv_cache_dtype)
         loaded = time.perf_counter() - began
+        if not c.jsonl and not number:  # what is wrong with the model is said before
+            print(f"| {'model':<32} | {'params':>9} | threads | {'test':>9} | {'tokens/s':>18} |\n|{'-' * 34}|{'-' * 11}|{'-' * 9}|{'-' * 11}|{'-' * 20}|")
         for n in c.pp:
             _told(c, lm, threads, loaded, f"pp{n}", n, 0, 1, lambda i, lm=lm, n=n: _read(lm, n, i))  # type: ignore[misc]
         for n, depth, rows in product(c.tg, c.depth, c.parallel):

@@ -24,7 +24,9 @@ HELP = """/clear       forget the conversation
 /temp X      temperature: 0 takes the likeliest token
 /save FILE   write the conversation as JSON
 /quit        leave, as Ctrl-D does
-A line that ends with \\ goes on in the next; a block between lines of three quotes (\"\"\") may hold empty lines. Ctrl-C stops an answer."""
+A line that ends with \\ goes on in the next; a block between lines of three quotes (\"\"\") may hold empty lines. Ctrl-C stops an answer.
+A message that begins with / but names no command is sent; // sends any message that begins with /."""
+COMMANDS = ("/clear", "/system", "/temp", "/save", "/quit", "/exit", "/help")
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ class Chat:
             return False
         if name == "/clear" and talk is not None:
             talk.exchanges = []
+            print("(the conversation is forgotten)")
         elif name == "/system" and talk is not None:
             self.conversation = self._begin(rest or None)
             print("(system message set; a new conversation begins)" if rest else "(no system message; a new conversation begins)")
@@ -192,28 +195,39 @@ def run(c: ChatConfig) -> int:
             print()
             return 0
         try:
-            if text.startswith("/"):
+            if is_command(text):
                 if not chat.command(text):
                     return 0
             elif text:
-                chat.say(text)
+                chat.say(text[1:] if text.startswith("//") else text)
         except UserError as error:  # a message too long, a wrong command: the chat goes on
             print(error)
 
 
+def is_command(text: str) -> bool:
+    """Whether a message is a command: its first word is one, or / and letters only, so that a mistyped command is not sent to the model."""
+    word = text.split(maxsplit=1)[0] if text else ""
+    return word in COMMANDS or word == "/" or (word == text and word[:1] == "/" and word[1:].isalpha())
+
+
 def read_message() -> str:
-    """One message: a line, lines joined by a \\ at their ends, or a block between lines of three quotes."""
-    line = input("\n> ")
-    if line.strip() == '"""':
-        lines: list[str] = []
-        while (line := input("... ")).strip() != '"""':
-            lines.append(line)
-        return "\n".join(lines).strip()
-    lines = []
-    while line.endswith("\\"):
-        lines.append(line[:-1])
-        line = input("... ")
-    return "\n".join([*lines, line]).strip()
+    """One message: a line, lines joined by a \\ at their ends, or a block between lines of three quotes, which the end of input ends too."""
+    prompt, more = ("\n> ", "... ") if sys.stdin.isatty() else ("", "")  # nobody waits for a prompt behind a pipe
+    line = input(prompt)
+    lines: list[str] = []
+    try:
+        if line.strip() == '"""':
+            while (line := input(more)).strip() != '"""':
+                lines.append(line)
+            return "\n".join(lines).strip()
+        while line.endswith("\\"):
+            lines.append(line[:-1])
+            line = input(more)
+        lines.append(line)
+    except EOFError:
+        if not lines:
+            raise
+    return "\n".join(lines).strip()
 
 
 @contextmanager

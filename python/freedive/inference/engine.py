@@ -66,12 +66,14 @@ class Engine:
         each prompt gives n completions, one after the other, the first with the prompt's seed. `on_finish(index, completion)` is called as
         each ends. Raises UserError for empty prompts, prompts that do not fit, ids outside the vocabulary, and parameters out of range.
         """
-        if not 1 <= n <= 4096:
+        if not isinstance(n, (int, np.integer)) or not 1 <= n <= 4096:
             raise UserError(f"n is {n}; it must be 1 to 4096")
         params = Params(max_new_tokens, temperature, top_k, top_p, min_p, tuple(stop_ids), **_tuples(more))
         seeds = range(len(prompts)) if seeds is None else seeds
         if len(seeds) != len(prompts):
             raise UserError(f"{len(prompts)} prompts and {len(seeds)} seeds; each prompt needs its own")
+        if bad := [s for s in seeds if not isinstance(s, (int, np.integer))]:
+            raise UserError(f"a seed is {bad[0]!r:.60}, it must be a whole number")
         requests = [self._request(p, params, sample_seed(seeds[i], j), i * n + j, i) for i, p in enumerate(prompts) for j in range(n)]
         self._submit(requests)
         unfinished = set(requests)
@@ -236,4 +238,4 @@ def sample_seed(seed: int, number: int) -> int:
 def _tuples(more: dict[str, Any]) -> dict[str, Any]:
     if isinstance(more.get("stop"), str):
         more = more | {"stop": (more["stop"],)}
-    return {k: tuple(v) if k == "stop" else v for k, v in more.items()}
+    return {k: tuple(v) if k == "stop" and isinstance(v, (list, set)) else v for k, v in more.items()}

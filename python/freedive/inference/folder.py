@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from freedive.model import Model, load_pretrained, save_pretrained
-from freedive.model.weights import find_weights
+from freedive.model.weights import find_weights, open_weights
 from freedive.runs import UserError, read_json
 from freedive.tokenizer import Tokenizer
 
@@ -22,6 +22,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
         hint = f"{path}.partial is an unfinished run: run its command again" if Path(f"{path}.partial").is_dir() else "train one: freedive dive"
         raise UserError(f"no such model folder: {path}", hint=hint)
     path = find_weights(path)
+    named = path.suffix.lower() in (".gguf", ".bin") if path.is_file() else (path / "config.json").is_file()
+    if not named or (path.suffix == ".bin" and not list(path.parent.glob("tok*.bin"))):
+        open_weights(path)  # says what is no model at all, rather than that it has no tokenizer
     if path.is_file():
         return Tokenizer.load(_beside(path) if path.suffix == ".bin" else path)
     if not (path / "tokenizer").is_dir() and not (path / "tokenizer.json").is_file():

@@ -10,6 +10,7 @@ import numpy as np
 
 from freedive.model import Batch, Model, Outputs
 from freedive.model.model import check_kv_cache_dtype
+from freedive.runs import UserError
 from freedive.tokenizer import Tokenizer, render
 
 from .engine import Engine
@@ -32,6 +33,7 @@ class LM:
 
         sampling: top_k, top_p, min_p, stop_ids as of Engine.generate. Raises UserError for a text too long for the model.
         """
+        _one_answer(sampling)
         tok = self.tokenizer
         sampling.setdefault("stop_ids", tok.stop_ids)
         out = self.engine.generate([tok.document_ids(prompt)], max_new_tokens=max_new_tokens, temperature=temperature, seeds=[seed], **sampling)
@@ -42,6 +44,9 @@ class LM:
 
         sampling: as of `generate`. Raises UserError for messages that cannot be rendered or are too long for the model.
         """
+        _one_answer(sampling)
+        if not isinstance(messages, (str, list, tuple)):
+            raise UserError(f"messages is {messages!r:.60}, it must be a text or a list of messages", hint='[{"role": "user", "content": "..."}]')
         tok = self.tokenizer
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         ids = render(tok, turns, add_generation_prompt=True)[0]
@@ -73,6 +78,12 @@ class LM:
         Raises ValueError for another number of entries, RuntimeError without a `forward` before it.
         """
         self.model.backward(dlogprobs, dentropy, dlse)
+
+
+def _one_answer(sampling: dict[str, Any]) -> None:
+    """UserError if more than one completion is asked of what returns one."""
+    if sampling.get("n", 1) != 1:
+        raise UserError(f"n is {sampling['n']!r}, and this returns one answer", hint="lm.engine.generate(..., n=N) returns them all")
 
 
 def load(path: str | Path, *, trainable: bool = False, max_tokens: int = 4096, max_seqs: int = 256, threads: int | None = None,

@@ -30,6 +30,12 @@ class Completion:
     cached_tokens: int = 0  # prompt ids whose keys and values were in the cache already
 
 
+def _typed(name: str, value: object, types: tuple[type, ...], what: str, none: bool = False) -> None:
+    """UserError for a value of another type. True and False are no numbers here."""
+    if not (isinstance(value, types) and not isinstance(value, bool)) and not (none and value is None):
+        raise UserError(f"{name} is {value!r:.60}, it must be {what}")
+
+
 @dataclass(frozen=True)
 class Params:
     """Sampling parameters. Order: grammar and min_new_tokens mask, logit_bias, penalties, temperature, top_k, min_p, top_p, draw.
@@ -56,6 +62,15 @@ class Params:
     speculate: int = 0  # tokens guessed ahead from what was said before; changes nothing but time
 
     def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "top_k", "min_new_tokens", "logprobs", "prompt_logprobs", "speculate"):
+            _typed(name, getattr(self, name), (int, np.integer), "a whole number", none=name == "prompt_logprobs")
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty"):
+            _typed(name, getattr(self, name), (int, float, np.integer, np.floating), "a number")
+        _typed("logit_bias", self.logit_bias, (Mapping,), "a mapping of token ids to numbers")
+        for value in self.logit_bias.values():
+            _typed("logit_bias", value, (int, float, np.integer, np.floating), "a mapping of token ids to numbers")
+        _typed("stop_ids", self.stop_ids, (tuple, list), "a list of token ids")
+        _typed("stop", self.stop, (tuple, list), "texts")
         finite = lambda x: -1e6 < x < 1e6
         for ok, text in (
             (self.max_new_tokens >= 1, f"max_new_tokens is {self.max_new_tokens}, it must be at least 1"),
@@ -71,7 +86,7 @@ class Params:
             (0 <= self.logprobs <= MAX_TOP, f"logprobs is {self.logprobs}; it must be 0 to {MAX_TOP}"),
             (self.prompt_logprobs is None or 0 <= self.prompt_logprobs <= MAX_TOP, f"prompt_logprobs is {self.prompt_logprobs}; 0 to {MAX_TOP}, or None"),
             (all(isinstance(s, str) and s for s in self.stop), "a stop string is empty or no text"),
-            (len(self.stop) <= 64 and sum(map(len, self.stop)) <= 16384, "there are more than 64 stop strings, or they are longer than 16,384 characters"),
+            (len(self.stop) <= 64 and sum(len(s) for s in self.stop if isinstance(s, str)) <= 16384, "there are more than 64 stop strings, or they are longer than 16,384 characters"),
             (0 <= self.speculate <= 64, f"speculate is {self.speculate}; it must be 0 (off) to 64"),
         ):
             if not ok:

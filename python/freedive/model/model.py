@@ -48,6 +48,9 @@ class Plan:
         return ", ".join(f"{name} {human_bytes(b)}" for name, b in self.rows if b) + f"; in all {human_bytes(self.total)}"
 
 
+MOST_THREADS = 1024
+
+
 def plan(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable: bool = True, threads: int | None = None) -> Plan:
     """The memory a Model of these capacities will take; allocates nothing."""
     return Plan(tuple(_core.plan(config.core_dict(), threads or default_threads(), max_tokens, max_seqs, trainable)))
@@ -61,6 +64,8 @@ def check_fits(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable:
         p = plan(config, tokens, max_seqs, trainable, threads)
         return p if packed_bytes is None else Plan(tuple((name, packed_bytes if name == "parameters" else size) for name, size in p.rows))
 
+    if threads is not None and threads > MOST_THREADS:
+        raise UserError(f"threads is {threads}; it must be at most {MOST_THREADS}", hint="more threads than cores make nothing faster")
     p, free = planned(max_tokens), available_memory()
     if p.total <= free:
         return p
