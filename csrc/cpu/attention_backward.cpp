@@ -180,14 +180,17 @@ FD_INLINE void probabilities(const float* s, const float* dp, int64_t vectors, i
 #pragma GCC unroll 2
       for (int y = 0; y < ROWS; ++y) {
         const float *sy = s + y * UNIT_KEYS + (j + u) * VL, *dpy = dp + y * UNIT_KEYS + (j + u) * VL;
-        vf probability = exp2_bounded<HALF>(vfma(vload(sy), scale, vset(-lse[y])));
+        const int64_t at = second ? y : 0;  // without a second row nothing lies behind the first one's numbers; masked to 0 below
+        vf probability = exp2_bounded<HALF>(vfma(vload(sy), scale, vset(-lse[at])));
+        vf change = vload(dpy) - vset(delta[at]);
         if (MASKED) {
           const int64_t keys = y == 0 ? seen : second ? seen + 1 : 0;
           const vi mask = viota() + vseti(static_cast<int32_t>((j + u) * VL)) < vseti(static_cast<int32_t>(keys));
           probability = vselect(mask, probability, vset(0.0f));
+          change = vselect(mask, change, vset(0.0f));  // of a row that is not there, old memory: 0 times what is no number is none
         }
         p[u][y] = probability;
-        ds[u][y] = probability * (vload(dpy) - vset(delta[y]));
+        ds[u][y] = probability * change;
       }
       vstore(p_to + (j + u) * VL, HALF ? bf16_pairs(p[u][0], p[u][1]) : p[u][0]);
       vstore(ds_to + (j + u) * VL, HALF ? bf16_pairs(ds[u][0], ds[u][1]) : ds[u][0]);

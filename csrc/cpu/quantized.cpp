@@ -208,12 +208,13 @@ void round_row(const Quantized& w, const float* x, int8_t* q, float* scale, floa
       most = vmax(most, vmax(v[i], -v[i]));
       odd = odd + (v[i] - v[i]);
     }
-    // Below SMALLEST 127 / largest would overflow: such a block is 0. Where a number is none, the scale is none and the integers do not matter.
+    // Below SMALLEST 127 / largest would overflow: such a block is 0. Where a number is none, the scale is none and the integers are 0.
     const float largest = hmax(most), strange = hsum(odd), inverse = largest >= SMALLEST ? 127.0f / largest : 0.0f;
     vi sum = vseti(0);
 #pragma GCC unroll 4
     for (int i = 0; i < VB; ++i) {
-      const vi n = reinterpret_cast<vi>(v[i] * vset(inverse) + magic) - reinterpret_cast<vi>(magic);
+      const vf whole = strange == 0.0f ? v[i] * vset(inverse) : vset(0.0f);
+      const vi n = reinterpret_cast<vi>(whole + magic) - reinterpret_cast<vi>(magic);
       sum += n;
       int8_t* to = q + b * BLOCK + i * VL;
 #ifdef FREEDIVE_AVX512
@@ -224,7 +225,6 @@ void round_row(const Quantized& w, const float* x, int8_t* q, float* scale, floa
     }
     int32_t total = 0;
     for (int j = 0; j < VL; ++j) total = static_cast<int32_t>(static_cast<uint32_t>(total) + static_cast<uint32_t>(sum[j]));
-    if (strange != 0.0f) total = 0;
     scale[b] = (largest >= SMALLEST ? largest / 127.0f : 0.0f) + strange;
     shift[b] = scale[b] * static_cast<float>(total);
     start[b] = static_cast<int32_t>(static_cast<uint32_t>(-KIND_INFO[w.kind].offset) * static_cast<uint32_t>(total));

@@ -96,10 +96,12 @@ const fd_variant kVariants[] = {
 };
 
 int64_t packed_size(int64_t O, int64_t C, int64_t) { return O * C; }  // no packing: the weight as it is
+int64_t quantized_size(int64_t, int64_t, int64_t) { return 0; }        // no type is held packed
+int64_t quantized_row(int64_t, int64_t) { return 0; }
 double peak_run(fd_context*, int64_t, int64_t) { return 0.0; }        // not measured by the stub
 
 const fd_device_table kDevice = {"cuda-stub", "naive", kVariants, static_cast<int32_t>(sizeof(kVariants) / sizeof(kVariants[0])),
-                                 packed_size, peak_run, 0};
+                                 packed_size, quantized_size, quantized_row, peak_run, 0};
 
 }  // namespace
 
