@@ -124,7 +124,7 @@ def test_sft_and_rl_on_what_is_not_there(base: Path, tmp_path: Path):
     refuse(sft.run, sft_config(tmp_path / "nobody", chat_file(tmp_path), tmp_path / "out"), "nobody")
     refuse(rl.run, rl_config(base, tmp_path / "nowhere.jsonl", tmp_path / "out"), "nowhere.jsonl")
     refuse(rl.run, rl_config(tmp_path / "nobody", problem_file(tmp_path), tmp_path / "out"), "nobody")
-    refuse(sft.run, sft_config(tmp_path, chat_file(tmp_path), tmp_path / "out"), "tokenizer")
+    refuse(sft.run, sft_config(tmp_path, chat_file(tmp_path), tmp_path / "out"), "holds no config.json")
 
 
 def test_a_truncated_model(base: Path, tmp_path: Path):
