@@ -104,7 +104,7 @@ def test_export_for_hugging_face(capsys, folders, tok, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        ([], "no text"),
+        (["--encoding", "bytes"], "no text"),
         (["x", "--encoding", "gpt5"], "gpt5"),
         (["x", "--encoding", "bytes", "--compare", "gpt5"], "gpt5"),
         (["[x", "--chat", "--encoding", "bytes"], "not JSON"),
