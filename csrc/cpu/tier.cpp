@@ -45,6 +45,7 @@ const fd_device_table* assemble() {
   append(head_variants());
   append(sampling_variants());
   append(quantized_variants());
+  append(quantized_pack_variants());
   append(vnni_variants());
   append(optimizer_variants());
   table.matmul_packed_size = matmul_packed_size;

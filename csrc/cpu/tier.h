@@ -19,6 +19,7 @@ VariantList attention_backward_variants();
 VariantList head_variants();
 VariantList sampling_variants();
 VariantList quantized_variants();
+VariantList quantized_pack_variants();
 VariantList vnni_variants();  // none where the processor lacks it
 VariantList optimizer_variants();
 

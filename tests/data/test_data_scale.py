@@ -439,3 +439,10 @@ def test_counts_add_up_and_do_not_depend_on_the_division(trails, cut):
         size -= sum(c["bytes"] for c in step["removed"].values()) + step["bytes_trimmed"]
         assert (step["documents_out"], step["bytes_out"]) == (count, size)
     assert count == sum(rule is None for _, _, rule in trails)
+
+
+def test_a_field_called_recipe_makes_no_shard_of_ours(tmp_path):
+    (tmp_path / "cookbook.jsonl").write_text(json.dumps({"text": story(1), "recipe": "bread", "source": "grandmother", "record": "7", "id": "a1"}) + "\n")
+    out = run(DataConfig((tmp_path / "cookbook.jsonl",), tmp_path / "out", preset="none", val_fraction=0.0))
+    (row,) = (row for file in shard_paths(out, "train") for _, row in iter_rows(file))
+    assert (row["source"], row["record"]) == ("cookbook.jsonl", "a1")

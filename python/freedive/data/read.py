@@ -23,6 +23,7 @@ from .warc import read_warc
 __all__ = ["Record", "read_records"]
 TEXT_KEYS = ("text", "html", "content", "raw_content")
 GIVE_UP = 100  # times max_bytes: a line that is still going on is a bomb, and the rest of the file is left
+OWN = {"id", "url", "source", "record", "date", "recipe"}  # fields of every document that `freedive data` wrote
 MAX_META = 2000  # characters of a text that is taken along as metadata
 BLOCK = 1 << 16  # bytes of a JSON array that are read at once
 AFTER = tuple(" \t\r\n,]")  # a number
@@ -176,15 +177,16 @@ def _row(row: Any, where: str, name: str, size: int, text_key: str | None) -> Re
             if isinstance(value, str):
                 data = value.encode("utf-8", "replace")  # lone surrogates, which JSON can hold, are no text
                 meta = {k: v for k, v in fields.items() if k != key and _is_small(v)}
+                ours = meta.keys() >= OWN  # a shard's row names the page it first came from
                 return Record(
                     _text(meta.get("url")) or where,
-                    _text(meta.get("source")) if "recipe" in meta else name,  # a shard of ours names the first source
+                    _text(meta["source"]) if ours else name,
                     data,
                     html=key == "html",
                     charset="utf-8",
                     size=len(data),
                     reason="" if data.strip() else "empty",
-                    id=_text(meta.get("record")) or _text(meta.get("id")),
+                    id=(_text(meta["record"]) if ours else "") or _text(meta.get("id")),
                     date=_text(meta.get("date")),
                     meta=meta,
                 )

@@ -162,12 +162,7 @@ class JsonToolLoop(ToolLoop):
         opened = [*tok.encode(chat.after), tok.special(chat.start), *tok.encode("user" + chat.sep_text), *parts]
         self._put(row, [*opened, tok.special(chat.end), *tok.encode(chat.after)])
         self._put(row, [tok.special(chat.start), *tok.encode(chat.assistant + chat.sep_text)])
-        room = self.engine.model.config.max_positions - len(row.prompt) - len(out.ids)
-        if sum(out.mask) >= row.params.max_new_tokens or room < 1:
-            out.finish_reason = "length"
-            return False
-        row.request = self._submit(row)
-        return True
+        return self._go_on(row)
 
     def _run(self, text: str) -> ToolCall:
         """One call. What is wrong with it is its answer: the model may put it right."""

@@ -206,9 +206,13 @@ class ToolLoop:
         opened, closed = self._answer[name]
         self._put(row, [opened])
         self._put(row, [*self.tok.encode(answer)[: self.max_answer_tokens], closed])
-        room = self.engine.model.config.max_positions - len(row.prompt) - len(out.ids)
-        if sum(out.mask) >= row.params.max_new_tokens or room < 1:
-            out.finish_reason = "length"
+        return self._go_on(row)
+
+    def _go_on(self, row: _Row) -> bool:
+        """Asks the model for what comes after an answer; False if there is no room for more."""
+        room = self.engine.model.config.max_positions - len(row.prompt) - len(row.out.ids)
+        if sum(row.out.mask) >= row.params.max_new_tokens or room < 1:
+            row.out.finish_reason = "length"
             return False
         row.request = self._submit(row)
         return True

@@ -17,16 +17,15 @@ from freedive import _core
 from freedive.model.gguf import TYPES
 from freedive.model.model import Model
 from freedive.model.quants import quantize
+from freedive.model.weights import VOCABULARY_ROWS, Weights, parameter_shapes
 from freedive.runs import UserError
 
 if TYPE_CHECKING:
     from freedive.model.config import DecoderConfig
-    from freedive.model.weights import Weights
 
 CHOICES = ("auto", "float32", "bfloat16", "float16", "int8", "int4")
 _NUMBER = {name: number for number, (name, _, _) in TYPES.items()}
 _LAYER = {"bfloat16": "BF16", "float16": "F16", "int8": "Q8_0", "int4": "Q4_0"}
-_VOCABULARY = ("embed_tokens.weight", "lm_head.weight")
 
 
 def check_weights(weights: str) -> str:
@@ -51,8 +50,6 @@ def groups(config: DecoderConfig) -> Iterator[tuple[str, ...]]:
 
 def packed_model(source: Weights, weights: str, vocab_multiple: int, arguments: dict[str, Any]) -> Model | None:
     """A model for inference with `source`'s matrices packed as `weights` says; None if that is float32 after all. Raises UserError as to_model."""
-    from freedive.model.weights import parameter_shapes
-
     check_weights(weights)
     if arguments.get("trainable", True):
         raise UserError("packed weights cannot be trained", hint='use weights="float32"')
@@ -92,7 +89,7 @@ def _type_for(source: Weights, name: str, columns: int, weights: str, int8: bool
         if int8 and (kind in ("F32", "F16", "BF16") or not _core.quantized_size(1, columns, _NUMBER[kind])):
             kind = "Q8_0"  # Q6_K too, which no kernel reads
     else:
-        kind = "Q8_0" if weights == "int4" and name in _VOCABULARY else _LAYER[weights]
+        kind = "Q8_0" if weights == "int4" and name in VOCABULARY_ROWS else _LAYER[weights]
     return kind if _core.quantized_size(1, columns, _NUMBER[kind]) else "F32"
 
 

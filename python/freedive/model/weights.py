@@ -18,7 +18,7 @@ from freedive.model.config import DecoderConfig
 from freedive.model.model import Model
 from freedive.runs import UserError
 
-_VOCABULARY = ("embed_tokens.weight", "lm_head.weight")
+VOCABULARY_ROWS = ("embed_tokens.weight", "lm_head.weight")  # matrices of a row for each id
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Weights:
 
         def fill(item: tuple[str, np.ndarray]) -> None:
             name, view = item
-            view[: real if name in _VOCABULARY else len(view)] = self.read(name)
+            view[: real if name in VOCABULARY_ROWS else len(view)] = self.read(name)
 
         with ThreadPoolExecutor(model.threads) as pool:  # NumPy lets go of the interpreter while it converts
             list(pool.map(fill, model.parameters.items()))
