@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from html_page import Page
 
-from freedive.dive.chart import chart, ticks
 from freedive.dive.found import Found
 from freedive.dive.report import SECTIONS, write_report
 from freedive.eval.stage import wilson
 from freedive.model import Model, from_depth, save_pretrained
 from freedive.runs import UserError, stage
+from freedive.runs.chart import chart, ticks
 from freedive.tokenizer import train_tokenizer
 
 EVIL = "<script>alert(1)</script><img src=x onerror='y'> & \"quoted\" \x07"

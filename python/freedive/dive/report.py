@@ -9,9 +9,9 @@ import os
 from pathlib import Path
 
 from freedive.runs import UserError, human_bytes, write_atomic
+from freedive.runs.page import page, paragraph, percent
 
 from .found import Found, jsonl
-from .page import page, paragraph, percent
 from .sections_assistant import LADDER, assistant, limits
 from .sections_base import base_samples, data, network, tokens, training
 from .sections_end import clock, settings, times

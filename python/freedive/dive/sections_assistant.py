@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .chart import chart
+from freedive.runs.chart import chart
+from freedive.runs.page import Reply, asked, cards, chat, code, details, facts, lead, paragraph, shares
+
 from .found import Answer, Exam, Found, jsonl
-from .page import Reply, asked, cards, chat, code, details, facts, lead, paragraph, shares
 from .sections_base import speed
 from .sections_exam import INTERVAL, every_group, judged, share_of, share_table, side_by_side, spread
 

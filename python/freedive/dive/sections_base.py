@@ -17,12 +17,12 @@ from freedive.data.texts import iter_texts
 from freedive.model import DecoderConfig
 from freedive.model.config import from_hf
 from freedive.runs import UserError, human_bytes
+from freedive.runs.chart import chart
+from freedive.runs.page import Reply, asked, bars, cards, code, details, facts, lead, number, paragraph, percent, quote, table
 from freedive.tokenizer import Tokenizer, render
 from freedive.tokenizer.colour import HTML_COLOURS, segments, to_html
 
-from .chart import chart
 from .found import Found, jsonl
-from .page import Reply, asked, bars, cards, code, details, facts, lead, number, paragraph, percent, quote, table
 
 SAMPLE_CHARACTERS = 420
 PARTS = {  # of the network, and how the names of their tensors begin or end

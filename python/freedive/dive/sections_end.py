@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 from freedive.runs import folder_hash
+from freedive.runs.page import Share, bars, code, details, paragraph, percent, shares, table, text
 
 from .found import Found, jsonl
-from .page import Share, bars, code, details, paragraph, percent, shares, table, text
 from .sections_base import measured_speed
 
 STAGES = {  # folders of a dive, as the talk calls what happens in them

@@ -7,9 +7,9 @@ from itertools import zip_longest
 from typing import Any, TypeVar
 
 from freedive.eval.stage import wilson
+from freedive.runs.page import Reply, Share, asked, details, paragraph, percent, shares, table
 
 from .found import Answer, Exam
-from .page import Reply, Share, asked, details, paragraph, percent, shares, table
 
 T = TypeVar("T")
 MOST_GROUPS = 12  # a meta key with more values than this is a name, not a kind

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from freedive.runs.chart import chart
+from freedive.runs.page import Reply, asked, cards, code, facts, lead, number, paragraph, percent, table
 from freedive.tasks import arithmetic
 
-from .chart import chart
 from .found import Exam, Found, last_words
-from .page import Reply, asked, cards, code, facts, lead, number, paragraph, percent, table
 from .sections_exam import every_group, label, share_table, side_by_side, spread
 
 

@@ -1,4 +1,4 @@
-"""The HTML of the report: a handful of helpers that escape everything, and one style sheet. Knows nothing of stages.
+"""The HTML of a report (of the dive, of an evaluation): a handful of helpers that escape everything, and one style sheet. Knows nothing of stages.
 
 One file, no scripts, nothing loaded from elsewhere: it can be mailed, archived and read on a phone, in light or dark.
 """
