@@ -125,9 +125,22 @@ class Engine:
 
     def submit(self, prompt: Sequence[int], params: Params | None = None, seed: int = 0) -> Request:
         """Queue a prompt; `step` until its `done` is there. Raises UserError as `generate`."""
-        request = self._request(prompt, params or Params(), seed, 0, 0)
+        request = self.prepare(prompt, params, seed)
         self._submit([request])
         return request
+
+    def prepare(self, prompt: Sequence[int], params: Params | None = None, seed: int = 0) -> Request:
+        """A request that `enqueue` takes: all of the checking, none of the waiting for a step. Raises UserError as `generate`."""
+        return self._request(prompt, params or Params(), seed, 0, 0)
+
+    def enqueue(self, requests: Sequence[Request]) -> None:
+        """Queue prepared requests, all or none. Raises UserError where the cache cannot hold one of them."""
+        self._submit(list(requests))
+
+    def news(self, request: Request, seen: int) -> tuple[list[int], list[float]]:
+        """Ids sampled for a request after the first `seen` of them, and their log-probs (nats)."""
+        with self.model.lock:
+            return self._loop.news(request, seen)
 
     def cancel(self, request: Request) -> None:
         """Give up a request: its row and blocks are free at once. Nothing happens to one that has ended."""

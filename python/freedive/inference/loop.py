@@ -67,6 +67,16 @@ class Loop:
         begin = len(request.prompt)
         return (request.ids[begin:] if request.row < 0 else self.ids[request.row, begin : self.length[request.row]]).tolist()
 
+    def news(self, request: Request, seen: int) -> tuple[list[int], list[float]]:
+        """Ids sampled for a request after the first `seen`, and their log-probs."""
+        begin = len(request.prompt) + seen
+        if request.done is not None:
+            return request.done.ids[seen:], request.done.logprobs[seen:].tolist()
+        if request.row < 0:
+            return request.ids[begin:].tolist(), request.logprobs[seen:].tolist()
+        end = int(self.length[request.row])
+        return self.ids[request.row, begin:end].tolist(), self.logprobs[request.row, begin:end].tolist()
+
     def cancel(self, request: Request) -> None:
         """Give up a request: its row and blocks are free at once. Nothing happens to one that has ended."""
         if request.done is not None:
