@@ -2,6 +2,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <functional>
 #include <map>
 #include <memory>
@@ -277,6 +278,34 @@ void bind_model(py::module_& m) {
         d.last_tokens = b.n_tokens;
         return py::make_tuple(out_tokens, logprobs);
       })
+      .def("trace",
+           [](PyDecoder& d, const I32& tokens, const I32& positions, const I32& cu) {
+             const BatchView b = d.batch(tokens, tokens, positions, cu, false);
+             const DecoderConfig& c = d.config;
+             const py::ssize_t L = c.n_layer, N = b.n_tokens;
+             F32 residual(std::vector<py::ssize_t>{L + 1, N, c.d_model});
+             F32 q(std::vector<py::ssize_t>{L, N, c.n_head, c.head_dim}), k(std::vector<py::ssize_t>{L, N, c.n_kv_head, c.head_dim});
+             const Decoder::Trace out{residual.mutable_data(), q.mutable_data(), k.mutable_data()};
+             {
+               Alone alone(d);
+               d.decoder.trace(b, out);
+             }
+             d.last_tokens = b.n_tokens;
+             return py::make_tuple(residual, q, k);
+           })
+      .def("lens",
+           [](PyDecoder& d, const F32& x) {
+             const int64_t rows = x.ndim() == 2 ? x.shape(0) : 0, most = std::min(d.max_seqs, d.max_tokens);
+             if (rows < 1 || rows > most || x.shape(1) != d.config.d_model)
+               throw py::value_error("lens takes float32[R, d_model], with R from 1 to " + std::to_string(most));
+             F32 out(std::vector<py::ssize_t>{static_cast<py::ssize_t>(rows), static_cast<py::ssize_t>(d.config.vocab_size)});
+             float* to = out.mutable_data();
+             {
+               Alone alone(d);
+               d.decoder.lens(x.data(), rows, to);
+             }
+             return out;
+           })
       .def("logits", [](PyDecoder& d, const I32& wanted) {
         const std::vector<int32_t> rows(wanted.data(), wanted.data() + wanted.size());
         d.check_rows(rows, d.last_tokens);

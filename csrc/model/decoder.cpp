@@ -223,7 +223,7 @@ void Decoder::attention_backward(int64_t layer, Activations& a) {
 
 // ---- the whole trunk -------------------------------------------------------------------------------------------
 
-void Decoder::trunk_forward(const BatchView& b, bool keep, const Cached* cached) {
+void Decoder::trunk_forward(const BatchView& b, bool keep, const Cached* cached, const Trace* trace) {
   accept(b);
   const int64_t C = config_.d_model, last = config_.n_layer - 1;
   const fd_tensor table = config_.learned_positions ? view(param(embed_positions_), config_.max_positions, C) : absent();
@@ -237,10 +237,13 @@ void Decoder::trunk_forward(const BatchView& b, bool keep, const Cached* cached)
                                 view(param(embed_), config_.vocab_size, C), table};
     ops_.embedding_forward(&ctx_, &e);
   }
+  if (trace) std::memcpy(trace->residual, act_[0].x, n_ * C * sizeof(float));
   for (int64_t i = 0; i <= last; ++i) {
     Activations& a = act_[keep ? i : 0];
+    float* x_next = i == last ? x_last_ : act_[keep ? i + 1 : 0].x;
     attention_forward(i, a, cached);
-    mlp_forward(i, a, i == last ? x_last_ : act_[keep ? i + 1 : 0].x);
+    mlp_forward(i, a, x_next);
+    if (trace) record(*trace, i, a, x_next);
   }
   norm_forward(final_, final_stat_, final_mean_, x_last_, final_norm_, final_norm_bias_, n_);
   kept_ = keep;

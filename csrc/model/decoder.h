@@ -114,6 +114,15 @@ class Decoder {
   // Logits [n_rows, V] after rows of the last call's batch (at most max_seqs), before mask and temperature: the head's bits.
   void logits(const int32_t* rows, int64_t n_rows, float* out);
 
+  // What passes through the layers of one forward, for people to look at; see trace.cpp. Caller's memory.
+  struct Trace {
+    float* residual;  // [L + 1, N, C]: the embedding, then the output of each layer
+    float *q, *k;     // [L, N, H, D] and [L, N, G, D], as attention multiplies them: after QK-norm and rotation
+  };
+  void trace(const BatchView& b, const Trace& out);
+  // Logits [n_rows, V] of rows x [n_rows, C] of a residual stream (at most max_seqs), through the final norm and the head.
+  void lens(const float* x, int64_t n_rows, float* out);
+
  private:
   struct Layer {  // parameters of one layer, as offsets into the flat buffer (-1 = absent)
     int64_t input_norm, input_norm_bias, qkv, qkv_bias, q_norm, k_norm, o, o_bias, mlp_norm, mlp_norm_bias, up, up_bias, down,
@@ -133,7 +142,8 @@ class Decoder {
   void activation_forward(const Activations& a);
   void attention_backward(int64_t layer, Activations& a);
   void mlp_backward(int64_t layer, Activations& a);
-  void trunk_forward(const BatchView& b, bool keep, const Cached* cached);
+  void trunk_forward(const BatchView& b, bool keep, const Cached* cached, const Trace* trace = nullptr);
+  void record(const Trace& trace, int64_t layer, const Activations& a, const float* output) const;
   void trunk_backward();
   void norm_forward(float* out, float* stat, float* mean, const float* x, int64_t weight, int64_t bias, int64_t rows);
   void norm_backward(float* dx, bool accumulate, const float* dout, const float* x, int64_t weight, int64_t bias,
