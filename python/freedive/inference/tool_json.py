@@ -64,13 +64,17 @@ def signature(name: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "description": told, "parameters": parameters}}
 
 
-def opening(tok: Tokenizer, tools: Sequence[str], system: str | None = None) -> list[int]:
-    """The system turn that offers tools, as the models' template writes it: its <tool_call> are the tokens themselves."""
+def opening(tok: Tokenizer, signatures: Sequence[Mapping[str, Any]], system: str | None = None) -> list[int]:
+    """The system turn that offers tools (`signature` gives ours), as the models' template writes it: its <tool_call> are the tokens themselves.
+    Names, descriptions and the system message are ordinary text, whatever they hold.
+    """
     chat = tok.require_chat()
-    listed = "".join("\n" + json.dumps(signature(name), ensure_ascii=False) for name in tools)
-    told = with_marks(tok, f"system{chat.sep_text}{system or chat.default_system}{_BEFORE}{listed}{_AFTER}")
+    listed = "".join("\n" + json.dumps(s, ensure_ascii=False) for s in signatures)
+    said = system or chat.default_system
+    before, mark, after = _AFTER.partition(CALL)
+    told = tok.encode(f"system{chat.sep_text}{said}{_BEFORE if said else _BEFORE.lstrip()}{listed}{before}")
     bos = [tok.bos_id] if chat.bos else []
-    return [*bos, tok.special(chat.start), *told, tok.special(chat.end), *tok.encode(chat.after)]
+    return [*bos, tok.special(chat.start), *told, *with_marks(tok, mark + after), tok.special(chat.end), *tok.encode(chat.after)]
 
 
 def with_marks(tok: Tokenizer, text: str) -> list[int]:
@@ -98,7 +102,7 @@ class JsonToolLoop(ToolLoop):
 
     def opening(self, system: str | None = None) -> list[int]:
         """The system turn to begin a conversation with."""
-        return opening(self.tok, list(self.tools), system)
+        return opening(self.tok, [signature(name) for name in self.tools], system)
 
     def _check(self, row: _Row) -> None:
         start, begin = self.tok.special(self.chat.start), 0

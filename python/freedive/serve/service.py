@@ -101,7 +101,7 @@ class _Choice:
 
 
 class Stream:
-    """The events of one prompt's choices, as they come. Made by `Service.open`; close it, or the engine goes on to the end.
+    """The events of the choices of one prompt, or of several, as they come. Made by `Service.open`; close it, or the engine goes on to the end.
 
     `async for event in stream`, or `await stream.next(timeout)`, which gives None where nothing came in time.
     """
@@ -182,6 +182,7 @@ class Service:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._live: dict[Request, _Choice] = {}  # the thread's own
         self._closing = False
+        self._calls = 0  # functions of the model that wait for their turn
         self.open_choices = 0  # begun and not ended, on the event loop's side
 
     # ---- what clients call, on the event loop ----------------------------------------------------------------------
@@ -244,36 +245,51 @@ class Service:
         Raises Busy when the queue is full, Closing at the end, ContextOverflow for a prompt and completion beyond the context, UserError as
         Engine.submit.
         """
-        self._admit(n)
-        if len(prompt) + params.max_new_tokens > self.context:
-            raise ContextOverflow(len(prompt), params.max_new_tokens, self.context)
+        return await self.open_all([prompt], params, seed=seed, n=n, deadline=deadline)
+
+    async def open_all(
+        self, prompts: Sequence[Sequence[int]], params: Params, *, seed: int | None = None, n: int = 1, deadline: float | None = None
+    ) -> Stream:
+        """The same for several prompts, all or none: choice j of prompt i has the index i * n + j, and the seed of choice j of any prompt."""
+        total = len(prompts) * n
+        self._admit(total)
+        for prompt in prompts:
+            if len(prompt) + params.max_new_tokens > self.context:
+                raise ContextOverflow(len(prompt), params.max_new_tokens, self.context)
         seed = secrets.randbits(53) if seed is None else seed  # 53 bits survive any JSON reader
-        stream = Stream(self, len(prompt), seed, time.monotonic() + min(deadline or self.deadline, self.deadline))
-        self.open_choices += n  # counted before anything is awaited, so that many at once do not all pass
+        stream = Stream(self, sum(map(len, prompts)), seed, time.monotonic() + min(deadline or self.deadline, self.deadline))
+        self.open_choices += total  # counted before anything is awaited, so that many at once do not all pass
         try:
-            prepared = await asyncio.to_thread(self._prepare, prompt, params, seed, n)
+            prepared = await asyncio.to_thread(self._prepare, prompts, params, seed, n)
             stream._choices = [_Choice(stream, i, r, StopText(self.lm.tokenizer, params.stop)) for i, r in enumerate(prepared)]
             assert self._loop is not None
             accepted: asyncio.Future[None] = self._loop.create_future()
             self._inbox.put(("open", (stream._choices, accepted)))
             await accepted
         except BaseException:
-            self.open_choices -= sum(not c.over for c in stream._choices) or (0 if stream._choices else n)
+            self.open_choices -= sum(not c.over for c in stream._choices) if stream._choices else total
             for choice in stream._choices:
                 choice.over = True
                 self._inbox.put(("cancel", choice))
             raise
         if self.observer is not None:
-            self.observer.began(len(prompt))
+            for prompt in prompts:
+                self.observer.began(len(prompt))
         return stream
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run a function of the model between two steps: embeddings, a trace. Everybody waits for it, so keep it short. Raises what it raises."""
         if not self.running or self._loop is None:
             raise Closing("the server is shutting down")
+        if self._calls > self.max_queue:
+            raise Busy(f"{self._calls} calls of the model are waiting, and {self.max_queue} is the limit")
         done: asyncio.Future[T] = self._loop.create_future()
+        self._calls += 1
         self._inbox.put(("call", (function, arguments, done)))
-        return await done
+        try:
+            return await done
+        finally:
+            self._calls -= 1
 
     def _admit(self, n: int) -> None:
         if not self.running:
@@ -284,8 +300,8 @@ class Service:
         if self.open_choices + n > limit:
             raise Busy(f"{self.open_choices} sequences are running or waiting, and {limit} is the limit", retry_after=1)
 
-    def _prepare(self, prompt: Sequence[int], params: Params, seed: int, n: int) -> list[Request]:
-        return [self.engine.prepare(prompt, params, sample_seed(seed, i)) for i in range(n)]
+    def _prepare(self, prompts: Sequence[Sequence[int]], params: Params, seed: int, n: int) -> list[Request]:
+        return [self.engine.prepare(prompt, params, sample_seed(seed, j)) for prompt in prompts for j in range(n)]
 
     def _forget(self, choice: _Choice, reason: str) -> None:
         self._end(choice, reason)

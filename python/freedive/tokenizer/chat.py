@@ -52,12 +52,12 @@ def render(
         messages = [{"role": "system", "content": chat.default_system}, *messages]
     for message in messages:
         trained = message["role"] == chat.assistant
-        add(_header(tok, chat, message["role"]), False)
+        add(turn_header(tok, chat, message["role"]), False)
         add(tok.encode(message["content"]), trained)
         add([tok.special(chat.end)], trained)
         add(tok.encode(chat.after), False)
     if add_generation_prompt:
-        add(_header(tok, chat, chat.assistant), False)
+        add(turn_header(tok, chat, chat.assistant), False)
     return ids, mask
 
 
@@ -141,7 +141,8 @@ def validate(messages: Any, chat: ChatConfig, *, row: int | str | None = None, t
 _EXAMPLE = 'for example [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi!"}]'
 
 
-def _header(tok: Tokenizer, chat: ChatConfig, role: str) -> list[int]:
+def turn_header(tok: Tokenizer, chat: ChatConfig, role: str) -> list[int]:
+    """The ids that open a role's turn."""
     if not chat.sep:
         return [tok.special(chat.start), *tok.encode(role + chat.sep_text)]
     return [tok.special(chat.start), *tok.encode(role), tok.special(chat.sep), *tok.encode(chat.sep_text)]
@@ -152,7 +153,7 @@ def _turns(tok: Tokenizer, chat: ChatConfig, ids: Sequence[int]) -> list[tuple[s
     if chat.form == "llama2":
         return chat_llama2.turns(tok, chat, [int(i) for i in ids])
     start, end, after = tok.special(chat.start), tok.special(chat.end), tok.encode(chat.after)
-    headers = {role: _header(tok, chat, role) for role in chat.roles}
+    headers = {role: turn_header(tok, chat, role) for role in chat.roles}
     ids = [int(i) for i in ids]
     at = 0
     if chat.bos:
