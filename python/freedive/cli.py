@@ -82,6 +82,12 @@ VERBS = {
         "measure a model",
         "freedive eval --model runs/assistant --data questions.jsonl --out runs/eval",
     ),
+    "probe": Verb(
+        "freedive.sft.probe.stage",
+        "ProbeConfig",
+        "what a model knows of its training data, and conversations that teach it to say no where it does not",
+        "freedive probe runs/assistant --data runs/data --out runs/probe",
+    ),
     "recite": Verb(
         "freedive.eval.recite",
         "ReciteConfig",
@@ -130,6 +136,12 @@ VERBS = {
 WORDS = {
     "bench ops": Verb("freedive.bench.ops", "BenchOpsConfig", "kernels beside the limits of this machine", "freedive bench ops --only adamw attention"),
     "bench train": Verb("freedive.bench.train", "BenchTrainConfig", "training steps beside this machine's peak", "freedive bench train --only gpt2"),
+    "eval hallucination": Verb(
+        "freedive.eval.hallucination",
+        "HallucinationConfig",
+        "right, made up, refused: for what a model should know and cannot know",
+        "freedive eval hallucination runs/honest --data runs/probe/held_out.jsonl --out runs/after --reference runs/before",
+    ),
     "data look": Verb("freedive.data.look", "LookConfig", "browse clean documents and what was removed, and why", "freedive data look runs/data"),
     "data annotate": Verb(
         "freedive.data.annotate",

@@ -18,17 +18,13 @@ import numpy as np
 
 from freedive.runs import UserError
 from freedive.tokenizer import Tokenizer
+from freedive.tokenizer.chat_tools import SLOTS
 
 from .engine import Engine, Request
 from .params import Completion, Params
 from .stops import StopText
 from .tools import Tool
 
-# tool -> the tokens around its call and around its answer
-SLOTS = {
-    "python": ("<|python_start|>", "<|python_end|>", "<|output_start|>", "<|output_end|>"),
-    "search": ("<|search_start|>", "<|search_end|>", "<|results_start|>", "<|results_end|>"),
-}
 REMEMBERED = 100_000  # answers whose rows are taken back as prompts
 
 

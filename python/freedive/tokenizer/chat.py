@@ -12,7 +12,7 @@ from typing import Any
 
 from freedive.runs import UserError
 
-from . import chat_llama2
+from . import chat_llama2, chat_tools
 from .chat_config import ChatConfig
 from .tokenizer import Tokenizer
 
@@ -50,13 +50,15 @@ def render(
 
     if chat.default_system and not continued and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": chat.default_system}, *messages]
-    for message in messages:
-        trained = message["role"] == chat.assistant
-        add(turn_header(tok, chat, message["role"]), False)
-        add(tok.encode(message["content"]), trained)
-        add([tok.special(chat.end)], trained)
-        add(tok.encode(chat.after), False)
-    if add_generation_prompt:
+    finished = True
+    for role, parts, finished in chat_tools.turns(tok, chat, messages, _where(row)):
+        add(turn_header(tok, chat, role), False)
+        for piece, trained in parts:
+            add(piece, trained)
+        if finished:
+            add([tok.special(chat.end)], role == chat.assistant)
+            add(tok.encode(chat.after), False)
+    if add_generation_prompt and finished:  # a tool's answer leaves the turn open
         add(turn_header(tok, chat, chat.assistant), False)
     return ids, mask
 
@@ -66,21 +68,23 @@ def render_text(tok: Tokenizer, messages: Sequence[Message], add_generation_prom
     return tok.decode(render(tok, messages, add_generation_prompt)[0])
 
 
-def parse(tok: Tokenizer, ids: Sequence[int], allow_unfinished: bool = False) -> list[dict[str, str]]:
+def parse(tok: Tokenizer, ids: Sequence[int], allow_unfinished: bool = False) -> list[dict[str, Any]]:
     """Return the messages that `render` made `ids` from; an open assistant header without content is left out.
 
     A last turn without its end token is an error unless `allow_unfinished`. Raises UserError with the position for anything
     else that isn't a conversation.
     """
     chat = tok.require_chat()
-    messages: list[dict[str, str]] = []
+    messages: list[dict[str, Any]] = []
     for role, begin, end, finished in _turns(tok, chat, ids):
         if not finished and begin == end and role == chat.assistant:
             break  # the generation prompt
         if not finished and not allow_unfinished:
             raise _not_a_conversation(len(ids), f"the last turn has no {chat.end}")
-        text = tok.decode(ids[begin:end])
-        messages += chat_llama2.messages_of(role, text) if chat.form == "llama2" else [{"role": role, "content": text}]
+        if chat.form == "llama2":
+            messages += chat_llama2.messages_of(role, tok.decode(ids[begin:end]))
+        else:
+            messages += chat_tools.messages_of(tok, role, ids[begin:end])
     return messages
 
 
@@ -101,6 +105,8 @@ def check_mask(tok: Tokenizer, ids: Sequence[int], mask: Sequence[int], row: int
                 raise UserError(f"{where}the {chat.end} at position {end} is not trained: the model would never learn to stop")
             stop = end + int(finished)
             expected[begin:stop] = [1] * (stop - begin)
+            for first, last in chat_tools.answer_spans(tok, ids[begin:end]):  # what a tool said is not trained
+                expected[begin + first : begin + last] = [0] * (last - first)
     for position, (got, want) in enumerate(zip(mask, expected, strict=True)):
         if int(got) != want:
             token = tok.decode(ids[position : position + 1])
@@ -126,11 +132,12 @@ def validate(messages: Any, chat: ChatConfig, *, row: int | str | None = None, t
         role, content = message["role"], message["content"]
         if not isinstance(role, str) or role not in chat.roles:
             raise UserError(f"{here} has the role {role!r:.60}", hint=f"known roles: {', '.join(chat.roles)}")
-        if message.get("tool_calls"):
-            raise UserError(f"{here} has tool_calls, which can't be rendered yet", hint="write the call into the content as text")
-        if not isinstance(content, str):
+        calls = bool(message.get("tool_calls"))
+        if calls and chat.form == "llama2":
+            raise UserError(f"{here} has tool_calls, and Llama 2's form has none", hint="write the call into the content as text")
+        if not isinstance(content, str) and not (calls and content is None):
             raise UserError(f"{here}: content must be text, is {type(content).__name__}")
-        if not content:
+        if not content and not calls and role != "tool":  # a program may print nothing
             raise UserError(f"{here} ({role}) is empty", hint="leave the message out")
     if chat.form == "llama2":
         chat_llama2.check(messages, where)
@@ -173,7 +180,7 @@ def _turns(tok: Tokenizer, chat: ChatConfig, ids: Sequence[int]) -> list[tuple[s
             raise _not_a_conversation(at + 1, f"unknown role {role!r:.60}")
         role = max(fitting, key=lambda name: len(headers[name]))
         begin = at + len(headers[role])
-        content_end = _ordinary_until(tok, ids, begin)
+        content_end = _ordinary_until(tok, ids, begin, chat_tools.inside(tok) if role == chat.assistant else frozenset())
         finished = content_end < len(ids)
         if finished and ids[content_end] != end:
             raise _not_a_conversation(content_end, f"expected {chat.end}, found {tok.decode([ids[content_end]])}")
@@ -185,8 +192,8 @@ def _turns(tok: Tokenizer, chat: ChatConfig, ids: Sequence[int]) -> list[tuple[s
     return turns
 
 
-def _ordinary_until(tok: Tokenizer, ids: list[int], at: int) -> int:
-    while at < len(ids) and ids[at] not in tok.special_ids:
+def _ordinary_until(tok: Tokenizer, ids: list[int], at: int, besides: frozenset[int] = frozenset()) -> int:
+    while at < len(ids) and (ids[at] not in tok.special_ids or ids[at] in besides):
         at += 1
     return at
 

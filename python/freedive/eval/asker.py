@@ -1,0 +1,108 @@
+"""Whoever is asked in words: a model on this machine, or a service that speaks OpenAI's chat completions. Messages in, texts out."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+from freedive.inference import LM, load
+from freedive.runs import UserError
+from freedive.tokenizer import END_OF_TEXT, render
+
+Message = dict[str, Any]
+MAX_ANSWER = 1 << 22  # bytes taken of a service's answer
+
+
+class Asker(Protocol):
+    """n texts for each conversation, in order. Raises UserError when it cannot."""
+
+    def ask(self, conversations: Sequence[Sequence[Message]], *, n: int = 1, temperature: float = 0.0, max_new_tokens: int = 64,
+            seeds: Sequence[int] | None = None) -> list[list[str]]: ...  # fmt: skip
+
+
+class OurModel:
+    """A model folder or file. `base`: it knows no conversations; a question is a text that ends in "Answer:", and a line end ends the answer."""
+
+    def __init__(self, lm: LM, base: bool = False):
+        self.lm, self.base = lm, base
+        if not base:
+            lm.tokenizer.require_chat()
+
+    def ids(self, messages: Sequence[Message]) -> list[int]:
+        """The prompt of a conversation. UserError if it leaves no room for an answer."""
+        tok, room = self.lm.tokenizer, self.lm.model.config.max_positions
+        ids = tok.document_ids(_as_text(messages)) if self.base else render(tok, messages, add_generation_prompt=True)[0]
+        if len(ids) >= room:
+            raise UserError(f"a question of {len(ids)} tokens; the model has {room} positions", hint="shorter snippets (--snippet-words) leave more room")
+        return ids
+
+    def ask(self, conversations: Sequence[Sequence[Message]], *, n: int = 1, temperature: float = 0.0, max_new_tokens: int = 64,
+            seeds: Sequence[int] | None = None) -> list[list[str]]:  # fmt: skip
+        tok = self.lm.tokenizer
+        prompts = [self.ids(messages) for messages in conversations]
+        stops = tok.stop_ids or tuple(i for name in (END_OF_TEXT,) if (i := tok.special_tokens.get(name)) is not None)
+        outs = self.lm.engine.generate(prompts, max_new_tokens=max_new_tokens, temperature=temperature, stop_ids=stops, seeds=seeds, n=n,
+                                       **({"stop": ("\n",)} if self.base else {}))  # fmt: skip
+        texts = [o.text.strip() for o in outs]
+        return [texts[i : i + n] for i in range(0, len(texts), n)]
+
+
+class Service:
+    """POST URL/chat/completions, several requests at a time; the key, if one is needed, is in OPENAI_API_KEY."""
+
+    def __init__(self, url: str, name: str = "", parallel: int = 8, timeout: float = 120.0, tries: int = 4):
+        self.url = url.rstrip("/") + ("" if url.rstrip("/").endswith("/chat/completions") else "/chat/completions")
+        self.name, self.parallel, self.timeout, self.tries = name or "default", parallel, timeout, tries
+
+    def ask(self, conversations: Sequence[Sequence[Message]], *, n: int = 1, temperature: float = 0.0, max_new_tokens: int = 64,
+            seeds: Sequence[int] | None = None) -> list[list[str]]:  # fmt: skip
+        seeds = seeds or range(len(conversations))
+
+        def one(job: tuple[Sequence[Message], int]) -> list[str]:
+            return [self._post(job[0], temperature, max_new_tokens, job[1] * 1000 + k) for k in range(n)]  # not every service knows `n`
+
+        with ThreadPoolExecutor(self.parallel) as pool:
+            return list(pool.map(one, zip(conversations, seeds)))
+
+    def _post(self, messages: Sequence[Message], temperature: float, max_new_tokens: int, seed: int) -> str:
+        body = {"model": self.name, "messages": list(messages), "temperature": temperature, "max_tokens": max_new_tokens, "seed": seed % 2**31}
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get("OPENAI_API_KEY"):
+            headers["Authorization"] = f"Bearer {key}"
+        problem = ""
+        for attempt in range(self.tries):
+            try:
+                request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
+                with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+                    return str(json.loads(answer.read(MAX_ANSWER))["choices"][0]["message"]["content"] or "").strip()
+            except urllib.error.HTTPError as error:
+                problem = f"{error.code} {error.reason}: {error.read(300).decode('utf-8', 'replace')}"
+                if error.code not in (408, 409, 429) and error.code < 500:
+                    break
+            except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+                problem = f"{type(error).__name__}: {error}"
+            if attempt + 1 < self.tries:
+                time.sleep(min(2.0**attempt, 8.0))
+        raise UserError(f"{self.url} gave no answer: {problem[:300]}", hint="the address ends in /v1 for most services; the key is read from OPENAI_API_KEY")
+
+
+def asker(who: str, name: str, own: OurModel, threads: int | None) -> Asker:
+    """ "self", an address of a service, or a model's folder or file."""
+    if who == "self":
+        return own
+    if who.startswith(("http://", "https://")):
+        return Service(who, name)
+    return OurModel(load(Path(who), threads=threads))
+
+
+def _as_text(messages: Sequence[Message]) -> str:
+    """A conversation for a base model: questions and answers of a list, the last one open."""
+    lines = [f"{'Answer' if m['role'] == 'assistant' else 'Question'}: {m['content']}" for m in messages if m["role"] != "system"]
+    return "\n".join([*lines, "Answer:"])

@@ -1,0 +1,77 @@
+"""Step 1: passages of the training data. Most names are read of once or twice, a few very often, and a model knows the latter; so passages
+are drawn evenly over how often their rarest name occurs, in powers of two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+LEAST_WORDS = 6
+Names = Callable[[str], list[str]]
+# Two and more words with a capital letter, or one inside a sentence.
+_NAME = re.compile(r"(?:[A-Z][\w’'-]+(?: (?:of|the|de|van|von) (?=[A-Z])| (?=[A-Z]))?)+")
+_SENTENCE_START = re.compile(r"(?:^|[.!?:\n]\s*[\"“(]?)$")
+
+
+def passages(text: str, most_words: int) -> Iterator[tuple[int, str]]:
+    """(place in the text, passage): its lines, joined while they are shorter than LEAST_WORDS and cut after `most_words`."""
+    begin = end = None
+    count = 0
+    for line in re.finditer(r"[^\n]+", text):
+        pieces = list(re.finditer(r"\S+", line[0]))
+        if begin is None:
+            begin = line.start()
+        for piece in pieces:
+            count += 1
+            end = line.start() + piece.end()
+            if count >= most_words and re.search(r"[.!?][\"”)]?$", piece[0]) or count >= 2 * most_words:
+                yield begin, text[begin:end].strip()
+                begin, count = end, 0
+        if count >= LEAST_WORDS and end is not None:
+            yield begin, text[begin:end].strip()
+            begin, count = None, 0
+    if count >= LEAST_WORDS and begin is not None and end is not None:
+        yield begin, text[begin:end].strip()
+
+
+def names(text: str) -> list[str]:
+    """Proper names as English writes them: capitals in the middle of a sentence. Rough, and only used to spread the choice."""
+    found = []
+    for match in _NAME.finditer(text):
+        name = match[0].strip()
+        if " " in name or not _SENTENCE_START.search(text[: match.start()]):
+            found.append(name)
+    return list(dict.fromkeys(found))
+
+
+def frequencies(documents: Iterable[dict[str, Any]], names_of: Names, most_words: int) -> Counter[str]:
+    """How many passages speak of each name."""
+    counts: Counter[str] = Counter()
+    for document in documents:
+        for _, passage in passages(document["text"], most_words):
+            counts.update(set(names_of(passage)))
+    return counts
+
+
+def choose(documents: Iterable[dict[str, Any]], names_of: Names, counts: Counter[str], wanted: int, most_words: int, seed: int) -> list[dict[str, Any]]:
+    """About `wanted` passages, as many of each group of frequencies as there are; drawn by a hash of their text, in the documents' order."""
+    groups: dict[int, list[tuple[bytes, dict[str, Any]]]] = {}
+    for number, document in enumerate(documents):
+        for at, passage in passages(document["text"], most_words):
+            found = names_of(passage)
+            if not found:
+                continue
+            rarest = min(counts[name] for name in found)
+            key = hashlib.sha256(f"{seed} {passage}".encode("utf-8", "surrogatepass")).digest()
+            row = {"document": str(document.get("id") or document.get("url") or number), "at": at, "text": passage, "frequency": rarest}
+            groups.setdefault((rarest - 1).bit_length(), []).append((key, row))
+    chosen: list[dict[str, Any]] = []
+    for place, group in enumerate(sorted(groups.values(), key=len)):  # the smallest first: what it leaves goes to the others
+        share = -(-(wanted - len(chosen)) // (len(groups) - place))
+        unique = {key: row for key, row in sorted(group, key=lambda pair: pair[0])}
+        chosen += list(unique.values())[:share]
+    return [{"id": i, **row} for i, row in enumerate(chosen)]
