@@ -40,6 +40,12 @@ VERBS = {
         "the whole way: pages to a chatting, RL-trained assistant, with a report",
         "freedive dive --tier smoke --out runs/dive",
     ),
+    "demos": Verb(
+        "freedive.dive.demos.stage",
+        "DemosConfig",
+        "hallucination, search, identity, tokens to think, counting: each shown with numbers and a control",
+        "freedive demos --only refusals --seeds 0 --out runs/demos",
+    ),
     "data": Verb(
         "freedive.data.stage",
         "DataConfig",

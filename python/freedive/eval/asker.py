@@ -48,8 +48,8 @@ class OurModel:
         tok = self.lm.tokenizer
         prompts = [self.ids(messages) for messages in conversations]
         stops = tok.stop_ids or tuple(i for name in (END_OF_TEXT,) if (i := tok.special_tokens.get(name)) is not None)
-        outs = self.lm.engine.generate(prompts, max_new_tokens=max_new_tokens, temperature=temperature, stop_ids=stops, seeds=seeds, n=n,
-                                       **({"stop": ("\n",)} if self.base else {}))  # fmt: skip
+        ends = ("\n",) if self.base else ()
+        outs = self.lm.engine.generate(prompts, max_new_tokens=max_new_tokens, temperature=temperature, stop_ids=stops, seeds=seeds, n=n, stop=ends)
         texts = [o.text.strip() for o in outs]
         return [texts[i : i + n] for i in range(0, len(texts), n)]
 

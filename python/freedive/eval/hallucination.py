@@ -166,6 +166,7 @@ def _measure(c: HallucinationConfig, lm: LM, own: OurModel, artefact: Artefact, 
         for at in range(done, len(rows), BATCH):
             part = rows[at : at + BATCH]
             prompts = [[*system, *row["prompt"]] for row in part]
+            replies: list[tuple[str, list[dict[str, str]]]]
             if loop is None:
                 replies = [(texts[0], []) for texts in own.ask(prompts, max_new_tokens=c.max_new_tokens, seeds=[0] * len(part))]
             else:

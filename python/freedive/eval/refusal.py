@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 _PHRASES = (
-    r"\b(?:do|does|did|would|could|can)(?: not|n[’']t) (?:\w+ )?(?:know|recall|remember|have|recogni[sz]e|find|provide|determine|confirm|verify|say|tell|answer|identify)\b",
-    r"\bcannot (?:\w+ )?(?:know|recall|remember|recogni[sz]e|find|provide|determine|confirm|verify|say|tell|answer|identify)\b",
+    r"\b(?:(?:do|does|did|would|could)(?: not|n[’']t)|can(?: ?not|[’']t)) (?:\w+ )?"
+    r"(?:know|recall|remember|have|recogni[sz]e|find|provide|determine|confirm|verify|say|tell|answer|identify)\b",
     r"\b(?:am|i[’']m|are|we[’']re) (?:not (?:sure|certain|aware|familiar|able)|unsure|unaware|unfamiliar|unable)\b",
     r"\bno (?:information|knowledge|idea|record|records|data|details) (?:about|on|of|regarding|for)\b",
     r"\b(?:no idea|not familiar with|never heard of|unknown to me|beyond (?:my|what i)|i have no\b|nothing (?:is )?known)",

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from freedive.data.texts import iter_rows
+from freedive.eval.asker import Asker, Message
 from freedive.eval.match import normalise
 from freedive.runs import UserError
-
-from freedive.eval.asker import Asker, Message
 
 MOST_ANSWER_WORDS = 8
 _ABOUT_THE_PASSAGE = re.compile(r"\b(?:the|this|that) (?:passage|text|author|excerpt|article|paragraph|snippet)\b|\b(?:mentioned|described|given) (?:above|here|in)\b", re.IGNORECASE)

@@ -14,28 +14,25 @@ LEAST_WORDS = 6
 Names = Callable[[str], list[str]]
 # Two and more words with a capital letter, or one inside a sentence.
 _NAME = re.compile(r"(?:[A-Z][\w’'-]+(?: (?:of|the|de|van|von) (?=[A-Z])| (?=[A-Z]))?)+")
+_SENTENCE_END = re.compile(r"[.!?][\"”)]?$")
 _SENTENCE_START = re.compile(r"(?:^|[.!?:\n]\s*[\"“(]?)$")
 
 
 def passages(text: str, most_words: int) -> Iterator[tuple[int, str]]:
-    """(place in the text, passage): its lines, joined while they are shorter than LEAST_WORDS and cut after `most_words`."""
-    begin = end = None
-    count = 0
+    """(place in the text, passage): its lines, joined while they have less than LEAST_WORDS, cut behind a sentence after `most_words`."""
+    begin, end, count = -1, 0, 0
     for line in re.finditer(r"[^\n]+", text):
-        pieces = list(re.finditer(r"\S+", line[0]))
-        if begin is None:
-            begin = line.start()
-        for piece in pieces:
-            count += 1
-            end = line.start() + piece.end()
-            if count >= most_words and re.search(r"[.!?][\"”)]?$", piece[0]) or count >= 2 * most_words:
-                yield begin, text[begin:end].strip()
-                begin, count = end, 0
-        if count >= LEAST_WORDS and end is not None:
-            yield begin, text[begin:end].strip()
-            begin, count = None, 0
-    if count >= LEAST_WORDS and begin is not None and end is not None:
-        yield begin, text[begin:end].strip()
+        for piece in re.finditer(r"\S+", line[0]):
+            begin = begin if begin >= 0 else line.start() + piece.start()
+            end, count = line.start() + piece.end(), count + 1
+            if count >= 2 * most_words or count >= most_words and _SENTENCE_END.search(piece[0]):
+                yield begin, text[begin:end]
+                begin, count = -1, 0
+        if count >= LEAST_WORDS:
+            yield begin, text[begin:end]
+            begin, count = -1, 0
+    if count >= LEAST_WORDS:
+        yield begin, text[begin:end]
 
 
 def names(text: str) -> list[str]:

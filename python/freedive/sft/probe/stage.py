@@ -121,9 +121,6 @@ class _Probe:
     def all(self, templates: Sequence[questions.Template], rows: list[dict[str, Any]], phrases: Sequence[str]) -> None:
         c = self.c
         asked = self._questions(templates, rows)
-        if not asked:
-            told = ", ".join(f"{count:,} {reason}" for reason, count in self.counts.most_common()) or "no passage speaks of a name, or no template matches"
-            raise UserError(f"not one question was left: {told}", hint="give --templates or --questions, or a better --writer")
         samples = self._step("samples", asked, self._sample)
         judge = Judge(None if c.judge == "rule" else asker(c.judge, c.service_model, self.own, c.threads))
         everything = list(zip(asked, samples))
@@ -160,6 +157,9 @@ class _Probe:
                 self.counts[reason or "asked before"] += 1
                 continue
             kept[key] = {"id": len(kept), **row}
+        if not kept:
+            told = ", ".join(f"{count:,} {reason}" for reason, count in self.counts.most_common()) or "no passage speaks of a name, or no template matches"
+            raise UserError(f"not one question was left: {told}", hint="give --templates or --questions, or a better --writer")
         for row in kept.values():
             self.artefact.append("questions.jsonl", json_line(row))
         self._done("questions", len(kept))
@@ -176,7 +176,7 @@ class _Probe:
         chosen = snippets.choose(iter_documents(c.data, split), names, counts, c.snippets, c.snippet_words, c.seed)
         for row in chosen:
             self.artefact.append("snippets.jsonl", json_line(row))
-        self._done("snippets", len(chosen))
+        self.at["snippets"] = len(chosen)  # saved with the next checkpoint: it is a matter of seconds
         return chosen
 
     def _prompts(self, rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:

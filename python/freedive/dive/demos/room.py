@@ -1,0 +1,118 @@
+"""What an arm gets: folders, the base model and the assistant of its seed, and the few steps that most arms take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from freedive.runs import json_line, stage, write_atomic
+from freedive.sft import stage as sft
+from freedive.sft.stage import SFTConfig
+from freedive.tasks.town import Town
+
+from . import mixture, world
+from .mixture import Counts
+from .world import Size
+
+
+@dataclass(frozen=True)
+class Tier:
+    """How much an arm does."""
+
+    size: Size
+    counts: Counts
+    epochs: float  # of the mixture
+    questions: int  # of a skill's examination, about
+    snippets: int  # of the probe
+
+
+TIERS = {
+    "full": Tier(world.FULL, mixture.FULL, 3.0, 300, 500),
+    "smoke": Tier(world.SMOKE, mixture.SMOKE, 1.0, 12, 60),
+}
+HOLD_OUT = 0.3  # part of the people whom no arm teaches anything about
+
+
+@dataclass(frozen=True)
+class RowsConfig:
+    """What a file of rows depends on."""
+
+    out: Path
+    what: str
+    tier: Tier
+    seed: int
+
+
+@dataclass(frozen=True)
+class Room:
+    """One seed's folder."""
+
+    out: Path
+    tier: Tier
+    seed: int
+    threads: int | None = None
+
+    @property
+    def town(self) -> Town:
+        return world.town_of(self.tier.size, self.seed)
+
+    @cached_property
+    def base(self) -> Path:
+        return world.make_base(self.out, self.tier.size, self.seed, self.threads)
+
+    @property
+    def corpus(self) -> Path:
+        return self.out / "corpus" / "corpus.jsonl"
+
+    @cached_property
+    def chats(self) -> Path:
+        """The mixture of conversations."""
+        return self.rows("mixture", lambda: mixture.rows(self.town, self.tier.counts, self.seed))
+
+    @cached_property
+    def assistant(self) -> Path:
+        """The base model after the mixture: the "naive" assistant, which answers everything."""
+        return self.teach("assistant", self.base, self.chats, epochs=self.tier.epochs, lr=2e-3, replay_fraction=0.5)
+
+    def rows(self, name: str, make: Any, inputs: dict[str, Path] | None = None) -> Path:
+        """A JSONL file of rows, made once: OUT/rows/NAME/rows.jsonl. `make()` gives them; `inputs` are what it reads."""
+        out = self.out / "rows" / name
+        with stage("demos-rows", RowsConfig(out, name, self.tier, self.seed), out=out, inputs=dict(inputs or {})) as artefact:
+            if not artefact.done:
+                found: Iterable[Any] = make()
+                write_atomic(artefact.work / "rows.jsonl", map(json_line, found))
+        return out / "rows.jsonl"
+
+    def teach(self, name: str, model: Path, chats: Path, epochs: float, lr: float, replay_fraction: float = 0.3) -> Path:
+        """SFT with some of the pages replayed, so that what was read stays known."""
+        return sft.run(SFTConfig(
+            model=model, data=chats, out=self.out / name, context=self.tier.size.context, epochs=epochs, batch_tokens=self.tier.size.batch, micro_tokens=self.tier.size.batch,
+            lr=lr, replay=self.corpus, replay_fraction=replay_fraction, dtype="auto", seed=self.seed, threads=self.threads, samples=["Hello!"],
+        ))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured share beside what was hoped for. `control`: it is there to compare with."""
+
+    name: str
+    share: float
+    interval_95: Sequence[float] | None
+    n: int
+    target: str = ""  # ">= 0.95", "<= 0.05" or nothing
+    control: bool = False
+
+    @property
+    def met(self) -> bool | None:
+        if not self.target:
+            return None
+        sign, bound = self.target.split()
+        return self.share >= float(bound) if sign == ">=" else self.share <= float(bound)
+
+
+def figure(name: str, measured: dict[str, Any], target: str = "", control: bool = False) -> Figure:
+    """From what `freedive.eval.clusters.share` gives."""
+    return Figure(name, measured["share"], measured["interval_95"], measured["n"], target, control)
