@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from freedive.dive.found import jsonl
-from freedive.dive.page import Reply, Share, asked, cards, page, paragraph, percent, shares
 from freedive.runs import write_atomic
+from freedive.runs.page import Reply, Share, asked, cards, page, paragraph, percent, shares
 
 from .arms import ARMS
 
