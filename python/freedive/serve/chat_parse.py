@@ -46,7 +46,7 @@ class Parser:
         self._other: StreamDecoder = tok.stream_decoder()  # of reasoning and calls
         self._raw = ""  # the call so far
         self._slot = ""
-        self._held = ""  # content that may begin a mark, in the text form
+        self._held, self._searched = "", 0  # content that may begin a mark, in the text form
         self._fresh = {"content": False, "reasoning": False}  # nothing but line ends said since a mark
         self._marks = self._tokens()
 
@@ -140,9 +140,11 @@ class Parser:
                 parts += self._part("content", self._held[:at])
                 self._held = self._held[at:]
             elif at == 0:
-                end = self._held.find(CALL_END)
+                end = self._held.find(CALL_END, self._searched)
                 if end < 0 and not all_of_it:
+                    self._searched = max(0, len(self._held) - len(CALL_END))  # a long call is not read again at each token
                     break
+                self._searched = 0
                 whole = self._held[: end + len(CALL_END)] if end >= 0 else self._held
                 self._held = self._held[len(whole) :]
                 call = self._read(whole[len(CALL) : -len(CALL_END)]) if end >= 0 else None

@@ -48,7 +48,8 @@ class _Answer:
         told = self._logprobs(event) if self.ask.logprobs else []
         self.logprobs += told
         if self.ask.parallel_tool_calls is False:
-            parts = [p for i, p in enumerate(parts) if p.kind != "call" or not self.calls and not any(q.kind == "call" for q in parts[:i])]
+            before = [p for p in self.parts if p.kind == "call"]
+            parts = [p for i, p in enumerate(parts) if p.kind != "call" or not any(q.kind == "call" for q in before + parts[:i])]
         self.parts += parts
         return parts, told
 
