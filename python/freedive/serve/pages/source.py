@@ -1,0 +1,298 @@
+"""Where answers come from: the model served here, with its token probabilities and its tools, or any OpenAI-compatible endpoint.
+
+Both are an async iterator of `Delta`. Closing it stops the work: ours frees its row before the engine's next step, theirs closes the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from freedive.inference import Params
+from freedive.inference.tool_loop import SLOTS
+from freedive.inference.tools import Tool
+from freedive.runs import UserError
+from freedive.tokenizer import Tokenizer, render
+
+from .conversations import Node
+
+MAX_CALLS, MAX_ANSWER_TOKENS = 8, 512
+_THINK, _THOUGHT = "<think>", "</think>"
+
+
+@dataclass
+class Delta:
+    """What is new of an answer."""
+
+    text: str = ""
+    reasoning: str = ""
+    tokens: list[list[Any]] = field(default_factory=list)  # as conversations.Node.tokens
+    tool: dict[str, Any] | None = None  # as conversations.Node.tools
+    finish: str = ""
+    prompt_tokens: int = 0
+
+
+@dataclass
+class Settings:
+    """What the panel sets."""
+
+    temperature: float = 0.7
+    top_p: float = 0.95
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    max_tokens: int = 512
+    seed: int | None = None  # None: another one each time
+    stop: str = ""  # one a line
+    alternatives: int = 8  # likeliest tokens kept for each token
+    tools: bool = False
+
+    def params(self, stop_ids: Sequence[int]) -> Params:
+        """For our engine. Raises UserError for what cannot be."""
+        stops = tuple(line.replace("\\n", "\n") for line in self.stop.splitlines() if line)
+        return Params(self.max_tokens, self.temperature, self.top_k, self.top_p, self.min_p, tuple(stop_ids), stop=stops,
+                      repetition_penalty=self.repetition_penalty, logprobs=self.alternatives)  # fmt: skip
+
+
+class Thinking:
+    """Splits what a model says into reasoning, between <think> and </think> at its beginning, and the answer."""
+
+    def __init__(self) -> None:
+        self._state, self._held = "start", ""
+
+    def push(self, text: str, over: bool = False) -> tuple[str, str]:
+        """(answer, reasoning) of more text; what may be half of a mark is held back until it is known."""
+        self._held += text
+        answer = reasoning = ""
+        while self._held:
+            if self._state == "start":
+                begin = self._held.lstrip()
+                if begin.startswith(_THINK):
+                    self._state, self._held = "thinking", begin[len(_THINK) :].lstrip("\n")
+                elif _THINK.startswith(begin) and not over:
+                    break
+                else:
+                    self._state = "answer"
+            elif self._state == "thinking":
+                thought, mark, rest = self._held.partition(_THOUGHT)
+                if mark:
+                    reasoning += thought
+                    self._state, self._held = "after", rest
+                    continue
+                keep = 0 if over else next((n for n in range(len(_THOUGHT) - 1, 0, -1) if thought.endswith(_THOUGHT[:n])), 0)
+                reasoning += thought[: len(thought) - keep]
+                self._held = thought[len(thought) - keep :]
+                break
+            elif self._state == "after":
+                self._held = self._held.lstrip("\n")
+                if self._held:
+                    self._state = "answer"
+            else:
+                answer += self._held
+                self._held = ""
+        return answer, reasoning
+
+
+# ---- ours ------------------------------------------------------------------------------------------------------------
+
+
+def chat_prompt(tok: Tokenizer, name: str, system: str, nodes: Sequence[Node], prefix: Sequence[int] = ()) -> list[int]:
+    """Ids of a conversation whose last turn the assistant answers, beginning with `prefix`. Text of messages never gives a special token.
+
+    What this model said before goes in as the ids that it said, tools' answers included: so the cache knows all of it.
+    """
+    chat, head = tok.require_chat(), [{"role": "system", "content": system}] if system.strip() else []
+    turns = [n for n in nodes if n.text or said_ids(tok, name, n)]
+    if chat.form != "turns":
+        return [*render(tok, [*head, *({"role": n.role, "content": n.text} for n in turns)], add_generation_prompt=True)[0], *prefix]
+    ids: list[int] = []
+    opening: list[int] = []  # of an assistant's turn, which every question is followed by
+    for node in turns:
+        said = said_ids(tok, name, node)
+        if said and ids:
+            ids += [*opening, *said, tok.special(chat.end), *tok.encode(chat.after)]
+        elif node.text:
+            turn = [*([] if ids else head), {"role": node.role, "content": node.text}]
+            whole, asked = (render(tok, turn, add_generation_prompt=more, continued=bool(ids))[0] for more in (True, False))
+            opening = whole[len(asked) :]
+            ids += asked
+    return [*ids, *opening, *prefix]
+
+
+def said_ids(tok: Tokenizer, name: str, node: Node) -> list[int]:
+    """The ids of an answer, if it is this model's own; without what ended it."""
+    ids = [t[0] for t in node.tokens if isinstance(t, list) and t]
+    if node.role != "assistant" or node.source != name or not all(isinstance(i, int) and 0 <= i < tok.vocab_size and tok.vocab_mask[i] for i in ids):
+        return []
+    return ids
+
+
+async def local(service: Any, prompt: Sequence[int], settings: Settings, *, before: Sequence[list[Any]] = (), tools: Mapping[str, Tool] | None = None,
+                think: bool = True) -> AsyncGenerator[Delta, None]:  # fmt: skip
+    """The served model goes on from `prompt`, ids, and from tokens `before` that its answer begins with.
+
+    Raises UserError for a prompt that leaves no room, and for settings that cannot be.
+    """
+    tok, out, said, calls = service.lm.tokenizer, list(prompt), 0, 0
+    out += [t[0] for t in before]
+    room = service.room(out)
+    if room < 1:
+        raise UserError(f"there are {len(out):,} tokens, and this model's context is {service.context:,}", hint="begin a new one, or branch off earlier")
+    settings = replace(settings, max_tokens=min(settings.max_tokens, room))
+    slots = {name: [tok.special(t) for t in SLOTS[name]] for name in tools or {}}
+    ends, begins = {ids[1]: name for name, ids in slots.items()}, {ids[0] for ids in slots.values()}
+    forged = {tok.special_tokens[t] for tokens in SLOTS.values() for t in tokens[2:] if t in tok.special_tokens}
+    thinking, seed = Thinking(), settings.seed
+    text, reasoning = thinking.push(spoken(tok, [t[0] for t in before])) if think else (spoken(tok, [t[0] for t in before]), "")
+    yield Delta(text, reasoning, list(before), prompt_tokens=len(prompt))
+    while True:
+        params = settings.params((*tok.stop_ids, *ends, *forged))
+        params = replace(params, max_new_tokens=min(settings.max_tokens - said, service.room(out)))
+        calling: list[int] | None = None
+        finish, last = "", -1
+        async with aclosing(service.stream(out, params, seed=seed)) as events:
+            async for event in events:
+                delta = Delta(finish="")
+                pieces: list[int] = []
+                for i, token in enumerate(event.ids):
+                    top = event.top_logprobs[i] if event.top_logprobs else {}
+                    if token in forged or (token in tok.stop_ids and event.finish_reason == "stop"):
+                        last = token
+                        continue
+                    out.append(token)
+                    said, last = said + 1, token
+                    delta.tokens.append([token, round(event.logprobs[i], 4), [[t, round(lp, 4)] for t, lp in top.items()]])
+                    if token in begins:
+                        calling = []
+                    elif calling is not None and token not in ends:
+                        calling.append(token)
+                    elif calling is None:
+                        pieces.append(token)
+                # a call's own words are its card's; outside of tools the engine's text is taken, which holds half characters back
+                text = event.text if not slots else tok.decode(pieces) if pieces else ""
+                delta.text, delta.reasoning = thinking.push(text, event.finish_reason is not None and last not in ends) if think else (text, "")
+                finish = event.finish_reason or ""
+                if delta.text or delta.reasoning or delta.tokens:
+                    yield delta
+        if last in ends and calling is not None and calls < MAX_CALLS and said < settings.max_tokens:
+            name, code = ends[last], tok.decode(calling)
+            began = time.perf_counter()
+            assert tools is not None
+            answer = await asyncio.to_thread(tools[name], code)
+            opened, closed = slots[name][2:]
+            put = [opened, *tok.encode(answer)[:MAX_ANSWER_TOKENS], closed]
+            out += put
+            yield Delta(tool={"tool": name, "call": code, "answer": answer, "seconds": round(time.perf_counter() - began, 4)}, tokens=[[i, None, []] for i in put])
+            calls += 1
+            if service.room(out) > 0:
+                continue
+            finish = "length"
+        yield Delta(finish={"deadline": "error", "cancelled": "stopped"}.get(finish, finish) or "stop")
+        return
+
+
+def spoken(tok: Tokenizer, ids: Sequence[int]) -> str:
+    """What an answer's ids say outside of tools' calls and answers."""
+    opened = {tok.special_tokens[t]: tok.special_tokens[SLOTS[name][at + 1]] for name in SLOTS for at in (0, 2) if (t := SLOTS[name][at]) in tok.special_tokens}
+    until, kept = -1, []
+    for token in ids:
+        if until >= 0:
+            until = -1 if token == until else until
+        elif token in opened:
+            until = opened[token]
+        elif token not in tok.special_ids:
+            kept.append(token)
+    return tok.decode(kept)
+
+
+# ---- theirs ----------------------------------------------------------------------------------------------------------
+
+_URL = re.compile(r"https?://[^\s/?#@]+(?:/[^\s?#]*)?")
+_MAX_LINE = 1 << 20
+
+
+def endpoint_url(base: str) -> str:
+    """Where chat completions are asked for, of an address as clients take it (…/v1). UserError for what is none."""
+    base = base.strip().rstrip("/")
+    if not _URL.fullmatch(base):
+        raise UserError(f"{base!r:.80} is not the address of an endpoint", hint="for example http://127.0.0.1:8080/v1")
+    return base if base.endswith("/chat/completions") else f"{base}/chat/completions"
+
+
+async def endpoint(base: str, key: str, model: str, messages: Sequence[Mapping[str, str]], settings: Settings) -> AsyncGenerator[Delta, None]:
+    """An OpenAI-compatible endpoint answers. Follows no redirect; the key goes to this address and nowhere else. Raises UserError."""
+    import httpx
+
+    body: dict[str, Any] = {"model": model, "messages": list(messages), "stream": True, "stream_options": {"include_usage": True},
+                            "temperature": settings.temperature, "top_p": settings.top_p, "max_tokens": settings.max_tokens}  # fmt: skip
+    if settings.seed is not None:
+        body["seed"] = settings.seed
+    if settings.stop:
+        body["stop"] = [line.replace("\\n", "\n") for line in settings.stop.splitlines() if line][:4]
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    thinking, finish = Thinking(), ""
+    try:
+        async with httpx.AsyncClient(timeout=httpx.Timeout(10, read=300), follow_redirects=False, trust_env=False) as client:
+            async with client.stream("POST", endpoint_url(base), json=body, headers=headers) as answer:
+                if answer.status_code != 200:
+                    raise UserError(f"the endpoint answered {answer.status_code}: {await _told(answer)}")
+                async for line in answer.aiter_lines():
+                    if not line.startswith("data:") or len(line) > _MAX_LINE:
+                        continue
+                    data = line[5:].strip()
+                    if data == "[DONE]":
+                        break
+                    chunk = json.loads(data)
+                    if chunk.get("error"):
+                        raise UserError(f"the endpoint failed: {_message(chunk)}")
+                    delta, reason = _chunk(chunk, thinking)
+                    finish = reason or finish
+                    if delta.text or delta.reasoning or delta.tool or delta.prompt_tokens:
+                        yield delta
+    except httpx.HTTPError as error:
+        raise UserError(f"{base} could not be asked: {error or type(error).__name__}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError("the endpoint's answer is not in the form of OpenAI's") from None
+    text, reasoning = thinking.push("", over=True)
+    yield Delta(text, reasoning, finish=finish or "stop")
+
+
+def _chunk(chunk: dict[str, Any], thinking: Thinking) -> tuple[Delta, str]:
+    usage = chunk.get("usage") or {}
+    delta = Delta(prompt_tokens=int(usage.get("prompt_tokens") or 0))
+    reason = ""
+    for choice in chunk.get("choices") or []:
+        more = choice.get("delta") or {}
+        text, reasoning = thinking.push(more.get("content") or "")
+        delta.text += text
+        delta.reasoning += reasoning + (more.get("reasoning_content") or more.get("reasoning") or "")
+        for call in more.get("tool_calls") or []:
+            function = call.get("function") or {}
+            delta.tool = {"tool": str(function.get("name") or ""), "call": str(function.get("arguments") or ""), "part": int(call.get("index") or 0)}
+        reason = choice.get("finish_reason") or reason
+    return delta, str(reason)
+
+
+async def _told(answer: Any) -> str:
+    data = b""
+    async for part in answer.aiter_bytes():
+        data += part
+        if len(data) > 4096:
+            break
+    try:
+        return _message(json.loads(data))
+    except ValueError:
+        return data[:200].decode("utf-8", "replace") or answer.reason_phrase
+
+
+def _message(body: Any) -> str:
+    error = body.get("error") if isinstance(body, dict) else None
+    return str(error.get("message") if isinstance(error, dict) else error or body)[:300]
