@@ -58,7 +58,7 @@ class Elsewhere(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.asked.append((dict(self.headers), body))
+        self.asked.append(({name.lower(): value for name, value in self.headers.items()}, body))
         deltas = self.lines.get(body["messages"][-1]["content"].split()[-1])
         if deltas is None:
             told = json.dumps({"error": {"message": "no such model <b>here</b>"}}).encode()

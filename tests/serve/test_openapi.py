@@ -28,7 +28,7 @@ def operations(schema):
 def test_every_route_is_in_the_schema(schema):
     assert {o.label for o in operations(schema)} == {
         "GET /v1/models", "GET /v1/models/{model}", "GET /health", "GET /metrics", "POST /v1/completions", "POST /v1/chat/completions", "POST /v1/embeddings",
-        "POST /tokenize", "POST /detokenize", "GET /tokenizer_info", "POST /apply-template",
+        "POST /tokenize", "POST /detokenize", "GET /tokenizer_info", "POST /apply-template", "POST /v1/trace",
     }  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def test_no_request_made_up_from_the_schema_is_a_server_error(served, schema, mo
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x), max_leaves=8))
 @settings(max_examples=30, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_any_json_at_all_is_answered(served, body):
-    for path in ("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize"):
+    for path in ("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize", "/v1/trace"):
         for content in (body, {"prompt": body, "max_tokens": 2}, {"messages": [{"role": "user", "content": body}], "max_tokens": 2}):
             answer = served.http.post(path, content=json.dumps(content), headers={"Content-Type": "application/json"})
             assert answer.status_code in (200, 400), answer.text

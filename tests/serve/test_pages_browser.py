@@ -194,6 +194,7 @@ def other_endpoint(page: Any, url: str, who: str = "theirs") -> None:
     page.get_by_label("Address").fill(url)
     page.get_by_label("Model", exact=True).fill("scripted")
     page.get_by_label("Key, if it wants one").fill("secret-key")
+    page.keyboard.press("Tab")
     page.get_by_label("Who answers").select_option(who)
     page.wait_for_timeout(300)
 
@@ -239,7 +240,7 @@ def test_another_endpoint_answers(opened: Callable[..., Any], server: Server):
         ask(page, "something unknown")
         expect(page.get_by_role("alert")).to_contain_text("404: no such model <b>here</b>")
         headers, body = Elsewhere.asked[0]
-        assert headers["Authorization"] == "Bearer secret-key" and body["model"] == "scripted" and body["stream"] is True
+        assert headers["authorization"] == "Bearer secret-key" and body["model"] == "scripted" and body["stream"] is True
         page.get_by_label("Who answers").select_option("both")
         setting(page, "Longest answer", 16)
         page.get_by_role("textbox", name=re.compile("^Message")).fill("Both now: inline")
@@ -252,6 +253,7 @@ def test_another_endpoint_answers(opened: Callable[..., Any], server: Server):
     written = "".join(p.read_text() for p in server.folder.glob("*.jsonl"))
     assert "Both now" in written and "secret-key" not in written
     page.get_by_label("Address").fill("file:///etc/passwd")
+    page.keyboard.press("Tab")
     page.wait_for_timeout(300)
     page.get_by_label("Who answers").select_option("theirs")
     ask(page, "x")
@@ -413,7 +415,7 @@ def test_a_killed_server_has_kept_what_was_said(smollm2: Path, tmp_path: Path, b
     ask(page, "What is a whale?")
     whole = last(page)
     ask(page, "Tell a very long story about a whale and a ship, with many chapters.", wait=False)
-    page.wait_for_function("document.querySelectorAll('.turn.assistant')[1]?.querySelector('.prose').innerText.length > 300", timeout=30_000)
+    page.wait_for_function("document.querySelectorAll('.turn.assistant')[1]?.querySelector('.prose').innerText.length > 150", timeout=30_000)
     time.sleep(1.1)  # it is written to the disk every second
     seen, path = last(page), "/c/" + page.url.rsplit("/", 1)[1]
     first.kill()
@@ -425,7 +427,7 @@ def test_a_killed_server_has_kept_what_was_said(smollm2: Path, tmp_path: Path, b
         page.goto(second.base + path)
         page.wait_for_selector(".turn.assistant .prose")
         assert page.locator(".turn.assistant .prose").first.inner_text() == whole
-        assert len(last(page)) > 100 and " ".join(last(page).split())[:100] == " ".join(seen.split())[:100]
+        assert len(last(page)) > 60 and " ".join(last(page).split())[:60] == " ".join(seen.split())[:60]
         expect(page.locator(".figures").last).to_contain_text("interrupted")
         page.get_by_role("button", name="Again").last.click()  # and goes on
         page.wait_for_function("[...document.querySelectorAll('.turn.assistant')].at(-1).querySelector('.prose').innerText.length > 20")

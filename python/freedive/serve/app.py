@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI
@@ -14,7 +15,7 @@ from freedive import __version__
 
 from . import errors
 from .metrics import Metrics
-from .routes import chat, completions, embeddings, models, tokens
+from .routes import chat, completions, embeddings, models, tokens, trace
 from .security import Limits, Security
 from .service import Service
 
@@ -34,6 +35,8 @@ def create_app(service: Service, *, limits: Limits | None = None, grace: float =
     pages of serve/pages, with page_settings; needs nicegui. Raises UserError where that is asked for and missing.
     """
     limits = limits or Limits()
+    if pages:  # their socket, where a browser has no WebSockets, posts text
+        limits = replace(limits, plain_bodies=(*limits.plain_bodies, "/_nicegui_ws/"))
     metrics = Metrics()
     metrics.watch(service)
     service.observer = service.observer or metrics
@@ -50,7 +53,7 @@ def create_app(service: Service, *, limits: Limits | None = None, grace: float =
     app = FastAPI(title="freedive", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service, app.state.metrics = service, metrics
     errors.install(app)
-    for part in (models, completions, chat, embeddings, tokens):
+    for part in (models, completions, chat, embeddings, tokens, trace):
         app.include_router(part.router)
     app.openapi = lambda: _schema(app)  # type: ignore[method-assign]
     if pages:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from freedive.inference.chat import find_model
+from freedive.inference.folder import chat_tokens_untrained
 from freedive.inference.load import DTYPE_HELP, KV_CACHE_HELP, WEIGHTS_HELP, load
 from freedive.runs import UserError, check_at_least, option
 
@@ -31,6 +32,7 @@ class ServeConfig:
     allow_host: list[str] = option([], "more names this server answers to, as in http://NAME:PORT")
     allow_origin: list[str] = option([], "web pages that may use it, e.g. https://example.org")
     pages: bool = option(True, "pages for the browser (needs nicegui); --no-pages: the API only")
+    conversations: Path | None = option(None, "folder in which the chat page keeps conversations (default: ~/.local/share/freedive/conversations)")
     max_seqs: int = option(64, "answers written at once")
     max_queue: int = option(64, "answers that may wait; more are told to come again (429)")
     deadline: float = option(600.0, "seconds an answer may take, waiting included")
@@ -78,7 +80,7 @@ def _serve(c: ServeConfig, lm: Any, path: Path, listening: socket.socket, key: s
     service = Service(lm, name=c.name or model_name(path), max_queue=c.max_queue, deadline=c.deadline, cache_tokens=c.cache_tokens)
     pages = c.pages and _pages_can_be_had()
     limits = limits_for(c.host, hosts=c.allow_host, origins=c.allow_origin, api_key=key, body_bytes=c.max_body)
-    app = create_app(service, limits=limits, grace=1.0, pages=pages)
+    app = create_app(service, limits=limits, grace=1.0, pages=pages, **(_page_settings(c, path) if pages else {}))
     port = listening.getsockname()[1]
     shown = c.host if c.host not in ("0.0.0.0", "::") else "127.0.0.1"
     where = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"
@@ -94,6 +96,13 @@ def _serve(c: ServeConfig, lm: Any, path: Path, listening: socket.socket, key: s
     except KeyboardInterrupt:  # Ctrl-C or SIGTERM, which uvicorn raises again once it has ended in order
         pass
     print("stopped")
+
+
+def _page_settings(c: ServeConfig, path: Path) -> dict[str, Any]:
+    """For serve/pages. Other endpoints are asked from here by whoever sees the pages, so only where that is this machine's own user."""
+    from .security import LOOPBACK
+
+    return {"conversations": c.conversations, "base": chat_tokens_untrained(path), "remote": c.host in LOOPBACK}
 
 
 def model_name(path: Path) -> str:

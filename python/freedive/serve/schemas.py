@@ -222,3 +222,17 @@ class TemplateRequest(Strict):
     tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     add_generation_prompt: bool | None = None  # None is true
     continue_final_message: bool | None = None
+
+
+_Number = Annotated[int, Field(ge=0, lt=4096)]
+
+
+class TraceRequest(Strict):
+    """POST /v1/trace."""
+
+    model: Annotated[str, Field(max_length=500)] | None = None
+    prompt: Annotated[str, Field(min_length=1, max_length=100_000)] | Annotated[list[Id], Field(min_length=1, max_length=100_000)]  # at most 256 tokens
+    want: Annotated[list[Literal["topk", "lens", "attention", "norms"]], Field(min_length=1, max_length=4)] | None = None  # None is topk
+    layers: Annotated[list[_Number], Field(min_length=1, max_length=512)] | None = None  # 0 is the embedding, 1 the first block; None: all
+    heads: Annotated[list[_Number], Field(min_length=1, max_length=1024)] | None = None  # of attention; None: all
+    top_k: Annotated[int, Field(ge=1, le=20)] | None = None  # None is 5

@@ -263,8 +263,8 @@ class Chat:
         if self._kept(one):
             self._answer(one.id)
 
-    def _kept(self, one: Node) -> bool:
-        return self._guarded(lambda: self.pages.store.save(self.c, one))
+    def _kept(self, one: Node, choose: bool = True) -> bool:
+        return self._guarded(lambda: self.pages.store.save(self.c, one, choose=choose))
 
     def _answer(self, parent: str, before: list[list[Any]] | None = None, tools: list[dict[str, Any]] | None = None) -> None:
         """Begin an answer to the message `parent`: ours, another endpoint's, or both beside each other."""
@@ -281,7 +281,7 @@ class Chat:
         if who in ("theirs", "both"):
             made.append(node(parent, "assistant", source=self.elsewhere.model or "endpoint", settings=kept, pair=pair))
         settings = Settings(**(vars(self.settings) | {"seed": seed}))
-        if not all(self._kept(one) for one in reversed(made)):  # the first is the one looked at
+        if not all(self._kept(one, choose=one is made[0]) for one in made):
             return
         if "next" in self.open_tokens:
             self.open_tokens = self.open_tokens - {"next"} | {made[0].id}

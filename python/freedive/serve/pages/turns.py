@@ -60,7 +60,8 @@ class Answer:
     """An answer on the page. `update` shows what has come since, `finish` draws it once more and whole."""
 
     def __init__(self, page: Chat, node: Node, *, paired: bool = False) -> None:
-        self.page, self.node, self._tools, self._tokens_at = page, node, 0, 0.0
+        self.page, self.node, self._tokens_at = page, node, 0.0
+        self._drawn_tools: list[tuple[str, str]] = []
         self._view: TokenView | None = None
         chosen = page.c.chosen.get(node.parent) == node.id
         with box("turn assistant" + (" chosen" if paired and chosen else ""), data_role="assistant", data_node=node.id) as self.box:
@@ -89,10 +90,13 @@ class Answer:
             self._thought.set_text(node.reasoning.strip())
             self._summary.set_text("Reasoning" if node.text or node.id not in self.page.running else "Thinking …")
             self._think.attribute("open", shown)
-        while self._tools < len(node.tools):
+        tools = [(str(t.get("call")), str(t.get("answer"))) for t in node.tools]
+        if tools != self._drawn_tools:  # an endpoint sends a call in pieces
+            self._drawn_tools = tools
+            self._cards.clear()
             with self._cards:
-                tool_card(node.tools[self._tools])
-            self._tools += 1
+                for tool in node.tools:
+                    tool_card(tool)
         if node.id in self.page.open_tokens:
             self._show_tokens()
         else:
