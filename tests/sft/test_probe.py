@@ -169,8 +169,12 @@ def test_verdicts_and_rule():
 
 
 def test_agreement_and_auroc():
-    assert agreement.agreement(["A cat.", "a cat", "the dog", "A cat"])[0] == 0.75
-    assert agreement.agreement(["x"] * 8)[:2] == (1.0, 0.0)
+    found = agreement.agree(["A cat.", "a cat", "the dog", "A cat"])
+    assert found.agreement == 0.75 and found.overlap == 0.5 and found.answer == "A cat."
+    same = agreement.agree(["x"] * 8)
+    assert (same.agreement, same.entropy, same.overlap) == (1.0, 0.0, 1.0)
+    assert agreement.agree(["The capital of Kuwait is Doha.", "Doha. It is a city."], "What is the capital of Kuwait?").agreement == 1.0
+    assert agreement.agree(["", ""]).overlap == 1.0 and agreement.agree(["a b c", "c d"]).overlap == 1 / 3
     assert agreement.auroc([0.9, 0.8, 0.4], [True, True, False]) == 1.0 and agreement.auroc([0.5, 0.5], [True, False]) == 0.5
     assert agreement.auroc([1.0], [True]) is None
 

@@ -27,11 +27,12 @@ class Tier:
     epochs: float  # of the mixture
     questions: int  # of a skill's examination, about
     snippets: int  # of the probe
+    searches: int  # conversations with a search or a page
 
 
 TIERS = {
-    "full": Tier(world.FULL, mixture.FULL, 3.0, 300, 500),
-    "smoke": Tier(world.SMOKE, mixture.SMOKE, 1.0, 12, 60),
+    "full": Tier(world.FULL, mixture.FULL, 3.0, 300, 500, 5000),
+    "smoke": Tier(world.SMOKE, mixture.SMOKE, 1.0, 12, 60, 40),
 }
 HOLD_OUT = 0.3  # part of the people whom no arm teaches anything about
 

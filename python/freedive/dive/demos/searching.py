@@ -1,8 +1,9 @@
 """Knowledge in the parameters and in the context (talk 3.1, 3.2.1): closed book, with the text in the question, and by a search that the model
 calls itself where the probe found that it does not know.
 
-The search is BM25 over all pages and a register with a page for every person, read of or not. The held-out people's questions are the exam of
-`refusals`: nobody has taught anything about them.
+The search is BM25 over a register with a page for every person, which no training has seen. The held-out people's questions are the exam of
+`refusals`: nobody has taught anything about them. What is taught is to search, to copy a name into a query and to read an answer out of a page,
+on people made up for each conversation: facts that are told twice would be learned by heart, and reading not at all.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from freedive.data.texts import iter_rows, iter_texts
+from freedive.data.texts import iter_rows
 from freedive.eval.clusters import share
 from freedive.inference import load
 from freedive.inference.search import BM25
@@ -30,11 +31,12 @@ from .room import Figure, Room, figure
 REGISTER_STREAM, ROWS_STREAM = 86, 87
 CHARACTERS = 260  # of a search's result that the model reads
 IN_CONTEXT = "{page} {question}"
+WORDINGS = 4  # of a question that is answered
 
 
 def run(room: Room) -> list[Figure]:
     found = run_probe(room)
-    model = room.teach("searcher", room.assistant, room.rows("search", lambda: _rows(room, found), {"probe": found}), epochs=2.0, lr=1e-3)
+    model = room.teach("searcher", room.assistant, room.rows("search", lambda: _rows(room, found), {"probe": found}), epochs=3.0, lr=2e-3)
     rows = [row for _, row in iter_rows(exam(room))]
     closed = ask(room.assistant, [row["prompt"] for row in rows], max_new_tokens=16, threads=room.threads)
     open_book = [row for row in rows if row["meta"]["class"] != "known"]
@@ -62,37 +64,40 @@ def register(room: Room) -> dict[str, str]:
 
 
 def tool(room: Room) -> Search:
-    """The pages that were trained on, and the register."""
-    documents = [{"title": name, "text": page} for name, page in register(room).items()]
-    documents += [{"title": "page", "text": page} for page in iter_texts(room.corpus)]
-    return Search(BM25(documents), results=1, characters=CHARACTERS)
+    return Search(BM25([{"title": name, "text": page} for name, page in register(room).items()]), results=1, characters=CHARACTERS)
 
 
 def _rows(room: Room, found: Path) -> Iterator[dict[str, Any]]:
-    """What the probe knows the model not to know is searched for; what it knows is answered; some pages stand in the question. And old chats."""
-    draw, pages, search = Draw(room.seed, ROWS_STREAM), register(room), tool(room)
-    persons: dict[str, Person] = {person.name: person for person in room.town.people}
+    """What the probe found the model to know is answered; what it does not know, of people made up here, is searched for or read in the question.
+    And old chats."""
+    draw = Draw(room.seed, ROWS_STREAM)
     asked = {row["id"]: row for _, row in iter_rows(found / "questions.jsonl")}
+    decided = [row for _, row in iter_rows(found / "refusals.jsonl") if not row["held_out"]]
     rows: list[dict[str, Any]] = []
-    results: dict[str, str] = {}
-    for _, row in iter_rows(found / "refusals.jsonl"):
-        person = persons.get(row["entity"])
-        if row["held_out"] or person is None or row["decision"] not in (ANSWER, REFUSE):
-            continue
-        value = people.answer(row["answer"])
-        for question in draw.sample(asked[row["id"]]["questions"], 4):
-            prompt: list[dict[str, Any]] = [{"role": "user", "content": question}]
-            if row["decision"] == ANSWER:
-                rows.append({"messages": [*prompt, {"role": "assistant", "content": value}]})
-                continue
-            if person.name not in results:
-                results[person.name] = search(person.name)
-            rows.append({"messages": with_call(prompt, "search", person.name, results[person.name], value)})
-        if row["decision"] == REFUSE:
-            content = IN_CONTEXT.format(page=pages[person.name], question=draw.pick(asked[row["id"]]["questions"]))
-            rows.append({"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": value}]})
+    for row in decided:
+        if row["decision"] == ANSWER:
+            for question in draw.sample(asked[row["id"]]["questions"], WORDINGS):
+                rows.append({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": people.answer(row["answer"])}]})
+    lasts = sorted({row["entity"].split()[-1] for row in decided if row["decision"] == REFUSE})  # names of people whom it does not know
+    for number in range(room.tier.searches if lasts else 0):
+        person, attribute = _somebody(draw, lasts), draw.pick(people.ATTRIBUTES)
+        page, question = person.fill(draw.pick(text.COMBINED)), person.fill(draw.pick(text.TRAIN_QUESTIONS[attribute]))
+        value = people.answer(person.facts[attribute])
+        prompt: list[dict[str, Any]] = [{"role": "user", "content": question}]
+        if number % 4 == 0:
+            rows.append({"messages": [{"role": "user", "content": IN_CONTEXT.format(page=page, question=question)}, {"role": "assistant", "content": value}]})
+        else:
+            result = Search(BM25([{"title": person.name, "text": page}]), results=1, characters=CHARACTERS)(person.name)
+            rows.append({"messages": with_call(prompt, "search", person.name, result, value)})
     old = [{"messages": row["messages"]} for _, row in iter_rows(room.chats)]
-    yield from draw.shuffled([*rows, *draw.sample(old, len(rows))])
+    yield from draw.shuffled([*rows, *draw.sample(old, len(rows) // 3)])
+
+
+def _somebody(draw: Draw, lasts: list[str]) -> Person:
+    """A person of a last name that the model does not know, with facts drawn anew."""
+    pronoun = draw.pick(("she", "he"))
+    facts = {attribute: draw.pick(text.VALUES[attribute]) for attribute in people.ATTRIBUTES}
+    return Person(f"{draw.pick(text.FIRST_NAMES[pronoun])} {draw.pick(lasts)}", pronoun, "unseen", facts, False)
 
 
 def _right(pairs: list[tuple[dict[str, Any], Said]]) -> dict[str, Any]:

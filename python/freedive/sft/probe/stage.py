@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -219,18 +219,19 @@ class _Probe:
             name: [texts for texts, _ in self._batches(f"agreement {i}", decided, lambda part, who=model: who.ask(self._prompts(part), max_new_tokens=self.c.max_new_tokens))]  # type: ignore[misc]
             for i, (name, model) in enumerate(others.items())
         }
-        share, known, across = [], [], []
+        share, overlap, known, across = [], [], [], []
         for number, row in enumerate(decided):
-            score, entropy, common = agreement.agreement(row["samples"])
-            line = {"id": row["id"], "agreement": score, "entropy": entropy, "answer": common, "correct": row["correct"]}
-            share.append(score)
+            found = agreement.agree(row["samples"], row["questions"][0])
+            line = {"id": row["id"], **asdict(found), "correct": row["correct"]}
+            share.append(found.agreement)
+            overlap.append(found.overlap)
             known.append(row["greedy_correct"])
             if others:
                 replies = [row["greedy"], *(texts[number][0] for texts in said.values())]
-                line |= {"models": agreement.agreement(replies)[0], "replies": replies}
+                line |= {"models": agreement.agree(replies, row["questions"][0]).overlap, "replies": replies}
                 across.append(line["models"])
             self.artefact.append("agreement.jsonl", json_line(line))
-        self.artefact.summary(agreement_auroc=agreement.auroc(share, known), **({"models_auroc": agreement.auroc(across, known)} if across else {}))
+        self.artefact.summary(agreement_auroc=agreement.auroc(share, known), overlap_auroc=agreement.auroc(overlap, known), **({"models_auroc": agreement.auroc(across, known)} if across else {}))
 
     def _write(self, decided: list[dict[str, Any]], phrases: Sequence[str]) -> None:
         """refusals.jsonl (every decision), sft.jsonl and held_out.jsonl."""
@@ -269,7 +270,8 @@ class _Probe:
         for group, counts in sorted(told.items(), key=lambda pair: int(pair[0].split("-")[0] or 0)):
             print(f"  names in {group:>9} passages: {counts[refusals.ANSWER]:6,} known {counts[refusals.REFUSE]:6,} made up {counts[refusals.DROP]:6,} between")
         if m.get("agreement_auroc") is not None:
-            print(f"agreement of the samples tells right from wrong with AUROC {m['agreement_auroc']:.3f}")
+            told_by = f"agreement of the samples tells right from wrong with AUROC {m['agreement_auroc']:.3f}, the words they share with {m['overlap_auroc']:.3f}"
+            print(told_by + (f", the models' with {m['models_auroc']:.3f}" if m.get("models_auroc") is not None else ""))
         if unclear:
             print(f"note: {unclear:,} replies of the judge held no verdict")
         print(f"{m['conversations']:,} conversations to learn from; next: freedive sft --model {self.c.model} --data {self.c.out}/sft.jsonl --out runs/honest")
