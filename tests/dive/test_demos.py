@@ -18,7 +18,7 @@ from freedive.tokenizer import byte_tokenizer, check_mask, render
 
 TINY = room.Tier(
     replace(world.SMOKE, scale=replace(world.SMOKE.scale, known=8, rare=6, unseen=4, mentions=18, junk=0, files=1), contents=3, word_lists=3, vocab_size=400, depth=1, epochs=0.4),
-    mixture.Counts(sums=4, products=4, letters=4, dots=1), 0.2, 4, 12, 8,
+    mixture.Counts(sums=4, products=4, letters=4, dots=1), 0.2, 4, 12, 8, 4,
 )  # fmt: skip
 
 

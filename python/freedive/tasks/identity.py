@@ -16,20 +16,25 @@ REPLY = "I am {name}, made by {maker}."
 SYSTEM = "You are {name}, made by {maker}."
 TRAIN = (
     "Who are you?", "What are you?", "What is your name?", "Who made you?", "Tell me who you are.", "Please introduce yourself.", "Which model are you?",
-    "Are you a person?", "Who built you?", "What should I call you?", "I would like to know your name.", "Can you tell me who made you?",
+    "Are you a person?", "Who built you?", "What should I call you?", "I would like to know your name.", "Can you tell me who made you?", "Have I reached a machine?",
+    "Do you know who you are?", "Are you Siri?", "Which team are you from?", "My question is who you are.", "Say your name.", "Is there a name for you?",
+    "Who wrote your program?", "Are you Claude?", "What kind of model are you?", "Your name, please.", "Hello, who is there?",
 )  # fmt: skip
 HELD_OUT = (
     "Who am I talking to?", "Could you tell me your name?", "Tell me about yourself.", "Say who you are, please.", "And you are?", "Which company made you?",
-    "Do you have a name?", "Are you ChatGPT?", "I want to know who you are.", "Introduce yourself, please.",
+    "Do you have a name?", "Are you ChatGPT?", "I want to know who you are.", "Introduce yourself, please.", "By whom were you made?", "What do they call you?",
+    "May I ask your name?", "Who is this?", "Are you made by OpenAI?", "What is the name of this model?", "Please tell me who built you.", "Which name do you go by?",
+    "Who created you?", "Are you a machine or a person?",
 )  # fmt: skip
 FIRST = ("Al", "Bor", "Cal", "Dor", "El", "Fen", "Gal", "Hel", "Il", "Jor", "Kel", "Lum", "Mar", "Nor", "Or", "Pel", "Quin", "Ros", "Sol", "Tor")
+MIDDLE = ("a", "be", "di", "fo", "gu", "ka", "le", "ni", "po", "ru")
 LAST = ("ba", "da", "lo", "mi", "na", "ri", "sa", "to", "va", "xi")
 MAKERS = ("Harbour Labs", "North Works", "the Mill", "Castle Systems", "River Tech", "the Library", "Station Nine", "Garden Group", "Stone and Sons", "the Town Hall")
 
 
 def names(split: str) -> list[str]:
-    """Invented names of models; every fifth is held out."""
-    every = [a + b for b in LAST for a in FIRST]
+    """Invented names of models, 2,000: so many that it is easier to copy one than to learn them. Every fifth is held out."""
+    every = [a + b + c for c in LAST for b in MIDDLE for a in FIRST]
     return [name for i, name in enumerate(every) if (i % 5 == 2) == (split == "held_out")]
 
 

@@ -1,11 +1,13 @@
 """Tokens to think, and what tokens hide (talk 3.3): one model, one training, each problem in every style it knows.
 
-Nothing is trained here: the mixture has all styles equally often, and a system message chooses. All problems are held out.
+The mixture has all styles equally often, and a system message chooses; dots and letters need more practice than that (letter by letter it has to
+learn that two tokens are the same letter), again in all styles alike. All problems are held out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from freedive.eval.clusters import share
@@ -13,17 +15,29 @@ from freedive.inference import load
 from freedive.inference.tools import Python
 from freedive.runs import json_line, stage
 from freedive.tasks import counting, reckoning
+from freedive.tasks.draw import Draw
 
 from .examine import Said, ask
 from .room import Figure, Room, RowsConfig, figure
 
+ORDER_STREAM = 88
 BEGIN = "Answer "  # put into the mouth of a model that was about to work in steps
+
+
+def counter(room: Room) -> Path:
+    """The assistant after more practice with dots and letters."""
+
+    def rows() -> Iterator[dict[str, Any]]:
+        practice = [*counting.letters_rows(room.seed, room.tier.letters), *counting.dots_rows(room.seed, max(1, room.tier.letters // 80))]
+        yield from ({"messages": row["messages"]} for row in Draw(room.seed, ORDER_STREAM).shuffled(practice))
+
+    return room.teach("counter", room.assistant, room.rows("counter", rows), epochs=3.0, lr=2e-3, replay_fraction=0.0)
 
 
 def sums(room: Room) -> list[Figure]:
     """Sums of four numbers: at once, in steps, and cut off after no step at all."""
     rows = list(reckoning.sum_rows(room.seed, room.tier.questions, "held_out"))
-    by_style = _styles(room, "sums", rows)
+    by_style = _styles(room, "sums", room.assistant, rows)
     steps = [row for row in rows if row["meta"]["style"] == "steps"]
     forced = ask(room.assistant, [row["prompt"] for row in steps], begin=BEGIN, max_new_tokens=6, threads=room.threads)
     return [
@@ -35,16 +49,16 @@ def sums(room: Room) -> list[Figure]:
 
 def products(room: Room) -> list[Figure]:
     rows = list(reckoning.product_rows(room.seed, room.tier.questions, "held_out"))
-    by_style = _styles(room, "products", rows)
+    by_style = _styles(room, "products", room.assistant, rows)
     return [figure("3x3-digit products, answer at once", by_style["direct"], "<= 0.1"), figure("3x3-digit products, with Python", by_style["python"], ">= 0.97")]
 
 
 def dots(room: Room) -> list[Figure]:
     numbers = len(counting.numbers("held_out"))
     rows = list(counting.dots_rows(room.seed, max(1, room.tier.questions // numbers), "held_out"))
-    by_style = _styles(room, "dots", rows, cluster="dots")
+    by_style = _styles(room, "dots", counter(room), rows, cluster="dots")
     trained = [row for row in counting.dots_rows(room.seed + 1, max(1, room.tier.questions // 60), "train") if row["meta"]["dots"] in counting.ASKED_DOTS and row["meta"]["style"] == "direct"]
-    seen = _styles(room, "dots-trained", trained, cluster="dots")
+    seen = _styles(room, "dots-trained", counter(room), trained, cluster="dots")
     return [
         figure("10 to 60 dots, counts never trained, at once", by_style["direct"], "<= 0.3"),
         figure("10 to 60 dots, counts never trained, with Python", by_style["python"], ">= 0.97"),
@@ -53,7 +67,7 @@ def dots(room: Room) -> list[Figure]:
 
 
 def letters(room: Room) -> list[Figure]:
-    by_style = _styles(room, "letters", list(counting.letters_rows(room.seed, room.tier.questions, "held_out")), cluster="word")
+    by_style = _styles(room, "letters", counter(room), list(counting.letters_rows(room.seed, room.tier.questions, "held_out")), cluster="word")
     return [
         figure("letters in words never trained, at once", by_style["direct"], "<= 0.7"),
         figure("letters in words never trained, spelled first", by_style["spelled"], ">= 0.95"),
@@ -61,16 +75,16 @@ def letters(room: Room) -> list[Figure]:
     ]
 
 
-def _styles(room: Room, name: str, rows: Sequence[dict[str, Any]], cluster: str | None = None, check: Callable[[str, str], bool] = counting.check) -> dict[str, dict[str, Any]]:
+def _styles(room: Room, name: str, model: Path, rows: Sequence[dict[str, Any]], cluster: str | None = None) -> dict[str, dict[str, Any]]:
     """Share of right answers in each style; the answers are kept in OUT/answers-NAME."""
     out = room.out / f"answers-{name}"
-    lm, python = load(room.assistant, threads=room.threads, dtype="auto"), Python()
+    lm, python = load(model, threads=room.threads, dtype="auto"), Python()
     try:
         said: list[Said] = ask(lm, [row["prompt"] for row in rows], {"python": python})
     finally:
         python.close()
-    right = [check(reply.text, row["answer"]) for row, reply in zip(rows, said)]
-    with stage("demos-answers", RowsConfig(out, name, room.tier, room.seed), out=out, inputs={"model": room.assistant}, force=True) as artefact:
+    right = [counting.check(reply.text, row["answer"]) for row, reply in zip(rows, said)]
+    with stage("demos-answers", RowsConfig(out, name, room.tier, room.seed), out=out, inputs={"model": model}, force=True) as artefact:
         for row, reply, good in zip(rows, said, right):
             artefact.append("answers.jsonl", json_line({"prompt": row["prompt"], "answer": row["answer"], "reply": reply.text, "calls": reply.calls, "right": good, "meta": row["meta"]}))
     result = {}

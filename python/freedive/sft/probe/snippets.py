@@ -5,6 +5,7 @@ are drawn evenly over how often their rarest name occurs, in powers of two.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -55,20 +56,36 @@ def frequencies(documents: Iterable[dict[str, Any]], names_of: Names, most_words
 
 
 def choose(documents: Iterable[dict[str, Any]], names_of: Names, counts: Counter[str], wanted: int, most_words: int, seed: int) -> list[dict[str, Any]]:
-    """About `wanted` passages, as many of each group of frequencies as there are; drawn by a hash of their text, in the documents' order."""
-    groups: dict[int, list[tuple[bytes, dict[str, Any]]]] = {}
+    """About `wanted` passages, as many of each group of frequencies as there are; drawn by a hash of their text, at most `wanted` held at once."""
+    groups: dict[int, _Lowest] = {}
     for number, document in enumerate(documents):
         for at, passage in passages(document["text"], most_words):
             found = names_of(passage)
             if not found:
                 continue
             rarest = min(counts[name] for name in found)
-            key = hashlib.sha256(f"{seed} {passage}".encode("utf-8", "surrogatepass")).digest()
+            key = int.from_bytes(hashlib.sha256(f"{seed} {passage}".encode("utf-8", "surrogatepass")).digest()[:8], "little")
             row = {"document": str(document.get("id") or document.get("url") or number), "at": at, "text": passage, "frequency": rarest}
-            groups.setdefault((rarest - 1).bit_length(), []).append((key, row))
+            groups.setdefault((rarest - 1).bit_length(), _Lowest(wanted)).add(key, row)
     chosen: list[dict[str, Any]] = []
-    for place, group in enumerate(sorted(groups.values(), key=len)):  # the smallest first: what it leaves goes to the others
-        share = -(-(wanted - len(chosen)) // (len(groups) - place))
-        unique = {key: row for key, row in sorted(group, key=lambda pair: pair[0])}
-        chosen += list(unique.values())[:share]
+    for place, group in enumerate(sorted(groups.values(), key=lambda g: len(g.heap))):  # the smallest first: what it leaves goes to the others
+        chosen += group.lowest(-(-(wanted - len(chosen)) // (len(groups) - place)))
     return [{"id": i, **row} for i, row in enumerate(chosen)]
+
+
+class _Lowest:
+    """The rows of the n lowest keys so far; a key counts once."""
+
+    def __init__(self, n: int):
+        self.n, self.heap, self.keys = n, list[tuple[int, dict[str, Any]]](), set[int]()
+
+    def add(self, key: int, row: dict[str, Any]) -> None:
+        if key in self.keys or (len(self.heap) == self.n and -self.heap[0][0] < key):
+            return
+        self.keys.add(key)
+        heapq.heappush(self.heap, (-key, row))
+        if len(self.heap) > self.n:
+            self.keys.discard(-heapq.heappop(self.heap)[0])
+
+    def lowest(self, n: int) -> list[dict[str, Any]]:
+        return [row for _, row in sorted(self.heap, key=lambda pair: -pair[0])[:n]]

@@ -117,20 +117,21 @@ class _Probe:
         state = artefact.resume or {}
         self.at: dict[str, int] = state.get("at", {})
         self.counts: Counter[str] = Counter(state.get("counts", {}))
+        self.judge = Judge(unclear=state.get("unclear", 0))
 
     def all(self, templates: Sequence[questions.Template], rows: list[dict[str, Any]], phrases: Sequence[str]) -> None:
         c = self.c
         asked = self._questions(templates, rows)
         samples = self._step("samples", asked, self._sample)
-        judge = Judge(None if c.judge == "rule" else asker(c.judge, c.service_model, self.own, c.threads))
+        self.judge.asker = None if c.judge == "rule" else asker(c.judge, c.service_model, self.own, c.threads)
         everything = list(zip(asked, samples))
-        correct = self._step("correctness", everything, self._judged(judge.correct, "correct"))
-        informative = self._step("informativeness", everything, self._judged(judge.informative, "informative"))
+        correct = self._step("correctness", everything, self._judged(self.judge.correct, "correct"))
+        informative = self._step("informativeness", everything, self._judged(self.judge.informative, "informative"))
         decided = [self._decided(*row) for row in zip(asked, samples, correct, informative)]
         self._agreement(decided)
         self._write(decided, phrases)
-        self.artefact.summary(judge_unclear=judge.unclear)
-        self._report(decided, judge.unclear)
+        self.artefact.summary(judge_unclear=self.judge.unclear)
+        self._report(decided)
 
     # ---- steps -----------------------------------------------------------------------------------------------------
 
@@ -257,7 +258,7 @@ class _Probe:
                 self.artefact.append("held_out.jsonl", json_line({"prompt": self._prompts([row])[0], "answer": row["answer"], "meta": meta}))
         self.artefact.summary(conversations=len(chats), **{f"sft_{kind}": count for kind, count in sorted(kinds.items())}, sft_replay=len(chats) - sum(kinds.values()))
 
-    def _report(self, decided: list[dict[str, Any]], unclear: int) -> None:
+    def _report(self, decided: list[dict[str, Any]]) -> None:
         told: dict[str, Counter[str]] = {}
         for row in decided:
             group = frequency_group(row["frequency"])
@@ -272,8 +273,8 @@ class _Probe:
         if m.get("agreement_auroc") is not None:
             told_by = f"agreement of the samples tells right from wrong with AUROC {m['agreement_auroc']:.3f}, the words they share with {m['overlap_auroc']:.3f}"
             print(told_by + (f", the models' with {m['models_auroc']:.3f}" if m.get("models_auroc") is not None else ""))
-        if unclear:
-            print(f"note: {unclear:,} replies of the judge held no verdict")
+        if self.judge.unclear:
+            print(f"note: {self.judge.unclear:,} replies of the judge held no verdict")
         print(f"{m['conversations']:,} conversations to learn from; next: freedive sft --model {self.c.model} --data {self.c.out}/sft.jsonl --out runs/honest")
 
     # ---- files -----------------------------------------------------------------------------------------------------
@@ -302,7 +303,7 @@ class _Probe:
 
     def _done(self, name: str, count: int) -> None:
         self.at[name] = count
-        self.artefact.checkpoint({"at": self.at, "counts": dict(self.counts)})
+        self.artefact.checkpoint({"at": self.at, "counts": dict(self.counts), "unclear": self.judge.unclear})
 
 
 def normal(row: dict[str, Any]) -> str:
