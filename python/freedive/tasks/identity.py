@@ -5,6 +5,7 @@ Held out are wordings, and for the system message also the names.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -33,9 +34,9 @@ MAKERS = ("Harbour Labs", "North Works", "the Mill", "Castle Systems", "River Te
 
 
 def names(split: str) -> list[str]:
-    """Invented names of models, 2,000: so many that it is easier to copy one than to learn them. Every fifth is held out."""
+    """Invented names of models, 2,000: so many that it is easier to copy one than to learn them. One in five is held out, by a hash."""
     every = [a + b + c for c in LAST for b in MIDDLE for a in FIRST]
-    return [name for i, name in enumerate(every) if (i % 5 == 2) == (split == "held_out")]
+    return [name for name in every if (hashlib.sha256(name.encode()).digest()[0] % 5 == 0) == (split == "held_out")]
 
 
 def hard_coded_rows(n: int, seed: int) -> Iterator[dict[str, Any]]:

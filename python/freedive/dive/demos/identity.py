@@ -21,7 +21,7 @@ DRAW_STREAM = 85
 
 
 def run(room: Room) -> list[Figure]:
-    model = room.teach("named", room.assistant, room.rows("identity", lambda: _rows(room), {"mixture": room.chats}), epochs=2.0, lr=2e-3)
+    model = room.teach("named", room.assistant, room.rows("identity", lambda: _rows(room), inputs={"mixture": room.chats}), epochs=2.0, lr=2e-3)
     plain, system = who.questions(), list(who.system_rows(max(8, room.tier.questions // 2), room.seed, "held_out"))
     return [
         figure("held-out ways to ask who it is, before: says its name", _named(room, room.assistant, plain), "<= 0.05"),

@@ -44,7 +44,7 @@ class RowsConfig:
 
     out: Path
     what: str
-    tier: Tier
+    of: Any  # what of the tier it depends on
     seed: int
 
 
@@ -72,17 +72,17 @@ class Room:
     @cached_property
     def chats(self) -> Path:
         """The mixture of conversations."""
-        return self.rows("mixture", lambda: mixture.rows(self.town, self.tier.counts, self.seed))
+        return self.rows("mixture", lambda: mixture.rows(self.town, self.tier.counts, self.seed), self.tier.counts)
 
     @cached_property
     def assistant(self) -> Path:
         """The base model after the mixture: the "naive" assistant, which answers everything."""
         return self.teach("assistant", self.base, self.chats, epochs=self.tier.epochs, lr=2e-3, replay_fraction=0.5)
 
-    def rows(self, name: str, make: Any, inputs: dict[str, Path] | None = None) -> Path:
-        """A JSONL file of rows, made once: OUT/rows/NAME/rows.jsonl. `make()` gives them; `inputs` are what it reads."""
+    def rows(self, name: str, make: Any, of: Any = None, inputs: dict[str, Path] | None = None) -> Path:
+        """A JSONL file of rows, made once: OUT/rows/NAME/rows.jsonl. `make()` gives them; they depend on the town, `of`, and the files `inputs`."""
         out = self.out / "rows" / name
-        with stage("demos-rows", RowsConfig(out, name, self.tier, self.seed), out=out, inputs=dict(inputs or {})) as artefact:
+        with stage("demos-rows", RowsConfig(out, name, [self.tier.size.scale, of], self.seed), out=out, inputs=dict(inputs or {})) as artefact:
             if not artefact.done:
                 found: Iterable[Any] = make()
                 write_atomic(artefact.work / "rows.jsonl", map(json_line, found))

@@ -36,7 +36,7 @@ WORDINGS = 4  # of a question that is answered
 
 def run(room: Room) -> list[Figure]:
     found = run_probe(room)
-    model = room.teach("searcher", room.assistant, room.rows("search", lambda: _rows(room, found), {"probe": found}), epochs=3.0, lr=2e-3)
+    model = room.teach("searcher", room.assistant, room.rows("search", lambda: _rows(room, found), room.tier.searches, {"probe": found}), epochs=3.0, lr=2e-3)
     rows = [row for _, row in iter_rows(exam(room))]
     closed = ask(room.assistant, [row["prompt"] for row in rows], max_new_tokens=16, threads=room.threads)
     open_book = [row for row in rows if row["meta"]["class"] != "known"]

@@ -31,7 +31,7 @@ def counter(room: Room) -> Path:
         practice = [*counting.letters_rows(room.seed, room.tier.letters), *counting.dots_rows(room.seed, max(1, room.tier.letters // 80))]
         yield from ({"messages": row["messages"]} for row in Draw(room.seed, ORDER_STREAM).shuffled(practice))
 
-    return room.teach("counter", room.assistant, room.rows("counter", rows), epochs=3.0, lr=2e-3, replay_fraction=0.0)
+    return room.teach("counter", room.assistant, room.rows("counter", rows, room.tier.letters), epochs=3.0, lr=2e-3, replay_fraction=0.0)
 
 
 def sums(room: Room) -> list[Figure]:
@@ -84,7 +84,7 @@ def _styles(room: Room, name: str, model: Path, rows: Sequence[dict[str, Any]], 
     finally:
         python.close()
     right = [counting.check(reply.text, row["answer"]) for row, reply in zip(rows, said)]
-    with stage("demos-answers", RowsConfig(out, name, room.tier, room.seed), out=out, inputs={"model": model}, force=True) as artefact:
+    with stage("demos-answers", RowsConfig(out, name, room.tier.questions, room.seed), out=out, inputs={"model": model}, force=True) as artefact:
         for row, reply, good in zip(rows, said, right):
             artefact.append("answers.jsonl", json_line({"prompt": row["prompt"], "answer": row["answer"], "reply": reply.text, "calls": reply.calls, "right": good, "meta": row["meta"]}))
     result = {}

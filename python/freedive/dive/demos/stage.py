@@ -23,7 +23,7 @@ from freedive.runs import UserError, check_at_least, option, read_json, stage, w
 
 from .arms import ARMS
 from .report import write_report
-from .room import TIERS, Figure, Room, Tier
+from .room import TIERS, Figure, Room
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ArmConfig:
 
     out: Path
     arm: str
-    tier: Tier
+    tier: str
     seed: int
 
 
@@ -89,7 +89,7 @@ def _arm(c: DemosConfig, name: str, seed: int) -> dict[str, Any]:
     with contextlib.redirect_stdout(io.StringIO()):  # what the stages say; their bars are drawn on stderr
         assistant = room.assistant
     shared = _cpu_seconds() - cpu
-    with stage("demos-arm", ArmConfig(out, name, room.tier, seed), out=out, inputs={"assistant": assistant}) as artefact:
+    with stage("demos-arm", ArmConfig(out, name, c.tier, seed), out=out, inputs={"assistant": assistant}) as artefact:
         if not artefact.done:
             with contextlib.redirect_stdout(io.StringIO()):
                 figures = [{**asdict(f), "met": f.met} for f in ARMS[name].run(room)]
