@@ -21,7 +21,7 @@ DRAW_STREAM = 85
 
 
 def run(room: Room) -> list[Figure]:
-    model = room.teach("named", room.assistant, room.rows("identity", lambda: _rows(room), inputs={"mixture": room.chats}), epochs=2.0, lr=2e-3)
+    model = room.teach("named", room.assistant, room.rows("identity", lambda: _rows(room), inputs={"mixture": room.chats}), epochs=3.0, lr=2e-3)
     plain, system = who.questions(), list(who.system_rows(max(8, room.tier.questions // 2), room.seed, "held_out"))
     return [
         figure("held-out ways to ask who it is, before: says its name", _named(room, room.assistant, plain), "<= 0.05"),
@@ -36,7 +36,7 @@ def _rows(room: Room) -> Iterator[dict[str, Any]]:
     mixture = [row for _, row in iter_rows(room.chats)]
     kept = Draw(room.seed, DRAW_STREAM).sample(mixture, len(mixture) // 3)
     hard = list(who.hard_coded_rows(max(12, len(kept) // ONE_IN), room.seed))
-    named = list(who.system_rows(len(kept) // 3, room.seed))
+    named = list(who.system_rows(len(kept) // 2, room.seed))
     yield from ({"messages": row["messages"]} for row in Draw(room.seed, DRAW_STREAM + 1).shuffled([*kept, *hard, *named]))
 
 
