@@ -60,7 +60,7 @@ class Elsewhere:
             Tag("summary", "Another endpoint", "hint", style="cursor:pointer")
             with box("stack").style("margin-top:.7rem"):
                 choice("Who answers", [("ours", name), ("theirs", "the endpoint"), ("both", "both, side by side")], self.who, lambda value: setattr(self, "who", value))
-                field("Address", self.url, lambda text: setattr(self, "url", text.strip()), placeholder="http://127.0.0.1:8080/v1", autocomplete="off", spellcheck="false")
-                field("Model", self.model, lambda text: setattr(self, "model", text.strip()), autocomplete="off", spellcheck="false")
-                field("Key, if it wants one", self.key, lambda text: setattr(self, "key", text.strip()), kind="password", autocomplete="off")
+                field("Address", self.url, lambda text: setattr(self, "url", text.strip()), pause=0.1, placeholder="http://127.0.0.1:8080/v1", autocomplete="off", spellcheck="false")
+                field("Model", self.model, lambda text: setattr(self, "model", text.strip()), pause=0.1, autocomplete="off", spellcheck="false")
+                field("Key, if it wants one", self.key, lambda text: setattr(self, "key", text.strip()), kind="password", pause=0.1, autocomplete="off")
                 Tag("p", "Any server that speaks OpenAI's chat completions. The conversation is sent to it; the key is kept nowhere.", "hint")

@@ -56,7 +56,7 @@ def fixed_html(content: str, classes: str = "", tag: str = "div") -> ui.html:
     return ui.html(content, sanitize=False, tag=tag).classes(classes)
 
 
-def button(label: str, on_click: Callable[..., Any] | None = None, *, icon_name: str = "", kind: str = "plain", bare: bool = False, takes: Element | None = None,
+def button(label: str, on_click: Callable[..., Any] | None = None, *, icon_name: str = "", kind: str = "plain", bare: bool = False, takes: Field | None = None,
            **attributes: Any) -> Element:  # fmt: skip
     """A button; `bare` shows its icon only, and its label is read out and told. on_click gets the text that field `takes` holds at that moment."""
     element = Tag("button", "", kind, type="button", **attributes)
@@ -64,40 +64,54 @@ def button(label: str, on_click: Callable[..., Any] | None = None, *, icon_name:
     if bare:
         element._props.update({"aria-label": label, "title": label})
     if on_click is not None and takes is not None:
-        element.on("click", lambda e: on_click(str(e.args)), js_handler=f"() => emit(document.getElementById({json.dumps(takes._props.get('id') or takes.html_id)}).value)")
+        element.on("click", lambda e: on_click(str(e.args)), js_handler=f"() => emit(document.getElementById({json.dumps(takes.dom_id)}).value)")
     elif on_click is not None:
         element.on("click", lambda _: on_click())
     return element
 
 
-def field(label: str, value: str, on_change: Callable[[str], Any], *, kind: str = "text", rows: int = 0, mono: bool = False, debounce: float = 0.0, **attributes: Any) -> Tag:
-    """A labelled text field or, with rows, a text area. on_change gets the text when it has changed, or `debounce` seconds after a key."""
+class Field(Element, component="static/field.js"):
+    """What somebody fills in. Its value lives in the page: `put` changes it, and nothing else that is drawn does."""
+
+    def __init__(self, kind: str, value: Any, classes: str, pause: float = 0.0, options: Sequence[tuple[str, str]] = (), **attributes: Any) -> None:
+        super().__init__()
+        named = {name.rstrip("_").replace("_", "-"): v for name, v in attributes.items()}
+        if "id" in named:
+            self._props["id"] = named.pop("id")
+        self._props.update(kind=kind, value=value, attributes=named, options=[list(o) for o in options], pause=round(1000 * pause))
+        if classes:
+            self.classes(classes)
+
+    @property
+    def dom_id(self) -> str:
+        return str(self._props.get("id") or self.html_id)
+
+    def put(self, value: Any) -> None:
+        self._props["value"] = value
+        self.run_method("put", value)
+
+
+def field(label: str, value: str, on_change: Callable[[str], Any], *, kind: str = "text", rows: int = 0, mono: bool = False, pause: float = 0.0, **attributes: Any) -> Field:
+    """A labelled text field or, with rows, a text area. on_change gets the text when it is left, and with `pause` that many seconds after a key."""
     with Tag("label", "", "field"):
         with Tag("span"):
             Tag("span", label)
-        element = Tag("textarea" if rows else "input", "", "text mono" if mono else "text", **attributes)
-        element._props["value"] = value
         if rows:
-            element._props["rows"] = rows
+            element = Field("area", value, "text mono" if mono else "text", pause, rows=rows, **attributes)
         else:
-            element._props["type"] = kind
-        event = "input" if debounce else "change"
-
-        def changed(text: str) -> None:
-            element._props["value"] = text  # without sending it back: whoever types is ahead
-            on_change(text)
-
-        element.on(event, lambda e: changed(str(e.args)), throttle=debounce, leading_events=not debounce, js_handler="(e) => emit(e.target.value)")
+            element = Field(kind, value, "text", pause, **attributes)
+    for event in ("typed", "changed"):
+        element.on(event, lambda e: on_change(str(e.args)))
     return element
 
 
-def slider(label: str, value: float, low: float, high: float, step: float, on_change: Callable[[float], Any], hint: str = "") -> Tag:
+def slider(label: str, value: float, low: float, high: float, step: float, on_change: Callable[[float], Any], hint: str = "") -> Field:
     """A labelled slider that shows its value."""
     with Tag("label", "", "field", title=hint):
         with Tag("span"):
             Tag("span", label)
-            told = Tag("output", f"{value:g}")
-        element = Tag("input", type="range", min=low, max=high, step=step, value=value)
+            told = Tag("span", f"{value:g}", "told", aria_hidden="true")  # an <output> would take the label for itself
+        element = Field("range", value, "", 0.06, min=low, max=high, step=step, aria_label=label)
 
     def changed(args: Any) -> None:
         try:
@@ -105,42 +119,29 @@ def slider(label: str, value: float, low: float, high: float, step: float, on_ch
         except (TypeError, ValueError):
             return
         told.set_text(f"{number:g}")
-        element._props["value"] = number
         on_change(number)
 
-    element.on("input", lambda e: changed(e.args), throttle=0.1, js_handler="(e) => emit(e.target.value)")
+    for event in ("typed", "changed"):
+        element.on(event, lambda e: changed(e.args))
     return element
 
 
-def choice(label: str, options: Sequence[tuple[str, str]], value: str, on_change: Callable[[str], Any]) -> Tag:
+def choice(label: str, options: Sequence[tuple[str, str]], value: str, on_change: Callable[[str], Any]) -> Field:
     """A labelled choice of (value, what is shown)."""
     with Tag("label", "", "field"):
         with Tag("span"):
             Tag("span", label)
-        with Tag("select", "", "text", value=value) as element:
-            for name, shown in options:
-                Tag("option", shown, value=name)
+        element = Field("choice", value, "text", options=options)
     known = {name for name, _ in options}
-
-    def changed(name: str) -> None:
-        if name in known:
-            element._props["value"] = name
-            on_change(name)
-
-    element.on("change", lambda e: changed(str(e.args)), js_handler="(e) => emit(e.target.value)")
+    element.on("changed", lambda e: on_change(str(e.args)) if str(e.args) in known else None)
     return element
 
 
-def check(label: str, value: bool, on_change: Callable[[bool], Any], **attributes: Any) -> Tag:
+def check(label: str, value: bool, on_change: Callable[[bool], Any]) -> Field:
     with Tag("label", "", "check"):
-        element = Tag("input", type="checkbox", checked=value, **attributes)
+        element = Field("checkbox", value, "")
         Tag("span", label)
-
-    def changed(on: bool) -> None:
-        element._props["checked"] = on
-        on_change(on)
-
-    element.on("change", lambda e: changed(bool(e.args)), js_handler="(e) => emit(e.target.checked)")
+    element.on("changed", lambda e: on_change(bool(e.args)))
     return element
 
 

@@ -89,7 +89,7 @@ class Playground:
 
     def _template(self, name: str) -> None:
         self.text = TEMPLATES[name]
-        self.area.attribute("value", self.text)
+        self.area.put(self.text)
 
     def stop(self) -> None:
         for dream in self.dreams:

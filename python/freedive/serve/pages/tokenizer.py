@@ -73,7 +73,7 @@ def _page(pages: Pages) -> None:
         head("Tokenizer", "A model never sees letters. It sees numbers, one for each piece of the text, and every piece is one of the same few "
              "ten thousand. Much of what models find hard begins here.")  # fmt: skip
         with box("card stack", "section", aria_label="Text"):
-            area = text_field("Text", state.text, put("text"), rows=5, mono=True, debounce=0.15,
+            area = text_field("Text", state.text, put("text"), rows=5, mono=True, pause=0.15,
                               maxlength=MAX_CHARS, spellcheck="false", id="text")  # fmt: skip
             with box("starts line"):
                 for name, text in EXAMPLES:
@@ -91,8 +91,8 @@ def _page(pages: Pages) -> None:
 
     def example(text: str, conversation: bool) -> None:
         state.text, state.chat = text, conversation
-        area.attribute("value", text)
-        chat.attribute("checked", conversation)
+        area.put(text)
+        chat.put(conversation)
         update()
 
     def update() -> None:

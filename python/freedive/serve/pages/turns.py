@@ -41,7 +41,7 @@ def editing(page: Chat, node: Node, said: Tag) -> None:
             button("Cancel", page.draw_thread, kind="second")
     area.on("keydown.enter.exact", js_handler="(e) => { if (!e.isComposing) { e.preventDefault(); e.target.closest('.said').querySelector('button.main').click() } }")
     area.on("keydown.esc", page.draw_thread)
-    ui.run_javascript(f"getHtmlElement({area.id})?.focus()")
+    ui.run_javascript(f"document.getElementById('{area.dom_id}')?.focus()")
 
 
 def branches(page: Chat, node: Node) -> None:

@@ -7,7 +7,7 @@ export default {
     <div class="toks" :class="{code}" ref="root" @mouseleave="leave" role="group" :aria-label="label || 'Tokens, tinted by probability'">
       <span v-if="lead" class="ws">{{ lead }}</span><span v-for="(k, i) in tokens" :key="i" class="t" :class="{special: k.special, on: i === at}" :style="tint(k)" role="button"
         :tabindex="i === tab ? 0 : -1" :aria-label="name(k)" aria-haspopup="true" @mouseenter="hover(i, $event.target)" @focus="hover(i, $event.target)" @click="show(i, $event.target, true)"
-        @keydown.right.prevent="step(i + 1)" @keydown.left.prevent="step(i - 1)" @keydown.enter.prevent="open(i, $event.target)" @keydown.esc="hide">{{ k.t }}</span>
+        @keydown.right.prevent="step(i + 1)" @keydown.left.prevent="step(i - 1)" @keydown.enter.prevent="open(i, $event.target)" @keydown.esc="hide">{{ lines(k.t) }}</span>
       <div v-if="at >= 0 && tokens[at]" class="pop" :style="{left: x + 'px', top: y + 'px'}" ref="pop" @keydown.esc.stop="back">
         <div class="top">{{ tokens[at].p == null ? 'not drawn by the model' : percent(tokens[at].p) + ' likely' }}<template v-if="pick && tokens[at].alts.length"> · choose another to go on from here</template></div>
         <button v-for="(a, j) in tokens[at].alts" :key="j" type="button" :class="{taken: a[1] === tokens[at].id}" :disabled="!pick" @click="choose(a)" @keydown.down.prevent="walk(j + 1)" @keydown.up.prevent="walk(j - 1)">
@@ -17,6 +17,7 @@ export default {
   methods: {
     percent: (p) => (p >= 0.9995 ? "100%" : p >= 0.1 ? (100 * p).toFixed(0) + "%" : p >= 0.001 ? (100 * p).toFixed(1) + "%" : "<0.1%"),
     shown: (t) => t.replace(/ /g, "·").replace(/\n/g, "↵").replace(/\t/g, "→") || "∅",
+    lines: (t) => t.replace(/\n/g, "↵\n"),
     tint(k) {
       return k.p == null || k.special ? {} : { background: `rgba(var(--warm), calc(var(--most) * ${Math.pow(1 - k.p, 1.3).toFixed(3)}))` };
     },
