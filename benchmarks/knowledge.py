@@ -76,6 +76,8 @@ def main() -> None:
     parser.add_argument("--places", type=int, default=140)
     parser.add_argument("--invented", type=int, default=40)
     parser.add_argument("--temperature", type=float, default=0.5, help="of the probe's samples; at 1 a model of this size says what it knows now and then only")
+    parser.add_argument("--probe", type=Path, help="probe-honest of an earlier run with the same --places: its samples are taken over")
+    parser.add_argument("--refusals-per-answer", type=float, default=1.0)
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--lr", type=float, default=5e-5)
     parser.add_argument("--set", nargs="*", default=[], help="further settings of `freedive sft`, NAME=VALUE")
@@ -84,11 +86,14 @@ def main() -> None:
     a = parser.parse_args()
     pages = write(a.out / "pages.jsonl", documents(a.data / "text/factbook.jsonl.gz", a.places))
     templates = write(a.out / "templates.jsonl", TEMPLATES)
-    told: dict[str, Any] = {"benchmark": "knowledge", "model": a.model.name, "places": a.places, "temperature": a.temperature, "lr": a.lr, "epochs": a.epochs}
+    told: dict[str, Any] = {"benchmark": "knowledge", "model": a.model.name, "places": a.places, "temperature": a.temperature, "refusals_per_answer": a.refusals_per_answer, "lr": a.lr, "epochs": a.epochs}
     questions = before = None
+    first = a.probe
     for name in ("honest", *(() if a.no_control else ("random",))):
-        found = probe.run(ProbeConfig(model=a.model, data=pages, templates=templates, out=a.out / f"probe-{name}", snippets=3 * a.places, max_new_tokens=24, temperature=a.temperature, hold_out=0.35, wordings=3,
-                                      answers_per_refusal=2.0, random_refusals=name == "random", dtype="bfloat16", threads=a.threads))  # fmt: skip
+        asked: dict[str, Any] = {"reuse": first} if first else {"data": pages, "templates": templates, "snippets": 3 * a.places}
+        found = probe.run(ProbeConfig(model=a.model, out=a.out / f"probe-{name}", max_new_tokens=24, temperature=a.temperature, hold_out=0.35, wordings=3, answers_per_refusal=2.0,
+                                      refusals_per_answer=a.refusals_per_answer, random_refusals=name == "random", dtype="bfloat16", threads=a.threads, **asked))  # fmt: skip
+        first = first or found
         if questions is None:
             questions = write(a.out / "exam.jsonl", exam(found / "held_out.jsonl", a.data / "sft/facts/us_state_capitals.json", a.invented))
             before = table(a, a.model, questions, "before")

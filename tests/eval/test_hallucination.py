@@ -82,3 +82,22 @@ def test_input_that_cannot_be_used(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="answers none of the questions"):
         hallucination.run(HallucinationConfig(model=tmp_path / "model", data=data, out=tmp_path / "o", reference=before))
     assert not (tmp_path / "o").exists()
+
+
+def test_with_a_model_and_a_tool(tmp_path):
+    from freedive.inference import save_model_folder
+    from freedive.model import Model, from_depth
+    from freedive.tokenizer import byte_tokenizer
+
+    tok = byte_tokenizer()
+    model = Model(from_depth(1, tok.vocab_size).replace(d_model=32, max_positions=128), max_tokens=128, max_seqs=8, threads=1)
+    model.init(0)
+    save_model_folder(model, tok, tmp_path / "model", tok.im_end)
+    data = tmp_path / "q.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"What is {a}+1?", "answer": str(a + 1), "meta": {"class": "sums"}}) + "\n" for a in range(6)))
+    outs = [hallucination.run(HallucinationConfig(model=tmp_path / "model", data=data, out=tmp_path / f"o{i}", tools=tools, max_new_tokens=8, threads=1)) for i, tools in enumerate(([], ["calculator"]))]
+    for out in outs:
+        group = json.loads((out / "hallucination.json").read_text())["groups"]["sums"]
+        assert group["n"] == 6 and sum(group[o]["share"] for o in hallucination.OUTCOMES) == pytest.approx(1.0)
+    with pytest.raises(UserError, match="a base model calls no tools"):
+        hallucination.run(HallucinationConfig(model=tmp_path / "model", data=data, out=tmp_path / "o", tools=["calculator"], base=True))

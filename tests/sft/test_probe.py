@@ -104,6 +104,13 @@ def test_random_refusals_are_as_many(tmp_path, as_model):
     assert counts[0] == counts[1] > 0
 
 
+def test_too_many_refusals_are_thinned(tmp_path, as_model):
+    as_model.say = lambda question, k: know(question, k) if "Arlon" in question or "Corvo" in question else "London."
+    out = probe.run(config(tmp_path, hold_out=0.0, refusals_per_answer=1.0, wordings=1))
+    kinds = [row["meta"]["kind"] for row in rows(out / "sft.jsonl")]
+    assert sorted(kinds) == ["answer", "answer", "refusal", "refusal"]
+
+
 def test_replay_is_mixed_in(tmp_path, as_model):
     as_model.say = lambda question, k: "London."
     chats = tmp_path / "chats.jsonl"
@@ -131,6 +138,28 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(tmp_path, as_model, monkey
     assert 0 < as_model.asked < 2 * len(CITIES)
     for name in ("questions", "samples", "correctness", "informativeness", "refusals", "sft", "held_out", "agreement"):
         assert not (whole / f"{name}.jsonl").exists() or (whole / f"{name}.jsonl").read_bytes() == (again / f"{name}.jsonl").read_bytes()
+
+
+def test_an_earlier_probe_is_decided_anew_without_asking(tmp_path, as_model):
+    as_model.say = lambda question, k: know(question, k) if k < 2 else "London."
+    first = probe.run(config(tmp_path))
+    assert {row["decision"] for row in rows(first / "refusals.jsonl")} == {"dropped"}
+    as_model.asked = 0
+    again = probe.run(ProbeConfig(model=tmp_path / "model", reuse=first, out=tmp_path / "again", most_correct=0.5, hold_out=0.0))
+    assert as_model.asked == 0 and {row["decision"] for row in rows(again / "refusals.jsonl")} == {"refusal"} and len(rows(again / "sft.jsonl")) == 2 * len(CITIES)
+    with pytest.raises(UserError, match="has no questions.jsonl"):
+        probe.run(ProbeConfig(model=tmp_path / "model", reuse=tmp_path / "model", out=tmp_path / "o"))
+
+
+def test_other_models_are_asked_whether_they_agree(tmp_path, as_model):
+    (tmp_path / "other").mkdir()
+    as_model.say = lambda question, k: know(question, k) if "Arlon" in question or "Corvo" in question else f"Town {as_model.asked}{question[-6:]}{k}."
+    out = probe.run(config(tmp_path, agree_with=(tmp_path / "other",)))
+    found = {row["id"]: row for row in rows(out / "agreement.jsonl")}
+    assert all(len(row["replies"]) == 2 for row in found.values())
+    right = {row["id"]: row["greedy_correct"] for row in rows(out / "refusals.jsonl")}
+    assert all(found[i]["agreement"] == 1.0 and found[i]["models"] == 1.0 for i, good in right.items() if good) and sum(right.values()) == 2
+    assert json.loads((out / "run.json").read_text())["metrics"]["models_auroc"] > 0.9
 
 
 def test_snippets_are_drawn_evenly_over_how_often_names_occur():
@@ -225,7 +254,7 @@ def test_a_service_writes_the_questions_and_judges(tmp_path, as_model):
 @pytest.mark.parametrize(
     "changes, told",
     [
-        ({"data": None, "templates": None}, "give either --data"), ({"temperature": 0.0}, "above 0"), ({"hold_out": 1.5}, "it is a share"), ({"most_correct": 0.8}, "known and unknown at once"),
+        ({"data": None, "templates": None}, "give one of --data"), ({"temperature": 0.0}, "above 0"), ({"hold_out": 1.5}, "it is a share"), ({"most_correct": 0.8}, "known and unknown at once"),
         ({"samples": 0}, "samples"),
     ],
 )  # fmt: skip

@@ -53,10 +53,12 @@ def exam(room: Room) -> Path:
 
 
 def run_probe(room: Room, random_refusals: bool = False) -> Path:
-    templates = room.rows("templates", town_probe.templates)
+    """The six steps over the pages; the control takes over what was sampled."""
+    asked: dict[str, Any] = {"data": room.corpus, "templates": room.rows("templates", town_probe.templates), "snippets": room.tier.snippets}
     return probe.run(ProbeConfig(
-        model=room.assistant, data=room.corpus, templates=templates, out=room.out / ("probe-random" if random_refusals else "probe"), replay=room.chats, hold_out=HOLD_OUT,
-        snippets=room.tier.snippets, max_new_tokens=NEW_TOKENS, random_refusals=random_refusals, dtype="auto", seed=room.seed, threads=room.threads,
+        model=room.assistant, out=room.out / ("probe-random" if random_refusals else "probe"), replay=room.chats, hold_out=HOLD_OUT,
+        max_new_tokens=NEW_TOKENS, random_refusals=random_refusals, dtype="auto", seed=room.seed, threads=room.threads,
+        **({"reuse": run_probe(room)} if random_refusals else asked),
     ))  # fmt: skip
 
 

@@ -56,11 +56,13 @@ def read_phrases(path: Path | None) -> tuple[str, ...]:
     return lines
 
 
-def conversations(decided: Sequence[dict[str, Any]], phrases: Sequence[str], wordings: int, answers_per_refusal: float, seed: int) -> Iterator[dict[str, Any]]:
-    """SFT rows of the decided questions, each in up to `wordings` wordings; answers are thinned to so many for each refusal."""
+def conversations(decided: Sequence[dict[str, Any]], phrases: Sequence[str], wordings: int, answers_per_refusal: float, refusals_per_answer: float | None, seed: int) -> Iterator[dict[str, Any]]:
+    """SFT rows of the decided questions, each in up to `wordings` wordings; whichever of answers and refusals are too many are thinned."""
     draw = Draw(seed, ROWS_STREAM)
     refusals = [row for row in decided if row["decision"] == REFUSE]
     answers = [row for row in decided if row["decision"] == ANSWER]
+    if answers and refusals_per_answer is not None and len(refusals) > (most := round(refusals_per_answer * len(answers))):
+        refusals = draw.sample(refusals, most)
     most = round(answers_per_refusal * len(refusals))
     if refusals and len(answers) > most:
         answers = draw.sample(answers, most)

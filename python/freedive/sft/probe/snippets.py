@@ -16,7 +16,7 @@ Names = Callable[[str], list[str]]
 # Two and more words with a capital letter, or one inside a sentence.
 _NAME = re.compile(r"(?:[A-Z][\w’'-]+(?: (?:of|the|de|van|von) (?=[A-Z])| (?=[A-Z]))?)+")
 _SENTENCE_END = re.compile(r"[.!?][\"”)]?$")
-_SENTENCE_START = re.compile(r"(?:^|[.!?:\n]\s*[\"“(]?)$")
+_SENTENCE_START = re.compile(r"[.!?:\n]\s*[\"“(]?$")
 
 
 def passages(text: str, most_words: int) -> Iterator[tuple[int, str]]:
@@ -41,7 +41,8 @@ def names(text: str) -> list[str]:
     found = []
     for match in _NAME.finditer(text):
         name = match[0].strip()
-        if " " in name or not _SENTENCE_START.search(text[: match.start()]):
+        at = match.start()
+        if " " in name or at and not _SENTENCE_START.search(text[max(0, at - 4) : at]):
             found.append(name)
     return list(dict.fromkeys(found))
 

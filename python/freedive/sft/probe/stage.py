@@ -27,6 +27,7 @@ from . import agreement, questions, refusals, snippets
 BATCH = 128  # questions between two checkpoints
 CLASSES = {refusals.ANSWER: "known", refusals.REFUSE: "unknown", refusals.DROP: "unsure"}
 MIX_STREAM = 92
+REUSED = ("questions", "samples", "correctness", "informativeness")  # files taken over from an earlier probe
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class ProbeConfig:
     model: Path = option(help="the model to be probed", positional=True)
     data: Path | None = option(None, "what it was trained on: a folder of `freedive data`, or text; questions are written about passages of it")
     questions: Path | None = option(None, 'your own questions, JSONL: {"question", "answer", "aliases", "entity"}; in place of --data')
+    reuse: Path | None = option(None, "in place of both: an earlier probe of this model, whose questions, samples and judgements are taken over; only what is decided and written is new")
     out: Path = option(Path("runs/probe"), "folder to write")
     templates: Path | None = option(None, 'with --data: JSONL of patterns: {"pattern": "(?P<place>...) ...", "questions": ["... {place}?"], "answer": "{...}", "entity": "{place}"}')
     writer: str = option("self", "with --data and no templates, who writes the questions: self, a model's folder or file, or the address of an OpenAI-compatible service")
@@ -57,6 +59,7 @@ class ProbeConfig:
     refusals: Path | None = option(None, "text file of refusals, one a line, {entity} for the name (default: thirteen of ours)")
     wordings: int = option(4, "wordings of a question that are taught, where it has several")
     answers_per_refusal: float = option(2.0, "at most so many answers taught for each refusal")
+    refusals_per_answer: float | None = option(None, "at most so many refusals for each answer: a model that knows little is else taught to refuse (default: all)")
     replay: Path | None = option(None, "conversations to mix in, so that nothing else is forgotten")
     replay_per_refusal: float = option(4.0, "so many of them for each refusal")
     random_refusals: bool = option(False, "a control experiment: attach the refusals to questions drawn at random, known or not")
@@ -74,11 +77,14 @@ def run(c: ProbeConfig) -> Path:
     templates = questions.read_templates(c.templates) if c.templates else []
     rows = questions.from_rows(c.questions) if c.questions else []
     phrases = refusals.read_phrases(c.refusals)
+    if c.reuse:
+        _check_reuse(c.reuse)
     own = OurModel(load(c.model, threads=c.threads, dtype=c.dtype, weights=c.weights), c.base)
     if c.dry_run:
-        print(f"would probe {c.model} with {f'{len(rows):,} questions' if rows else f'questions about {c.snippets:,} passages of {c.data}'} and write {c.out}")
+        asked = f"{len(rows):,} questions" if rows else f"what {c.reuse} found" if c.reuse else f"questions about {c.snippets:,} passages of {c.data}"
+        print(f"would probe {c.model} with {asked} and write {c.out}")
         return c.out
-    inputs = {"model": c.model, "data": c.data, "questions": c.questions, "templates": c.templates, "keep_out": c.keep_out, "refusals": c.refusals, "replay": c.replay,
+    inputs = {"model": c.model, "data": c.data, "questions": c.questions, "templates": c.templates, "reuse": c.reuse, "keep_out": c.keep_out, "refusals": c.refusals, "replay": c.replay,
               "writer": _path(c.writer), "judge": _path(c.judge), **{f"agree_with_{i}": path for i, path in enumerate(c.agree_with)}}  # fmt: skip
     with stage("probe", c, out=c.out, inputs=inputs, force=c.force) as artefact:
         if artefact.done:
@@ -89,12 +95,12 @@ def run(c: ProbeConfig) -> Path:
 
 
 def _check(c: ProbeConfig) -> None:
-    if (c.data is None) == (c.questions is None):
-        raise UserError("give either --data (documents to ask about) or --questions (your own)", hint="freedive probe runs/assistant --data runs/data --out runs/probe")
+    if sum(given is not None for given in (c.data, c.questions, c.reuse)) != 1:
+        raise UserError("give one of --data (documents to ask about), --questions (your own) and --reuse (an earlier probe)", hint="freedive probe runs/assistant --data runs/data --out runs/probe")
     if c.templates and c.data is None:
         raise UserError("--templates are patterns over documents: give --data too")
     check_at_least(c, 1, "snippets", "snippet_words", "samples", "max_new_tokens", "wordings", "threads")
-    check_at_least(c, 0, "answers_per_refusal", "replay_per_refusal", "seed")
+    check_at_least(c, 0, "answers_per_refusal", "refusals_per_answer", "replay_per_refusal", "seed")
     for name in ("most_correct", "least_informative", "least_known", "hold_out"):
         if not 0 <= getattr(c, name) <= 1:
             raise UserError(f"{name} is {getattr(c, name)}; it is a share, 0 to 1")
@@ -102,6 +108,12 @@ def _check(c: ProbeConfig) -> None:
         raise UserError(f"most_correct is {c.most_correct} and least_known {c.least_known}: a question would be known and unknown at once")
     if c.temperature <= 0:
         raise UserError(f"temperature is {c.temperature}; samples that are all the same tell nothing: it must be above 0")
+
+
+def _check_reuse(folder: Path) -> None:
+    missing = [name for name in REUSED if not (folder / f"{name}.jsonl").is_file()]
+    if missing:
+        raise UserError(f"{folder} has no {missing[0]}.jsonl", hint="--reuse is a folder that `freedive probe` has finished")
 
 
 def _path(who: str) -> Path | None:
@@ -121,6 +133,12 @@ class _Probe:
 
     def all(self, templates: Sequence[questions.Template], rows: list[dict[str, Any]], phrases: Sequence[str]) -> None:
         c = self.c
+        if c.reuse and not self.at:
+            for name in REUSED:
+                text = (c.reuse / f"{name}.jsonl").read_text(encoding="utf-8", errors="surrogatepass")
+                self.artefact.append(f"{name}.jsonl", text)
+                self.at[name] = text.count("\n")
+            self._done("questions", self.at["questions"])
         asked = self._questions(templates, rows)
         samples = self._step("samples", asked, self._sample)
         self.judge.asker = None if c.judge == "rule" else asker(c.judge, c.service_model, self.own, c.threads)
@@ -215,7 +233,7 @@ class _Probe:
 
     def _agreement(self, decided: list[dict[str, Any]]) -> None:
         """The samples against each other; and the likeliest answers of several models, if there are any."""
-        others = {str(path): OurModel(load(path, threads=self.c.threads)) for path in self.c.agree_with}
+        others = {str(path): OurModel(load(path, threads=self.c.threads), self.c.base) for path in self.c.agree_with}
         said: dict[str, list[list[str]]] = {
             name: [texts for texts, _ in self._batches(f"agreement {i}", decided, lambda part, who=model: who.ask(self._prompts(part), max_new_tokens=self.c.max_new_tokens))]  # type: ignore[misc]
             for i, (name, model) in enumerate(others.items())
@@ -243,7 +261,7 @@ class _Probe:
             wanted = sum(row["decision"] == refusals.REFUSE for row in taught)
             unlucky = {row["id"] for row in draw.sample(taught, wanted)}
             taught = [{**row, "decision": refusals.REFUSE if row["id"] in unlucky else refusals.ANSWER if row["right"] else refusals.DROP} for row in taught]
-        chats = list(refusals.conversations(taught, phrases, c.wordings, c.answers_per_refusal, c.seed))
+        chats = list(refusals.conversations(taught, phrases, c.wordings, c.answers_per_refusal, c.refusals_per_answer, c.seed))
         kinds = Counter(chat["meta"]["kind"] for chat in chats)
         if c.replay:
             old = [{**row, "meta": {**(row.get("meta") or {}), "kind": "replay"}} for _, row in iter_rows(c.replay)]
