@@ -84,6 +84,13 @@ def finished(page: Any) -> None:
     expect(page.get_by_role("button", name="Stop")).to_have_count(0)
 
 
+def shot(page: Any, name: str) -> None:
+    """A picture for people, under build/screenshots."""
+    page.evaluate("scrollTo(0, 0)")
+    page.wait_for_timeout(150)
+    page.screenshot(path=SHOTS / f"{name}.png")
+
+
 def setting(page: Any, name: str, value: float) -> None:
     page.get_by_role("slider", name=name).evaluate("(e, v) => { e.value = v; e.dispatchEvent(new Event('input', {bubbles: true})) }", value)
     page.wait_for_timeout(250)
@@ -131,9 +138,9 @@ def test_stop_ends_it_and_go_on_continues_it(opened: Callable[..., Any]):
     setting(page, "Longest answer", 16)
     assert page.get_by_role("slider", name="Longest answer").input_value() == "16"  # and stays so, whatever is drawn
     page.get_by_role("button", name="Go on").click()
+    expect(page.locator(".branches").last).to_contain_text("2 / 2")
     finished(page)
     assert last(page).startswith(text.rstrip()) and len(last(page)) > len(text)
-    expect(page.locator(".branches").last).to_contain_text("2 / 2")
 
 
 def test_branches(opened: Callable[..., Any]):
@@ -334,19 +341,34 @@ def test_model_page(opened: Callable[..., Any]):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_stands_in_anybody_s_way(opened: Callable[..., Any], scheme: str):
+def test_nothing_stands_in_anybody_s_way(opened: Callable[..., Any], server: Server, scheme: str):
+    """No serious finding of axe-core's, on any page, light or dark; and the pictures."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python: pip install 'freedive[test]'").Axe()
     page = opened("/", color_scheme=scheme)
+    found = {"empty chat": axe.run(page)}
     page.get_by_role("button", name="Settings").click()
-    setting(page, "Longest answer", 32)
+    setting(page, "Temperature", 0)
+    setting(page, "Longest answer", 96)
     ask(page, SKY)
+    shot(page, f"chat-{scheme}")
+    page.get_by_role("button", name="Settings").click()
     page.get_by_role("button", name="Tokens").click()
-    page.locator(".toks .t").nth(2).hover()
-    found = {"chat": axe.run(page)}
-    for name, button in (("playground", "How likely is this text?"), ("tokenizer", "Many scripts"), ("model", "Look")):
-        page.goto(page.url.split("/c/")[0].rsplit("/", 1)[0] + "/" + name if "/c/" not in page.url else page.url.split("/c/")[0] + "/" + name)
+    page.locator(".toks .t").nth(11).hover()
+    shot(page, f"chat-tokens-{scheme}")
+    found["chat"] = axe.run(page)
+    for name, button, ready in (("playground", "Go on", "[data-dream] [role=status]:has-text('tokens ·')"), ("tokenizer", "Numbers", ".pieces .p"), ("model", "Look", ".heads button")):
+        page.goto(f"{server.base}/{name}")
+        if name == "playground":
+            page.get_by_label("Begin with").select_option("Translator, English to French")
+        if name == "tokenizer":
+            page.get_by_role("combobox", name="Compare with").select_option("bytes")
         page.get_by_role("button", name=button).click()
-        page.wait_for_selector({"playground": ".toks .t", "tokenizer": ".pieces .p", "model": ".heads button"}[name], timeout=40_000)
+        page.wait_for_selector(ready, timeout=40_000)
+        if name == "model":
+            page.evaluate("scrollTo(0, 0)")
+            page.wait_for_timeout(150)
+            page.screenshot(path=SHOTS / f"model-whole-{scheme}.png", full_page=True)
+        shot(page, f"{name}-{scheme}")
         found[name] = axe.run(page)
     bad = [(name, v["id"], v["impact"], v["nodes"][0]["html"][:200], v["nodes"][0].get("failureSummary", "")[:300])
            for name, result in found.items() for v in result.response["violations"] if v["impact"] in ("serious", "critical")]  # fmt: skip
@@ -355,13 +377,15 @@ def test_nothing_stands_in_anybody_s_way(opened: Callable[..., Any], scheme: str
 
 
 def test_on_a_phone(opened: Callable[..., Any]):
-    page = opened("/", viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    page = opened("/", viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True, device_scale_factor=2)
+    shot(page, "phone-empty")
     fits = "document.documentElement.scrollWidth <= innerWidth"
     page.get_by_role("button", name="Settings").tap()
     setting(page, "Longest answer", 32)
     page.locator("button.veil").tap(position={"x": 10, "y": 300})
-    ask(page, "Write `" + "a" * 120 + "` and a table.")
+    ask(page, "Why is the sea salty? Also, " + "a" * 120)
     assert page.evaluate(fits)
+    shot(page, "phone-chat")
     page.get_by_role("button", name="Conversations").tap()
     expect(page.locator(".side.list")).to_be_visible()
     assert page.evaluate(fits)
@@ -373,6 +397,7 @@ def test_on_a_phone(opened: Callable[..., Any]):
         page.wait_for_selector("h1")
         page.wait_for_timeout(200)
         assert page.evaluate(fits), name
+        shot(page, f"phone-{name}")
 
 
 def test_theme_and_keyboard(opened: Callable[..., Any]):
@@ -411,6 +436,47 @@ def test_other_sites_get_nothing(server: Server, browser: Any):
     assert "default-src 'self'" in policy and "frame-ancestors 'none'" in policy and answer.headers["x-content-type-options"] == "nosniff"
     assert page.goto(server.base + "/c/..%2f..%2fetc%2fpasswd").status in (200, 404) and "root:" not in page.content()
     page.close()
+
+
+def test_a_base_model_behind_a_key(tmp_path: Path, browser: Any):
+    """Of ours, as pretrain writes it: no chat, but everything else; and a browser asks for the key and sends it with all it does."""
+    from serve_cases import TOKENIZER, make_lm
+    from serve_http import LARGE
+
+    from freedive.inference.folder import save_model_folder
+
+    folder = tmp_path / "dive" / "pretrain"
+    save_model_folder(make_lm(LARGE).model, TOKENIZER, folder, TOKENIZER.bos_id)
+    (folder / "run.json").write_text('{"stage": "pretrain", "config": {}}')
+    server = Server(folder, tmp_path / "conversations", "--api-key", "secret")
+    server.start()
+    try:
+        context = browser.new_context(http_credentials={"username": "anybody", "password": "secret"})
+        page = context.new_page()
+        watch = Watch(page, server.base)
+        page.goto(server.base)
+        expect(page.get_by_role("heading", name="A base model")).to_be_visible()
+        page.get_by_role("textbox", name="Message dive/pretrain").fill("Hello?")
+        page.keyboard.press("Enter")
+        expect(page.get_by_text("it does not answer")).to_be_visible()
+        assert not list(server.folder.iterdir())
+        page.get_by_role("link", name="To the playground").click()
+        page.get_by_role("button", name="Go on").click()
+        expect(page.locator("[data-dream] [role=status]")).to_contain_text("tokens ·")
+        page.goto(server.base + "/model")
+        page.get_by_role("button", name="Look").click()
+        expect(page.locator(".lens tbody tr")).to_have_count(3)
+        context.close()
+        assert not watch.problems
+        for path, status, kind in (("/", 401, "json"), ("/_nicegui_ws/socket.io/?EIO=4&transport=polling", 401, "json")):
+            answer = browser.new_context().request.get(server.base + path)
+            assert answer.status == status and kind in answer.headers["content-type"]
+        api = browser.new_context(extra_http_headers={"Authorization": "Bearer secret"}).request
+        for answer, status in ((api.get(server.base + "/v1/nothing"), 404), (api.get(server.base + "/v1/completions"), 405), (api.post(server.base + "/v1/trace", data={"prompt": "a"}), 200)):
+            assert answer.status == status and answer.headers["content-type"].startswith("application/json")  # the API's own words, not a page
+        assert api.get(server.base + "/nothing").status == 404
+    finally:
+        server.kill(signal.SIGINT)
 
 
 def test_a_killed_server_has_kept_what_was_said(smollm2: Path, tmp_path: Path, browser: Any):

@@ -80,6 +80,17 @@ def test_blocks_drawn_one_by_one_are_the_whole(text: str):
     assert "".join(to_html(b) for b in blocks(text)) == to_html(text)
 
 
+@pytest.mark.parametrize("piece", ["[", "![", "\\(", "[a][", "[a](", "*a ", "**", "`a``", "<", "$a", "> ", "- a\n  ", "|a", "&#x", "~~", "$$a\n", "a|b\n-|-\n", "[a]: b\n", "\\["])
+def test_no_text_takes_long(piece: str):
+    import time
+
+    text = (piece * 20_000)[:20_000]  # a model that repeats itself to the end of a long answer
+    began = time.process_time()
+    to_html(text)
+    blocks(text)
+    assert time.process_time() - began < 3  # 0.9 s at most on a quiet core; without the bound on brackets 6.6
+
+
 def test_a_huge_text_is_not_parsed():
     text = "[" * 300_000
     assert to_html(text).startswith("<pre>") and blocks(text) == [text]

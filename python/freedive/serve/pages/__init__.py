@@ -43,20 +43,20 @@ def mount(app: Any, service: Any, *, conversations: Path | None = None, base: bo
         page.register(pages)
     ui.run_with(app, title="freedive", favicon=BRAND_ICON, dark=None, language="en-US", tailwind=False, show_welcome_message=False,
                 reconnect_timeout=10.0)  # fmt: skip
-    app.router.routes[-1] = _behind(app.router.routes[-1], app.router.routes[:-1])
+    app.router.routes[-1] = _behind(app.router.routes[-1], ["/openapi.json", *app.openapi()["paths"]])
     app.add_middleware(PageHeaders)
     _mounted = True
 
 
-def _behind(mounted: Any, before: Sequence[Any]) -> Any:
-    """The mounted pages, which leave the names that routes have to these: an unknown path below /v1 is the API's 404, and not a page."""
+def _behind(mounted: Any, paths: Sequence[str]) -> Any:
+    """The mounted pages, which leave the first names of the API's paths to it: what is unknown below /v1 is the API's 404, and not a page."""
     from starlette.routing import Match, Mount
 
     first = lambda path: (path.split("/") + [""])[1]
-    taken = {first(getattr(route, "path", "")) for route in before} - {""}
+    taken = {first(path) for path in paths}
 
-    class Pages(Mount):
+    class Behind(Mount):
         def matches(self, scope: Any) -> Any:
             return (Match.NONE, {}) if first(scope.get("path", "")) in taken else super().matches(scope)
 
-    return Pages(mounted.path, app=mounted.app, name=mounted.name)
+    return Behind(mounted.path, app=mounted.app, name=mounted.name)

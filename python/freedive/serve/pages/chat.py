@@ -157,11 +157,10 @@ class Chat:
         path = self.c.path()
         if not text or self.running:
             return
-        first = not path
-        if first:
+        if not path:
             self.pages.store.rename(self.c, text)
         self._ask(node(path[-1].id if path else "", "user", text))
-        if first and not self.saved:
+        if self.c.nodes and not self.saved:
             self.saved = True
             with self.root:
                 ui.navigate.history.replace(f"/c/{self.c.id}")
@@ -260,8 +259,15 @@ class Chat:
     # ---- answering -------------------------------------------------------------------------------------------------
 
     def _ask(self, one: Node) -> None:
-        if self._kept(one):
+        if self._answers() and self._kept(one):
             self._answer(one.id)
+
+    def _answers(self) -> bool:
+        """Whether there is anybody who could; a notice if not."""
+        if self.pages.base and self.elsewhere.who != "theirs":
+            self._say("This is a base model: it does not answer. Try the playground.")
+            return False
+        return True
 
     def _kept(self, one: Node, choose: bool = True) -> bool:
         return self._guarded(lambda: self.pages.store.save(self.c, one, choose=choose))
@@ -269,8 +275,7 @@ class Chat:
     def _answer(self, parent: str, before: list[list[Any]] | None = None, tools: list[dict[str, Any]] | None = None) -> None:
         """Begin an answer to the message `parent`: ours, another endpoint's, or both beside each other."""
         who = "ours" if before else self.elsewhere.who
-        if who == "ours" and self.pages.base:
-            self._say("This is a base model: it does not answer. Try the playground.")
+        if not self._answers():
             return
         seed = self.settings.seed if self.settings.seed is not None else secrets.randbits(32)
         kept = {name: getattr(self.settings, name) for name in _SETTINGS} | {"seed": seed}
@@ -322,9 +327,9 @@ class Chat:
                     now = time.monotonic()
                     if not one.first and (delta.text or delta.reasoning or delta.tokens) and not (begun and one.tokens == delta.tokens):
                         one.first = round(now - start, 3)
-                    if now - drawn > _DRAW_EVERY:
-                        drawn = now
+                    if now > drawn:  # at most a fifth of the time is spent on drawing
                         self._drawn(one)
+                        drawn = max(now + _DRAW_EVERY, now + 5 * (time.monotonic() - now))
                     if now - saved > _SAVE_EVERY and (unsaved.text or unsaved.reasoning):
                         self.pages.store.write(self.c, {"kind": "delta", "id": one.id, "text": unsaved.text, "reasoning": unsaved.reasoning}, sync=False)
                         saved, unsaved = now, Delta()

@@ -13,11 +13,13 @@ import re
 from typing import Any
 
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 from mdit_py_plugins.texmath import texmath_plugin
 
-MAX_CHARS = 200_000  # more is shown as it is
+MAX_CHARS = 50_000  # more is shown as it is
 _MAX_MATHS, _MAX_CODE = 4_000, 50_000
+_MAX_BRACKETS = 250  # of one paragraph: the time that links and formulas are looked for grows with their square
 _LINES = re.compile(r"(?<=\n)|(?<=\r)(?!\n)")  # as markdown-it counts them
 _LINK = re.compile(r"(?:https?://|mailto:)", re.IGNORECASE)
 
@@ -46,6 +48,7 @@ def blocks(text: str) -> list[str]:
 @functools.lru_cache(maxsize=1)
 def _parser() -> MarkdownIt:
     parser = MarkdownIt("commonmark", {"html": False, "highlight": _highlighted, "maxNesting": 40}).enable(["table", "strikethrough"])
+    parser.core.ruler.at("inline", _inline)
     parser.use(dollarmath_plugin, allow_space=False, allow_digits=False, double_inline=True)
     parser.use(texmath_plugin, delimiters="brackets")  # \( \) and \[ \]
     for rule in ("math_inline", "math_single"):
@@ -55,6 +58,16 @@ def _parser() -> MarkdownIt:
     parser.add_render_rule("image", _picture)
     parser.validateLink = lambda url: bool(_LINK.match(url.strip()))  # type: ignore[method-assign]
     return parser
+
+
+def _inline(state: Any) -> None:
+    """markdown-it's own rule, but for paragraphs made to keep it busy (a model that repeats itself makes them too): these stay as they are."""
+    for token in state.tokens:
+        if token.type == "inline":
+            if token.content.count("[") + token.content.count("\\(") > _MAX_BRACKETS:
+                token.children = [Token("text", "", 0, content=token.content)]
+            else:
+                state.md.inline.parse(token.content, state.md, state.env, token.children)
 
 
 def _picture(_: Any, tokens: Any, at: int, options: Any, env: Any) -> str:

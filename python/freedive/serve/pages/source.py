@@ -214,7 +214,7 @@ def spoken(tok: Tokenizer, ids: Sequence[int]) -> str:
 # ---- theirs ----------------------------------------------------------------------------------------------------------
 
 _URL = re.compile(r"https?://[^\s/?#@]+(?:/[^\s?#]*)?")
-_MAX_LINE = 1 << 20
+_MAX_LINE, _MAX_ANSWER = 1 << 20, 16 << 20  # bytes of an endpoint's line, and of all of its answer
 
 
 def endpoint_url(base: str) -> str:
@@ -242,8 +242,8 @@ async def endpoint(base: str, key: str, model: str, messages: Sequence[Mapping[s
             async with client.stream("POST", endpoint_url(base), json=body, headers=headers) as answer:
                 if answer.status_code != 200:
                     raise UserError(f"the endpoint answered {answer.status_code}: {await _told(answer)}")
-                async for line in answer.aiter_lines():
-                    if not line.startswith("data:") or len(line) > _MAX_LINE:
+                async for line in _lines(answer):
+                    if not line.startswith("data:"):
                         continue
                     data = line[5:].strip()
                     if data == "[DONE]":
@@ -279,6 +279,20 @@ def _chunk(chunk: dict[str, Any], thinking: Thinking) -> tuple[Delta, str]:
             delta.tool = {"tool": str(function.get("name") or ""), "call": str(function.get("arguments") or ""), "part": int(call.get("index") or 0)}
         reason = choice.get("finish_reason") or reason
     return delta, str(reason)
+
+
+async def _lines(answer: Any) -> AsyncGenerator[str, None]:
+    """Lines of a streamed answer. Raises UserError for one without end."""
+    held, size = b"", 0
+    async for part in answer.aiter_bytes():
+        held, size = held + part, size + len(part)
+        *whole, held = held.split(b"\n")
+        for line in whole:
+            yield line.decode("utf-8", "replace").rstrip("\r")
+        if len(held) > _MAX_LINE or size > _MAX_ANSWER:
+            raise UserError("the endpoint's answer has no end")
+    if held:
+        yield held.decode("utf-8", "replace")
 
 
 async def _told(answer: Any) -> str:

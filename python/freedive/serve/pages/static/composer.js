@@ -4,7 +4,7 @@ export default {
   data: () => ({ text: "" }),
   template: `
     <div class="composer">
-      <textarea ref="field" rows="1" v-model="text" :placeholder="placeholder" :aria-label="placeholder" autofocus
+      <textarea ref="field" rows="1" maxlength="100000" v-model="text" :placeholder="placeholder" :aria-label="placeholder" autofocus
         @keydown.enter="enter" @keydown.esc="$emit('halt')" @keydown.up="up" @input="grow"></textarea>
       <button v-if="busy" type="button" class="main" aria-label="Stop" title="Stop (Esc)" @click="$emit('halt')">
         <svg viewBox="0 0 24 24" fill="currentColor" aria-hidden="true"><rect x="6" y="6" width="12" height="12" rx="2"/></svg></button>
