@@ -51,7 +51,7 @@ PACKAGES = {
 # extra -> import names of its packages, what they are for
 EXTRAS = {
     "data": (("pyarrow", "zstandard", "fsspec", "trafilatura", "tldextract", "phonenumbers"), "parquet, zstd, s3:// and hf://, trafilatura, URL lists, telephone numbers"),
-    "serve": (("fastapi", "uvicorn", "prometheus_client", "llguidance", "pydantic_monty"), "`freedive serve`, answers held to a grammar or JSON schema, the Python tool"),
+    "serve": (("fastapi", "uvicorn", "prometheus_client", "nicegui", "llguidance", "pydantic_monty"), "`freedive serve` and its pages, answers held to a grammar or JSON schema, the Python tool"),
     "ray": (("ray",), "`freedive data --ray`"),
 }
 
