@@ -177,7 +177,7 @@ def test_limits_follow_the_address_that_is_listened_on():
 
 
 @pytest.mark.slow
-def test_64_clients_that_leave_at_random_for_ten_seconds_lose_nothing_and_leak_nothing():
+def test_64_clients_that_leave_at_random_lose_nothing_and_leak_nothing():
     """Each request either was left by its client, or has all its tokens, the same as ever."""
     import random
 
@@ -185,12 +185,11 @@ def test_64_clients_that_leave_at_random_for_ten_seconds_lose_nothing_and_leak_n
     lost: list[str] = []
     counts = {"whole": 0, "left": 0}
     with Served(max_queue=64) as s:
-        until = time.monotonic() + 10
 
         async def client(number):
             rng = random.Random(number)
             async with httpx.AsyncClient(base_url=s.url, timeout=60) as http:
-                while time.monotonic() < until:
+                for _ in range(8):
                     seed = rng.randrange(40)
                     asked = {"prompt": f"{seed} " * (seed + 1), "seed": seed, "max_tokens": 30, "temperature": 0.9, "ignore_eos": True, "stream": rng.random() < 0.7}
                     leaves = rng.random() < 0.3
@@ -239,9 +238,9 @@ def test_64_clients_that_leave_at_random_for_ten_seconds_lose_nothing_and_leak_n
 
         thread = threading.Thread(target=lambda: asyncio.run(everybody()))
         thread.start()
-        thread.join(60)
+        thread.join(300)
         assert not thread.is_alive() and not lost, lost[:5]
-        assert counts["whole"] > 64 and counts["left"] > 10, counts
+        assert sum(counts.values()) == 64 * 8 and counts["left"] > 10, counts
         for _ in range(500):
             if not s.service.engine.busy and not s.service.open_choices:
                 break
