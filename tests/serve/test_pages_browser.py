@@ -345,7 +345,8 @@ def test_nothing_stands_in_anybody_s_way(opened: Callable[..., Any], server: Ser
     """No serious finding of axe-core's, on any page, light or dark; and the pictures."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python: pip install 'freedive[test]'").Axe()
     page = opened("/", color_scheme=scheme)
-    found = {"empty chat": axe.run(page)}
+    look = lambda: axe.run(page, options=None if scheme == "light" else {"runOnly": ["color-contrast"]})  # the rest is the same in the dark
+    found = {"empty chat": look()}
     page.get_by_role("button", name="Settings").click()
     setting(page, "Temperature", 0)
     setting(page, "Longest answer", 96)
@@ -355,7 +356,7 @@ def test_nothing_stands_in_anybody_s_way(opened: Callable[..., Any], server: Ser
     page.get_by_role("button", name="Tokens").click()
     page.locator(".toks .t").nth(11).hover()
     shot(page, f"chat-tokens-{scheme}")
-    found["chat"] = axe.run(page)
+    found["chat"] = look()
     for name, button, ready in (("playground", "Go on", "[data-dream] [role=status]:has-text('tokens ·')"), ("tokenizer", "Numbers", ".pieces .p"), ("model", "Look", ".heads button")):
         page.goto(f"{server.base}/{name}")
         if name == "playground":
@@ -369,7 +370,7 @@ def test_nothing_stands_in_anybody_s_way(opened: Callable[..., Any], server: Ser
             page.wait_for_timeout(150)
             page.screenshot(path=SHOTS / f"model-whole-{scheme}.png", full_page=True)
         shot(page, f"{name}-{scheme}")
-        found[name] = axe.run(page)
+        found[name] = look()
     bad = [(name, v["id"], v["impact"], v["nodes"][0]["html"][:200], v["nodes"][0].get("failureSummary", "")[:300])
            for name, result in found.items() for v in result.response["violations"] if v["impact"] in ("serious", "critical")]  # fmt: skip
     assert not bad
@@ -484,7 +485,7 @@ def test_a_killed_server_has_kept_what_was_said(smollm2: Path, tmp_path: Path, b
     first.start()
     page = browser.new_page()
     page.goto(first.base)
-    ask(page, "What is a whale?")
+    ask(page, "What is 2+2?")
     whole = last(page)
     ask(page, "Tell a very long story about a whale and a ship, with many chapters.", wait=False)
     page.wait_for_function("document.querySelectorAll('.turn.assistant')[1]?.querySelector('.prose').innerText.length > 150", timeout=30_000)
@@ -501,8 +502,10 @@ def test_a_killed_server_has_kept_what_was_said(smollm2: Path, tmp_path: Path, b
         assert page.locator(".turn.assistant .prose").first.inner_text() == whole
         assert len(last(page)) > 60 and " ".join(last(page).split())[:60] == " ".join(seen.split())[:60]
         expect(page.locator(".figures").last).to_contain_text("interrupted")
-        page.get_by_role("button", name="Again").last.click()  # and goes on
-        page.wait_for_function("[...document.querySelectorAll('.turn.assistant')].at(-1).querySelector('.prose').innerText.length > 20")
+        kept = last(page)
+        page.get_by_role("button", name="Go on").click()  # and so it does
+        page.wait_for_function("n => [...document.querySelectorAll('.turn.assistant')].at(-1).querySelector('.prose').innerText.length > n + 20", arg=len(kept))
+        assert " ".join(last(page).split())[:60] == " ".join(kept.split())[:60]
         page.close()
     finally:
         second.kill(signal.SIGINT)

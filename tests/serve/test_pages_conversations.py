@@ -10,8 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+pytest.importorskip("nicegui", reason="the pages need nicegui: pip install 'freedive[serve]'")
+from serve_cases import TOKENIZER
+
 from freedive.runs import UserError
 from freedive.serve.pages.conversations import Conversation, Store, default_folder, node, title_of
+from freedive.serve.pages.parts import token_items
+from freedive.serve.pages.turns import figures_of
 
 
 def talk(store: Store) -> Conversation:
@@ -49,7 +54,7 @@ def test_an_answer_cut_at_any_byte_is_a_prefix_of_it(tmp_path: Path):
     growing = node(q, "assistant")
     store.save(c, growing)
     for piece in ("Because ", "the air 🌊 ", "scatters", " it."):
-        store.write(c, {"kind": "delta", "id": growing.id, "text": piece}, sync=False)
+        store.write(c, {"kind": "delta", "id": growing.id, "text": piece, "tokens": [[len(piece), -0.5, [[len(piece), -0.5]]]]}, sync=False)
     path = tmp_path / f"{c.id}.jsonl"
     whole = path.read_bytes()
     begin = whole.index(b'"delta"') - 9
@@ -57,6 +62,8 @@ def test_an_answer_cut_at_any_byte_is_a_prefix_of_it(tmp_path: Path):
         path.write_bytes(whole[:size])
         text = store.load(c.id).nodes[growing.id].text
         assert "Because the air 🌊 scatters it.".startswith(text)
+        tokens = store.load(c.id).nodes[growing.id].tokens
+        assert [t[0] for t in tokens] == [8, 10, 8, 4][: len(tokens)] and (len(tokens) == 4) == text.endswith("it.")
     path.write_bytes(whole[:-3])  # torn: what is appended next is a line of its own
     store.write(c, {"kind": "delta", "id": growing.id, "text": "!"})
     assert store.load(c.id).nodes[growing.id].text == "Because the air 🌊 scatters!"
@@ -112,6 +119,20 @@ def test_a_file_of_anything_is_a_conversation(tmp_path_factory: pytest.TempPathF
         assert len(c.above(one)) <= len(c.nodes)
     c.messages(path)
     store.list()
+    for one in c.nodes.values():
+        token_items(TOKENIZER, one.tokens)
+        figures_of(one)
+
+
+@pytest.mark.parametrize("tokens", [[[1]], [[1, "x", []]], [[True, 0, []]], [[1, 0, [[1]]]], [[-1, 0, []]], "no list", [[1, -0.5, [[2, None]]]], {"a": 1}])
+def test_tokens_that_are_none_are_left_out(tmp_path: Path, tokens: object):
+    store = Store(tmp_path)
+    c = store.new("x")
+    one = node("", "assistant", "kept")
+    store.save(c, one)
+    store.write(c, {"kind": "delta", "id": one.id, "text": "!", "tokens": tokens})
+    again = store.load(c.id).nodes[one.id]
+    assert again.text == "kept!" and again.tokens == []
 
 
 def test_a_folder_that_cannot_be_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -324,14 +324,16 @@ class Chat:
                     take(one, delta)
                     unsaved.text += delta.text
                     unsaved.reasoning += delta.reasoning
+                    unsaved.tokens += delta.tokens
                     now = time.monotonic()
                     if not one.first and (delta.text or delta.reasoning or delta.tokens) and not (begun and one.tokens == delta.tokens):
                         one.first = round(now - start, 3)
                     if now > drawn:  # at most a fifth of the time is spent on drawing
                         self._drawn(one)
                         drawn = max(now + _DRAW_EVERY, now + 5 * (time.monotonic() - now))
-                    if now - saved > _SAVE_EVERY and (unsaved.text or unsaved.reasoning):
-                        self.pages.store.write(self.c, {"kind": "delta", "id": one.id, "text": unsaved.text, "reasoning": unsaved.reasoning}, sync=False)
+                    if now - saved > _SAVE_EVERY:
+                        more = {"text": unsaved.text, "reasoning": unsaved.reasoning, "tokens": unsaved.tokens}
+                        self.pages.store.write(self.c, {"kind": "delta", "id": one.id, **more}, sync=False)
                         saved, unsaved = now, Delta()
         except asyncio.CancelledError:
             one.finish = "stopped"

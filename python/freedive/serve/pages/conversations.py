@@ -4,7 +4,7 @@ A question asked again, or an answer drawn again, is a new branch beside the old
 records, the last one about a message wins:
     {"kind": "conversation", "version": 1, "id", "title", "created", "system"}     the first line
     {"kind": "node", "id", "parent", "role", "text", ...}                          a message, whole
-    {"kind": "delta", "id", "text", "reasoning"}                                   more of an answer that is being written
+    {"kind": "delta", "id", "text", "reasoning", "tokens"}                         more of an answer that is being written
     {"kind": "choose", "id"}                                                       the branch shown where this one forks off
 So a process killed in the middle of an answer loses at most the last second of it, and a torn last line is passed over.
 """
@@ -229,13 +229,25 @@ def _apply(c: Conversation, kind: str, record: dict[str, Any]) -> None:
         return
     if kind == "node":
         fields: dict[str, Any] = {k: v for k, v in record.items() if k in _KINDS and isinstance(v, _KINDS[k])}
+        fields["tokens"] = _tokens(fields.get("tokens"))
+        fields["tools"] = [t for t in fields.get("tools", []) if isinstance(t, dict)]
         if {"parent", "role"} <= fields.keys() and fields["role"] in ("user", "assistant"):
             c.nodes[id] = Node(**fields)
     elif id in c.nodes and kind == "delta":
         c.nodes[id].text += str(record.get("text", ""))
         c.nodes[id].reasoning += str(record.get("reasoning", ""))
+        c.nodes[id].tokens += _tokens(record.get("tokens"))
     elif id in c.nodes and kind == "choose":
         c.chosen[c.nodes[id].parent] = id
+
+
+def _tokens(value: Any) -> list[list[Any]]:
+    """The tokens of a record; none of them where one is not what it should be, for half of them would be another answer."""
+    number = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool)
+    id = lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= 0
+    tops = lambda x: isinstance(x, list) and all(isinstance(a, list) and len(a) == 2 and id(a[0]) and number(a[1]) for a in x)
+    fine = isinstance(value, list) and all(isinstance(t, list) and len(t) == 3 and id(t[0]) and (t[1] is None or number(t[1])) and tops(t[2]) for t in value)
+    return value if fine else []
 
 
 def _head(c: Conversation) -> dict[str, Any]:

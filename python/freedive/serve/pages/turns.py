@@ -9,6 +9,7 @@ from nicegui import ui
 
 from .conversations import Node
 from .parts import Prose, Tag, TokenView, box, button, copy_text, field, fixed_html, token_items
+from .source import said_ids
 
 if TYPE_CHECKING:
     from .chat import Chat
@@ -134,7 +135,7 @@ class Answer:
             if node.text:
                 button("Copy", lambda: copy_text(node.text), icon_name="copy", bare=True)
             button("Again", lambda: page.again(node), icon_name="again", bare=True)
-            if node.tokens and node.source == page.pages.name:
+            if said_ids(page.pages.tok, page.pages.name, node):  # not those of another model that had this name
                 pressed = "true" if node.id in page.open_tokens else "false"
                 button("Tokens", lambda: page.toggle_tokens(node), icon_name="tokens", aria_pressed=pressed)
                 if node.finish in ("length", "stopped", ""):
