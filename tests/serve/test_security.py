@@ -116,6 +116,17 @@ def test_the_key_is_asked_for_everywhere_but_health():
             assert s.http.get("/v1/models", headers={"Authorization": header.encode("latin-1")}).status_code == 401
 
 
+def test_an_allowed_page_may_ask_and_says_the_key_only_when_it_does():
+    with Served(limits=Limits(api_key="k", origins=("https://a.example",))) as s:
+        asks = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+        answer = s.http.options("/v1/completions", headers=asks)
+        assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == "https://a.example"
+        answer = s.http.post("/v1/completions", json=ASK, headers={"Origin": "https://a.example", "Authorization": "Bearer k"})
+        assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == "https://a.example"
+        assert s.http.post("/v1/completions", json=ASK, headers={"Origin": "https://a.example"}).status_code == 401
+        assert s.http.options("/v1/completions", headers=asks | {"Origin": "https://b.example"}).status_code == 403
+
+
 def test_unknown_paths_and_methods(served):
     refused(served.http.get("/v1/nothing"), 404, "not_found")
     refused(served.http.get("/v1/completions"), 405, "method_not_allowed")
@@ -157,6 +168,13 @@ def test_a_deadline_is_told_as_one():
     with Served(deadline=0.15) as s:
         told = s.http.post("/v1/completions", json={"prompt": "x", "max_tokens": 2000, "ignore_eos": True}).json()
         assert told["choices"][0]["finish_reason"] == "length" and 0 < told["usage"]["completion_tokens"] < 2000
+    with Served(deadline=1e-6) as s:  # over before it was begun
+        for path, asked in (("/v1/completions", ASK), ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 9})):
+            answer = s.http.post(path, json=asked)
+            assert refused(answer, 503, "deadline") and "retry-after" in answer.headers
+            with s.http.stream("POST", path, json=asked | {"stream": True}) as answer:
+                last = [line for line in answer.iter_lines() if line][-1]
+            assert json.loads(last[6:])["error"]["code"] == "deadline"
 
 
 def test_metrics_count_what_happened(served):

@@ -19,6 +19,8 @@ from .service import Service
 
 ONE_LINE = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}  # llguidance's; spaced as chat templates write JSON
 
+UNFINISHED = ("deadline", "cancelled")  # reasons of the service's, not of the answer
+
 
 def service_of(request: Request, model: str | None = None) -> Service:
     """The service; APIError 404 for a model that is not served here."""

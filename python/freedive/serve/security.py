@@ -54,7 +54,8 @@ class Security:
             headers = Headers(scope=scope)
             self._host(headers)
             self._origin(headers)
-            self._key(scope["path"], headers)
+            if not self._preflight(scope, headers):
+                self._key(scope["path"], headers)
             if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
                 receive = await self._body(scope, headers, receive)
         except APIError as error:
@@ -79,6 +80,11 @@ class Security:
             own = urlsplit(origin).netloc.lower() == headers["host"].lower() and origin.startswith(("http://", "https://"))
             if not own and origin.lower() not in self.limits.origins:
                 raise APIError(403, f"pages of {origin[:80]!r} may not use this server; start it with --allow-origin if they are yours", code="origin_not_allowed")
+
+    def _preflight(self, scope: Scope, headers: Headers) -> bool:
+        """Whether a browser asks if an allowed page may ask: that question never carries the key."""
+        asks = scope.get("method") == "OPTIONS" and "access-control-request-method" in headers
+        return asks and headers.get("origin", "").lower() in self.limits.origins
 
     def _key(self, path: str, headers: Headers) -> None:
         key = self.limits.api_key

@@ -341,6 +341,8 @@ class Service:
                         going = False
                         break
                     self._do(kind, what)
+                    if kind == "call" and engine.busy:  # one between two steps, so that many do not hold up who generates
+                        break
             except queue.Empty:
                 pass
             if not going:

@@ -12,7 +12,7 @@ from freedive.inference import Grammar
 from freedive.tokenizer import Tokenizer
 
 from .. import sse
-from ..asking import ended, json_grammar, new_id, not_begun, now, params, service_of, stop_ids, stop_texts, structured, token_text, usage
+from ..asking import UNFINISHED, ended, json_grammar, new_id, not_begun, now, params, service_of, stop_ids, stop_texts, structured, token_text, usage
 from ..chat_form import Offer, call_ends, chat_ids, grammar_of, offer
 from ..chat_parse import Parser, Part, can_think
 from ..errors import JSON, APIError, finite
@@ -36,6 +36,8 @@ class _Answer:
 
     def take(self, event: Event, stream: Stream) -> tuple[list[Part], list[dict[str, Any]]]:
         """New parts and log-probs. A stop string in the content ends the choice here where the engine was not told of it."""
+        if self.reason is not None:
+            return [], []  # it had ended here when this was already on its way
         self.tokens += len(event.ids)
         parts = self.parser.push(event.ids)
         reason = event.finish_reason
@@ -106,7 +108,7 @@ async def chat_completions(request: Request, ask: ChatRequest) -> Response:
     answers = [_Answer(tok, what, ask, sampled.stop_ids, stops, i) for i in range(n)]
     head = {"id": new_id("chatcmpl"), "created": now(), "model": service.name, "system_fingerprint": None, "x_seed": stream.seed}
     if ask.stream:
-        return sse.respond(_streamed(ask, stream, answers, head | {"object": "chat.completion.chunk"}))
+        return sse.respond(_streamed(service, ask, stream, answers, head | {"object": "chat.completion.chunk"}))
     try:
         return JSON(await sse.while_there(request, _whole(service, ask, stream, answers, head | {"object": "chat.completion"})))
     finally:
@@ -135,7 +137,7 @@ async def _whole(service: Service, ask: ChatRequest, stream: Stream, answers: li
         answers[event.index].take(event, stream)
     choices = []
     for a in answers:
-        if a.reason in ("deadline", "cancelled") and not a.tokens:
+        if a.reason in UNFINISHED and not a.tokens:
             raise not_begun(service)
         message = a.message()
         choices.append({"index": a.index, "message": message, "logprobs": {"content": a.logprobs, "refusal": None} if ask.logprobs else None, "finish_reason": a.finish_reason})
@@ -146,7 +148,7 @@ def _usage(stream: Stream, answers: list[_Answer], cached: int) -> dict[str, Any
     return usage(stream.prompt_tokens, sum(a.tokens for a in answers), cached, sum(a.parser.reasoning_tokens for a in answers))
 
 
-async def _streamed(ask: ChatRequest, stream: Stream, answers: list[_Answer], head: dict[str, Any]) -> AsyncIterator[bytes]:
+async def _streamed(service: Service, ask: ChatRequest, stream: Stream, answers: list[_Answer], head: dict[str, Any]) -> AsyncIterator[bytes]:
     with_usage = bool(ask.stream_options and ask.stream_options.include_usage)
     empty: dict[str, Any] = {"usage": None} if with_usage else {}
     cached = 0
@@ -159,7 +161,11 @@ async def _streamed(ask: ChatRequest, stream: Stream, answers: list[_Answer], he
         nonlocal cached
         cached += event.cached_tokens if event.index == 0 else 0
         answer = answers[event.index]
+        if answer.reason is not None:
+            return b""
         parts, logprobs = answer.take(event, stream)
+        if answer.reason in UNFINISHED and not answer.tokens:
+            raise not_begun(service)
         out = b""
         for part in parts:
             if part.kind == "call":

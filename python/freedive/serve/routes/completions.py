@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from freedive.tokenizer import Tokenizer
 
 from .. import sse
-from ..asking import ended, new_id, not_begun, now, params, service_of, stop_ids, stop_texts, structured, token_text, token_texts, usage
+from ..asking import UNFINISHED, ended, new_id, not_begun, now, params, service_of, stop_ids, stop_texts, structured, token_text, token_texts, usage
 from ..errors import JSON, APIError, finite
 from ..schemas import MOST_PROMPTS, CompletionRequest
 from ..service import ContextOverflow, Event, Service, Stream
@@ -120,7 +120,7 @@ async def completions(request: Request, ask: CompletionRequest) -> Response:
     stream = await service.open_all([ids for ids, _ in prompts], asked, seed=ask.seed, n=best_of)
     head = {"id": new_id("cmpl"), "object": "text_completion", "created": now(), "model": service.name, "x_seed": stream.seed}
     if ask.stream:
-        return sse.respond(_streamed(ask, stream, writers, head, best_of))
+        return sse.respond(_streamed(service, ask, stream, writers, head, best_of))
     try:
         return JSON(await sse.while_there(request, _whole(service, ask, stream, writers, head, best_of)))
     finally:
@@ -153,7 +153,7 @@ async def _whole(service: Service, ask: CompletionRequest, stream: Stream, write
     for first in range(0, len(found), best_of):
         of_prompt = found[first : first + best_of]
         for choice in sorted(of_prompt, key=lambda c: -c.mean)[:n] if best_of > n else of_prompt:
-            if choice.reason in ("deadline", "cancelled") and not choice.ids:
+            if choice.reason in UNFINISHED and not choice.ids:
                 raise not_begun(service)
             choices.append({"index": len(choices), "text": choice.text, "logprobs": choice.told.body() if choice.told is not None else None,
                             "finish_reason": "length" if ask.max_tokens == 0 else ended(choice.reason)})  # fmt: skip
@@ -164,7 +164,7 @@ def _completed(ask: CompletionRequest, choices: list[_Choice]) -> int:
     return sum(len(c.ids) for c in choices) if ask.max_tokens != 0 else 0
 
 
-async def _streamed(ask: CompletionRequest, stream: Stream, writers: list[_Writer], head: dict[str, Any], best_of: int) -> AsyncIterator[bytes]:
+async def _streamed(service: Service, ask: CompletionRequest, stream: Stream, writers: list[_Writer], head: dict[str, Any], best_of: int) -> AsyncIterator[bytes]:
     found, cached = [_Choice() for _ in writers], 0
     with_usage = bool(ask.stream_options and ask.stream_options.include_usage)
     empty: dict[str, Any] = {"usage": None} if with_usage else {}
@@ -173,6 +173,8 @@ async def _streamed(ask: CompletionRequest, stream: Stream, writers: list[_Write
         nonlocal cached
         text, told = writers[event.index].write(event)
         found[event.index].ids += event.ids
+        if event.finish_reason in UNFINISHED and not found[event.index].ids:
+            raise not_begun(service)
         cached += event.cached_tokens if event.index % best_of == 0 else 0
         reason = None if event.finish_reason is None else "length" if ask.max_tokens == 0 else ended(event.finish_reason)
         return sse.data(head | {"choices": [{"index": event.index, "text": text, "logprobs": told, "finish_reason": reason}]} | empty)
