@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -14,6 +15,8 @@ from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from hypothesis.errors import Unsatisfiable  # noqa: E402
 from serve_cases import leaks  # noqa: E402
+
+EXAMPLES = int(os.environ.get("FREEDIVE_SCHEMA_EXAMPLES", "25"))  # of each route and mode
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def test_no_request_made_up_from_the_schema_is_a_server_error(served, schema, mo
         strategy = operation.as_strategy(generation_mode=generation)
 
         @given(case=strategy)
-        @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+        @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
         def probe(case):
             if isinstance(case.body, dict):  # a token or two: this is about what is asked, not about how much is said
                 for name in ("max_tokens", "max_completion_tokens"):
