@@ -4,7 +4,7 @@
 
 Data: the training part of the Schema-Guided Dialogue corpus (sgd_train.jsonl.gz and sgd_train_schema.json, CC BY-SA 4.0). Held out are its last
 500 dialogues by a hash of the id; four services, chosen by a hash too, are in no dialogue that is trained on. Each dialogue begins with the
-functions of its services as the corpus describes them, a line each; calls and results stand in it as tool calls. Training: `freedive sft
+functions of its services as the corpus describes them, a line each; calls stand in it as tool calls, and of their results what is then said. Training: `freedive sft
 --lora-rank`, resumable. Measured, before and after, at every call of the held-out dialogues, the true dialogue up to it given: is the answer
 a call, of the right function, with exactly the right arguments; F1 of the arguments (pairs of name and value, summed over all calls); and how often
 a call comes where the corpus has words. Greedy. The last line is JSON. Time of training: as printed by the run; 2 cores, busy or not.
@@ -32,7 +32,6 @@ from freedive.tokenizer.chat_json import parse_call
 
 TOLD = "You help people by calling functions. When all that a function needs is known, call it: <tool_call>\n{\"name\": ..., \"arguments\": {...}}\n</tool_call>\nToday is 2019-03-01.\nFunctions:"
 HELD_OUT, UNSEEN = 500, 4
-RESULTS = 1  # rows of a service's answer that are kept in the dialogue: the assistant speaks of the first
 
 
 def hashed(text: str) -> str:
@@ -50,11 +49,17 @@ def functions(schema: list[dict[str, Any]], services: list[str]) -> str:
     return "\n".join([TOLD, *lines])
 
 
+def spoken(turn: dict[str, Any]) -> dict[str, Any]:
+    """How many results a call had, and of the first what the assistant speaks of: a corpus's whole answers are a third of its tokens."""
+    results = turn.get("result") or []
+    return {"results": len(results)} | {k: v for k, v in (results[0] if results else {}).items() if str(v).lower() in turn["text"].lower()}
+
+
 def messages(dialogue: dict[str, Any], schema: list[dict[str, Any]]) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = [{"role": "system", "content": functions(schema, dialogue["services"])}]
     for turn in dialogue["turns"]:
         if turn.get("call"):
-            out += tool_messages(turn["call"]["method"], turn["call"]["parameters"], (turn.get("result") or [])[:RESULTS])
+            out += tool_messages(turn["call"]["method"], turn["call"]["parameters"], spoken(turn))
         out.append({"role": turn["role"], "content": turn["text"]})
     return out
 
@@ -123,11 +128,11 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("sgd"))
-    parser.add_argument("--dialogues", type=int, default=1200, help="trained on")
-    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--dialogues", type=int, default=900, help="trained on")
+    parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--batch-tokens", type=int, default=4096)
-    parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--context", type=int, default=1280)
     parser.add_argument("--dtype", default="bfloat16", help="of the products while training")
     parser.add_argument("--calls", type=int, default=0, help="calls measured (0: all of the held-out dialogues)")
     parser.add_argument("--words", type=int, default=300, help="turns without a call measured")
