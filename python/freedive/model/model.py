@@ -130,11 +130,11 @@ class Model:
             raise ValueError(f"threads is {threads}; it must be at least 1")
         if packed_bytes is not None and trainable and lora is None:
             raise UserError("packed weights cannot be trained", hint='load the model with weights="float32", or train an adapter beside them (lora)')
-        if dtype == "int8" and trainable:
-            raise UserError("dtype int8 is for inference", hint="train in float32 or bfloat16")
         self.lora = None if lora is None else check_lora(lora, config)
         if packed_bytes is None and dtype == "int8":
             raise UserError("dtype int8 needs weights of 8 or 4 bits, and these are float32", hint='load the model with weights="int8" (on the command line: --weights int8)')
+        if dtype == "int8" and trainable:
+            raise UserError("dtype int8 is for inference", hint="train in float32 or bfloat16")
         check_fits(config, max_tokens, max_seqs, trainable, threads, packed_bytes, self.lora)
         self.packed: tuple[str, ...] = ()  # types of the matrices where they are packed, e.g. ("Q4_1", "Q8_0")
         self.config, self.max_tokens, self.max_seqs, self.trainable = config, max_tokens, max_seqs, trainable
