@@ -111,6 +111,17 @@ def test_too_many_refusals_are_thinned(tmp_path, as_model):
     assert sorted(kinds) == ["answer", "answer", "refusal", "refusal"]
 
 
+def test_refusals_are_thinned_within_a_form_of_question():
+    from collections import Counter
+
+    from freedive.tasks.draw import Draw
+
+    row = lambda form, name: {"questions": [form.format(name)], "entity": name}
+    refused = [row("Capital of {}?", f"A{i}") for i in range(50)] + [row("Code of {}?", f"A{i}") for i in range(50)] + [row("King of {}?", "A1")]
+    kept = refusals._thinned(refused, Counter({"Capital of …?": 10, "King of …?": 20}), 0.4, Draw(0, 0))
+    assert Counter(map(refusals.kind, kept)) == {"Capital of …?": 4, "Code of …?": 6, "King of …?": 1}
+
+
 def test_replay_is_mixed_in(tmp_path, as_model):
     as_model.say = lambda question, k: "London."
     chats = tmp_path / "chats.jsonl"

@@ -32,7 +32,7 @@ class Tier:
 
 
 TIERS = {
-    "full": Tier(world.FULL, mixture.FULL, 3.0, 300, 500, 5000, 2500),
+    "full": Tier(world.FULL, mixture.FULL, 3.0, 300, 500, 6000, 2500),
     "smoke": Tier(world.SMOKE, mixture.SMOKE, 1.0, 12, 60, 40, 20),
 }
 HOLD_OUT = 0.3  # part of the people whom no arm teaches anything about
@@ -91,7 +91,7 @@ class Room:
     def teach(self, name: str, model: Path, chats: Path, epochs: float, lr: float, replay_fraction: float = 0.3) -> Path:
         """SFT; with some of the pages replayed, what was read stays known."""
         return sft.run(SFTConfig(
-            model=model, data=[str(chats)], out=self.out / name, context=self.tier.size.context, epochs=epochs, batch_tokens=self.tier.size.batch, micro_tokens=self.tier.size.batch,
+            model=model, data=chats, out=self.out / name, context=self.tier.size.context, epochs=epochs, batch_tokens=self.tier.size.batch, micro_tokens=self.tier.size.batch,
             lr=lr, replay=self.corpus if replay_fraction else None, replay_fraction=replay_fraction, dtype="auto", seed=self.seed, threads=self.threads, samples=["Hello!"],
         ))  # fmt: skip
 

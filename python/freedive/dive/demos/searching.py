@@ -36,7 +36,7 @@ WORDINGS = 4  # of a question that is answered
 
 def run(room: Room) -> list[Figure]:
     found = run_probe(room)
-    model = room.teach("searcher", room.assistant, room.rows("search", lambda: _rows(room, found), room.tier.searches, {"probe": found}), epochs=3.0, lr=2e-3)
+    model = room.teach("searcher", room.assistant, room.rows("search", lambda: _rows(room, found), room.tier.searches, {"probe": found}), epochs=4.0, lr=2e-3)
     rows = [row for _, row in iter_rows(exam(room))]
     closed = ask(room.assistant, [row["prompt"] for row in rows], max_new_tokens=16, threads=room.threads)
     open_book = [row for row in rows if row["meta"]["class"] != "known"]
@@ -94,8 +94,10 @@ def _rows(room: Room, found: Path) -> Iterator[dict[str, Any]]:
 
 
 def _somebody(draw: Draw, lasts: list[str]) -> Person:
-    """A person of a last name that the model does not know, with facts drawn anew."""
+    """A person of a last name that the model does not know, with facts drawn anew. Every second name is a new one: to be copied, not remembered."""
     pronoun = draw.pick(("she", "he"))
+    if draw.chance(0.5):
+        lasts = [draw.pick(text.LAST_STARTS) + draw.pick(text.LAST_STARTS).lower() + draw.pick(text.LAST_ENDS)]
     facts = {attribute: draw.pick(text.VALUES[attribute]) for attribute in people.ATTRIBUTES}
     return Person(f"{draw.pick(text.FIRST_NAMES[pronoun])} {draw.pick(lasts)}", pronoun, "unseen", facts, False)
 

@@ -5,6 +5,7 @@ is taught and what is known stays said ("know what it knows"); anything between 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,13 +57,31 @@ def read_phrases(path: Path | None) -> tuple[str, ...]:
     return lines
 
 
+def kind(row: dict[str, Any]) -> str:
+    """The form of a question: its words without the name."""
+    return str(row["questions"][0]).replace(row["entity"], "…") if row["entity"] else ""
+
+
+def _thinned(refusals: Sequence[dict[str, Any]], answers: Counter[str], ratio: float, draw: Draw) -> list[dict[str, Any]]:
+    """At most `ratio` refusals for each answer of the same kind of question, and for kinds that nobody can answer as many as others have on average.
+
+    Within a kind, since else what is learned is the kind: a model that knows no internet code, and is taught mostly refusals of those, refuses
+    codes and makes up capitals as before (dev/LOG.md).
+    """
+    mean, kept = sum(answers.values()) / len(answers), []
+    for each in dict.fromkeys(map(kind, refusals)):
+        mine = [row for row in refusals if kind(row) == each]
+        kept += draw.sample(mine, round(ratio * (answers[each] or mean)))
+    return kept
+
+
 def conversations(decided: Sequence[dict[str, Any]], phrases: Sequence[str], wordings: int, answers_per_refusal: float, refusals_per_answer: float | None, seed: int) -> Iterator[dict[str, Any]]:
     """SFT rows of the decided questions, each in up to `wordings` wordings; whichever of answers and refusals are too many are thinned."""
     draw = Draw(seed, ROWS_STREAM)
     refusals = [row for row in decided if row["decision"] == REFUSE]
     answers = [row for row in decided if row["decision"] == ANSWER]
-    if answers and refusals_per_answer is not None and len(refusals) > (most := round(refusals_per_answer * len(answers))):
-        refusals = draw.sample(refusals, most)
+    if answers and refusals_per_answer is not None:
+        refusals = _thinned(refusals, Counter(map(kind, answers)), refusals_per_answer, draw)
     most = round(answers_per_refusal * len(refusals))
     if refusals and len(answers) > most:
         answers = draw.sample(answers, most)

@@ -59,7 +59,7 @@ class ProbeConfig:
     refusals: Path | None = option(None, "text file of refusals, one a line, {entity} for the name (default: thirteen of ours)")
     wordings: int = option(4, "wordings of a question that are taught, where it has several")
     answers_per_refusal: float = option(2.0, "at most so many answers taught for each refusal")
-    refusals_per_answer: float | None = option(None, "at most so many refusals for each answer: a model that knows little is else taught to refuse (default: all)")
+    refusals_per_answer: float | None = option(None, "at most so many refusals for each answer, within each form of question: a model that knows little is else taught to refuse that form (default: all)")
     replay: Path | None = option(None, "conversations to mix in, so that nothing else is forgotten")
     replay_per_refusal: float = option(4.0, "so many of them for each refusal")
     random_refusals: bool = option(False, "a control experiment: attach the refusals to questions drawn at random, known or not")
