@@ -14,10 +14,12 @@ pytest.importorskip("fastapi", reason="the server's packages are not installed: 
 httpx = pytest.importorskip("httpx", reason="httpx is not installed")
 pytest.importorskip("openai", reason="OpenAI's client is not installed: pip install openai")
 
-from serve_cases import leaks  # noqa: E402
-from serve_http import Served  # noqa: E402
+from serve_cases import leaks, make_lm, run_with  # noqa: E402
+from serve_http import LARGE, Served  # noqa: E402
 
+from freedive.inference import Params  # noqa: E402
 from freedive.serve.security import Limits, limits_for  # noqa: E402
+from freedive.serve.sse import Answer  # noqa: E402
 
 ASK = {"prompt": "x", "max_tokens": 2}
 
@@ -162,6 +164,27 @@ def test_a_client_that_leaves_before_its_answer_frees_the_row(served):
             time.sleep(0.001)
             assert time.monotonic() - began < 2
         leaks(served.service)
+
+
+def test_a_client_that_leaves_before_the_first_piece_frees_the_row_too():
+    async def body(service):
+        stream = await service.open([1], Params(900, 1.0))
+
+        async def pieces():
+            async for event in stream:
+                yield event.text.encode()
+
+        async def send(message):
+            raise OSError("gone")
+
+        async def receive():
+            await asyncio.sleep(3600)
+
+        with pytest.raises(BaseException):  # noqa: B017
+            await Answer(stream, pieces())({"type": "http", "asgi": {"spec_version": "2.3"}}, receive, send)
+        assert service.open_choices == 0
+
+    run_with(make_lm(LARGE), body)
 
 
 def test_a_deadline_is_told_as_one():

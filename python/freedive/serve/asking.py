@@ -6,7 +6,8 @@ import asyncio
 import json
 import secrets
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from fastapi import Request
 
@@ -19,6 +20,7 @@ from .service import Service
 
 ONE_LINE = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}  # llguidance's; spaced as chat templates write JSON
 
+T = TypeVar("T")
 UNFINISHED = ("deadline", "cancelled")  # reasons of the service's, not of the answer
 
 
@@ -66,6 +68,13 @@ def params(ask: Sampling, tok: Tokenizer, max_new_tokens: int, ends: tuple[int, 
         grammar=form,
         **more,
     )
+
+
+async def beside(characters: int, function: Callable[..., T], *arguments: Any, **more: Any) -> T:
+    """What a function gives: at once for a short text, and beside the event loop for one whose encoding others would feel."""
+    if characters < 20_000:
+        return function(*arguments, **more)
+    return await asyncio.to_thread(function, *arguments, **more)
 
 
 async def grammar(kind: str, text: str) -> Grammar:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from .errors import APIError, as_api_error, dumps
 from .service import Event, Stream
@@ -22,15 +23,25 @@ def data(content: Any) -> bytes:
     return f"data: {dumps(content)}\n\n".encode("utf-8", "replace")
 
 
-def respond(pieces: AsyncIterator[bytes]) -> StreamingResponse:
-    """A response of pieces as they come. Proxies are asked not to hold them back."""
-    return StreamingResponse(pieces, media_type="text/event-stream; charset=utf-8", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+class Answer(StreamingResponse):
+    """A stream's events as they come. Whatever becomes of the connection, also before the first piece, the stream is closed with it."""
+
+    def __init__(self, stream: Stream, pieces: AsyncIterator[bytes]):
+        # Proxies are asked not to hold pieces back.
+        super().__init__(pieces, media_type="text/event-stream; charset=utf-8", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        self.stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.stream.close()
 
 
 async def events(stream: Stream, on_event: Callable[[Event], bytes], end: Callable[[], bytes], begin: bytes = b"") -> AsyncIterator[bytes]:
     """What `on_event` makes of each of a stream's events, `end()` and [DONE]; a comment every 15 silent seconds keeps proxies from hanging up.
 
-    An error after the beginning is an event of its own, the last one. However this ends, also when the client leaves, the stream is closed.
+    An error after the beginning is an event of its own, the last one.
     """
     try:
         if begin:
@@ -44,8 +55,6 @@ async def events(stream: Stream, on_event: Callable[[Event], bytes], end: Callab
         yield end() + DONE
     except Exception as error:
         yield data(as_api_error(error).body)
-    finally:
-        stream.close()
 
 
 async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -381,9 +381,13 @@ def _check_table(tok: Tokenizer) -> None:
 
 
 def _told(error: BaseException, tok: Tokenizer) -> BaseException:
-    """A panic of tiktoken's as a sentence: it has no answer to a split pattern that finds an empty piece. Any other error as it is."""
+    """A panic of tiktoken's as a sentence: it has no answer to a split pattern that finds an empty piece, and its regular expressions give up on
+    hundreds of thousands of spaces in a row. Any other error as it is.
+    """
     if type(error).__name__ != "PanicException":
         return error
+    if "StackOverflow" in str(error):
+        return UserError("the text holds more white space in a row than the split pattern can look through", hint="shorten it, or encode it in parts")
     return UserError("the tokenizer's split pattern finds pieces without a character", hint=f"pattern: {(tok.pattern or '')[:200]}")
 
 

@@ -12,7 +12,22 @@ from freedive.inference import Grammar
 from freedive.tokenizer import Tokenizer
 
 from .. import sse
-from ..asking import UNFINISHED, ended, json_grammar, new_id, not_begun, now, params, service_of, stop_ids, stop_texts, structured, token_text, usage
+from ..asking import (
+    UNFINISHED,
+    beside,
+    ended,
+    json_grammar,
+    new_id,
+    not_begun,
+    now,
+    params,
+    service_of,
+    stop_ids,
+    stop_texts,
+    structured,
+    token_text,
+    usage,
+)
 from ..chat_form import Offer, call_ends, chat_ids, grammar_of, offer
 from ..chat_parse import Parser, Part, can_think
 from ..errors import JSON, APIError, finite
@@ -94,7 +109,8 @@ async def chat_completions(request: Request, ask: ChatRequest) -> Response:
         raise APIError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
     tok.require_chat()
     what = offer(tok, ask.tools, ask.tool_choice)
-    ids = chat_ids(tok, ask.messages, what, go_on=bool(ask.continue_final_message))
+    size = sum(len(m.text) for m in ask.messages)
+    ids = await beside(size, chat_ids, tok, ask.messages, what, go_on=bool(ask.continue_final_message))
     ends = tuple(dict.fromkeys((*stop_ids(tok, ask), *call_ends(tok, what))))
     asked = ask.max_completion_tokens or ask.max_tokens
     if len(ids) + (asked or 1) > service.context:
@@ -108,7 +124,7 @@ async def chat_completions(request: Request, ask: ChatRequest) -> Response:
     answers = [_Answer(tok, what, ask, sampled.stop_ids, stops, i) for i in range(n)]
     head = {"id": new_id("chatcmpl"), "created": now(), "model": service.name, "system_fingerprint": None, "x_seed": stream.seed}
     if ask.stream:
-        return sse.respond(_streamed(service, ask, stream, answers, head | {"object": "chat.completion.chunk"}))
+        return sse.Answer(stream, _streamed(service, ask, stream, answers, head | {"object": "chat.completion.chunk"}))
     try:
         return JSON(await sse.while_there(request, _whole(service, ask, stream, answers, head | {"object": "chat.completion"})))
     finally:

@@ -11,7 +11,22 @@ from fastapi import APIRouter, Request, Response
 from freedive.tokenizer import Tokenizer
 
 from .. import sse
-from ..asking import UNFINISHED, ended, new_id, not_begun, now, params, service_of, stop_ids, stop_texts, structured, token_text, token_texts, usage
+from ..asking import (
+    UNFINISHED,
+    beside,
+    ended,
+    new_id,
+    not_begun,
+    now,
+    params,
+    service_of,
+    stop_ids,
+    stop_texts,
+    structured,
+    token_text,
+    token_texts,
+    usage,
+)
 from ..errors import JSON, APIError, finite
 from ..schemas import MOST_PROMPTS, CompletionRequest
 from ..service import ContextOverflow, Event, Service, Stream
@@ -104,7 +119,7 @@ async def completions(request: Request, ask: CompletionRequest) -> Response:
         raise APIError(400, "best_of above n chooses among whole completions, which cannot be streamed", param="best_of")
     if ask.max_tokens == 0 and not ask.echo:
         raise APIError(400, "max_tokens is 0, which asks for nothing without echo", param="max_tokens")
-    prompts = _prompts(tok, ask)
+    prompts = await beside(_characters(ask.prompt), _prompts, tok, ask)
     if len(prompts) * best_of > MOST_PROMPTS:
         raise APIError(400, f"{len(prompts)} prompts of {best_of} completions; a request may have {MOST_PROMPTS} in all", param="prompt")
     ends = stop_ids(tok, ask)
@@ -120,11 +135,15 @@ async def completions(request: Request, ask: CompletionRequest) -> Response:
     stream = await service.open_all([ids for ids, _ in prompts], asked, seed=ask.seed, n=best_of)
     head = {"id": new_id("cmpl"), "object": "text_completion", "created": now(), "model": service.name, "x_seed": stream.seed}
     if ask.stream:
-        return sse.respond(_streamed(service, ask, stream, writers, head, best_of))
+        return sse.Answer(stream, _streamed(service, ask, stream, writers, head, best_of))
     try:
         return JSON(await sse.while_there(request, _whole(service, ask, stream, writers, head, best_of)))
     finally:
         stream.close()
+
+
+def _characters(prompt: Any) -> int:
+    return len(prompt) if isinstance(prompt, str) else 0 if prompt is None or _is_ids(prompt) else sum(map(len, prompt))
 
 
 def _is_ids(prompt: Any) -> bool:

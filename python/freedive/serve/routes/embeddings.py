@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from freedive.inference import LM
 from freedive.model import Batch
 
-from ..asking import service_of, usage
+from ..asking import beside, service_of, usage
 from ..errors import JSON, APIError
 from ..schemas import EmbeddingRequest
 from ..service import ContextOverflow
@@ -37,7 +37,8 @@ async def embeddings(request: Request, ask: EmbeddingRequest) -> Response:
         raise APIError(400, f"dimensions is {ask.dimensions}; this model's vectors have {width}", param="dimensions")
     given: Any = ask.input
     many = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
-    prompts = [lm.tokenizer.document_ids(one) if isinstance(one, str) else one for one in many]
+    encode = lambda: [lm.tokenizer.document_ids(one) if isinstance(one, str) else one for one in many]
+    prompts = await beside(sum(len(one) for one in many if isinstance(one, str)), encode)
     most = min(service.lm.model.config.max_positions, lm.model.max_tokens)
     for at, ids in enumerate(prompts):
         if len(ids) > most:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from freedive.tokenizer import Tokenizer
 from freedive.tokenizer.export import chat_template
 
-from ..asking import service_of, token_text
+from ..asking import beside, service_of, token_text
 from ..chat_form import chat_ids, offer
 from ..errors import JSON, APIError
 from ..schemas import DetokenizeRequest, TemplateRequest, TokenizeRequest
@@ -26,10 +26,11 @@ async def tokenize(request: Request, ask: TokenizeRequest) -> Response:
         raise APIError(400, "give a prompt or messages, one of them", param="prompt")
     if ask.messages is not None:
         what = offer(tok, ask.tools, None)
-        ids = chat_ids(tok, ask.messages, what, generate=ask.add_generation_prompt is not False, go_on=bool(ask.continue_final_message))
+        size = sum(len(m.text) for m in ask.messages)
+        ids = await beside(size, chat_ids, tok, ask.messages, what, generate=ask.add_generation_prompt is not False, go_on=bool(ask.continue_final_message))
     else:
         text = ask.prompt or ""
-        ids = tok.encode(text) if ask.add_special_tokens is False or not tok.add_bos else tok.document_ids(text)
+        ids = await beside(len(text), tok.encode if ask.add_special_tokens is False or not tok.add_bos else tok.document_ids, text)
     body: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": service.context}
     if ask.return_token_strs:
         body["token_strs"] = [token_text(tok, i) for i in ids]
