@@ -47,7 +47,7 @@ def main() -> None:
         for name, part in parts.items():
             Path(folder, f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in part), encoding="utf-8")
         out = Path(folder, "sft")
-        sft(SFTConfig(model=c.model, data=Path(folder, "trained.jsonl"), out=out, steps=c.steps, batch_tokens=1024, micro_tokens=1024, context=c.context,
+        sft(SFTConfig(model=c.model, data=[str(Path(folder, "trained.jsonl"))], out=out, steps=c.steps, batch_tokens=1024, micro_tokens=1024, context=c.context,
                       lr=c.lr, warmup=2, dtype=c.dtype, samples=[]))  # fmt: skip
         told = {name: [round(loss(p, Path(folder, f"{name}.jsonl"), c.context, c.dtype), 3) for p in (c.model, out)] for name in parts}
     print(json.dumps({"model": str(c.model.name), "steps": c.steps, "lr": c.lr, "loss_before_and_after": told}))

@@ -117,7 +117,7 @@ typedef struct { fd_tensor out, q, k_cache, v_cache, k_scale, v_scale, cu_seqlen
 typedef struct { fd_tensor logprobs, entropy, lse, x, weight, packed, targets, temperature, vocab_mask; int64_t compute; } fd_head_forward_args;
 // Given the derivatives of the loss by logprobs, entropy and lse (absent = 0):
 //   dz_j = sum_k dlogprobs[n,k] (1[j = targets[n,k]] - p_j) - dentropy p_j (log p_j + entropy) + dlse p_j,
-//   dx = weight^T dz / T (rows skipped get 0), dweight += dz x^T / T. Logits are recomputed.
+//   dx = weight^T dz / T (rows skipped get 0), dweight += dz x^T / T (absent: not wanted). Logits are recomputed.
 typedef struct { fd_tensor dx, dweight, x, weight, packed, targets, temperature, vocab_mask, lse, entropy, dlogprobs, dentropy, dlse; int64_t compute; } fd_head_backward_args;
 // Both at once when dlogprobs is known beforehand (pretraining, SFT, on-policy RL): logits computed once.
 typedef struct { fd_tensor logprobs, entropy, lse, dx, dweight, x, weight, packed, targets, temperature, vocab_mask, dlogprobs; int64_t compute; } fd_head_forward_backward_args;
@@ -126,17 +126,22 @@ typedef struct { fd_tensor logprobs, entropy, lse, dx, dweight, x, weight, packe
 // uniform(seeds[s], STREAM_SAMPLE, counters[s]) of csrc/core/rng.h. logprobs is at T, before any truncation: bit-equal to head_forward's.
 typedef struct { fd_tensor tokens, logprobs, x, weight, packed, vocab_mask, temperature, top_k, top_p, min_p, seeds, counters; int64_t compute; } fd_head_sample_args;
 
-// ---- weights of 16, 8 and 4 bits, for inference -----------------------------------------------------------------
+// ---- weights of 16, 8 and 4 bits: for inference, and as the frozen base that an adapter is trained on -------------
 // type: ggml's number of a type that csrc/cpu/quantized.cpp holds: F32 0, F16 1, Q4_0 2, Q4_1 3, Q5_0 6, Q5_1 7, Q8_0 8, Q4_K 12, Q5_K 13,
 // BF16 30. Q = quantized_size(O, C, type) of the device, in bytes. rows: the file's rows, R bytes each, of which the first dimension may be strided.
 typedef struct { fd_tensor packed, rows; int64_t type; } fd_quantized_pack_args;
 // out = x W^T + bias + residual. residual may be out.
 typedef struct { fd_tensor out, x, weight, bias, residual; int64_t type, compute; } fd_quantized_matmul_args;
+// matmul_backward_input: dx[n,c] = (accumulate ? dx : 0) + sum_o dout[n,o] W[o,c], of the weight's exact values; compute is FD_F32 or FD_BF16.
+typedef struct { fd_tensor dx, dout, weight; int64_t accumulate, type, compute; } fd_quantized_matmul_backward_input_args;
 // embedding_forward of a packed table of `vocab` rows
 typedef struct { fd_tensor out, tokens, positions, weight, wpe; int64_t vocab, type; } fd_quantized_embedding_args;
 // head_forward and head_sample with a packed weight [vocab, C]; their log-probs are equal, bit for bit.
 typedef struct { fd_tensor logprobs, entropy, lse, x, weight, targets, temperature, vocab_mask; int64_t vocab, type, compute; } fd_quantized_head_forward_args;
 typedef struct { fd_tensor tokens, logprobs, x, weight, vocab_mask, temperature, top_k, top_p, min_p, seeds, counters; int64_t vocab, type, compute; } fd_quantized_head_sample_args;
+// head_backward and head_forward_backward of a packed weight, which has no gradient; compute is FD_F32 or FD_BF16.
+typedef struct { fd_tensor dx, x, weight, targets, temperature, vocab_mask, lse, entropy, dlogprobs, dentropy, dlse; int64_t vocab, type, compute; } fd_quantized_head_backward_args;
+typedef struct { fd_tensor logprobs, entropy, lse, dx, x, weight, targets, temperature, vocab_mask, dlogprobs; int64_t vocab, type, compute; } fd_quantized_head_forward_backward_args;
 
 // ---- optimizer -------------------------------------------------------------------------------------------------
 // out[0] = sqrt(sum x^2), partial sums in double over fixed chunks, added in order
@@ -180,14 +185,17 @@ typedef struct { fd_tensor out, x, y; double alpha, beta; } fd_linear_combinatio
   OP(kv_cache_write, "k_cache:f32|bf16|i8[B,G,W,U]+ v_cache:f32|bf16|i8[B,G,X,Y]+ k_scale:f32[B,G,T]+? v_scale:f32[B,G,T]+? k:f32[N,G,D] v:f32[N,G,D] cu_seqlens:i32[S1] past_lens:i32[S] block_table:i32[S,M]") \
   OP(attention_cached, "out:f32[N,H,D]= q:f32[N,H,D] k_cache:f32|bf16|i8[B,G,W,U] v_cache:f32|bf16|i8[B,G,X,Y] k_scale:f32[B,G,T]? v_scale:f32[B,G,T]? cu_seqlens:i32[S1] past_lens:i32[S] block_table:i32[S,M] scale:f compute:i?") \
   OP(head_forward, "logprobs:f32[N,K]= entropy:f32[N]= lse:f32[N]= x:f32[N,C] weight:f32[V,C] packed:f32[P]? targets:i32[N,K] temperature:f32[Z] vocab_mask:u8[V]? compute:i?") \
-  OP(head_backward, "dx:f32[N,C]= dweight:f32[V,C]+ x:f32[N,C] weight:f32[V,C] packed:f32[P]? targets:i32[N,K] temperature:f32[Z] vocab_mask:u8[V]? lse:f32[N] entropy:f32[N] dlogprobs:f32[N,K]? dentropy:f32[N]? dlse:f32[N]? compute:i?") \
-  OP(head_forward_backward, "logprobs:f32[N,K]= entropy:f32[N]= lse:f32[N]= dx:f32[N,C]= dweight:f32[V,C]+ x:f32[N,C] weight:f32[V,C] packed:f32[P]? targets:i32[N,K] temperature:f32[Z] vocab_mask:u8[V]? dlogprobs:f32[N,K] compute:i?") \
+  OP(head_backward, "dx:f32[N,C]= dweight:f32[V,C]+? x:f32[N,C] weight:f32[V,C] packed:f32[P]? targets:i32[N,K] temperature:f32[Z] vocab_mask:u8[V]? lse:f32[N] entropy:f32[N] dlogprobs:f32[N,K]? dentropy:f32[N]? dlse:f32[N]? compute:i?") \
+  OP(head_forward_backward, "logprobs:f32[N,K]= entropy:f32[N]= lse:f32[N]= dx:f32[N,C]= dweight:f32[V,C]+? x:f32[N,C] weight:f32[V,C] packed:f32[P]? targets:i32[N,K] temperature:f32[Z] vocab_mask:u8[V]? dlogprobs:f32[N,K] compute:i?") \
   OP(head_sample, "tokens:i32[S]= logprobs:f32[S]= x:f32[S,C] weight:f32[V,C] packed:f32[P]? vocab_mask:u8[V]? temperature:f32[S] top_k:i32[S] top_p:f32[S] min_p:f32[S] seeds:u64[S] counters:u64[S] compute:i?") \
   OP(quantized_pack, "packed:u8[Q]= rows:u8[O,R] type:i") \
   OP(quantized_matmul, "out:f32[N,O]= x:f32[N,C] weight:u8[Q] bias:f32[O]? residual:f32[N,O]? type:i compute:i?") \
+  OP(quantized_matmul_backward_input, "dx:f32[N,C]+ dout:f32[N,O] weight:u8[Q] accumulate:i type:i compute:i?") \
   OP(quantized_embedding, "out:f32[N,C]= tokens:i32[N] positions:i32[N]? weight:u8[Q] wpe:f32[T,C]? vocab:i type:i") \
   OP(quantized_head_forward, "logprobs:f32[N,K]= entropy:f32[N]= lse:f32[N]= x:f32[N,C] weight:u8[Q] targets:i32[N,K] temperature:f32[Z] vocab_mask:u8[V]? vocab:i type:i compute:i?") \
   OP(quantized_head_sample, "tokens:i32[S]= logprobs:f32[S]= x:f32[S,C] weight:u8[Q] vocab_mask:u8[V]? temperature:f32[S] top_k:i32[S] top_p:f32[S] min_p:f32[S] seeds:u64[S] counters:u64[S] vocab:i type:i compute:i?") \
+  OP(quantized_head_backward, "dx:f32[N,C]= x:f32[N,C] weight:u8[Q] targets:i32[N,K] temperature:f32[Z] vocab_mask:u8[V]? lse:f32[N] entropy:f32[N] dlogprobs:f32[N,K]? dentropy:f32[N]? dlse:f32[N]? vocab:i type:i compute:i?") \
+  OP(quantized_head_forward_backward, "logprobs:f32[N,K]= entropy:f32[N]= lse:f32[N]= dx:f32[N,C]= x:f32[N,C] weight:u8[Q] targets:i32[N,K] temperature:f32[Z] vocab_mask:u8[V]? dlogprobs:f32[N,K] vocab:i type:i compute:i?") \
   OP(global_norm, "out:f32[Z]= x:f32[P]") \
   OP(adamw, "param:f32[P]+ grad:f32[P] m:f32[P]+ v:f32[P]+ norm:f32[Z] hyper:f32[Y]") \
   OP(muon_momentum, "out:f32[P]= m:f32[P]+ grad:f32[P] norm:f32[Z] hyper:f32[Y]") \

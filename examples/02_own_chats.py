@@ -25,7 +25,7 @@ def sums() -> Path:
 chats = Path(sys.argv[1]) if len(sys.argv) > 1 else sums()
 
 # The same as: freedive sft --model base --data FILE --steps 120 --batch-tokens 512 --lr 4e-3 --out chat
-run(SFTConfig(model=Path("base"), data=chats, out=Path("chat"), steps=120, batch_tokens=512, lr=4e-3))
+run(SFTConfig(model=Path("base"), data=[str(chats)], out=Path("chat"), steps=120, batch_tokens=512, lr=4e-3))
 
 assistant = freedive.load("chat")
 for question in ("What is 1+2?", "What is 3+3?"):

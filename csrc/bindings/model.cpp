@@ -34,6 +34,22 @@ static DecoderConfig config_from(const py::dict& d) {
   return c;
 }
 
+// {"rank": ..., "scale": ..., "targets": [...]}, or None.
+static AdapterConfig adapter_from(const std::optional<py::dict>& d) {
+  AdapterConfig a;
+  if (!d) return a;
+  a.rank = (*d)["rank"].cast<int64_t>(), a.scale = (*d)["scale"].cast<float>();
+  a.targets = (*d)["targets"].cast<std::vector<std::string>>();
+  if (a.rank < 1) throw py::value_error("an adapter's rank must be at least 1");
+  return a;
+}
+
+static py::list table_of(const std::vector<Parameter>& rows) {
+  py::list out;
+  for (const auto& r : rows) out.append(py::make_tuple(r.name, r.shape, r.offset, r.matrix));
+  return out;
+}
+
 // A decoder with the sizes the bindings check against.
 struct PyDecoder {
   DecoderConfig config;
@@ -41,9 +57,9 @@ struct PyDecoder {
   int64_t max_tokens, max_seqs, last_tokens = 0, last_targets = 1;
   std::mutex in_use;
   PyDecoder(const DecoderConfig& c, int threads, int64_t n, int64_t s, int64_t k, bool trainable, int64_t compute, const F32& cos,
-            const F32& sin)
+            const F32& sin, const AdapterConfig& adapter)
       : config(c),
-        decoder(c, require_cpu(), threads, n, s, k, trainable, compute, cos.data(), sin.data()),
+        decoder(c, require_cpu(), threads, n, s, k, trainable, compute, cos.data(), sin.data(), adapter),
         max_tokens(n),
         max_seqs(s) {}
 
@@ -113,24 +129,28 @@ static std::vector<py::ssize_t> shape_of(const I32& targets) {
 }
 
 void bind_model(py::module_& m) {
-  m.def("plan", [](const py::dict& config, int threads, int64_t max_tokens, int64_t max_seqs, bool trainable) {
-    std::vector<std::pair<std::string, size_t>> out;
-    for (const auto& r : Decoder::plan(config_from(config), require_cpu(), threads, max_tokens, max_seqs, trainable))
-      out.emplace_back(r.name, r.bytes);
-    return out;
-  });
-  m.def("parameter_table", [](const py::dict& config) {
-    py::list out;
-    for (const auto& r : ParameterTable(config_from(config)).rows)
-      out.append(py::make_tuple(r.name, r.shape, r.offset, r.matrix));
-    return out;
+  m.def(
+      "plan",
+      [](const py::dict& config, int threads, int64_t max_tokens, int64_t max_seqs, bool trainable,
+         const std::optional<py::dict>& adapter) {
+        std::vector<std::pair<std::string, size_t>> out;
+        for (const auto& r : Decoder::plan(config_from(config), require_cpu(), threads, max_tokens, max_seqs, trainable,
+                                           adapter_from(adapter)))
+          out.emplace_back(r.name, r.bytes);
+        return out;
+      },
+      py::arg("config"), py::arg("threads"), py::arg("max_tokens"), py::arg("max_seqs"), py::arg("trainable"),
+      py::arg("adapter") = py::none());
+  m.def("parameter_table", [](const py::dict& config) { return table_of(ParameterTable(config_from(config)).rows); });
+  m.def("adapter_table", [](const py::dict& config, const py::dict& adapter) {
+    return table_of(AdapterTable(config_from(config), adapter_from(adapter)).rows);
   });
 
   py::class_<KVCache>(m, "KVCache").def_readonly("blocks", &KVCache::blocks);
 
   py::class_<PyDecoder>(m, "Decoder")
       .def(py::init([](const py::dict& config, int threads, int64_t n, int64_t s, int64_t k, bool trainable, const F32& cos,
-                       const F32& sin, int64_t compute) {
+                       const F32& sin, int64_t compute, const std::optional<py::dict>& adapter) {
              const DecoderConfig c = config_from(config);
              const py::ssize_t want = c.learned_positions ? 0 : c.max_positions * (c.head_dim / 2);
              if (n < 1 || s < 1 || k < 1 || threads < 1) throw py::value_error("capacities and threads must be at least 1");
@@ -139,19 +159,29 @@ void bind_model(py::module_& m) {
              if (compute == FD_I8 && trainable) throw py::value_error("int8 is for inference: trainable must be False");
              if (cos.size() < want || sin.size() < want)
                throw py::value_error("cos and sin must be float32[max_positions, head_dim/2]");
-             return std::make_unique<PyDecoder>(c, threads, n, s, k, trainable, compute, cos, sin);
+             return std::make_unique<PyDecoder>(c, threads, n, s, k, trainable, compute, cos, sin, adapter_from(adapter));
            }),
            py::arg("config"), py::arg("threads"), py::arg("max_tokens"), py::arg("max_seqs"), py::arg("max_targets"),
-           py::arg("trainable"), py::arg("cos"), py::arg("sin"), py::arg("compute") = static_cast<int64_t>(FD_F32))
+           py::arg("trainable"), py::arg("cos"), py::arg("sin"), py::arg("compute") = static_cast<int64_t>(FD_F32),
+           py::arg("adapter") = py::none())
       .def("buffer",
            [](py::object self, const std::string& which) {
              auto& d = self.cast<PyDecoder&>().decoder;
-             if (which != "parameters" && !d.trainable()) throw py::value_error("this model was made with trainable=False");
+             if (which != "parameters" && which != "adapter" && !d.trainable())
+               throw py::value_error("this model was made with trainable=False");
+             if (which == "adapter" && !d.frozen()) throw py::value_error("this model has no adapter");
              float* p = which == "parameters"  ? d.parameters()
+                        : which == "adapter"   ? d.adapter_parameters()
                         : which == "gradients" ? d.gradients()
                         : which == "m"         ? d.moment1()
                                                : d.moment2();
-             return py::array_t<float>({static_cast<py::ssize_t>(d.table().total_floats)}, {sizeof(float)}, p, self);
+             const int64_t floats = which == "parameters" ? d.table().total_floats : d.trained_floats();
+             return py::array_t<float>({static_cast<py::ssize_t>(floats)}, {sizeof(float)}, p, self);
+           })
+      .def("use_adapter",
+           [](PyDecoder& d, bool on) {
+             Alone alone(d);
+             d.decoder.use_adapter(on);
            })
       .def("touch", [](PyDecoder& d) { d.decoder.touch(); })
       .def("reserve_packed", [](PyDecoder& d, size_t bytes) { d.decoder.reserve_packed(bytes); })
@@ -222,6 +252,7 @@ void bind_model(py::module_& m) {
       .def("muon",
            [](PyDecoder& d, const F32& hyper, const std::string& scale, const F32& adamw_hyper) {
              if (!d.decoder.trainable()) throw py::value_error("this model was made with trainable=False");
+             if (d.decoder.frozen()) throw py::value_error("adapters are trained with adamw");
              if (hyper.size() != 5 || adamw_hyper.size() != 8)
                throw py::value_error("hyper must be float32[5] and adamw_hyper float32[8]");
              static const std::map<std::string, MuonScale> rules = {{"match_rms_adamw", MuonScale::MATCH_RMS_ADAMW},

@@ -68,12 +68,33 @@ Job job_of(const fd_head_forward_backward_args& a) {
   return job;
 }
 
-Job job_of(const fd_quantized_head_forward_args& a, const Quantized& w, const fd_tensor& shape) {
+// Of a packed weight, which job_of's caller adds: it has a shape only, and no gradient.
+Job job_of(const fd_quantized_head_forward_args& a) {
   Job job = {};
-  job.x = &a.x, job.weight = &shape, job.quantized = &w, job.targets = &a.targets;
+  job.x = &a.x, job.targets = &a.targets;
   job.temperature = f32(a.temperature)[0], job.mask = static_cast<const uint8_t*>(a.vocab_mask.data);
   job.compute = a.compute;
   job.logprobs = present(a.logprobs), job.entropy = present(a.entropy), job.lse = present(a.lse);
+  return job;
+}
+Job job_of(const fd_quantized_head_backward_args& a) {
+  Job job = {};
+  job.x = &a.x, job.targets = &a.targets;
+  job.temperature = f32(a.temperature)[0], job.mask = static_cast<const uint8_t*>(a.vocab_mask.data);
+  job.compute = a.compute;
+  job.dlogprobs = present(a.dlogprobs), job.dentropy = present(a.dentropy), job.dlse = present(a.dlse);
+  job.lse_given = f32(a.lse), job.entropy_given = f32(a.entropy);
+  job.dx = f32(a.dx), job.dx_row = a.dx.stride[0];
+  return job;
+}
+Job job_of(const fd_quantized_head_forward_backward_args& a) {
+  Job job = {};
+  job.x = &a.x, job.targets = &a.targets;
+  job.temperature = f32(a.temperature)[0], job.mask = static_cast<const uint8_t*>(a.vocab_mask.data);
+  job.compute = a.compute;
+  job.logprobs = present(a.logprobs), job.entropy = present(a.entropy), job.lse = present(a.lse);
+  job.dlogprobs = present(a.dlogprobs);
+  job.dx = f32(a.dx), job.dx_row = a.dx.stride[0];
   return job;
 }
 
@@ -174,7 +195,10 @@ void run_naive(fd_context* ctx, const Job& job) {
     parallel_rows(ctx, C, V, [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
         float dx = 0;
-        for (int64_t v = 0; v < V; ++v) dx = fma1(taken(z[v], job.compute), taken(row(*job.weight, v)[c], job.compute), dx);
+        for (int64_t v = 0; v < V; ++v) {
+          const float weight = job.quantized != nullptr ? quantized_value(*job.quantized, v, c) : row(*job.weight, v)[c];
+          dx = fma1(taken(z[v], job.compute), taken(weight, job.compute), dx);
+        }
         job.dx[n * job.dx_row + c] = dx;
       }
     });
@@ -206,9 +230,10 @@ size_t simd_bytes(int64_t N, int64_t C, int64_t V, int32_t threads, bool backwar
          (backward ? 2 : 1) * bytes64(N * C, sizeof(float)) + gemm_workspace(threads) +
          bytes64(matmul_packed_size(V, C, FD_F32), sizeof(float));
 }
-size_t quantized_bytes(int64_t N, int64_t C, int64_t V, int32_t threads) {
-  return bytes64(N, sizeof(int32_t)) + bytes64(chunk_floats(N, V), sizeof(float)) + bytes64(N * C, sizeof(float)) +
-         quantized_workspace(N, V, C, threads);
+size_t quantized_bytes(int64_t N, int64_t C, int64_t V, int32_t threads, bool backward) {
+  const size_t forward = quantized_workspace(N, V, C, threads), back = backward ? quantized_backward_workspace(V, C, threads) : 0;
+  return bytes64(N, sizeof(int32_t)) + bytes64(chunk_floats(N, V), sizeof(float)) +
+         (backward ? 2 : 1) * bytes64(N * C, sizeof(float)) + (forward > back ? forward : back);
 }
 
 void run_simd(fd_context* ctx, const Job& job) {
@@ -245,9 +270,13 @@ void run_simd(fd_context* ctx, const Job& job) {
       }
     });
     if (!backward) continue;
-    gemm(ctx, blocks,
-         {rows, C, V, z, wide, 1, f32(*job.weight), job.weight->stride[0], 1, nullptr, dx, C, false, nullptr, nullptr, 0,
-          job.compute});
+    if (job.quantized != nullptr) {
+      quantized_backward(ctx, blocks, *job.quantized, {z, wide, rows, dx, C, false}, job.compute);
+    } else {
+      gemm(ctx, blocks,
+           {rows, C, V, z, wide, 1, f32(*job.weight), job.weight->stride[0], 1, nullptr, dx, C, false, nullptr, nullptr, 0,
+            job.compute});
+    }
     parallel_rows(ctx, rows, C, [&](int64_t first, int64_t last) {
       for (int64_t r = first; r < last; ++r) memcpy(job.dx + chunk[r] * job.dx_row, dx + r * C, C * sizeof(float));
     });
@@ -268,20 +297,25 @@ template <class Args>
 void simd(fd_context* ctx, const void* p) {
   run_simd(ctx, job_of(*static_cast<const Args*>(p)));
 }
-template <void run(fd_context*, const Job&)>
+template <class Args, void run(fd_context*, const Job&)>
 void quantized(fd_context* ctx, const void* p) {
-  const auto& a = *static_cast<const fd_quantized_head_forward_args*>(p);
+  const auto& a = *static_cast<const Args*>(p);
   const Quantized w = {static_cast<const uint8_t*>(a.weight.data), a.vocab, a.x.shape[1], kind_of_type(a.type)};
   const fd_tensor shape = {nullptr, {w.O, w.C, 1, 1}, {w.C, 1, 1, 1}, 2, FD_F32};
-  if (w.kind != W_NONE) run(ctx, job_of(a, w, shape));
+  if (w.kind == W_NONE) return;
+  Job job = job_of(a);
+  job.quantized = &w, job.weight = &shape;
+  run(ctx, job);
 }
+template <class Args>
 size_t quantized_naive_workspace(const void* p, int32_t threads) {
-  const auto& a = *static_cast<const fd_quantized_head_forward_args*>(p);
+  const auto& a = *static_cast<const Args*>(p);
   return naive_bytes(a.x.shape[0], a.vocab) + quantized_workspace(1, a.vocab, a.x.shape[1], threads);
 }
+template <class Args, bool backward>
 size_t quantized_simd_workspace(const void* p, int32_t threads) {
-  const auto& a = *static_cast<const fd_quantized_head_forward_args*>(p);
-  return quantized_bytes(a.x.shape[0], a.x.shape[1], a.vocab, threads);
+  const auto& a = *static_cast<const Args*>(p);
+  return quantized_bytes(a.x.shape[0], a.x.shape[1], a.vocab, threads, backward);
 }
 template <class Args>
 size_t naive_workspace(const void* p, int32_t) {
@@ -296,6 +330,9 @@ size_t simd_workspace(const void* p, int32_t threads) {
 
 }  // namespace
 
+#define FD_QUANTIZED(OP, BACKWARD)                                                                                  \
+  {#OP, "naive", 0, quantized<fd_##OP##_args, run_naive>, quantized_naive_workspace<fd_##OP##_args>},               \
+      {#OP, "simd", 10, quantized<fd_##OP##_args, run_simd>, quantized_simd_workspace<fd_##OP##_args, BACKWARD>}
 FD_VARIANT_LIST(head, {"head_forward", "naive", 0, naive<fd_head_forward_args>, naive_workspace<fd_head_forward_args>},
                 {"head_forward", "simd", 10, simd<fd_head_forward_args>, simd_workspace<fd_head_forward_args, false>},
                 {"head_backward", "naive", 0, naive<fd_head_backward_args>, naive_workspace<fd_head_backward_args>},
@@ -304,8 +341,9 @@ FD_VARIANT_LIST(head, {"head_forward", "naive", 0, naive<fd_head_forward_args>, 
                  naive_workspace<fd_head_forward_backward_args>},
                 {"head_forward_backward", "simd", 10, simd<fd_head_forward_backward_args>,
                  simd_workspace<fd_head_forward_backward_args, true>},
-                {"quantized_head_forward", "naive", 0, quantized<run_naive>, quantized_naive_workspace},
-                {"quantized_head_forward", "simd", 10, quantized<run_simd>, quantized_simd_workspace})
+                FD_QUANTIZED(quantized_head_forward, false), FD_QUANTIZED(quantized_head_backward, true),
+                FD_QUANTIZED(quantized_head_forward_backward, true))
+#undef FD_QUANTIZED
 
 }  // namespace FREEDIVE_TIER_NAMESPACE
 }  // namespace freedive

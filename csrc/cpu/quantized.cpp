@@ -7,6 +7,9 @@
 // unpack a block of columns once, into the panels of the blocked product (matmul.cpp), which then does the work; or, in int8,
 // meet the packed record itself, INT8_ROWS rows at a time (int8_tile.h).
 //
+// Backward, through a frozen weight, needs rows of it as they are: some at a time are unpacked to float32, 2 MB of them, and the
+// blocked product's chain over rows goes on from one such piece to the next.
+//
 // compute:
 //   FD_F32   exact: weights take their exact values and every element is the one chain of matmul_forward, so results are those of
 //   the
@@ -363,6 +366,64 @@ void quantized_product(fd_context* context, uint8_t* workspace, const Quantized&
                      : exact_product<false>(ctx, workspace, w, x, x_row, rows, t);
 }
 
+// ---- backward --------------------------------------------------------------------------------------------------
+
+namespace {
+
+// Rows of the weight unpacked at a time: whole strips, so an even number, and pairs of bfloat16 stay pairs.
+int64_t piece_rows(int64_t O, int64_t C) {
+  return min64(ceil_div(O, STRIP), max64(1, CHUNK / max64(1, C) / STRIP)) * STRIP;
+}
+
+// One strip as STRIP plain rows of C numbers. columns: room for PANEL * C.
+void unpack_rows(const Exact& exact, const uint8_t* strip, int64_t C, float* columns, float* rows) {
+  exact.unpack(strip, C, columns);
+  const int64_t whole = C / VL * VL;
+  for (int64_t v = 0; v < STRIP; v += VL) {  // in the lower tiers a strip is several vectors, and may be several panels
+    const float* from = columns + v / PANEL * PANEL * C + v % PANEL;
+    for (int64_t c = 0; c < whole; c += VL) {
+      vf r[VL];
+#pragma GCC unroll 16
+      for (int i = 0; i < VL; ++i) r[i] = vload(from + (c + i) * PANEL);
+      turn(r);
+#pragma GCC unroll 16
+      for (int i = 0; i < VL; ++i) vstore(rows + (v + i) * C + c, r[i]);
+    }
+    for (int64_t c = whole; c < C; ++c) {
+      for (int64_t i = 0; i < VL; ++i) rows[(v + i) * C + c] = from[c * PANEL + i];
+    }
+  }
+}
+
+}  // namespace
+
+size_t quantized_backward_workspace(int64_t O, int64_t C, int32_t threads) {
+  const size_t columns = bytes64(max64(PANEL, STRIP) * C, sizeof(float)) * static_cast<size_t>(max64(1, threads));
+  return gemm_workspace(threads) + bytes64(piece_rows(O, C) * C, sizeof(float)) + columns;
+}
+
+void quantized_backward(fd_context* context, uint8_t* workspace, const Quantized& w, const InputGradient& g, int64_t compute) {
+  if (g.rows <= 0 || w.C <= 0) return;
+  fd_context alone = *context;
+  alone.threads = 1;
+  fd_context* ctx = g.rows * w.O * w.C < SMALL ? &alone : context;
+  const Exact exact = exact_of<false>(w.kind);
+  const int64_t each = piece_rows(w.O, w.C), bytes = w.strip_bytes(), room = max64(PANEL, STRIP) * w.C;
+  Space space{workspace};
+  uint8_t* blocks = space.take<uint8_t>(static_cast<int64_t>(gemm_workspace(context->threads)));
+  float* rows = space.take<float>(each * w.C);
+  float* columns = space.take<float>(room * max64(1, context->threads));
+  for (int64_t o0 = 0; o0 < w.O; o0 += each) {
+    const int64_t n = min64(each, w.O - o0);
+    parallel_units(ctx, ceil_div(n, STRIP), [&](int64_t s, int thread) {
+      unpack_rows(exact, w.data + (o0 / STRIP + s) * bytes, w.C, columns + thread * room, rows + s * STRIP * w.C);
+    });
+    gemm(ctx, blocks,
+         {g.rows, w.C, n, g.dout + o0, g.dout_row, 1, rows, w.C, 1, nullptr, g.dx, g.dx_row, g.accumulate || o0 > 0, nullptr,
+          nullptr, 0, compute == FD_BF16 ? FD_BF16 : FD_F32});
+  }
+}
+
 // ---- the ops ---------------------------------------------------------------------------------------------------
 
 namespace {
@@ -396,6 +457,35 @@ void matmul_simd(fd_context* ctx, const void* p) { matmul_with(ctx, p, int8_stri
 void matmul_vnni(fd_context* ctx, const void* p) { matmul_with(ctx, p, int8_strips_vnni); }
 #endif
 
+size_t backward_workspace(const void* p, int32_t threads) {
+  const auto& a = *static_cast<const fd_quantized_matmul_backward_input_args*>(p);
+  return quantized_backward_workspace(a.dout.shape[1], a.dx.shape[1], threads);
+}
+
+void backward_naive(fd_context* ctx, const void* p) {
+  const auto& a = *static_cast<const fd_quantized_matmul_backward_input_args*>(p);
+  const int64_t N = a.dx.shape[0], C = a.dx.shape[1], O = a.dout.shape[1];
+  const Quantized w = weight_of(a.weight, O, C, a.type);
+  if (w.kind == W_NONE) return;
+  parallel_units(ctx, N, [&](int64_t n, int) {
+    const float* dout = f32(a.dout) + n * a.dout.stride[0];
+    float* dx = f32(a.dx) + n * a.dx.stride[0];
+    for (int64_t c = 0; c < C; ++c) {
+      float sum = a.accumulate ? dx[c] : 0.0f;
+      for (int64_t o = 0; o < O; ++o) sum = fma1(taken(dout[o], a.compute), taken(quantized_value(w, o, c), a.compute), sum);
+      dx[c] = sum;
+    }
+  });
+}
+
+void backward_simd(fd_context* ctx, const void* p) {
+  const auto& a = *static_cast<const fd_quantized_matmul_backward_input_args*>(p);
+  const Quantized w = weight_of(a.weight, a.dout.shape[1], a.dx.shape[1], a.type);
+  if (w.kind == W_NONE) return;
+  quantized_backward(ctx, ctx->workspace, w,
+                     {f32(a.dout), a.dout.stride[0], a.dout.shape[0], f32(a.dx), a.dx.stride[0], a.accumulate != 0}, a.compute);
+}
+
 void embedding(fd_context* ctx, const void* p) {
   const auto& a = *static_cast<const fd_quantized_embedding_args*>(p);
   const int64_t N = a.out.shape[0], C = a.out.shape[1];
@@ -427,6 +517,8 @@ Int8Kernel best_int8() {
 
 FD_VARIANT_LIST(quantized, {"quantized_matmul", "naive", 0, matmul_naive, matmul_workspace},
                 {"quantized_matmul", "simd", 10, matmul_simd, matmul_workspace},
+                {"quantized_matmul_backward_input", "naive", 0, backward_naive, nullptr},
+                {"quantized_matmul_backward_input", "simd", 10, backward_simd, backward_workspace},
                 {"quantized_embedding", "naive", 0, embedding, nullptr})
 
 VariantList vnni_variants() {

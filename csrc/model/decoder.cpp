@@ -36,14 +36,13 @@ void Decoder::norm_forward(float* out, float* stat, float* mean, const float* x,
 void Decoder::norm_backward(float* dx, bool accumulate, const float* dout, const float* x, int64_t weight, int64_t bias,
                             const float* stat, const float* mean) {
   const int64_t C = config_.d_model;
-  float* g = grads_.floats();
   if (config_.layernorm) {
-    fd_layernorm_backward_args a{view(dx, n_, C),   view(g + weight, C), view(g + bias, C),
-                                 view(dout, n_, C), view(x, n_, C),      view(param(weight), C),
-                                 view(mean, n_),    view(stat, n_),      accumulate};
+    fd_layernorm_backward_args a{view(dx, n_, C),   view(grad(weight), C), view(grad(bias, true), C),
+                                 view(dout, n_, C), view(x, n_, C),        view(param(weight), C),
+                                 view(mean, n_),    view(stat, n_),        accumulate};
     ops_.layernorm_backward(&ctx_, &a);
   } else {
-    fd_rmsnorm_backward_args a{view(dx, n_, 1, C), view(g + weight, C),    view(dout, n_, 1, C),
+    fd_rmsnorm_backward_args a{view(dx, n_, 1, C), view(grad(weight), C),  view(dout, n_, 1, C),
                                view(x, n_, 1, C),  view(param(weight), C), view(stat, n_, 1),
                                accumulate};
     ops_.rmsnorm_backward(&ctx_, &a);
@@ -71,7 +70,7 @@ void Decoder::multiply(float* out, const float* x, int64_t N, int64_t weight, in
   fd_matmul_forward_args a{view(out, N, O),
                            view(x, N, C),
                            view(param(weight), O, C),
-                           use_packed_ ? packed(weight, O, C) : absent(),
+                           use_packed_ ? packed(param(weight), O, C, weight_version_) : absent(),
                            bias >= 0 ? view(param(bias), O) : absent(),
                            residual ? view(residual, N, O) : absent(),
                            0,
@@ -81,10 +80,29 @@ void Decoder::multiply(float* out, const float* x, int64_t N, int64_t weight, in
 
 void Decoder::linear(float* out, const float* x, int64_t weight, int64_t bias, int64_t O, int64_t C, const float* residual) {
   multiply(out, x, n_, weight, bias, O, C, residual);
+  if (const AdapterGroup* group = adapters(weight, adapter_on_)) adapter_forward(*group, out, x, n_, O, C);
+}
+
+// dx = dout W (+ what goes through the adapter)
+void Decoder::linear_backward_frozen(float* dx, const float* dout, const float* x, int64_t weight, int64_t O, int64_t C) {
+  if (const auto* parts = packed_rows(weight, O)) {
+    int64_t at = 0;
+    for (const PackedRows& part : *parts) {
+      fd_quantized_matmul_backward_input_args i{view(dx, n_, C), columns(dout + at, n_, part.rows, O), packed_view(part), at > 0,
+                                                part.type, compute_};
+      if (dx != nullptr) ops_.quantized_matmul_backward_input(&ctx_, &i);
+      at += part.rows;
+    }
+  } else if (dx != nullptr) {
+    fd_matmul_backward_input_args i{view(dx, n_, C), view(dout, n_, O), view(param(weight), O, C), 0, compute_};
+    ops_.matmul_backward_input(&ctx_, &i);
+  }
+  if (const AdapterGroup* group = adapters(weight, kept_adapter_)) adapter_backward(*group, dx, dout, x, O, C);
 }
 
 // dx = dout W; dW += dout^T x; dbias += sum dout
 void Decoder::linear_backward(float* dx, const float* dout, const float* x, int64_t weight, int64_t bias, int64_t O, int64_t C) {
+  if (frozen()) return linear_backward_frozen(dx, dout, x, weight, O, C);
   float* g = grads_.floats();
   fd_matmul_backward_input_args i{view(dx, n_, C), view(dout, n_, O), view(param(weight), O, C), 0, compute_};
   ops_.matmul_backward_input(&ctx_, &i);
@@ -208,15 +226,15 @@ void Decoder::attention_backward(int64_t layer, Activations& a) {
       ops_.rope(&ctx_, &rk);
     }
     if (config_.qk_norm) {
-      float* g = grads_.floats();
-      fd_rmsnorm_backward_args nq{dq, view(g + w.q_norm, D), dq2, q, view(param(w.q_norm), D), view(a.qk_stat, n_, H), 0};
-      fd_rmsnorm_backward_args nk{dk, view(g + w.k_norm, D), dk2, k, view(param(w.k_norm), D), view(a.qk_stat + n_ * H, n_, G),
+      fd_rmsnorm_backward_args nq{dq, view(grad(w.q_norm), D), dq2, q, view(param(w.q_norm), D), view(a.qk_stat, n_, H), 0};
+      fd_rmsnorm_backward_args nk{dk, view(grad(w.k_norm), D), dk2, k, view(param(w.k_norm), D), view(a.qk_stat + n_ * H, n_, G),
                                   0};
       ops_.rmsnorm_backward(&ctx_, &nq);
       ops_.rmsnorm_backward(&ctx_, &nk);
     }
   }
   norm_forward(norm_, a.stat1, a.mean1, a.x, w.input_norm, w.input_norm_bias, n_);
+  if (frozen() && layer == 0) return linear_backward(nullptr, dqkv_, norm_, w.qkv, w.qkv_bias, E, C);  // nothing below it learns
   linear_backward(dnorm_, dqkv_, norm_, w.qkv, w.qkv_bias, E, C);
   norm_backward(dx_, true, dnorm_, a.x, w.input_norm, w.input_norm_bias, a.stat1, a.mean1);
 }
@@ -246,7 +264,7 @@ void Decoder::trunk_forward(const BatchView& b, bool keep, const Cached* cached,
     if (trace) record(*trace, i, a, x_next);
   }
   norm_forward(final_, final_stat_, final_mean_, x_last_, final_norm_, final_norm_bias_, n_);
-  kept_ = keep;
+  kept_ = keep, kept_adapter_ = adapter_on_;
 }
 
 // In: dnorm_ = dL/d(final hidden states).
@@ -257,12 +275,13 @@ void Decoder::trunk_backward() {
     mlp_backward(i, act_[i]);
     attention_backward(i, act_[i]);
   }
+  kept_ = false;
+  if (frozen()) return;
   float* g = grads_.floats();
   fd_embedding_backward_args e{view(g + embed_, config_.vocab_size, C),
                                config_.learned_positions ? view(g + embed_positions_, config_.max_positions, C) : absent(),
                                view(dx_, n_, C), view(tokens_, n_), view(positions_, n_)};
   ops_.embedding_backward(&ctx_, &e);
-  kept_ = false;
 }
 
 void Decoder::forward(const BatchView& b, float temperature, bool keep, const TokenOutputs& out) {
@@ -276,6 +295,8 @@ void Decoder::forward(const BatchView& b, float temperature, bool keep, const To
         packed_view(parts->front()), view(targets_, n_, k_), view(scalars_, 1), mask_view(vocab_mask_),
         config_.vocab_size,          parts->front().type,    packed_compute_};
     ops_.quantized_head_forward(&ctx_, &h);
+    std::memcpy(final_lse_, out.lse, n_ * sizeof(float));
+    std::memcpy(final_entropy_, out.entropy, n_ * sizeof(float));
     return;
   }
   fd_head_forward_args h{view(out.logprobs, n_, k_),
@@ -296,8 +317,26 @@ void Decoder::forward(const BatchView& b, float temperature, bool keep, const To
 void Decoder::backward(const float* dlogprobs, const float* dentropy, const float* dlse) {
   if (!kept_) throw std::logic_error("backward() needs a forward() before it; each forward serves one backward");
   const int64_t C = config_.d_model;
+  if (const auto* parts = packed_rows(head_, config_.vocab_size)) {
+    fd_quantized_head_backward_args h{view(dnorm_, n_, C),
+                                      view(final_, n_, C),
+                                      packed_view(parts->front()),
+                                      view(targets_, n_, k_),
+                                      view(scalars_, 1),
+                                      mask_view(vocab_mask_),
+                                      view(final_lse_, n_),
+                                      view(final_entropy_, n_),
+                                      dlogprobs ? view(dlogprobs, n_, k_) : absent(),
+                                      dentropy ? view(dentropy, n_) : absent(),
+                                      dlse ? view(dlse, n_) : absent(),
+                                      config_.vocab_size,
+                                      parts->front().type,
+                                      compute_};
+    ops_.quantized_head_backward(&ctx_, &h);
+    return trunk_backward();
+  }
   fd_head_backward_args h{view(dnorm_, n_, C),
-                          head_weight(grads_.floats()),
+                          frozen() ? absent() : head_weight(grads_.floats()),
                           view(final_, n_, C),
                           head_weight(params_.floats()),
                           absent(),
@@ -319,11 +358,28 @@ void Decoder::forward_backward(const BatchView& b, float temperature, const floa
   trunk_forward(b, true, nullptr);
   scalars_[0] = temperature;
   const int64_t C = config_.d_model;
+  if (const auto* parts = packed_rows(head_, config_.vocab_size)) {
+    fd_quantized_head_forward_backward_args h{view(out.logprobs, n_, k_),
+                                              view(out.entropy, n_),
+                                              view(out.lse, n_),
+                                              view(dnorm_, n_, C),
+                                              view(final_, n_, C),
+                                              packed_view(parts->front()),
+                                              view(targets_, n_, k_),
+                                              view(scalars_, 1),
+                                              mask_view(vocab_mask_),
+                                              view(dlogprobs, n_, k_),
+                                              config_.vocab_size,
+                                              parts->front().type,
+                                              compute_};
+    ops_.quantized_head_forward_backward(&ctx_, &h);
+    return trunk_backward();
+  }
   fd_head_forward_backward_args h{view(out.logprobs, n_, k_),
                                   view(out.entropy, n_),
                                   view(out.lse, n_),
                                   view(dnorm_, n_, C),
-                                  head_weight(grads_.floats()),
+                                  frozen() ? absent() : head_weight(grads_.floats()),
                                   view(final_, n_, C),
                                   head_weight(params_.floats()),
                                   absent(),
@@ -365,7 +421,7 @@ void Decoder::decode(KVCache& cache, const BatchView& b, const int32_t* past_len
                         view(logprobs, n_rows),
                         view(sampled_hidden_, n_rows, C),
                         head_weight(params_.floats()),
-                        packed(head_, V, C),
+                        packed(param(head_), V, C, weight_version_),
                         mask_view(vocab_mask_),
                         view(p.temperature, n_rows),
                         view(p.top_k, n_rows),
@@ -388,14 +444,14 @@ void Decoder::logits(const int32_t* rows, int64_t n_rows, float* out) {
 
 // ---- optimizer -------------------------------------------------------------------------------------------------
 
-void Decoder::zero_gradients() { std::memset(grads_.floats(), 0, table_.total_floats * sizeof(float)); }
+void Decoder::zero_gradients() { std::memset(grads_.floats(), 0, trained_floats() * sizeof(float)); }
 
 // One AdamW step on a range of the flat buffers; scalars_[1] holds the gradient norm.
 void Decoder::adamw_range(int64_t begin, int64_t size, const float hyper[8], bool decay) {
   float* h = scalars_ + 8;
   std::memcpy(h, hyper, 8 * sizeof(float));
   if (!decay) h[4] = 0.0f;
-  fd_adamw_args a{view(params_.floats() + begin, size),
+  fd_adamw_args a{view((frozen() ? adapter_params_ : params_).floats() + begin, size),
                   view(grads_.floats() + begin, size),
                   view(m_.floats() + begin, size),
                   view(v_.floats() + begin, size),
@@ -405,13 +461,13 @@ void Decoder::adamw_range(int64_t begin, int64_t size, const float hyper[8], boo
 }
 
 float Decoder::adamw(const float hyper[8]) {
-  const int64_t total = table_.total_floats, matrices = table_.matrix_floats;
+  const int64_t total = trained_floats(), matrices = frozen() ? total : table_.matrix_floats;
   float* norm = scalars_ + 1;
   fd_global_norm_args n{view(norm, 1), view(grads_.floats(), total)};
   ops_.global_norm(&ctx_, &n);
   adamw_range(0, matrices, hyper, true);  // matrices decay, vectors do not
-  adamw_range(matrices, total - matrices, hyper, false);
-  touch();
+  if (total > matrices) adamw_range(matrices, total - matrices, hyper, false);
+  frozen() ? ++adapter_version_ : ++weight_version_;
   return *norm;
 }
 

@@ -4,11 +4,13 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "../core/context.h"
 #include "../core/thread_pool.h"
 #include "../ops.h"
+#include "lora.h"
 #include "parameters.h"
 
 namespace freedive {
@@ -68,20 +70,27 @@ struct PackedRows {
 class Decoder {
  public:
   Decoder(const DecoderConfig& config, const fd_device_table* device, int threads, int64_t max_tokens, int64_t max_seqs,
-          int64_t max_targets, bool trainable, int64_t compute, const float* cos, const float* sin);
+          int64_t max_targets, bool trainable, int64_t compute, const float* cos, const float* sin,
+          const AdapterConfig& adapter = {});
 
   // What the constructor will take, without taking it.
   static std::vector<PlanRow> plan(const DecoderConfig& config, const fd_device_table* device, int threads, int64_t max_tokens,
-                                   int64_t max_seqs, bool trainable);
+                                   int64_t max_seqs, bool trainable, const AdapterConfig& adapter = {});
 
+  // With an adapter the parameters are frozen: gradients, moments and optimizer are the adapter's.
   const ParameterTable& table() const { return table_; }
+  const AdapterTable& adapter_table() const { return adapter_table_; }
+  bool frozen() const { return adapter_.rank > 0; }
   float* parameters() { return params_.floats(); }
+  float* adapter_parameters() { return adapter_params_.floats(); }
+  int64_t trained_floats() const { return frozen() ? adapter_table_.total_floats : table_.total_floats; }
+  void use_adapter(bool on) { adapter_on_ = on; }  // off: the frozen model alone
   float* gradients() { return grads_.floats(); }
   float* moment1() { return m_.floats(); }
   float* moment2() { return v_.floats(); }
   bool trainable() const { return trainable_; }
-  void touch() { ++weight_version_; }  // parameters were written from outside: packed copies are stale
-  // For inference alone: `rows` more rows of the weight that begins at this parameter (q, k, v are one weight, and gate and up)
+  void touch() { ++weight_version_, ++adapter_version_; }  // parameters were written from outside: packed copies are stale
+  // For inference, or frozen: `rows` more rows of the weight that begins at this parameter (q, k, v are one weight, and gate and up)
   // are kept in a ggml type and used instead of the float32 parameter, whose memory is then never touched. data: the file's rows,
   // row_bytes each.
   // reserve_packed first: all lie in one piece of memory, in huge pages, so that what reads one to its end has fetched the beginning of the next.
@@ -149,21 +158,34 @@ class Decoder {
   void norm_backward(float* dx, bool accumulate, const float* dout, const float* x, int64_t weight, int64_t bias,
                      const float* stat, const float* mean);
   void linear(float* out, const float* x, int64_t weight, int64_t bias, int64_t O, int64_t C, const float* residual);
+  void linear_backward_frozen(float* dx, const float* dout, const float* x, int64_t weight, int64_t O, int64_t C);
   void linear_backward(float* dx, const float* dout, const float* x, int64_t weight, int64_t bias, int64_t O, int64_t C);
   void accept(const BatchView& b);
   KVCache::Layer cache_layer(const KVCache& cache, int64_t layer) const;
   void gather_hidden(const int32_t* rows, int64_t n_rows);  // to sampled_hidden_
   void adamw_range(int64_t begin, int64_t size, const float hyper[8], bool decay);
   float* orthogonalize(const Parameter& matrix);
-  fd_tensor packed(int64_t weight, int64_t O, int64_t C);
+  fd_tensor packed(const float* weight, int64_t O, int64_t C, uint64_t version);
+  const AdapterGroup* adapters(int64_t weight, bool on) const;
+  void adapter_down(const AdapterGroup& group, const float* x, int64_t N, int64_t C);
+  void adapter_forward(const AdapterGroup& group, float* out, const float* x, int64_t N, int64_t O, int64_t C);
+  void adapter_backward(const AdapterGroup& group, float* dx, const float* dout, const float* x, int64_t O, int64_t C);
+  void scale_adapter(float* h, int64_t size);
   const std::vector<PackedRows>* packed_rows(int64_t weight, int64_t O) const;
   fd_tensor packed_view(const PackedRows& part) const;
   void multiply(float* out, const float* x, int64_t N, int64_t weight, int64_t bias, int64_t O, int64_t C, const float* residual);
   fd_tensor head_weight(float* base) const;
   float* param(int64_t offset) { return params_.floats() + offset; }
+  // Where the gradient of a vector goes; of a frozen one to a place nobody reads, `second` of two at once.
+  float* grad(int64_t offset, bool second = false) {
+    return frozen() ? unread_ + (second ? config_.d_model : 0) : grads_.floats() + offset;
+  }
 
   DecoderConfig config_;
   ParameterTable table_;
+  AdapterConfig adapter_;
+  AdapterTable adapter_table_;
+  bool adapter_on_ = true, kept_adapter_ = true;  // now, and in the forward pass that a backward is due of
   const fd_device_table* device_;
   fd_ops ops_;
   std::unique_ptr<ThreadPool> pool_;
@@ -179,6 +201,8 @@ class Decoder {
   int64_t embed_, embed_positions_, final_norm_, final_norm_bias_, head_;
   std::vector<uint8_t> vocab_mask_;
 
+  Buffer adapter_params_;
+  float *lora_h_ = nullptr, *lora_dh_ = nullptr, *unread_ = nullptr;
   Buffer params_, grads_, m_, v_, cos_, sin_, activations_, gradients_of_activations_, workspace_, batch_;
   std::vector<Activations> act_;
   float *norm_,
@@ -194,12 +218,11 @@ class Decoder {
 
   // Packed copies of weights, for decoding; made when first asked for after a change.
   struct Packed {
-    int64_t weight;
-    uint64_t version;
+    uint64_t version = 0;
     Buffer data;
   };
-  std::vector<Packed> packs_;
-  uint64_t weight_version_ = 1;
+  std::unordered_map<const float*, Packed> packs_;
+  uint64_t weight_version_ = 1, adapter_version_ = 1;
   bool use_packed_ = false;
 };
 

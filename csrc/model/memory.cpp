@@ -59,7 +59,7 @@ Sizes sizes_of(const DecoderConfig& c, int64_t max_tokens, int64_t max_seqs) {
 
 // The most workspace any op of this model asks for, at capacity.
 size_t workspace_bytes(const DecoderConfig& c, const fd_device_table* device, int threads, int64_t N, int64_t S, int64_t K,
-                       bool trainable) {
+                       bool trainable, bool frozen) {
   size_t most = 0;
   auto ask = [&](const char* op, const void* args) {
     int32_t best = -1;
@@ -97,7 +97,9 @@ size_t workspace_bytes(const DecoderConfig& c, const fd_device_table* device, in
     fd_matmul_pack_args mp{view(f, device->matmul_packed_size(O, I, FD_F32)), view(f, O, I), FD_F32};
     ask("matmul_pack", &mp);
     fd_quantized_matmul_args mq{view(f, N, O), view(f, N, I), absent(), absent(), absent(), 0, FD_F32};
-    if (!trainable) ask("quantized_matmul", &mq);
+    if (!trainable || frozen) ask("quantized_matmul", &mq);
+    fd_quantized_matmul_backward_input_args mqb{view(f, N, I), view(f, N, O), absent(), 0, 0, FD_F32};
+    if (trainable && frozen) ask("quantized_matmul_backward_input", &mqb);
   }
   const fd_tensor q = view(f, N, H, D), k = view(f, N, G, D), cu = view(i32, S + 1);
   fd_attention_forward_args af{q, view(f, N, H), q, k, k, cu, 1, FD_F32};
@@ -122,7 +124,13 @@ size_t workspace_bytes(const DecoderConfig& c, const fd_device_table* device, in
   fd_head_sample_args hs{view(i32, S), s,     view(f, S, C), w, absent(), absent(), s, view(i32, S), s, s, view(u64, S),
                          view(u64, S), FD_F32};
   ask("head_sample", &hs);
-  if (!trainable) {
+  if (trainable && frozen) {
+    fd_quantized_head_backward_args qb{x, x, absent(), t, one, absent(), n, n, lp, n, n, V, 0, FD_F32};
+    ask("quantized_head_backward", &qb);
+    fd_quantized_head_forward_backward_args qfb{lp, n, n, x, x, absent(), t, one, absent(), lp, V, 0, FD_F32};
+    ask("quantized_head_forward_backward", &qfb);
+  }
+  if (!trainable || frozen) {
     fd_quantized_head_forward_args qf{lp, n, n, x, absent(), t, one, absent(), V, 0, FD_F32};
     ask("quantized_head_forward", &qf);
     fd_quantized_head_sample_args qs{
@@ -136,7 +144,7 @@ size_t workspace_bytes(const DecoderConfig& c, const fd_device_table* device, in
   const ParameterTable table(c);
   fd_global_norm_args gn{one, view(f, table.total_floats)};
   ask("global_norm", &gn);
-  if (!trainable) return most;
+  if (!trainable || frozen) return most;
   for (const Parameter& p : table.rows) {  // Muon's products (muon.cpp)
     if (!p.matrix || p.name.rfind("layers.", 0) != 0) continue;
     const int64_t O = p.shape[0], I = p.shape[1], r = std::min(O, I);
@@ -160,9 +168,12 @@ size_t workspace_bytes(const DecoderConfig& c, const fd_device_table* device, in
 }  // namespace
 
 Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int threads, int64_t max_tokens, int64_t max_seqs,
-                 int64_t max_targets, bool trainable, int64_t compute, const float* cos, const float* sin)
+                 int64_t max_targets, bool trainable, int64_t compute, const float* cos, const float* sin,
+                 const AdapterConfig& adapter)
     : config_(config),
       table_(config),
+      adapter_(adapter),
+      adapter_table_(config, adapter),
       device_(device),
       max_tokens_(max_tokens),
       max_seqs_(max_seqs),
@@ -190,7 +201,9 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
 
   const size_t floats = static_cast<size_t>(table_.total_floats) * sizeof(float);
   params_ = Buffer(floats);
-  if (trainable) grads_ = Buffer(floats), m_ = Buffer(floats), v_ = Buffer(floats);
+  const size_t trained = static_cast<size_t>(trained_floats()) * sizeof(float);
+  if (trainable) grads_ = Buffer(trained), m_ = Buffer(trained), v_ = Buffer(trained);
+  if (frozen()) adapter_params_ = Buffer(trained);
   if (!config.learned_positions) {
     const size_t bytes = config.max_positions * (config.head_dim / 2) * sizeof(float);
     cos_ = Buffer(bytes), sin_ = Buffer(bytes);
@@ -212,6 +225,8 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
       l.up = a.take(z.N * z.U);
     }
     norm_ = a.take(z.N * z.C), act_out_ = a.take(z.N * z.F);
+    lora_h_ = a.take(z.N * adapter_table_.widest), lora_dh_ = a.take(trainable ? z.N * adapter_table_.widest : 0);
+    unread_ = a.take(trainable && frozen() ? 2 * std::max(z.C, z.D) : 0);
     x_last_ = a.take(z.N * z.C), final_ = a.take(z.N * z.C), final_stat_ = a.take(z.N), final_mean_ = a.take(z.N);
     final_lse_ = a.take(z.N), final_entropy_ = a.take(z.N), sampled_hidden_ = a.take(z.S * z.C), scalars_ = a.take(16);
   };
@@ -239,25 +254,30 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
   targets_ = positions_ + max_tokens;
   cu_seqlens_ = targets_ + max_tokens * max_targets;
 
-  workspace_ = Buffer(workspace_bytes(config, device, threads, max_tokens, max_seqs, max_targets, trainable));
+  workspace_ = Buffer(workspace_bytes(config, device, threads, max_tokens, max_seqs, max_targets, trainable, frozen()));
   ctx_ = fd_context{pool_.get(), nullptr, workspace_.bytes(), workspace_.size(), threads};
 }
 
 std::vector<PlanRow> Decoder::plan(const DecoderConfig& c, const fd_device_table* device, int threads, int64_t max_tokens,
-                                   int64_t max_seqs, bool trainable) {
+                                   int64_t max_seqs, bool trainable, const AdapterConfig& adapter) {
   const ParameterTable table(c);
+  const AdapterTable adapters(c, adapter);
+  const bool frozen = adapter.rank > 0;
   const Sizes z = sizes_of(c, max_tokens, max_seqs);
   const size_t p = static_cast<size_t>(table.total_floats) * sizeof(float);
   const size_t per_token = 2 * z.C + 4 + z.E + (z.separate_qk ? (z.H + z.G) * z.D : 0) + z.H + z.G + z.H * z.D + z.H + z.U;
   const size_t layers = trainable ? c.n_layer : 1;
-  const size_t act = (per_token * layers + 3 * z.C + z.F + 4) * z.N * sizeof(float);
+  const size_t lora = (trainable ? 2 : 1) * adapters.widest;
+  const size_t act = (per_token * layers + 3 * z.C + z.F + 4 + lora) * z.N * sizeof(float);
+  const size_t pairs = static_cast<size_t>(adapters.total_floats) * sizeof(float), trained = frozen ? pairs : p;
   const size_t grad = trainable ? (2 * z.C + z.E + (z.H + z.G) * z.D + z.H * z.D + z.U + z.F) * z.N * sizeof(float) : 0;
   return {{"parameters", p},
-          {"gradients", trainable ? p : 0},
-          {"AdamW moments", trainable ? 2 * p : 0},
+          {"adapter", pairs},
+          {"gradients", trainable ? trained : 0},
+          {"AdamW moments", trainable ? 2 * trained : 0},
           {"activations", act},
           {"activation gradients", grad},
-          {"workspace", workspace_bytes(c, device, threads, max_tokens, max_seqs, 1, trainable)}};
+          {"workspace", workspace_bytes(c, device, threads, max_tokens, max_seqs, 1, trainable, frozen)}};
 }
 
 // Copies the batch in; the caller has checked ids, positions and cu_seqlens.
@@ -318,7 +338,8 @@ void Decoder::reserve_packed(size_t bytes) {
 }
 
 void Decoder::add_packed(const std::string& parameter, const uint8_t* data, int64_t rows, int64_t row_bytes, int64_t type) {
-  if (trainable_) throw std::logic_error("packed weights are for inference: make the model with trainable=False");
+  if (trainable_ && !frozen())
+    throw std::logic_error("packed weights cannot be trained: make the model with trainable=False, or with an adapter");
   const int64_t weight = table_.offset(parameter);
   const Parameter* found = nullptr;
   for (const Parameter& p : table_.rows)
@@ -354,21 +375,16 @@ fd_tensor Decoder::packed_view(const PackedRows& part) const {
   return view(part.data, part.bytes);
 }
 
-fd_tensor Decoder::packed(int64_t weight, int64_t O, int64_t C) {
+fd_tensor Decoder::packed(const float* weight, int64_t O, int64_t C, uint64_t version) {
   const int64_t size = device_->matmul_packed_size(O, C, compute_);
-  Packed* found = nullptr;
-  for (auto& p : packs_)
-    if (p.weight == weight) found = &p;
-  if (!found) {
-    packs_.push_back({weight, 0, Buffer(static_cast<size_t>(size) * sizeof(float))});
-    found = &packs_.back();
-  }
-  if (found->version != weight_version_) {
-    fd_matmul_pack_args a{view(found->data.floats(), size), view(param(weight), O, C), compute_};
+  Packed& found = packs_[weight];
+  if (found.version == 0) found.data = Buffer(static_cast<size_t>(size) * sizeof(float));
+  if (found.version != version) {
+    fd_matmul_pack_args a{view(found.data.floats(), size), view(weight, O, C), compute_};
     ops_.matmul_pack(&ctx_, &a);
-    found->version = weight_version_;
+    found.version = version;
   }
-  return view(found->data.floats(), size);
+  return view(found.data.floats(), size);
 }
 
 }  // namespace freedive

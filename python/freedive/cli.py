@@ -74,7 +74,7 @@ VERBS = {
         "freedive.sft.stage",
         "SFTConfig",
         "make an assistant of a base model, from conversations",
-        "freedive sft --model runs/base --data chats.jsonl --out runs/assistant",
+        "freedive sft --model model.gguf --data chats.jsonl --lora-rank 16 --val-fraction 0.05 --out runs/adapter",
     ),
     "rl": Verb(
         "freedive.rl.stage",
@@ -148,6 +148,7 @@ WORDS = {
         "right, made up, refused: for what a model should know and cannot know",
         "freedive eval hallucination runs/honest --data runs/probe/held_out.jsonl --out runs/after --reference runs/before",
     ),
+    "sft check": Verb("freedive.sft.check", "CheckConfig", "what is in files of conversations, and what is wrong with them", "freedive sft check chats.jsonl --model runs/base"),
     "data look": Verb("freedive.data.look", "LookConfig", "browse clean documents and what was removed, and why", "freedive data look runs/data"),
     "data annotate": Verb(
         "freedive.data.annotate",

@@ -472,6 +472,13 @@ def quantized_matmul(x: Array, weight: Array, O: int, type: int, bias: Array | N
     return out
 
 
+def quantized_matmul_backward_input(dout: Array, weight: Array, C: int, type: int, dx: Array | None = None, **how: Any) -> Array:
+    """dout W with a packed weight [O,C], added to dx if that is given. dout [N,O] -> [N,C]"""
+    accumulate, dx = dx is not None, poisoned(len(dout), C) if dx is None else dx
+    call("quantized_matmul_backward_input", dx=dx, dout=dout, weight=weight, accumulate=int(accumulate), type=type, **how)
+    return dx
+
+
 def quantized_embedding(tokens: Array, weight: Array, vocab: int, C: int, type: int, positions: Array | None = None, wpe: Array | None = None,
                         **how: Any) -> Array:  # fmt: skip
     """Rows of a packed table of `vocab` rows (+ wpe[positions]). tokens, positions [N], wpe [T,C] -> [N,C]"""
@@ -489,6 +496,29 @@ def quantized_head_forward(
     logprobs, entropy, lse = poisoned(*inputs["targets"].shape), poisoned(len(x)), poisoned(len(x))
     call("quantized_head_forward", logprobs=logprobs, entropy=entropy, lse=lse, vocab=vocab, type=type, **inputs, **how)
     return logprobs.reshape(targets.shape), entropy, lse
+
+
+def quantized_head_backward(x: Array, weight: Array, vocab: int, type: int, targets: Array, lse: Array, entropy: Array, dlogprobs: Array | None = None,
+                            dentropy: Array | None = None, dlse: Array | None = None, temperature: float = 1.0, vocab_mask: Array | None = None,
+                            **how: Any) -> Array:  # fmt: skip
+    """head_backward with a packed weight [vocab,C], which has no gradient. lse, entropy [N] as of the forward -> dx [N,C]"""
+    inputs = head_inputs(x, weight, targets, temperature, vocab_mask, None)
+    del inputs["packed"]
+    dx = poisoned(*x.shape)
+    shaped = None if dlogprobs is None else dlogprobs.reshape(inputs["targets"].shape)
+    call("quantized_head_backward", dx=dx, lse=lse, entropy=entropy, dlogprobs=shaped, dentropy=dentropy, dlse=dlse, vocab=vocab, type=type, **inputs, **how)
+    return dx
+
+
+def quantized_head_forward_backward(x: Array, weight: Array, vocab: int, type: int, targets: Array, dlogprobs: Array, temperature: float = 1.0,
+                                    vocab_mask: Array | None = None, **how: Any) -> tuple[Array, Array, Array, Array]:  # fmt: skip
+    """head_forward_backward with a packed weight [vocab,C] -> logprobs like targets, entropy [N], lse [N], dx [N,C]"""
+    inputs = head_inputs(x, weight, targets, temperature, vocab_mask, None)
+    del inputs["packed"]
+    logprobs, entropy, lse, dx = poisoned(*inputs["targets"].shape), poisoned(len(x)), poisoned(len(x)), poisoned(*x.shape)
+    call("quantized_head_forward_backward", logprobs=logprobs, entropy=entropy, lse=lse, dx=dx, dlogprobs=dlogprobs.reshape(inputs["targets"].shape),
+         vocab=vocab, type=type, **inputs, **how)  # fmt: skip
+    return logprobs.reshape(targets.shape), entropy, lse, dx
 
 
 def quantized_head_sample(x: Array, weight: Array, vocab: int, type: int, **sampling: Any) -> tuple[Array, Array]:

@@ -479,6 +479,17 @@ def quantized_matmul(r):
             yield Case(f"{name} {extras}", x | more, {"out": out}, TOLERANCE["bfloat16"] if x["compute"] == "bfloat16" else 1e-5)
 
 
+@cases("quantized_matmul_backward_input")
+def quantized_matmul_backward_input(r):
+    shapes = ((1, 32, 1), (1, 256, 70), (5, 288, 33), (7, 512, 16), (21, 256, 100), (40, 70, 48), (2, 33, 40), (2, 8192, 100), (0, 256, 8))
+    for name, x, _, weight in quantized_inputs(r, shapes, COMPUTE):
+        N, O, how = len(x.pop("x")), len(weight), x["compute"]
+        for accumulate in (0, 1):
+            more = {"dout": normal(r, N, O), "accumulate": accumulate} | ({"dx": normal(r, N, weight.shape[1])} if accumulate else {})
+            dx = reference.matmul_backward_input(rounded(more["dout"], how), weight) + (more["dx"] if accumulate else 0)
+            yield Case(f"{name} {'+=' * accumulate}", x | more, {"dx": dx}, TOLERANCE[how])
+
+
 @cases("quantized_embedding")
 def quantized_embedding(r):
     for kind, (N, C, V), learned in product(PACKED, ((9, 256, 20), (0, 256, 4), (3, 36, 33)), (False, True)):
@@ -501,6 +512,32 @@ def quantized_head_forward(r):
         x |= {"targets": targets, "temperature": np.array([0.7], np.float32), "vocab_mask": mask, "vocab": V}
         expected = dict(zip(("logprobs", "entropy", "lse"), reference.head_forward(operand, weight, targets, 0.7, mask)))
         yield Case(name, x, expected, TOLERANCE["bfloat16"] if x["compute"] == "bfloat16" else 1e-5)
+
+
+@cases("quantized_head_backward")
+def quantized_head_backward(r):
+    for name, x, operand, weight in quantized_inputs(r, ((6, 256, 70), (20, 32, 33)), COMPUTE, logits=True):
+        N, V = len(operand), len(weight)
+        targets, mask = ids(r, V, N, 2, low=-1), (np.arange(V) % 5 != 3).astype(np.uint8)
+        targets[targets % 5 == 3] = 0
+        _, entropy, lse = reference.head_forward(operand, weight, targets, 0.7, mask)
+        x |= {"targets": targets, "temperature": np.array([0.7], np.float32), "vocab_mask": mask, "vocab": V}
+        x |= {"entropy": entropy.astype(np.float32), "lse": lse.astype(np.float32)}
+        every = {"dlogprobs": normal(r, N, 2), "dentropy": normal(r, N), "dlse": normal(r, N)}
+        for given in ("dlogprobs", "dentropy dlse", "dlogprobs dentropy dlse"):
+            y = x | {key: every[key] for key in given.split()}
+            dx, _ = reference.head_backward(operand, weight, targets, 0.7, mask, *(y.get(key) for key in every))
+            yield Case(f"{name} {given}", y, {"dx": dx}, TOLERANCE[x["compute"]])
+
+
+@cases("quantized_head_forward_backward")
+def quantized_head_forward_backward(r):
+    for name, x, operand, weight in quantized_inputs(r, ((6, 256, 70), (20, 32, 33)), COMPUTE, logits=True):
+        N, V = len(operand), len(weight)
+        targets = ids(r, V, N, 1, low=-1)
+        x |= {"targets": targets, "temperature": np.array([1.3], np.float32), "vocab_mask": None, "vocab": V, "dlogprobs": normal(r, N, 1)}
+        *forward, dx, _ = reference.head_forward_backward(operand, weight, targets, x["dlogprobs"], 1.3)
+        yield Case(name, x, dict(zip(("logprobs", "entropy", "lse"), forward)) | {"dx": dx}, TOLERANCE[x["compute"]])
 
 
 @cases("quantized_head_sample")

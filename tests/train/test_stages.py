@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -143,11 +144,12 @@ def test_batches_whose_rows_are_all_masked_make_no_nan(room: Path, tmp_path: Pat
     """Every second row has no target at all, and a batch holds one row: no gradient, no loss, no NaN, and nothing moves without a gradient."""
     rows = sft.read_conversations(room / "chats.jsonl", sft.Tokenizer.load(room / "base" / "tokenizer"), 128)[0]
     masked = [(ids, np.full_like(t, -1), np.zeros_like(w)) for ids, t, w in rows]
-    monkeypatch.setattr(sft, "read_conversations", lambda *_: ([r for pair in zip(rows, masked) for r in pair], 0))
-    out = sft.run(sft_config(room / "base", room / "chats.jsonl", tmp_path / "half", batch_tokens=64, log_every=1))
+    read = sft.read_data(sft.DataSource(str(room / "chats.jsonl")), sft.Tokenizer.load(room / "base" / "tokenizer"), 128)
+    monkeypatch.setattr(sft, "read_data", lambda *_: replace(read, train=[r for pair in zip(rows, masked) for r in pair]))
+    out = sft.run(sft_config(room / "base", room / "chats.jsonl", tmp_path / "half", batch_tokens=32, log_every=1))
     losses = [row["loss"] for row in lines(out)]
     assert all(finite(v) for row in lines(out) for v in row.values()) and 0.0 in losses and max(losses) > 0
-    monkeypatch.setattr(sft, "read_conversations", lambda *_: (masked, 0))
+    monkeypatch.setattr(sft, "read_data", lambda *_: replace(read, train=masked))
     out = sft.run(sft_config(room / "base", room / "chats.jsonl", tmp_path / "all", log_every=1))
     assert all(row["loss"] == 0.0 and row["grad_norm"] == 0.0 for row in lines(out))
 

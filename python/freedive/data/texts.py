@@ -131,19 +131,19 @@ def _jsonl_documents(file: Path, name: str) -> Iterator[dict[str, Any]]:
             yield {"text": text, **{key: str(row.get(key) or value) for key, value in default.items()}, **more}
 
 
-def iter_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def iter_rows(path: str | os.PathLike[str], remote: Any = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) of every line of a JSONL(.gz, .zst) file, or (row number, row) of a parquet file.
 
-    UserError for what is damaged, not UTF-8 or no object.
+    remote: its `Source`, where the path is an address. UserError for what is damaged, not UTF-8 or no object, and where the network fails.
     """
-    file = Path(path)
-    lower = file.name.lower()
+    file = str(path) if remote is not None else Path(path)
+    lower = remote.kind if remote is not None else Path(path).name.lower()
     if lower.endswith(PARQUET_SUFFIXES):
-        yield from _parquet_rows(file)
+        yield from _parquet_rows(file, remote)
         return
     offset = 0  # bytes of (uncompressed) JSONL before the line
     try:
-        with _lines(file) as lines:
+        with _lines(Path(path)) if remote is None else remote.open_plain() as lines:
             for number, raw in enumerate(lines, 1):
                 line = decode_utf8(raw, file, offset).strip()
                 offset += len(raw)
@@ -216,7 +216,7 @@ class Zstd(io.RawIOBase):
         super().close()
 
 
-def _parquet_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _parquet_rows(file: Path | str, remote: Any = None) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -224,7 +224,7 @@ def _parquet_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise UserError(f"{file}: parquet files need the package pyarrow, which is not installed", hint="pip install pyarrow") from None
     try:
         number = 0
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=256):
+        for batch in pyarrow.parquet.ParquetFile(file if remote is None else remote.open()).iter_batches(batch_size=256):
             for row in batch.to_pylist():
                 number += 1
                 yield number, row

@@ -209,7 +209,7 @@ def list_of_steps(c: DiveConfig, t: Tier) -> list[Step]:
         Step(
             "sft", "2 Post-training", "conversations turn the simulator of pages into an assistant",
             SFTConfig(
-                model=at / "pretrain", data=chats or Path(), out=at / "sft", context=t.context, epochs=t.sft_epochs,
+                model=at / "pretrain", data=[str(chats)] if chats else [], out=at / "sft", context=t.context, epochs=t.sft_epochs,
                 batch_tokens=t.sft_batch, micro_tokens=t.sft_batch, lr=t.sft_lr, replay=at / "data", replay_fraction=t.sft_replay,
                 samples=["Hello!", "Who are you?", *ask], **common,
             ),

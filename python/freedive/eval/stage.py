@@ -13,7 +13,7 @@ import numpy as np
 
 from freedive.data.texts import is_artefact, iter_rows, iter_texts
 from freedive.inference import LM, load
-from freedive.inference.load import DTYPE_HELP, KV_CACHE_HELP, WEIGHTS_HELP
+from freedive.inference.load import ADAPTER_HELP, DTYPE_HELP, KV_CACHE_HELP, WEIGHTS_HELP
 from freedive.objectives import pass_at_k
 from freedive.runs import Artefact, UserError, check_at_least, find_function, function_file, json_line, option, progress, stage, write_json_atomic
 from freedive.tokenizer import END_OF_TEXT, ChatConfig, encode_documents, render
@@ -32,6 +32,7 @@ class EvalConfig:
     """Measure a model on questions, and on text."""
 
     model: Path = option(help="folder of the model")
+    adapter: Path | None = option(None, ADAPTER_HELP)
     data: Path | None = option(None, 'JSONL of questions: {"prompt": text or messages, "answer": "...", "meta": {...}}')
     text: Path | None = option(None, "text whose bits per byte are measured: a file, a folder, or a data artefact (its held-out part)")
     out: Path = option(Path("runs/eval"), "folder to write")
@@ -80,7 +81,7 @@ def run(c: EvalConfig) -> Path:
     if c.dry_run:
         _measure(c, None)
         return c.out
-    inputs = {"model": c.model, "data": c.data, "text": c.text, "checker_file": function_file(c.checker)}
+    inputs = {"model": c.model, "adapter": c.adapter, "data": c.data, "text": c.text, "checker_file": function_file(c.checker)}
     with stage("eval", c, out=c.out, inputs=inputs, force=c.force) as artefact:
         if not artefact.done:
             _measure(c, artefact)
@@ -90,7 +91,7 @@ def run(c: EvalConfig) -> Path:
 def _measure(c: EvalConfig, artefact: Artefact | None) -> None:
     """The whole stage; without an artefact (a dry run) it ends when everything is loaded and checked."""
     check = find_function(c.checker, BUILT_IN, "checker")
-    lm = load(c.model, threads=c.threads, dtype=c.dtype, weights=c.weights, kv_cache_dtype=c.kv_cache_dtype)
+    lm = load(c.model, threads=c.threads, dtype=c.dtype, weights=c.weights, kv_cache_dtype=c.kv_cache_dtype, adapter=c.adapter)
     questions = _questions(c, c.data) if c.data else []
     rows = [row for _, row in questions]
     prompts = [_prompt(c, lm, f"{c.data}, line {line}", row["prompt"]) for line, row in questions]

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from freedive.model import is_adapter
 from freedive.runs import UserError, check_at_least, option, write_json_atomic
 
 from .conversation import Conversation
 from .folder import chat_tokens_untrained
-from .load import DTYPE_HELP, KV_CACHE_HELP, LM, WEIGHTS_HELP, load
+from .load import ADAPTER_HELP, DTYPE_HELP, KV_CACHE_HELP, LM, WEIGHTS_HELP, load
 from .params import Params
 from .tool_loop import ToolCall, ToolLoop, offered
 
@@ -35,6 +36,7 @@ class ChatConfig:
 
     path: Path | None = option(None, "the model: a folder, a .gguf file, a llama2.c .bin (default: the newest of freedive-dive/rl, sft, pretrain)", positional=True)
     model: Path | None = option(None, "the same, by name")
+    adapter: Path | None = option(None, ADAPTER_HELP)
     prompt: str | None = option(None, "ask this, print the answer, and leave")
     system: str | None = option(None, "a system message")
     base: bool = option(False, "continue texts instead of answering, as a base model does")
@@ -54,7 +56,7 @@ class ChatConfig:
 
 def find_model(path: Path | None) -> Path:
     """The model named, or the one trained last in the dive that is named or lies here. Raises UserError if there is none."""
-    if path is not None and (path.is_file() or (path / "config.json").is_file()):
+    if path is not None and (path.is_file() or (path / "config.json").is_file() or is_adapter(path)):
         return path
     for name in ("rl", "sft", "pretrain"):
         if ((path or DIVE) / name / "model.safetensors").is_file():
@@ -179,7 +181,7 @@ def run(c: ChatConfig) -> int:
     if c.path is not None and c.model is not None:
         raise UserError(f"two models are named: {c.path} and {c.model}")
     path = find_model(c.path or c.model)
-    lm = load(path, threads=c.threads, dtype=c.dtype, weights=c.weights, kv_cache_dtype=c.kv_cache_dtype)
+    lm = load(path, threads=c.threads, dtype=c.dtype, weights=c.weights, kv_cache_dtype=c.kv_cache_dtype, adapter=c.adapter)
     base = c.base or chat_tokens_untrained(path) or lm.tokenizer.chat is None
     chat = Chat(c, lm, base)
     if c.prompt is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from freedive.model import Weights, open_weights
+from freedive.model import Weights, open_weights, read_adapter
 from freedive.model.config import family, to_hf
 from freedive.model.gguf_write import FILE_TYPES, gguf_metadata, gguf_tensors, write_gguf
 from freedive.model.pretrained import to_hf_tensors
@@ -18,7 +18,8 @@ from freedive.model.weights import parameter_shapes
 from freedive.runs import UserError, human_bytes, option, write_json_atomic
 from freedive.tokenizer import Tokenizer, gguf_tokenizer, save_hf
 
-from .folder import load_tokenizer
+from .folder import base_and_adapter, load_tokenizer
+from .load import ADAPTER_HELP
 
 _NUMPY = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
 
@@ -29,6 +30,7 @@ class ExportConfig:
 
     model: Path = option(help="model to export: a folder, a .gguf or a llama2.c .bin file", positional=True)
     out: Path = option(help="file (gguf) or folder (hf) to write")
+    adapter: Path | None = option(None, ADAPTER_HELP + "; it is merged into the weights")
     to: str = option("gguf", "gguf, or hf: safetensors, tokenizer.json and the chat template")
     type: str = option("f32", "of the matrices: f32, f16, bf16; for gguf also q8_0 and q4_0, with vectors in f32")
     name: str | None = option(None, "the model's name in a GGUF file (default: of the model's folder or file)")
@@ -50,7 +52,10 @@ def run(c: ExportConfig) -> Path:
         _check_replaceable(c.out, c.model)
     if c.out.exists() and c.out.is_dir() != (c.to == "hf"):
         raise UserError(f"{c.out} is a {'folder' if c.out.is_dir() else 'file'}; {c.to} is the other", hint="give another --out")
-    tok, weights = load_tokenizer(c.model), open_weights(c.model)
+    base, adapter = base_and_adapter(c.model, c.adapter)
+    tok, weights = load_tokenizer(base, adapter), open_weights(base)
+    if adapter is not None:
+        weights = read_adapter(adapter, weights.config).merged(weights)
     family(weights.config)  # refuses what nobody else computes
     if c.to == "gguf":
         rows = tok.vocab_size

@@ -10,17 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from freedive.model import Model, load_pretrained, save_pretrained
+from freedive.model import LoRA, Model, is_adapter, read_adapter, save_pretrained
+from freedive.model.lora import base_of
 from freedive.model.weights import find_weights, open_weights
 from freedive.runs import UserError, read_json
 from freedive.tokenizer import Tokenizer
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a model. Raises UserError when the model is not there, unfinished, or has none."""
+def load_tokenizer(path: Path, adapter: Path | None = None) -> Tokenizer:
+    """The tokenizer of a model, or of its adapter if that has one. Raises UserError when the model is not there, unfinished, or has none."""
+    if adapter is not None and (adapter / "tokenizer").is_dir():
+        return Tokenizer.load(adapter)
     if not path.exists():
         hint = f"{path}.partial is an unfinished run: run its command again" if Path(f"{path}.partial").is_dir() else "train one: freedive dive"
         raise UserError(f"no such model folder: {path}", hint=hint)
+    if is_adapter(path):
+        return Tokenizer.load(path) if (path / "tokenizer").is_dir() else load_tokenizer(base_and_adapter(path, None)[0])
     path = find_weights(path)
     named = path.suffix.lower() in (".gguf", ".bin") if path.is_file() else (path / "config.json").is_file()
     if not named or (path.suffix == ".bin" and not list(path.parent.glob("tok*.bin"))):
@@ -51,9 +56,35 @@ def chat_tokens_untrained(path: Path) -> bool:
     return stage_of(path) == "pretrain" and not (read_json(path / "run.json").get("config") or {}).get("model")
 
 
-def load_model(folder: Path, tok: Tokenizer, **model_arguments: Any) -> Model:
-    """The model of a folder, with the ids that `tok` does not use masked; arguments as for Model. Raises UserError as load_pretrained does."""
-    model = load_pretrained(folder, **model_arguments)
+def base_and_adapter(path: Path, adapter: Path | None) -> tuple[Path, Path | None]:
+    """The model and the adapter that a path stands for: an adapter's folder names its base. Raises UserError."""
+    if not is_adapter(path):
+        return path, adapter
+    if adapter is not None:
+        raise UserError(f"{path} is an adapter itself", hint="give its base model, or leave --adapter out")
+    named = base_of(path)
+    for place in (Path(named), path / named):  # as it was written, or relative to the adapter
+        if named and place.exists() and not is_adapter(place):
+            return place, path
+    raise UserError(f"{path} is an adapter of {named or 'a model it does not name'}, which is not here", hint=f"give the base: --model BASE --adapter {path}")
+
+
+def load_model(folder: Path, tok: Tokenizer, adapter: Path | None = None, *, lora: LoRA | None = None, **model_arguments: Any) -> Model:
+    """The model of a folder, with the ids that `tok` does not use masked; arguments as for Model, and `weights` as of Weights.to_model.
+
+    adapter: a folder of a LoRA adapter to put beside it; `folder` may be one itself, which names its base. lora: make a new one instead, to be
+    initialised. Raises UserError as load_pretrained and read_adapter do.
+    """
+    base, adapter = base_and_adapter(folder, adapter)
+    source = open_weights(base)
+    if adapter is not None:
+        if lora is not None:
+            raise UserError(f"{adapter} is an adapter already, and another cannot stand beside it", hint="merge it first: freedive export BASE --adapter ... --to hf, or leave --lora-rank out to train it on")
+        found = read_adapter(adapter, source.config)
+        model = source.to_model(lora=found.lora, **model_arguments)
+        found.into(model)
+    else:
+        model = source.to_model(lora=lora, **model_arguments)
     if model.config.vocab_size < tok.vocab_size:
         raise UserError(f"{folder}: the tokenizer has {tok.vocab_size} ids, the model only {model.config.vocab_size}")
     mask = np.zeros(model.config.vocab_size, np.uint8)

@@ -14,7 +14,7 @@ from freedive.tokenizer import render
 
 from .chat import printable
 from .grammar import Grammar
-from .load import DTYPE_HELP, KV_CACHE_HELP, LM, WEIGHTS_HELP, load
+from .load import ADAPTER_HELP, DTYPE_HELP, KV_CACHE_HELP, LM, WEIGHTS_HELP, load
 from .params import Completion, Params
 
 
@@ -23,6 +23,7 @@ class GenerateConfig:
     """Continue texts, or answer questions with --chat."""
 
     model: Path = option(help="the model: a folder, a .gguf file or a llama2.c .bin file", positional=True)
+    adapter: Path | None = option(None, ADAPTER_HELP)
     prompt: list[str] = option([], "texts to continue (default: one, read from standard input)")
     file: Path | None = option(None, 'JSONL of prompts: {"prompt": text, or messages for --chat}')
     chat: bool = option(False, "prompts are questions to an assistant")
@@ -66,7 +67,7 @@ def run(c: GenerateConfig) -> int:
                                 logprobs=max(c.logprobs, 0))  # fmt: skip
     Params(c.max_new_tokens, c.temperature, c.top_k, c.top_p, c.min_p, **more)  # raises for what cannot be, before anything is loaded
     prompts = _prompts(c)
-    lm = load(c.model, threads=c.threads, dtype=c.dtype, weights=c.weights, kv_cache_dtype=c.kv_cache_dtype)
+    lm = load(c.model, threads=c.threads, dtype=c.dtype, weights=c.weights, kv_cache_dtype=c.kv_cache_dtype, adapter=c.adapter)
     ids = [_ids(c, lm, p) for p in prompts]
     told: list[Completion | None] = [None] * (len(ids) * c.n)
     next_one = 0

@@ -17,6 +17,7 @@ from .engine import Engine
 from .folder import load_model, load_tokenizer
 
 Messages = Sequence[dict[str, str]]
+ADAPTER_HELP = "folder of a LoRA adapter for the model, of freedive sft --lora-rank or of PEFT"
 WEIGHTS_HELP = "how they are held. auto: as the file has them, exactly; float32; or rounded to bfloat16, float16, int8, int4"
 DTYPE_HELP = "how products multiply. float32: exact; int8: activations rounded to 8 bits, fastest, for weights of 8 or 4 bits; bfloat16: both rounded; auto: bfloat16 where fast"
 KV_CACHE_HELP = "what keys and values are kept in: float32, bfloat16, int8 (a quarter of the memory); auto: bfloat16 with --dtype bfloat16, which changes no bit, else float32"
@@ -87,12 +88,13 @@ def _one_answer(sampling: dict[str, Any]) -> None:
 
 
 def load(path: str | Path, *, trainable: bool = False, max_tokens: int = 4096, max_seqs: int = 256, threads: int | None = None,
-         dtype: str = "float32", weights: str | None = None, kv_cache_dtype: str = "auto") -> LM:  # fmt: skip
+         dtype: str = "float32", weights: str | None = None, kv_cache_dtype: str = "auto", adapter: str | Path | None = None) -> LM:  # fmt: skip
     """Load what `freedive pretrain`, `sft` or `rl` wrote, or an open model: a Hugging Face folder (gpt2, llama, qwen2, qwen3), a GGUF file
     or a llama2.c checkpoint.
 
     trainable: keep room for gradients and moments, so that `forward`, `backward` and `adamw` work. max_tokens, max_seqs: the most tokens and
-    sequences of one batch. threads: default the usable cores.
+    sequences of one batch. threads: default the usable cores. adapter: folder of a LoRA adapter for this model (`freedive sft --lora-rank`, or PEFT's);
+    such a folder can also be loaded by itself when it names its base. `.model.without_adapter()` gives the model as it was.
 
     weights: how they are held. "auto" (the default unless trainable): in the file's own types, without a copy in float32; its results are those of
     "float32", bit for bit. "bfloat16", "float16", "int8", "int4": rounded to these. dtype: how products multiply. "float32" (exact), "bfloat16" or
@@ -100,7 +102,7 @@ def load(path: str | Path, *, trainable: bool = False, max_tokens: int = 4096, m
     4 bits: those of a float file are then rounded to int8. kv_cache_dtype: as of Engine. Raises UserError saying what is missing, damaged or does not fit in memory.
     """
     check_kv_cache_dtype(kv_cache_dtype, dtype)
-    tok = load_tokenizer(Path(path))
+    tok = load_tokenizer(Path(path), None if adapter is None else Path(adapter))
     weights = weights or ("float32" if trainable else "auto")
-    model = load_model(Path(path), tok, trainable=trainable, max_tokens=max_tokens, max_seqs=max_seqs, threads=threads, dtype=dtype, weights=weights)
+    model = load_model(Path(path), tok, None if adapter is None else Path(adapter), trainable=trainable, max_tokens=max_tokens, max_seqs=max_seqs, threads=threads, dtype=dtype, weights=weights)
     return LM(model, tok, kv_cache_dtype)

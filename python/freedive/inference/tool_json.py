@@ -17,7 +17,6 @@ taken only up to where this loop wrote it. Tools' names for the mark in their an
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,15 +24,12 @@ from typing import Any
 
 from freedive.runs import UserError
 from freedive.tokenizer import Tokenizer
+from freedive.tokenizer.chat_json import ANSWER, ANSWER_END, CALL, CALL_END, MARKS, offering, with_marks
 
 from .engine import Engine, Request
 from .params import Completion
 from .tool_loop import ToolCall, ToolLoop, _digest, _Row
 from .tools import Tool
-
-CALL, CALL_END = "<tool_call>", "</tool_call>"  # single tokens in these vocabularies
-ANSWER, ANSWER_END = "<tool_response>", "</tool_response>"  # in Qwen3's too, plain text in Qwen2.5's
-_MARKS = re.compile(r"<(/?)tool_response>")
 
 # name -> (its one argument, what the model is told)
 SIGNATURES = {
@@ -41,15 +37,6 @@ SIGNATURES = {
     "calculator": ("expression", "The value of an expression of numbers with + - * / // % ** and parentheses."),
     "search": ("query", "Search documents for a query."),
 }
-_BEFORE = (
-    "\n\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
-    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
-)
-_AFTER = (
-    "\n</tools>\n\nFor each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:\n"
-    '<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
-)
-
 
 def calls_as_json(tok: Tokenizer) -> bool:
     """Whether a model's vocabulary is of this kind: ChatML's turns, and tokens around a call."""
@@ -69,20 +56,9 @@ def opening(tok: Tokenizer, signatures: Sequence[Mapping[str, Any]], system: str
     Names, descriptions and the system message are ordinary text, whatever they hold.
     """
     chat = tok.require_chat()
-    listed = "".join("\n" + json.dumps(s, ensure_ascii=False) for s in signatures)
-    said = system or chat.default_system
-    before, mark, after = _AFTER.partition(CALL)
-    told = tok.encode(f"system{chat.sep_text}{said}{_BEFORE if said else _BEFORE.lstrip()}{listed}{before}")
+    told = offering(tok, signatures, system or chat.default_system, f"system{chat.sep_text}")
     bos = [tok.bos_id] if chat.bos else []
-    return [*bos, tok.special(chat.start), *told, *with_marks(tok, mark + after), tok.special(chat.end), *tok.encode(chat.after)]
-
-
-def with_marks(tok: Tokenizer, text: str) -> list[int]:
-    """Text of ours as ids, the marks of calls and answers as tokens where the vocabulary has them."""
-    ids: list[int] = []
-    for part in re.split(r"(</?tool_(?:call|response)>)", text):
-        ids += [tok.special(part)] if part in tok.special_tokens else tok.encode(part) if part else []
-    return ids
+    return [*bos, tok.special(chat.start), *told, tok.special(chat.end), *tok.encode(chat.after)]
 
 
 class JsonToolLoop(ToolLoop):
@@ -107,7 +83,7 @@ class JsonToolLoop(ToolLoop):
     def _check(self, row: _Row) -> None:
         start, begin = self.tok.special(self.chat.start), 0
         for at in [*(i for i, t in enumerate(row.prompt) if t == start and i), len(row.prompt)]:
-            if _MARKS.search(self.tok.decode(row.prompt[begin:at])) and _digest(row.prompt[:at]) not in self._written:
+            if MARKS.search(self.tok.decode(row.prompt[begin:at])) and _digest(row.prompt[:at]) not in self._written:
                 raise UserError(f"the turn from position {begin} on holds {ANSWER}, which only a tool may write",
                                 hint="give the conversation as messages, or go on with ids that this loop returned")  # fmt: skip
             begin = at
@@ -129,7 +105,7 @@ class JsonToolLoop(ToolLoop):
             ids.pop()
         elif self._made_up(done, last):
             out.finish_reason = "forged"
-            while ids and (ANSWER[:2] in self.tok.decode(ids[-1:]) or _MARKS.search(self.tok.decode(ids)) or self._opened(ids)):
+            while ids and (ANSWER[:2] in self.tok.decode(ids[-1:]) or MARKS.search(self.tok.decode(ids)) or self._opened(ids)):
                 ids.pop()
         out.ids += ids
         out.mask += [1] * len(ids)
@@ -161,7 +137,7 @@ class JsonToolLoop(ToolLoop):
         for number, ids in enumerate(texts):
             call = self._run(tok.decode(ids))
             out.calls.append(call)
-            answer = tok.encode(_MARKS.sub(r"<\1tool response>", call.answer))[: self.max_answer_tokens]
+            answer = tok.encode(MARKS.sub(r"<\1tool response>", call.answer))[: self.max_answer_tokens]
             parts += [*with_marks(tok, ("\n" if number else "") + ANSWER + "\n"), *answer, *with_marks(tok, "\n" + ANSWER_END)]
         opened = [*tok.encode(chat.after), tok.special(chat.start), *tok.encode("user" + chat.sep_text), *parts]
         self._put(row, [*opened, tok.special(chat.end), *tok.encode(chat.after)])

@@ -7,6 +7,8 @@ algorithm written in NumPy reads and writes them in place.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 from freedive import _core
 from freedive.model.batch import Batch
 from freedive.model.config import DecoderConfig
+from freedive.model.lora import LoRA, check_lora
 from freedive.ops import cache_code, compute_code, fast_bf16
 from freedive.runs import UserError, available_memory, default_threads, human_bytes
 
@@ -51,17 +54,18 @@ class Plan:
 MOST_THREADS = 1024
 
 
-def plan(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable: bool = True, threads: int | None = None) -> Plan:
+def plan(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable: bool = True, threads: int | None = None, lora: LoRA | None = None) -> Plan:
     """The memory a Model of these capacities will take; allocates nothing."""
-    return Plan(tuple(_core.plan(config.core_dict(), threads or default_threads(), max_tokens, max_seqs, trainable)))
+    adapter = None if lora is None else lora.core_dict()
+    return Plan(tuple(_core.plan(config.core_dict(), threads or default_threads(), max_tokens, max_seqs, trainable, adapter)))
 
 
 def check_fits(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable: bool = True, threads: int | None = None,
-               packed_bytes: int | None = None) -> Plan:  # fmt: skip
+               packed_bytes: int | None = None, lora: LoRA | None = None) -> Plan:  # fmt: skip
     """The plan, or a UserError that says what would fit. Every thread has work space of its own, so their number counts. packed_bytes: of
     the weights where they are not float32."""
     def planned(tokens: int) -> Plan:
-        p = plan(config, tokens, max_seqs, trainable, threads)
+        p = plan(config, tokens, max_seqs, trainable, threads, lora)
         return p if packed_bytes is None else Plan(tuple((name, packed_bytes if name == "parameters" else size) for name, size in p.rows))
 
     if threads is not None and threads > MOST_THREADS:
@@ -107,7 +111,10 @@ class Model:
     and moments stay float32): twice as fast where `freedive.ops.fast_bf16()`, slower elsewhere; "auto" chooses.
     Weights are zero until `init`, `load_state` or `load_pretrained`.
 
-    packed_bytes, a number, makes a model for inference whose matrices come packed, in types of 16, 8 or 4 bits (model/packed.py), and take so
+    lora freezes the weights and puts an adapter beside them (model/lora.py): `adapter`, `gradients`, moments, `state` and the optimizer are then of its
+    matrices alone. It is zero until `init_adapter` or `Adapter.into`; `without_adapter` gives the frozen model, for example as a reference.
+
+    packed_bytes, a number, makes a model for inference or with lora whose matrices come packed, in types of 16, 8 or 4 bits (model/packed.py), and take so
     many bytes; dtype may then be "int8" too: rows are rounded to 8 bits before they are multiplied with integer weights.
 
     Raises UserError if it does not fit in memory or the device is not there, ValueError for capacities below 1. Batches beyond the
@@ -115,32 +122,40 @@ class Model:
     """
 
     def __init__(self, config: DecoderConfig, *, max_tokens: int = 4096, max_seqs: int = 256, max_targets: int = 1, threads: int | None = None,
-                 device: str = "cpu", trainable: bool = True, dtype: str = "float32", packed_bytes: int | None = None):  # fmt: skip
+                 device: str = "cpu", trainable: bool = True, dtype: str = "float32", packed_bytes: int | None = None,
+                 lora: LoRA | None = None):  # fmt: skip
         check_device(device)
         dtype = check_dtype(dtype)
         if threads is not None and threads < 1:
             raise ValueError(f"threads is {threads}; it must be at least 1")
-        if packed_bytes is not None and trainable:
-            raise UserError("packed weights cannot be trained", hint='load the model with weights="float32"')
+        if packed_bytes is not None and trainable and lora is None:
+            raise UserError("packed weights cannot be trained", hint='load the model with weights="float32", or train an adapter beside them (lora)')
+        self.lora = None if lora is None else check_lora(lora, config)
         if packed_bytes is None and dtype == "int8":
             raise UserError("dtype int8 needs weights of 8 or 4 bits, and these are float32", hint='load the model with weights="int8" (on the command line: --weights int8)')
-        check_fits(config, max_tokens, max_seqs, trainable, threads, packed_bytes)
+        if dtype == "int8" and trainable:
+            raise UserError("dtype int8 is for inference", hint="train in float32 or bfloat16")
+        check_fits(config, max_tokens, max_seqs, trainable, threads, packed_bytes, self.lora)
         self.packed: tuple[str, ...] = ()  # types of the matrices where they are packed, e.g. ("Q4_1", "Q8_0")
         self.config, self.max_tokens, self.max_seqs, self.trainable = config, max_tokens, max_seqs, trainable
         self.device, self.threads, self.dtype = device, threads or default_threads(), dtype
         cos, sin = config.rope_tables()
         self.vocab_mask: np.ndarray | None = None  # uint8 [vocab_size], 0 for ids that stand for nothing; None is all
         self.weight_version = 0  # rises whenever the weights may have changed: keys and values computed before are stale
-        self._core = _core.Decoder(config.core_dict(), self.threads, max_tokens, max_seqs, max_targets, trainable, cos, sin, compute_code(dtype))
+        self._core = _core.Decoder(config.core_dict(), self.threads, max_tokens, max_seqs, max_targets, trainable, cos, sin, compute_code(dtype),
+                                   None if self.lora is None else self.lora.core_dict())  # fmt: skip
         self._table = _core.parameter_table(config.core_dict())
-        self._parameters = self._views("parameters")
-        self._gradients = self._views("gradients") if trainable else {}
+        self._parameters = self._views("parameters", self._table)
+        trained = self._table if self.lora is None else _core.adapter_table(config.core_dict(), self.lora.core_dict())
+        self._adapter = self._views("adapter", trained) if self.lora is not None else {}
+        self._gradients = self._views("gradients", trained) if trainable else {}
+        self._adapter_on = True
         self.step_count = 0  # of the optimizer; bias correction depends on it
         self.lock = threading.RLock()  # held by engines over a step; every call of the decoder waits for the one before anyway
 
-    def _views(self, which: str) -> dict[str, np.ndarray]:
+    def _views(self, which: str, table: list[tuple[str, list[int], int, bool]]) -> dict[str, np.ndarray]:
         flat = self._core.buffer(which)
-        return {name: flat[at : at + int(np.prod(shape))].reshape(shape) for name, shape, at, _ in self._table}
+        return {name: flat[at : at + int(np.prod(shape))].reshape(shape) for name, shape, at, _ in table}
 
     @property
     def parameters(self) -> dict[str, np.ndarray]:
@@ -155,8 +170,35 @@ class Model:
 
     @property
     def gradients(self) -> dict[str, np.ndarray]:
-        """Name -> float32 view of dL/dparameter, shaped as `parameters`, added to by `backward` until `zero_grad`. {} if not trainable."""
+        """Name -> float32 view of dL/dparameter, shaped as `parameters` (with lora as `adapter`), added to by `backward` until `zero_grad`. {} if not trainable."""
         return self._gradients
+
+    @property
+    def adapter(self) -> dict[str, np.ndarray]:
+        """"layers.0.q_proj.lora_A" -> float32 view [rank, in], lora_B [out, rank]; {} without lora. After writing through a view, call `touch()`."""
+        return self._adapter
+
+    @property
+    def adapter_on(self) -> bool:
+        """Whether the adapter takes part. Setting it changes what the model computes: caches of keys and values from before are stale."""
+        return self._adapter_on
+
+    @adapter_on.setter
+    def adapter_on(self, on: bool) -> None:
+        if on != self._adapter_on:
+            self._core.use_adapter(on)
+            self._adapter_on = on
+            self.weight_version += 1
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[Model]:
+        """Within it this is the frozen model: the reference of DPO and of a KL penalty."""
+        before = self.adapter_on
+        self.adapter_on = False
+        try:
+            yield self
+        finally:
+            self.adapter_on = before
 
     def touch(self) -> None:
         """Weights were written from outside: forget packed copies of them, and what caches keyed by `weight_version` hold."""
@@ -259,20 +301,33 @@ class Model:
 
     # ---- checkpoints -------------------------------------------------------------------------------------------
 
+    def trained(self) -> np.ndarray:
+        """float32 [P] view of what the optimizer moves: all parameters, or with lora the adapter. After writing through it, call `touch()`."""
+        return self._core.buffer(self._trained)
+
+    @property
+    def _trained(self) -> str:
+        return "parameters" if self.lora is None else "adapter"
+
     def state(self) -> dict[str, np.ndarray]:
-        """What a resumed run needs, as copies: "parameters" float32 [P], flat; "step_count" int64 [1]; if trainable the moments "m" and "v" [P]."""
-        if self.packed:
+        """What a resumed run needs, as copies: "parameters" float32 [P], flat; "step_count" int64 [1]; if trainable the moments "m" and "v" [P].
+
+        With lora P counts the adapter, and "parameters" is called "adapter".
+        """
+        if self.packed and self.lora is None:
             raise UserError("a model with packed weights has no state to save", hint='load it with weights="float32"')
-        out = {"parameters": self._core.buffer("parameters").copy(), "step_count": np.array([self.step_count], np.int64)}
+        out = {self._trained: self._core.buffer(self._trained).copy(), "step_count": np.array([self.step_count], np.int64)}
         if self.trainable:
             out |= {which: self._core.buffer(which).copy() for which in ("m", "v")}
         return out
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
         """Take what `state` of a model of the same configuration gave. Raises UserError if it is another model's; a missing moment is a KeyError."""
-        if self.packed:
+        if self.packed and self.lora is None:
             raise UserError("a model with packed weights takes no state", hint='load it with weights="float32"')
-        for which in ("parameters", "m", "v") if self.trainable else ("parameters",):
+        if self._trained not in state:
+            raise UserError("the checkpoint is of another kind", hint="an adapter's is not a whole model's: was --lora-rank changed?")
+        for which in (self._trained, "m", "v") if self.trainable else (self._trained,):
             buffer = self._core.buffer(which)
             if state[which].shape != buffer.shape:
                 raise UserError(f"the checkpoint's {which} hold {state[which].size} numbers, this model has {buffer.size}")

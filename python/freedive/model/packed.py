@@ -51,8 +51,8 @@ def groups(config: DecoderConfig) -> Iterator[tuple[str, ...]]:
 def packed_model(source: Weights, weights: str, vocab_multiple: int, arguments: dict[str, Any]) -> Model | None:
     """A model for inference with `source`'s matrices packed as `weights` says; None if that is float32 after all. Raises UserError as to_model."""
     check_weights(weights)
-    if arguments.get("trainable", True):
-        raise UserError("packed weights cannot be trained", hint='use weights="float32"')
+    if arguments.get("trainable", True) and arguments.get("lora") is None:
+        raise UserError("packed weights cannot be trained", hint='use weights="float32", or train an adapter beside them (lora)')
     config, real = source.config, source.config.vocab_size
     int8 = arguments.get("dtype") == "int8"
     if weights not in ("auto", "int8", "int4") and int8:

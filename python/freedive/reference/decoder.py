@@ -87,11 +87,15 @@ def rope_tables(config: Any) -> tuple[Array, Array]:
 
 
 class Decoder:
-    """forward, then backward of the same batch. Parameters are read as float64; gradients come back under the same names."""
+    """forward, then backward of the same batch. Parameters are read as float64; gradients come back under the same names.
 
-    def __init__(self, config: Any, parameters: Mapping[str, Array]):
+    adapter: LoRA pairs by name, lora_scale what their product is multiplied with; then gradients come back for these too.
+    """
+
+    def __init__(self, config: Any, parameters: Mapping[str, Array], adapter: Mapping[str, Array] | None = None, lora_scale: float = 1.0):
         self.config = config
-        self.p = {name: np.asarray(value, dtype=np.float64) for name, value in parameters.items()}
+        self.p = {name: np.asarray(value, dtype=np.float64) for name, value in {**parameters, **(adapter or {})}.items()}
+        self.lora_scale = lora_scale
         self.head = self.p["embed_tokens.weight" if config.tie_embeddings else "lm_head.weight"]
         self.scale = 1 / np.sqrt(config.head_dim)
         if config.position == "rope":
@@ -118,14 +122,24 @@ class Decoder:
         return dx
 
     def linear(self, name: str, x: Array, residual: Array | None = None) -> Array:
-        return ops.matmul_forward(x, self.p[name + ".weight"], self.p.get(name + ".bias"), residual)
+        out = ops.matmul_forward(x, self.p[name + ".weight"], self.p.get(name + ".bias"), residual)
+        if name + ".lora_A" in self.p:  # x W^T + s (x A^T) B^T
+            out = out + self.lora_scale * (x @ self.p[name + ".lora_A"].T) @ self.p[name + ".lora_B"].T
+        return out
 
     def linear_backward(self, name: str, dout: Array, x: Array, gradients: Named) -> Array:
         dweight, dbias = ops.matmul_backward_weight(dout, x)
         gradients[name + ".weight"] += dweight
         if name + ".bias" in gradients:
             gradients[name + ".bias"] += dbias
-        return ops.matmul_backward_input(dout, self.p[name + ".weight"])
+        dx = ops.matmul_backward_input(dout, self.p[name + ".weight"])
+        if name + ".lora_A" in self.p:
+            a, b = self.p[name + ".lora_A"], self.p[name + ".lora_B"]
+            dlow = self.lora_scale * dout @ b  # [N, rank]
+            gradients[name + ".lora_B"] += self.lora_scale * dout.T @ (x @ a.T)
+            gradients[name + ".lora_A"] += dlow.T @ x
+            dx = dx + dlow @ a
+        return dx
 
     # -- the model --
 

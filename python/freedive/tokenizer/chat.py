@@ -12,7 +12,7 @@ from typing import Any
 
 from freedive.runs import UserError
 
-from . import chat_llama2, chat_tools
+from . import chat_json, chat_llama2, chat_tools
 from .chat_config import ChatConfig
 from .tokenizer import Tokenizer
 
@@ -29,6 +29,7 @@ def render(
     row: int | str | None = None,  # named in error messages
     training: bool = False,  # then a conversation without an assistant is an error
     continued: bool = False,  # these turns follow others: nothing that opens a conversation stands before them
+    tools: Any = None,  # function schemas, offered in the system message by models that write calls as JSON
 ) -> tuple[list[int], list[int]]:
     """Return (ids, mask), equally long. mask[i] == 1: ids[i] is a target of training, i.e. assistant content or its end token.
 
@@ -48,6 +49,15 @@ def render(
         ids.extend(piece)
         mask.extend([int(trained)] * len(piece))
 
+    if chat_json.applies(tok, chat, messages, tools):
+        for role, content in chat_json.turns(tok, chat, messages, tools, _where(row)):
+            add(turn_header(tok, chat, role), False)
+            add(content, role == chat.assistant)
+            add([tok.special(chat.end)], role == chat.assistant)
+            add(tok.encode(chat.after), False)
+        if add_generation_prompt:
+            add(turn_header(tok, chat, chat.assistant), False)
+        return ids, mask
     if chat.default_system and not continued and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": chat.default_system}, *messages]
     finished = True
@@ -83,6 +93,8 @@ def parse(tok: Tokenizer, ids: Sequence[int], allow_unfinished: bool = False) ->
             raise _not_a_conversation(len(ids), f"the last turn has no {chat.end}")
         if chat.form == "llama2":
             messages += chat_llama2.messages_of(role, tok.decode(ids[begin:end]))
+        elif chat_json.inside(tok):  # calls in the content, as text
+            messages.append({"role": role, "content": tok.decode(ids[begin:end])})
         else:
             messages += chat_tools.messages_of(tok, role, ids[begin:end])
     return messages
@@ -180,7 +192,8 @@ def _turns(tok: Tokenizer, chat: ChatConfig, ids: Sequence[int]) -> list[tuple[s
             raise _not_a_conversation(at + 1, f"unknown role {role!r:.60}")
         role = max(fitting, key=lambda name: len(headers[name]))
         begin = at + len(headers[role])
-        content_end = _ordinary_until(tok, ids, begin, chat_tools.inside(tok) if role == chat.assistant else frozenset())
+        besides = chat_tools.inside(tok) if role == chat.assistant else frozenset()
+        content_end = _ordinary_until(tok, ids, begin, besides | chat_json.inside(tok))
         finished = content_end < len(ids)
         if finished and ids[content_end] != end:
             raise _not_a_conversation(content_end, f"expected {chat.end}, found {tok.decode([ids[content_end]])}")

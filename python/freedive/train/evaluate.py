@@ -6,7 +6,25 @@ import numpy as np
 
 from freedive.model import Batch, Model
 
-from .loader import Documents
+from .loader import Documents, Example
+
+
+def rows_loss(model: Model, rows: list[Example]) -> float:
+    """Mean negative log-prob, nats a token, of what is learned in rows (conversations with their mask)."""
+    total = weight = 0.0
+    at = 0
+    while at < len(rows):
+        end, size = at, 0
+        while end < len(rows) and end - at < model.max_seqs and size + len(rows[end][0]) <= model.max_tokens:
+            size += len(rows[end][0])
+            end += 1
+        part = rows[at:end]
+        out = model.score(Batch.pack([(ids, targets) for ids, targets, _ in part]))
+        weights = np.concatenate([w for _, _, w in part]).astype(np.float64)
+        total -= float(np.dot(out.logprobs.astype(np.float64), weights))
+        weight += float(weights.sum())
+        at = end
+    return total / weight if weight else float("nan")
 
 
 def held_out_loss(model: Model, documents: list[np.ndarray], context: int, bos: int | None, n_bytes: int, max_tokens: int = 0) -> dict[str, float]:

@@ -16,7 +16,7 @@ import numpy as np
 from freedive.model import Batch
 from freedive.runs import UserError
 
-OFFSET_STREAM, ORDER_STREAM, REPLAY_STREAM = 11, 12, 13
+OFFSET_STREAM, ORDER_STREAM, REPLAY_STREAM, BLEND_STREAM = 11, 12, 13, 14
 Example = tuple[np.ndarray, np.ndarray, np.ndarray]  # ids int32 [L], targets int32 [L] (-1 = none), weights float32 [L]
 
 
@@ -109,11 +109,47 @@ class Rows:
         weights = np.asarray(mask, np.float32)[1:]
         return tokens[:-1], np.where(weights > 0, tokens[1:], -1).astype(np.int32), weights
 
+    @property
+    def n_tokens(self) -> int:
+        return sum(len(r[0]) for r in self.rows)
+
     def begin_epoch(self, epoch: int) -> int:
         return len(self.rows)
 
     def get(self, i: int) -> Example:
         return self.rows[i]
+
+
+class Blend:
+    """Several sets of rows, each a given part of every epoch's tokens. An epoch is as long as all rows together; a set goes through its rows in one
+    random order after another, on from where the epoch before stopped, so none is seen twice before all were seen once.
+    """
+
+    def __init__(self, parts: Sequence[Sequence[Example]], weights: Sequence[float], seed: int):
+        if not parts or not all(len(p) for p in parts):
+            raise UserError("there is no row to train on")
+        self.parts, self.seed = parts, seed
+        sizes = [sum(len(r[0]) for r in part) for part in parts]
+        wanted = [w / sum(weights) * sum(sizes) for w in weights]
+        self.counts = [max(1, round(want / size * len(part))) for want, size, part in zip(wanted, sizes, parts, strict=True)]  # rows an epoch
+        self.n_tokens = round(sum(size / len(part) * count for size, part, count in zip(sizes, parts, self.counts, strict=True)))
+        self._chosen: list[Example] = []
+
+    def begin_epoch(self, epoch: int) -> int:
+        self._chosen = []
+        for number, (part, count) in enumerate(zip(self.parts, self.counts, strict=True)):
+            at, end = epoch * count, (epoch + 1) * count
+            while at < end:
+                turn = at // len(part)
+                rng = np.random.Generator(np.random.Philox(key=[self.seed, BLEND_STREAM], counter=[0, 0, number, turn]))
+                upto = min(end, (turn + 1) * len(part))
+                order = rng.permutation(len(part))[at - turn * len(part) : upto - turn * len(part)]
+                self._chosen += [part[int(i)] for i in order]
+                at = upto
+        return len(self._chosen)
+
+    def get(self, i: int) -> Example:
+        return self._chosen[i]
 
 
 class Mixture:
@@ -123,15 +159,16 @@ class Mixture:
     0 <= share < 1. Raises UserError when there is nothing to replay.
     """
 
-    def __init__(self, rows: Sequence[Example], documents: Documents, share: float, seed: int):
-        self.rows, self.documents, self.seed = rows, documents, seed
-        self.replayed = round(share / (1 - share) * sum(len(r[0]) for r in rows))  # tokens an epoch
+    def __init__(self, rows: Sequence[Example] | Rows | Blend, documents: Documents, share: float, seed: int):
+        self.rows = rows if isinstance(rows, (Rows, Blend)) else Rows(rows)
+        self.documents, self.seed, self._rows = documents, seed, 0
+        self.replayed = round(share / (1 - share) * self.rows.n_tokens)  # tokens an epoch
         self._chosen: list[Example] = []
 
     @property
     def n_tokens(self) -> int:
         """Of one epoch, about: the last window may go over."""
-        return sum(len(r[0]) for r in self.rows) + self.replayed
+        return self.rows.n_tokens + self.replayed
 
     def begin_epoch(self, epoch: int) -> int:
         rng = np.random.Generator(np.random.Philox(key=[self.seed, REPLAY_STREAM], counter=[0, 0, 0, epoch]))
@@ -142,10 +179,11 @@ class Mixture:
                 tokens += len(self._chosen[-1][0])
                 if tokens >= self.replayed:
                     break
-        return len(self.rows) + len(self._chosen)
+        self._rows = self.rows.begin_epoch(epoch)
+        return self._rows + len(self._chosen)
 
     def get(self, i: int) -> Example:
-        return self.rows[i] if i < len(self.rows) else self._chosen[i - len(self.rows)]
+        return self.rows.get(i) if i < self._rows else self._chosen[i - self._rows]
 
 
 class SequenceLoader:

@@ -18,6 +18,7 @@ from freedive.runs import Artefact, UserError, progress
 from freedive.runs.peak import machine_peak, seen
 
 from .loader import SequenceLoader
+from .packing import PackedLoader
 from .schedule import learning_rate
 
 
@@ -39,11 +40,37 @@ class Settings:
     log_every: int = 10
     eval_every: int = 0  # 0 = only at the end
     save_every: int = 200
+    keep_best: bool = False  # the weights with the lowest val_loss that `evaluate` returned are those in the end
+    patience: int = 0  # so many evaluations in a row without a lower val_loss end the training; 0 = never
+
+
+@dataclass
+class Best:
+    """The lowest held-out loss so far, and the trained weights that had it."""
+
+    loss: float = float("inf")
+    step: int = 0
+    since: int = 0  # evaluations
+    weights: np.ndarray | None = None
+
+    def see(self, loss: float, step: int, model: Model) -> None:
+        if loss < self.loss:
+            self.loss, self.step, self.since, self.weights = loss, step, 0, model.trained().copy()
+        else:
+            self.since += 1
+
+    def state(self) -> dict[str, Any]:
+        return {"best": None if self.weights is None else {"loss": self.loss, "step": self.step, "since": self.since}}
 
 
 def save(run: Artefact, model: Model, state: dict[str, Any]) -> None:
     """A checkpoint of weights, moments and `state`."""
     run.checkpoint(state, model.state())
+
+
+def _save(run: Artefact, model: Model, state: dict[str, Any], best: Best) -> None:
+    more = {} if best.weights is None else {"best": best.weights}
+    run.checkpoint(state | best.state(), model.state() | more)
 
 
 def restore(run: Artefact, model: Model) -> dict[str, Any] | None:
@@ -86,24 +113,27 @@ class Meter:
         return out
 
 
-def supervised_loop(run: Artefact, model: Model, loader: SequenceLoader, s: Settings, name: str,
+def supervised_loop(run: Artefact, model: Model, loader: SequenceLoader | PackedLoader, s: Settings, name: str,
                     evaluate: Callable[[], dict[str, float]] | None = None) -> None:  # fmt: skip
     """Train for s.steps optimizer steps, resuming from the run's checkpoint. What `evaluate` returns at the end goes to the run's summary.
 
     Raises UserError when the gradient stays non-finite.
     """
-    step, bad = 0, 0
+    step, bad, stopped = 0, 0, False
+    best = Best()
     state = restore(run, model)
     if state:
-        step, bad = state["step"], state["bad"]
+        step, bad, stopped = state["step"], state["bad"], state.get("stopped", False)
         loader.load_state(state["loader"])
+        if state.get("best"):
+            best = Best(**state["best"], weights=run.arrays["best"].copy())
     meter = Meter(model)
     bar = progress.bar(s.steps, name)
     bar.advance(step)
     loss_sum = weight_sum = 0.0
     if state:
         loss_sum, weight_sum = state["loss_sum"], state["weight_sum"]
-    while step < s.steps:
+    while step < s.steps and not stopped:
         micro = loader.next_step()
         total = float(sum(m.weights.sum(dtype=np.float64) for m in micro))
         model.zero_grad()
@@ -127,6 +157,9 @@ def supervised_loop(run: Artefact, model: Model, loader: SequenceLoader, s: Sett
         if evaluate and (step == s.steps or (s.eval_every and step % s.eval_every == 0)):
             began = time.perf_counter()
             evaluated = evaluate()
+            if s.keep_best:
+                best.see(evaluated["val_loss"], step, model)
+                stopped = 0 < s.patience <= best.since
             meter.since += time.perf_counter() - began  # not training: the tokens a second of a run's last line would be those of the evaluation
         if step % s.log_every == 0 or step == s.steps or evaluated:
             loss = loss_sum / weight_sum if weight_sum else 0.0
@@ -135,11 +168,15 @@ def supervised_loop(run: Artefact, model: Model, loader: SequenceLoader, s: Sett
             run.time(step=step, **now)
             bar.advance(0, text=f"loss {loss:.3f}, {now['tokens_per_second']:,.0f} tokens/s, {100 * now['peak_share']:.0f} % of peak")
             loss_sum = weight_sum = 0.0
-        if step == s.steps:
-            run.summary(**evaluated)  # kept by the last checkpoint, so a kill after it loses no evaluation
+        if step == s.steps or stopped:
+            run.summary(**evaluated, **({"best_step": best.step, "best_val_loss": best.loss} if s.keep_best else {}))  # kept by the last checkpoint, so a kill after it loses no evaluation
         bar.advance(1)
-        if step % s.save_every == 0 and step < s.steps:
-            save(run, model, {"step": step, "bad": bad, "loader": loader.state(), "loss_sum": loss_sum, "weight_sum": weight_sum})
+        if step % s.save_every == 0 and step < s.steps and not stopped:
+            _save(run, model, {"step": step, "bad": bad, "loader": loader.state(), "loss_sum": loss_sum, "weight_sum": weight_sum}, best)
     bar.close()
+    if best.weights is not None and best.step != step:
+        model.trained()[...] = best.weights
+        model.touch()
+        print(f"held-out loss was lowest at step {best.step:,} ({best.loss:.4f}): those weights are kept" + (f"; stopped at step {step:,}" if stopped else ""))
     # The last checkpoint: a kill while samples are drawn or files written must not cost the training.
-    save(run, model, {"step": step, "bad": bad, "loader": loader.state(), "loss_sum": 0.0, "weight_sum": 0.0})
+    _save(run, model, {"step": step, "bad": bad, "stopped": stopped, "loader": loader.state(), "loss_sum": 0.0, "weight_sum": 0.0}, Best())

@@ -91,7 +91,7 @@ class Room:
     def teach(self, name: str, model: Path, chats: Path, epochs: float, lr: float, replay_fraction: float = 0.3) -> Path:
         """SFT; with some of the pages replayed, what was read stays known."""
         return sft.run(SFTConfig(
-            model=model, data=chats, out=self.out / name, context=self.tier.size.context, epochs=epochs, batch_tokens=self.tier.size.batch, micro_tokens=self.tier.size.batch,
+            model=model, data=[str(chats)], out=self.out / name, context=self.tier.size.context, epochs=epochs, batch_tokens=self.tier.size.batch, micro_tokens=self.tier.size.batch,
             lr=lr, replay=self.corpus if replay_fraction else None, replay_fraction=replay_fraction, dtype="auto", seed=self.seed, threads=self.threads, samples=["Hello!"],
         ))  # fmt: skip
 
