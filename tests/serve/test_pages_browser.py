@@ -480,6 +480,47 @@ def test_a_base_model_behind_a_key(tmp_path: Path, browser: Any):
         server.kill(signal.SIGINT)
 
 
+def test_a_long_conversation_is_drawn_from_its_end(opened: Callable[..., Any], server: Server):
+    from freedive.serve.pages.conversations import Store, node
+
+    store = Store(server.folder)
+    c, parent = store.new("A long talk"), ""
+    for i in range(80):
+        for role in ("user", "assistant"):
+            one = node(parent, role, f"{role} {i}", source="x" if role == "assistant" else "", finish="stop")
+            store.save(c, one)
+            parent = one.id
+    page = opened(f"/c/{c.id}")
+    expect(page.locator(".turn")).to_have_count(30)
+    expect(page.locator(".turn").last).to_be_in_viewport()
+    page.evaluate("document.querySelectorAll('.turn').forEach((e, i) => e.dataset.old = i)")
+    ask(page, "Hi.", wait=False)
+    page.keyboard.press("Escape")
+    finished(page)
+    assert page.locator(".turn[data-old]").count() == 30  # what was there was not drawn again
+    page.get_by_role("button", name="130 earlier messages").click()
+    expect(page.locator(".turn")).to_have_count(62)
+
+
+def test_a_tab_that_is_closed_stops_its_answer(browser: Any, server: Server):
+    import urllib.request
+
+    running = lambda: float(re.search(r"^freedive_sequences_running ([\d.]+)", urllib.request.urlopen(server.base + "/metrics").read().decode(), re.M)[1])
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(server.base)
+    page.get_by_role("button", name="Settings").click()
+    setting(page, "Longest answer", 4096)
+    ask(page, "Count from one to a thousand, in words.", wait=False)
+    page.wait_for_function("document.querySelector('.turn.assistant .prose')?.innerText.length > 5")
+    assert running() == 1
+    context.close()
+    until = time.monotonic() + 20
+    while running() and time.monotonic() < until:
+        time.sleep(0.25)
+    assert not running()
+
+
 def test_a_killed_server_has_kept_what_was_said(smollm2: Path, tmp_path: Path, browser: Any):
     first = Server(smollm2, tmp_path)
     first.start()

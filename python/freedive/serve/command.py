@@ -114,12 +114,10 @@ def model_name(path: Path) -> str:
 
 
 def _pages_can_be_had() -> bool:
-    if importlib.util.find_spec("freedive.serve.pages") is None:
-        return False
-    if importlib.util.find_spec("nicegui") is None:
-        print("note: no pages, for nicegui is not installed; pip install 'freedive[serve]' brings it, --no-pages leaves this note out")
-        return False
-    return True
+    missing = [name for name in ("nicegui", "markdown_it", "mdit_py_plugins", "latex2mathml", "pygments", "httpx") if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"note: no pages, for {missing[0].replace('_', '-')} is not installed; pip install 'freedive[serve]' brings it, --no-pages leaves this note out")
+    return not missing
 
 
 def _listen(host: str, port: int) -> socket.socket:

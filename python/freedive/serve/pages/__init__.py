@@ -42,7 +42,7 @@ def mount(app: Any, service: Any, *, conversations: Path | None = None, base: bo
     for page in (chat, playground, tokenizer, model):
         page.register(pages)
     ui.run_with(app, title="freedive", favicon=BRAND_ICON, dark=None, language="en-US", tailwind=False, show_welcome_message=False,
-                reconnect_timeout=10.0)  # fmt: skip
+                reconnect_timeout=5.0)  # fmt: skip
     app.router.routes[-1] = _behind(app.router.routes[-1], ["/openapi.json", *app.openapi()["paths"]])
     app.add_middleware(PageHeaders)
     _mounted = True

@@ -22,9 +22,8 @@ from .panel import Elsewhere, sampler
 from .parts import Composer, Tag, box, button, check, field, say
 from .shell import Pages, frame
 from .source import Delta, Settings, Thinking, chat_prompt, endpoint, local, spoken
-from .turns import Answer, empty, question
+from .thread import Thread
 
-STARTS = ["Why is the sky blue? Answer in two sentences.", "Write a haiku about the sea.", "How many legs do three spiders have?", "Explain what a token is."]
 _DRAW_EVERY, _SAVE_EVERY = 0.08, 1.0  # seconds
 MAX_MESSAGE = 100_000  # characters
 _SETTINGS = {"temperature": float, "top_p": float, "top_k": int, "min_p": float, "repetition_penalty": float, "max_tokens": int, "stop": str, "tools": bool}
@@ -47,8 +46,6 @@ class Chat:
     def __init__(self, pages: Pages, id: str) -> None:
         self.pages, self.settings, self.elsewhere = pages, Settings(), Elsewhere()
         self.running: dict[str, asyncio.Task[None]] = {}  # by node
-        self.answers: dict[str, Answer] = {}
-        self.editors: dict[str, Callable[[], None]] = {}
         self.open_tokens: set[str] = set()
         self.show_reasoning = False
         self.saved = bool(id)
@@ -82,7 +79,7 @@ class Chat:
                     self.title = Tag("div", "", "title")
                     button("Settings", lambda: self._side("nopanel"), icon_name="sliders", bare=True)
                 with box("scroll", tabindex="0", role="log", aria_label="Messages", aria_live="off") as scroll:
-                    self.thread = box("thread")
+                    self.thread = Thread(self)
                 with box("compose"), box("inner"):
                     self.composer = Composer(f"Message {self.pages.name}")
                     with box("under"):
@@ -123,20 +120,8 @@ class Chat:
         self.title.set_text(self.c.title if self.saved else "New conversation")
 
     def draw_thread(self) -> None:
-        self.thread.clear()
-        self.answers, self.editors = {}, {}
-        path = self.c.path()
-        with self.thread:
-            if not path:
-                empty(self, STARTS)
-            for message in path:
-                if message.role == "user":
-                    question(self, message)
-                    continue
-                pair = [n for n in self.c.children(message.parent) if message.pair and n.pair == message.pair]
-                with box("pairs") if len(pair) > 1 else box():
-                    for one in pair if len(pair) > 1 else [message]:
-                        self.answers[one.id] = Answer(self, one, paired=len(pair) > 1)
+        """Draw the branch that is looked at."""
+        self.thread.draw()
         self._show_state()
 
     def _show_state(self) -> None:
@@ -215,8 +200,8 @@ class Chat:
 
     def _edit_last(self) -> None:
         last = next((n for n in reversed(self.c.path()) if n.role == "user"), None)
-        if last is not None and last.id in self.editors and not self.running:
-            self.editors[last.id]()
+        if last is not None and last.id in self.thread.editors and not self.running:
+            self.thread.editors[last.id]()
 
     def _reasoning(self, on: bool) -> None:
         self.show_reasoning = on
@@ -350,10 +335,10 @@ class Chat:
             self._drawn(one, over=True)
 
     def _drawn(self, one: Node, over: bool = False) -> None:
-        view = self.answers.get(one.id)
-        if view is None or self.thread.is_deleted:
+        view = self.thread.answers.get(one.id)
+        if view is None or self.root.is_deleted:
             return
-        with self.thread:
+        with self.root:
             view.finish() if over else view.update()
             if over:
                 self._show_state()

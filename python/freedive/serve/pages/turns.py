@@ -28,7 +28,7 @@ def question(page: Chat, node: Node) -> None:
             branches(page, node)
             button("Copy", lambda: copy_text(node.text), icon_name="copy", bare=True)
             button("Edit", lambda: editing(page, node, said), icon_name="edit", bare=True)
-    page.editors[node.id] = lambda: editing(page, node, said)
+    page.thread.editors[node.id] = lambda: editing(page, node, said)
 
 
 def editing(page: Chat, node: Node, said: Tag) -> None:
@@ -39,9 +39,9 @@ def editing(page: Chat, node: Node, said: Tag) -> None:
         area = field("Your question", node.text, lambda _: None, rows=min(8, node.text.count("\n") + 3))
         with box("line").style("margin-top:.5rem"):
             button("Send", lambda text: page.edit(node, text), kind="main", takes=area)
-            button("Cancel", page.draw_thread, kind="second")
+            button("Cancel", lambda: page.thread.redraw(node), kind="second")
     area.on("keydown.enter.exact", js_handler="(e) => { if (!e.isComposing) { e.preventDefault(); e.target.closest('.said').querySelector('button.main').click() } }")
-    area.on("keydown.esc", page.draw_thread)
+    area.on("keydown.esc", lambda _: page.thread.redraw(node))
     ui.run_javascript(f"document.getElementById('{area.dom_id}')?.focus()")
 
 

@@ -4,6 +4,15 @@ document.addEventListener("click", (e) => {
   if (a) { a.target = "_blank"; a.rel = "noopener noreferrer"; }
 }, true);
 
+document.addEventListener("mouseover", (e) => {
+  const pre = e.target.closest?.(".prose pre");
+  if (!pre || pre.querySelector(".copycode")) return;
+  const text = pre.innerText, button = Object.assign(document.createElement("button"), { type: "button", className: "plain copycode", textContent: "Copy" });
+  button.addEventListener("click", () => window.freedive.copy(text));
+  pre.append(button);
+  pre.addEventListener("mouseleave", () => button.remove(), { once: true });
+});
+
 window.freedive = {
   pinned: true,
   follow(el) {
