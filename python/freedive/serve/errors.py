@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from freedive.runs import UserError
 
-from .service import Busy, Closing, ContextOverflow, EngineFailure
+from .stream import Busy, Closing, ContextOverflow, EngineFailure
 
 _CODES = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 408: "request_timeout", 413: "body_too_large", 415: "unsupported_media_type"}
 

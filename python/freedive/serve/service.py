@@ -17,9 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from freedive.inference import LM, Engine, Params
@@ -28,58 +26,10 @@ from freedive.inference.engine import Request, sample_seed
 from freedive.inference.stops import StopText
 from freedive.runs import UserError, available_memory
 
+from .stream import Busy, Choice, Closing, ContextOverflow, EngineFailure, Event, Stream
+
 T = TypeVar("T")
 DEADLINE = 600.0  # seconds
-
-
-class Busy(Exception):
-    """The queue is full; `retry_after` is seconds to wait before asking again."""
-
-    def __init__(self, message: str, retry_after: int = 1):
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
-class Closing(Exception):
-    """The service is shutting down, or not started."""
-
-
-class EngineFailure(Exception):
-    """A step of the engine raised: a bug, or no memory. The service goes on; this request is lost."""
-
-
-class ContextOverflow(UserError):
-    """Prompt and completion are longer than the model's context: the counts."""
-
-    def __init__(self, prompt: int, new: int, room: int):
-        self.prompt, self.new, self.room = prompt, new, room
-        super().__init__(
-            f"this model's context is {room} tokens; the request has {prompt + new}: {prompt} in the prompt, {new} for the completion",
-            hint="shorten the prompt, or ask for fewer tokens",
-        )
-
-
-@dataclass
-class Event:
-    """What is new of one choice since its last event."""
-
-    index: int = 0
-    ids: list[int] = field(default_factory=list)  # a stop id included
-    text: str = ""  # whole characters only, without stop ids and strings and without what may become one
-    logprobs: list[float] = field(default_factory=list)  # of each of `ids`, nats, at the sampling temperature
-    top_logprobs: list[dict[int, float]] = field(default_factory=list)  # of each of `ids`, the likeliest ids there, with Params.logprobs
-    finish_reason: str | None = None  # stop, length, cancelled (the server shut down), deadline; None: more will come
-    prompt_logprobs: list[float | None] | None = None  # on a choice's first event, with Params.prompt_logprobs; the first id has none
-    prompt_top_logprobs: list[dict[int, float] | None] | None = None
-    cached_tokens: int = 0  # prompt ids found in the cache
-
-    def add(self, later: Event) -> None:
-        """Append the next event of the same choice."""
-        self.ids += later.ids
-        self.text += later.text
-        self.logprobs += later.logprobs
-        self.top_logprobs += later.top_logprobs
-        self.finish_reason = later.finish_reason
 
 
 class Observer(Protocol):
@@ -88,74 +38,6 @@ class Observer(Protocol):
     def began(self, prompt_tokens: int) -> None: ...
     def first(self, seconds: float, cached_tokens: int) -> None: ...
     def ended(self, reason: str, tokens: int, seconds_after_first: float) -> None: ...
-
-
-class _Choice:
-    """One sequence: its request, and what was already told of it."""
-
-    def __init__(self, stream: Stream, index: int, request: Request, decoder: StopText | None):
-        self.stream, self.index, self.request, self.decoder = stream, index, request, decoder
-        self.seen = 0
-        self.first_at: float | None = None  # time of its first event on the event loop
-        self.over = False  # on the event loop: the last event was delivered, or nobody wants more
-
-
-class Stream:
-    """The events of the choices of one prompt, or of several, as they come. Made by `Service.open`; close it, or the engine goes on to the end.
-
-    `async for event in stream`, or `await stream.next(timeout)`, which gives None where nothing came in time.
-    """
-
-    def __init__(self, service: Service, prompt_tokens: int, seed: int, deadline: float):
-        self.prompt_tokens, self.seed = prompt_tokens, seed
-        self._service, self._deadline, self._began = service, deadline, time.monotonic()
-        self._choices: list[_Choice] = []
-        self._pending: deque[Event | Exception] = deque()
-        self._ready = asyncio.Event()
-
-    def __aiter__(self) -> Stream:
-        return self
-
-    async def __anext__(self) -> Event:
-        event = await self.next()
-        assert event is not None
-        return event
-
-    async def next(self, timeout: float | None = None) -> Event | None:
-        """The next event; those of one choice that came meanwhile as one. None after `timeout` seconds without any.
-
-        Raises StopAsyncIteration when all choices have ended, EngineFailure when the engine failed.
-        """
-        while not self._pending:
-            if all(c.over for c in self._choices):
-                raise StopAsyncIteration
-            self._ready.clear()
-            try:
-                await asyncio.wait_for(self._ready.wait(), timeout)
-            except asyncio.TimeoutError:
-                return None
-        event = self._pending.popleft()
-        if isinstance(event, Exception):
-            self.close()
-            raise event
-        while self._pending and isinstance(later := self._pending[0], Event) and later.index == event.index:
-            event.add(later)
-            self._pending.popleft()
-        return event
-
-    def cancel(self, index: int) -> None:
-        """Give up one choice: its row and blocks are free before the engine's next step. Nothing happens to one that has ended."""
-        choice = self._choices[index]
-        if not choice.over:
-            self._service._forget(choice, "cancelled")
-
-    def close(self) -> None:
-        """Give up all choices that have not ended."""
-        for choice in self._choices:
-            self.cancel(choice.index)
-
-    async def aclose(self) -> None:
-        self.close()
 
 
 class Service:
@@ -180,7 +62,7 @@ class Service:
         self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._live: dict[Request, _Choice] = {}  # the thread's own
+        self._live: dict[Request, Choice] = {}  # the thread's own
         self._closing = False
         self._calls = 0  # functions of the model that wait for their turn
         self.open_choices = 0  # begun and not ended, on the event loop's side
@@ -261,7 +143,7 @@ class Service:
         self.open_choices += total  # counted before anything is awaited, so that many at once do not all pass
         try:
             prepared = await asyncio.to_thread(self._prepare, prompts, params, seed, n)
-            stream._choices = [_Choice(stream, i, r, StopText(self.lm.tokenizer, params.stop)) for i, r in enumerate(prepared)]
+            stream._choices = [Choice(stream, i, r, StopText(self.lm.tokenizer, params.stop)) for i, r in enumerate(prepared)]
             assert self._loop is not None
             accepted: asyncio.Future[None] = self._loop.create_future()
             self._inbox.put(("open", (stream._choices, accepted)))
@@ -303,18 +185,18 @@ class Service:
     def _prepare(self, prompts: Sequence[Sequence[int]], params: Params, seed: int, n: int) -> list[Request]:
         return [self.engine.prepare(prompt, params, sample_seed(seed, j)) for prompt in prompts for j in range(n)]
 
-    def _forget(self, choice: _Choice, reason: str) -> None:
+    def _forget(self, choice: Choice, reason: str) -> None:
         self._end(choice, reason)
         self._inbox.put(("cancel", choice))
 
-    def _end(self, choice: _Choice, reason: str) -> None:
+    def _end(self, choice: Choice, reason: str) -> None:
         choice.over = True
         self.open_choices -= 1
         if self.observer is not None:
             after = time.monotonic() - choice.first_at if choice.first_at is not None else 0.0
             self.observer.ended(reason, choice.seen, after)
 
-    def _deliver(self, news: list[tuple[_Choice, Event | Exception]]) -> None:
+    def _deliver(self, news: list[tuple[Choice, Event | Exception]]) -> None:
         for choice, event in news:
             if choice.over:
                 continue  # closed meanwhile
@@ -401,7 +283,7 @@ class Service:
 
     def _report(self) -> None:
         """Tell what the last step brought."""
-        news: list[tuple[_Choice, Event | Exception]] = []
+        news: list[tuple[Choice, Event | Exception]] = []
         for request, choice in list(self._live.items()):
             event = self._news(choice)
             if event is not None:
@@ -410,7 +292,7 @@ class Service:
                     del self._live[request]
         self._tell(news)
 
-    def _news(self, choice: _Choice) -> Event | None:
+    def _news(self, choice: Choice) -> Event | None:
         request, seen = choice.request, choice.seen
         done = request.done
         ids, logprobs = self.engine.news(request, seen)
@@ -435,7 +317,7 @@ class Service:
             event.finish_reason = "deadline" if late else done.finish_reason
         return event
 
-    def _tell(self, news: list[tuple[_Choice, Event | Exception]]) -> None:
+    def _tell(self, news: list[tuple[Choice, Event | Exception]]) -> None:
         if news:
             self._call_soon(self._deliver, news)
 

@@ -11,7 +11,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from .errors import APIError, as_api_error, dumps
-from .service import Event, Stream
+from .stream import Event, Stream
 
 T = TypeVar("T")
 PING_SECONDS = 15.0

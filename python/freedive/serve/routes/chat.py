@@ -32,7 +32,8 @@ from ..chat_form import Offer, call_ends, chat_ids, grammar_of, offer
 from ..chat_parse import Parser, Part, can_think
 from ..errors import JSON, APIError, finite
 from ..schemas import ChatRequest, ObjectFormat, SchemaFormat
-from ..service import ContextOverflow, Event, Service, Stream
+from ..service import Service
+from ..stream import ContextOverflow, Event, Stream
 
 router = APIRouter()
 

@@ -29,7 +29,8 @@ from ..asking import (
 )
 from ..errors import JSON, APIError, finite
 from ..schemas import MOST_PROMPTS, CompletionRequest
-from ..service import ContextOverflow, Event, Service, Stream
+from ..service import Service
+from ..stream import ContextOverflow, Event, Stream
 
 router = APIRouter()
 

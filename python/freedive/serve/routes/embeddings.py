@@ -14,8 +14,8 @@ from freedive.model import Batch
 from ..asking import beside, service_of, usage
 from ..errors import JSON, APIError
 from ..schemas import EmbeddingRequest
-from ..service import ContextOverflow
 from ..sse import while_there
+from ..stream import ContextOverflow
 
 router = APIRouter()
 
