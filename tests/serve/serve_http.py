@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 import httpx
@@ -69,9 +70,11 @@ class Served:
         tok = self.lm.tokenizer
         said = [i for p in parts for i in ([tok.special(p)] if p in tok.special_tokens else tok.encode(p))]
         whole = type(self.lm.model).decode
+        while self.service.engine.busy:  # an answer that ended at a stop string takes the step under way with it
+            time.sleep(0.001)
 
         def scripted(*a: Any, **k: Any) -> Any:
             tokens, logprobs = whole(self.lm.model, *a, **k)
-            return np.full(len(tokens), said.pop(0), np.int32), logprobs
+            return np.full(len(tokens), said.pop(0) if said else tok.bos_id, np.int32), logprobs
 
         self.lm.model.decode = scripted  # type: ignore[method-assign]

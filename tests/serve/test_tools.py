@@ -96,6 +96,7 @@ def test_a_call_and_its_answer_in_each_form():
     ("messages", "told"),
     [
         ([*HELLO, {"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": {"name": "weather", "arguments": "{}"}}]}], "has no answer yet"),
+        ([*HELLO, {"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": {"name": "weather", "arguments": "{}"}}]}, {"role": "system", "content": "x"}], "has no answer yet"),
         ([*HELLO, {"role": "tool", "tool_call_id": "b", "content": "x"}], "which no message before it made"),
         ([{"role": "system", "content": "a"}, {"role": "system", "content": "b"}], "second system message"),
         ([{"role": "user", "content": "x", "tool_calls": [{"id": "a", "type": "function", "function": {"name": "w", "arguments": ""}}]}], "only the assistant"),

@@ -148,10 +148,6 @@ def _check(messages: Sequence[Message]) -> None:
     waiting: set[str] = set()
     for at, message in enumerate(messages):
         where = f"messages.{at}"
-        if message.role in ("system", "developer") and at:
-            if messages[at - 1].role not in ("system", "developer"):
-                continue
-            raise APIError(400, f"{where}: a second system message", param="messages")
         if message.role == "tool":
             if message.tool_call_id not in waiting:
                 raise APIError(400, f"{where}: it answers the call {message.tool_call_id!r}, which no message before it made and left open", param="messages")
@@ -159,6 +155,8 @@ def _check(messages: Sequence[Message]) -> None:
             continue
         if waiting:
             raise APIError(400, f"{where}: the call {min(waiting)!r} has no answer yet", param="messages")
+        if at and _role(message) == "system" == _role(messages[at - 1]):
+            raise APIError(400, f"{where}: a second system message", param="messages")
         if message.role != "assistant" and (message.tool_calls or message.tool_call_id):
             raise APIError(400, f"{where}: only the assistant makes calls, and only tools answer them", param="messages")
         if message.content is None and not message.tool_calls:

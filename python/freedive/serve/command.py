@@ -57,7 +57,7 @@ def run(c: ServeConfig) -> int:
         raise UserError(f"deadline is {c.deadline}, it must be above 0")
     if c.path is not None and c.model is not None:
         raise UserError(f"two models are named: {c.path} and {c.model}")
-    key = c.api_key if c.api_key is not None else os.environ.get("FREEDIVE_API_KEY")
+    key = c.api_key if c.api_key is not None else os.environ.get("FREEDIVE_API_KEY") or None
     if key is not None and (not key.strip() or not key.isascii() or not key.isprintable()):
         raise UserError("the API key is empty or has characters that a header cannot carry", hint="letters, digits and signs, e.g. from: openssl rand -hex 16")
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
@@ -89,6 +89,8 @@ def _serve(c: ServeConfig, lm: Any, path: Path, listening: socket.socket, key: s
     sys.setswitchinterval(0.001)  # the engine's thread waits for the interpreter so long at most, where it has a step to begin
     print(f"{path}: {lm.model.config.n_params():,} parameters, context {service.context:,} tokens, as {service.name!r}")
     print(f"{'pages and API' if pages else 'API'}: {where}{'' if pages else '/v1'}" + ("" if key is None else ", with a key"))
+    if key is None and limits.any_address:
+        print("note: everybody in these networks can use it; --api-key asks for a key")
     print(f'try: curl {where}/v1/completions -H "Content-Type: application/json" ' + ("" if key is None else '-H "Authorization: Bearer KEY" ')
           + """-d '{"prompt": "Once upon a time", "max_tokens": 20}'""", flush=True)  # fmt: skip
     try:
