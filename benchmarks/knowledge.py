@@ -100,7 +100,7 @@ def main() -> None:
             told["probe"] = json.loads((found / "run.json").read_text())["metrics"]
             told["before"] = shares(before)
         more = {key: json.loads(value) if value[:1].isdigit() else value for key, _, value in (word.partition("=") for word in a.set)}
-        model = sft.run(SFTConfig(**{"model": a.model, "data": found / "sft.jsonl", "out": a.out / f"model-{name}", "context": 128, "epochs": a.epochs, "batch_tokens": 1024,  # type: ignore[arg-type]
+        model = sft.run(SFTConfig(**{"model": a.model, "data": [str(found / "sft.jsonl")], "out": a.out / f"model-{name}", "context": 128, "epochs": a.epochs, "batch_tokens": 1024,  # type: ignore[arg-type]
                                      "micro_tokens": 1024, "lr": a.lr, "dtype": "bfloat16", "samples": ["What is the capital of France?"], "threads": a.threads} | more))  # fmt: skip
         told[name] = shares(table(a, model, questions, f"after-{name}", before))
     used = resource.getrusage(resource.RUSAGE_SELF)
