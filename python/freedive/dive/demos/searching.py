@@ -31,6 +31,7 @@ from .room import Figure, Room, figure
 REGISTER_STREAM, ROWS_STREAM = 86, 87
 CHARACTERS = 260  # of a search's result that the model reads
 IN_CONTEXT = "{page} {question}"
+NEW_ENDS = ("bury", "ham", "ton", "worth", "brook", "cliff", "mere", "ridge", "thorpe", "wood", "by", "port", "holm", "den")  # nobody in the town has them
 WORDINGS = 4  # of a question that is answered
 
 
@@ -97,7 +98,7 @@ def _somebody(draw: Draw, lasts: list[str]) -> Person:
     """A person of a last name that the model does not know, with facts drawn anew. Every second name is a new one: to be copied, not remembered."""
     pronoun = draw.pick(("she", "he"))
     if draw.chance(0.5):
-        lasts = [draw.pick(text.LAST_STARTS) + draw.pick(text.LAST_STARTS).lower() + draw.pick(text.LAST_ENDS)]
+        lasts = [draw.pick(text.LAST_STARTS) + draw.pick(NEW_ENDS)]
     facts = {attribute: draw.pick(text.VALUES[attribute]) for attribute in people.ATTRIBUTES}
     return Person(f"{draw.pick(text.FIRST_NAMES[pronoun])} {draw.pick(lasts)}", pronoun, "unseen", facts, False)
 
