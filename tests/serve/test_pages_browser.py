@@ -105,6 +105,43 @@ def drawn(tokens: Any, n: int | None = None) -> str:
     return "".join(tokens.all_text_contents()[:n]).replace("↵", "")
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_stands_in_anybody_s_way(opened: Callable[..., Any], server: Server, scheme: str):
+    """No serious finding of axe-core's, on any page, light or dark; and the pictures."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python: pip install 'freedive[test]'").Axe()
+    page = opened("/", color_scheme=scheme)
+    look = lambda: axe.run(page, options=None if scheme == "light" else {"runOnly": ["color-contrast"]})  # the rest is the same in the dark
+    found = {"empty chat": look()}
+    page.get_by_role("button", name="Settings").click()
+    setting(page, "Temperature", 0)
+    setting(page, "Longest answer", 96)
+    ask(page, SKY)
+    shot(page, f"chat-{scheme}")
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_role("button", name="Tokens").click()
+    page.locator(".toks .t").nth(11).hover()
+    shot(page, f"chat-tokens-{scheme}")
+    found["chat"] = look()
+    for name, button, ready in (("playground", "Go on", "[data-dream] [role=status]:has-text('tokens ·')"), ("tokenizer", "Numbers", ".pieces .p"), ("model", "Look", ".heads button")):
+        page.goto(f"{server.base}/{name}")
+        if name == "playground":
+            page.get_by_label("Begin with").select_option("Translator, English to French")
+        if name == "tokenizer":
+            page.get_by_role("combobox", name="Compare with").select_option("bytes")
+        page.get_by_role("button", name=button).click()
+        page.wait_for_selector(ready, timeout=40_000)
+        if name == "model":
+            page.evaluate("scrollTo(0, 0)")
+            page.wait_for_timeout(150)
+            page.screenshot(path=SHOTS / f"model-whole-{scheme}.png", full_page=True)
+        shot(page, f"{name}-{scheme}")
+        found[name] = look()
+    bad = [(name, v["id"], v["impact"], v["nodes"][0]["html"][:200], v["nodes"][0].get("failureSummary", "")[:300])
+           for name, result in found.items() for v in result.response["violations"] if v["impact"] in ("serious", "critical")]  # fmt: skip
+    assert not bad
+    assert page.evaluate("document.body.classList.contains('body--dark')") == (scheme == "dark")
+
+
 def test_an_answer_streams_and_is_there_after_a_reload(opened: Callable[..., Any]):
     page = opened("/")
     assert page.evaluate("document.activeElement.tagName") == "TEXTAREA"  # one can type at once
@@ -338,43 +375,6 @@ def test_model_page(opened: Callable[..., Any]):
     page.get_by_label("A text").fill("")
     page.get_by_role("button", name="Look").click()
     expect(page.get_by_role("alert")).to_contain_text("there is no text")
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_stands_in_anybody_s_way(opened: Callable[..., Any], server: Server, scheme: str):
-    """No serious finding of axe-core's, on any page, light or dark; and the pictures."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python: pip install 'freedive[test]'").Axe()
-    page = opened("/", color_scheme=scheme)
-    look = lambda: axe.run(page, options=None if scheme == "light" else {"runOnly": ["color-contrast"]})  # the rest is the same in the dark
-    found = {"empty chat": look()}
-    page.get_by_role("button", name="Settings").click()
-    setting(page, "Temperature", 0)
-    setting(page, "Longest answer", 96)
-    ask(page, SKY)
-    shot(page, f"chat-{scheme}")
-    page.get_by_role("button", name="Settings").click()
-    page.get_by_role("button", name="Tokens").click()
-    page.locator(".toks .t").nth(11).hover()
-    shot(page, f"chat-tokens-{scheme}")
-    found["chat"] = look()
-    for name, button, ready in (("playground", "Go on", "[data-dream] [role=status]:has-text('tokens ·')"), ("tokenizer", "Numbers", ".pieces .p"), ("model", "Look", ".heads button")):
-        page.goto(f"{server.base}/{name}")
-        if name == "playground":
-            page.get_by_label("Begin with").select_option("Translator, English to French")
-        if name == "tokenizer":
-            page.get_by_role("combobox", name="Compare with").select_option("bytes")
-        page.get_by_role("button", name=button).click()
-        page.wait_for_selector(ready, timeout=40_000)
-        if name == "model":
-            page.evaluate("scrollTo(0, 0)")
-            page.wait_for_timeout(150)
-            page.screenshot(path=SHOTS / f"model-whole-{scheme}.png", full_page=True)
-        shot(page, f"{name}-{scheme}")
-        found[name] = look()
-    bad = [(name, v["id"], v["impact"], v["nodes"][0]["html"][:200], v["nodes"][0].get("failureSummary", "")[:300])
-           for name, result in found.items() for v in result.response["violations"] if v["impact"] in ("serious", "critical")]  # fmt: skip
-    assert not bad
-    assert page.evaluate("document.body.classList.contains('body--dark')") == (scheme == "dark")
 
 
 def test_on_a_phone(opened: Callable[..., Any]):
