@@ -152,7 +152,7 @@ def figures_of(node: Node) -> str:
     count = sum(1 for t in node.tokens if t[1] is not None)
     if count:
         parts.append(f"{count:,} token{'s' if count != 1 else ''}")
-    if count > 1 and node.seconds > node.first > 0:
+    if count >= 16 and node.seconds > node.first > 0:  # of fewer it says nothing
         parts.append(f"{(count - 1) / (node.seconds - node.first):.0f} a second")
     if node.first:
         parts.append(f"first after {node.first:.2f} s")
