@@ -18,6 +18,7 @@ class Arm:
     what: str  # for a reader
     run: Callable[[Room], list[Figure]]
     every_seed: bool = False  # else the first seed only, with intervals
+    python: bool = False  # needs the Python tool
 
 
 ARMS = {
@@ -42,7 +43,7 @@ ARMS = {
         "The same model with the same training adds four numbers at once, and in steps. A token has only so much computation in it.",
         skills.sums,
     ),
-    "products": Arm("3.3.1", "Let it use a tool", "A product of two three-digit numbers at once, and by a line of Python.", skills.products),
-    "dots": Arm("3.3.2", "Counting dots", "Sixty dots reach the model as two tokens. It cannot count what it cannot see, but it can copy it into code.", skills.dots),
-    "letters": Arm("3.3.2", "Counting letters", "A word reaches it as a token or two. Spelled out, its letters can be counted; in code, too.", skills.letters),
+    "products": Arm("3.3.1", "Let it use a tool", "A product of two three-digit numbers at once, and by a line of Python.", skills.products, python=True),
+    "dots": Arm("3.3.2", "Counting dots", "Sixty dots reach the model as two tokens. It cannot count what it cannot see, but it can copy it into code.", skills.dots, python=True),
+    "letters": Arm("3.3.2", "Counting letters", "A word reaches it as a token or two. Spelled out, its letters can be counted; in code, too.", skills.letters, python=True),
 }  # fmt: skip

@@ -6,6 +6,7 @@ learn that two tokens are the same letter), again in all styles alike. All probl
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,12 @@ def letters(room: Room) -> list[Figure]:
 def _styles(room: Room, name: str, model: Path, rows: Sequence[dict[str, Any]], cluster: str | None = None) -> dict[str, dict[str, Any]]:
     """Share of right answers in each style; the answers are kept in OUT/answers-NAME."""
     out = room.out / f"answers-{name}"
-    lm, python = load(model, threads=room.threads, dtype="auto"), Python()
-    try:
-        said: list[Said] = ask(lm, [row["prompt"] for row in rows], {"python": python})
-    finally:
-        python.close()
+    lm, prompts = load(model, threads=room.threads, dtype="auto"), [row["prompt"] for row in rows]
+    if any(row["meta"]["style"] == "python" for row in rows):
+        with contextlib.closing(Python()) as python:
+            said: list[Said] = ask(lm, prompts, {"python": python})
+    else:
+        said = ask(lm, prompts)
     right = [counting.check(reply.text, row["answer"]) for row, reply in zip(rows, said)]
     with stage("demos-answers", RowsConfig(out, name, room.tier.questions, room.seed), out=out, inputs={"model": model}, force=True) as artefact:
         for row, reply, good in zip(rows, said, right):

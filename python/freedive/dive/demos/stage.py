@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from freedive.dive.machine import machine
+from freedive.inference.tools import Python
 from freedive.runs import UserError, check_at_least, option, read_json, stage, write_json_atomic
 
 from .arms import ARMS
@@ -64,6 +65,8 @@ def run(c: DemosConfig) -> Path:
         for name, seed in plan:
             print(f"{ARMS[name].section:10} seed {seed}  {name:9} {ARMS[name].title}")
         return c.out
+    if any(ARMS[name].python for name in chosen):
+        Python().close()  # UserError now, rather than after an hour
     if c.out.exists() and not c.out.is_dir():
         raise UserError(f"{c.out} is a file; --out must name a folder")
     c.out.mkdir(parents=True, exist_ok=True)
