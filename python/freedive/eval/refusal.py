@@ -1,4 +1,4 @@
-"""Does a reply decline to answer? A rule for English, for replies of one or two sentences; a judge (freedive.sft.probe) can decide instead."""
+"""Does a reply decline to answer? A rule for English, for replies of one or two sentences; a judge (judge.py) can decide instead."""
 
 from __future__ import annotations
 
