@@ -14,7 +14,9 @@ import freedive
 from freedive.inference.export import ExportConfig
 from freedive.inference.export import run as export
 from freedive.inference.folder import save_model_folder
-from freedive.model import Batch, DecoderConfig, Model
+from freedive.model import Batch, DecoderConfig, Model, open_weights
+from freedive.rl.stage import RLConfig
+from freedive.rl.stage import run as practise
 from freedive.runs import UserError, read_json
 from freedive.sft.stage import SFTConfig, run
 from freedive.tokenizer import byte_tokenizer, render
@@ -64,8 +66,25 @@ def test_an_adapter_learns_is_loaded_merged_and_trained_on(model: str, room: Pat
     assert np.abs(again.model.score(b).logprobs - adapted).max() < 1e-4
     on = run(config(room, tmp_path / "b", lora_rank=0, dtype="bfloat16", **{"model": out}))
     assert losses(on)[0] < losses(out)[0] and read_json(on / "adapter_config.json")["r"] == 4
+    int8 = freedive.load(room / model, adapter=out, dtype="int8")
+    assert np.abs(int8.model.score(b).logprobs - adapted).max() < 0.1
+    with pytest.raises(UserError, match="not a whole model"):
+        open_weights(out)
     with pytest.raises(UserError, match="adapter already"):
         run(config(room, tmp_path / "c", **{"model": out}))
+
+
+def test_practice_of_an_adapter_moves_it_alone(room: Path, tmp_path: Path):
+    out = run(config(room, tmp_path / "a", steps=2))
+    problems = tmp_path / "p.jsonl"
+    problems.write_text("".join(json.dumps({"prompt": f"What is {a}+1?", "answer": str(a + 1)}) + "\n" for a in range(6)))
+    reward = tmp_path / "length.py"
+    reward.write_text("def score(prompts, completions, completion_ids, **columns):\n    return [float(sum(i) % 2) for i in completion_ids]\n")
+    practised = practise(RLConfig(model=out, data=problems, out=tmp_path / "b", reward=f"{reward}:score", steps=3, prompts_per_step=2, num_generations=4, max_completion_length=8,
+                                  micro_tokens=256, lr=1e-2, threads=1))  # fmt: skip
+    a, b = freedive.load(out).model, freedive.load(practised).model
+    assert any(not np.array_equal(x, b.adapter[name]) for name, x in a.adapter.items()) and not (practised / "model.safetensors").exists()
+    assert all(np.array_equal(x, b.parameters[name]) for name, x in a.parameters.items())
 
 
 def test_killed_and_resumed_it_ends_with_the_same_bytes(room: Path, tmp_path: Path):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from freedive.model import LoRA, Model, is_adapter, read_adapter, save_pretrained
+from freedive.model import LoRA, Model, is_adapter, read_adapter, save_adapter, save_pretrained
 from freedive.model.lora import base_of
 from freedive.model.weights import find_weights, open_weights
 from freedive.runs import UserError, read_json
@@ -94,8 +94,17 @@ def load_model(folder: Path, tok: Tokenizer, adapter: Path | None = None, *, lor
     return model
 
 
-def save_model_folder(model: Model, tok: Tokenizer, folder: Path, eos_id: int) -> None:
-    """Weights, configuration and tokenizer into `folder`; eos_id is what ends a text of this model (transformers stops there too)."""
+def save_model_folder(model: Model, tok: Tokenizer, folder: Path, eos_id: int, trained_from: Path | None = None) -> None:
+    """Weights, configuration and tokenizer into `folder`; eos_id is what ends a text of this model (transformers stops there too).
+
+    Of a model with an adapter that alone, which names its base: the model, or the adapter's folder, that it was `trained_from`.
+    """
+    if model.lora is not None:
+        if trained_from is None:
+            raise ValueError("an adapter's folder names its base: trained_from")
+        save_adapter(model, folder, str(base_and_adapter(trained_from, None)[0].resolve()))
+        tok.save(folder / "tokenizer")
+        return
     bos = {"bos_token_id": tok.bos_id} if tok.bos in tok.special_tokens else {}
     save_pretrained(model, folder, special={**bos, "eos_token_id": eos_id})
     shutil.rmtree(folder / "tokenizer", ignore_errors=True)

@@ -66,14 +66,15 @@ class DecoderConfig:
 
         return sum(math.prod(shape) for _, shape, _, _ in _core.parameter_table(self.core_dict()))
 
-    def train_flops(self, tokens: int, targets: int, context: float) -> float:
+    def train_flops(self, tokens: int, targets: int, context: float, frozen: bool = False) -> float:
         """FLOPs of a forward and backward: 6 per matrix parameter and token, 6 per head parameter and target (positions without a target
-        skip the head), and causal attention over sequences of `context` tokens on average."""
+        skip the head), and causal attention over sequences of `context` tokens on average. frozen: no gradients of the weights, so 4 per parameter."""
         matrices = self.n_layer * self.d_model * (
             (self.n_head + 2 * self.n_kv_head) * self.head_dim + self.n_head * self.head_dim + (2 if self.mlp == "gelu_tanh" else 3) * self.d_ff
         )
         attention = self.n_layer * self.n_head * self.head_dim * context
-        return 6.0 * tokens * (matrices + attention) + 6.0 * targets * self.vocab_size * self.d_model
+        each = 4.0 if frozen else 6.0
+        return tokens * (each * matrices + 6.0 * attention) + each * targets * self.vocab_size * self.d_model
 
     def rope_frequencies(self) -> np.ndarray:
         """Radians a position, float64 [head_dim/2]."""

@@ -101,6 +101,8 @@ def open_weights(path: Path) -> Weights:
     from freedive.model.gguf import is_gguf
 
     path = find_weights(path)
+    if path.is_dir() and (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        raise UserError(f"{path} is an adapter, not a whole model", hint=f"merge it first: freedive export {path} --to hf --out merged")
     if path.is_dir():
         from freedive.model.pretrained import open_pretrained
 

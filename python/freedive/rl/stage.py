@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from freedive.inference import Engine, load_model, load_tokenizer, save_model_folder
+from freedive.inference.folder import base_and_adapter
 from freedive.model import Model
 from freedive.objectives import PRESETS, Totals, advantages, count, kl_in_reward, merge_metrics, policy_loss, reward_metrics, zero_std
 from freedive.objectives.policy import PolicySpec
@@ -93,7 +94,8 @@ def run(c: RLConfig) -> Path:
     if c.dry_run:
         _train(c, None)
         return c.out
-    inputs = {"model": c.model, "data": c.data, "eval_data": c.eval_data, "reward_file": function_file(c.reward)}
+    base, adapter = base_and_adapter(c.model, None)  # practice of an adapter moves it alone
+    inputs = {"model": base, "adapter": adapter, "data": c.data, "eval_data": c.eval_data, "reward_file": function_file(c.reward)}
     with stage("rl", c, out=c.out, inputs=inputs, force=c.force) as artefact:
         if not artefact.done:
             _train(c, artefact)
@@ -156,7 +158,7 @@ def _train(c: RLConfig, artefact: Artefact | None) -> None:
         artefact.summary(**{f"after/{k}": v for k, v in after.items()})
         artefact.log(step=step, **{f"eval/{k}": v for k, v in after.items()})
     write_json_atomic(artefact.work / "samples.json", samples)
-    save_model_folder(model, tok, artefact.work, tok.im_end)
+    save_model_folder(model, tok, artefact.work, tok.im_end, trained_from=c.model)
     print(f"wrote {c.out}; to talk to it: freedive chat --model {c.out}")
 
 

@@ -15,7 +15,7 @@ from freedive.data.texts import iter_texts
 from freedive.inference import load_model, load_tokenizer, save_model_folder
 from freedive.inference.folder import base_and_adapter, chat_tokens_untrained
 from freedive.inference.samples import draw_samples
-from freedive.model import LoRA, Model, init_adapter, is_adapter, open_weights, parse_targets, save_adapter
+from freedive.model import LoRA, Model, init_adapter, is_adapter, open_weights, parse_targets
 from freedive.model.lora import check_lora, check_saveable
 from freedive.model.packed import check_weights
 from freedive.runs import Artefact, UserError, check_at_least, json_line, option, stage, write_json_atomic
@@ -187,11 +187,7 @@ def _train(c: SFTConfig, artefact: Artefact | None) -> None:
     supervised_loop(artefact, model, loader, settings, "sft", evaluate if held else None)
     artefact.summary(conversations=sum(r.report.kept - r.report.held_out for r in reads), too_long=sum(r.report.too_long for r in reads), steps=steps, packing=loader.fill)
     write_json_atomic(artefact.work / "samples.json", sample())
-    if model.lora is not None:
-        save_adapter(model, artefact.work, str(base_and_adapter(c.model, None)[0].resolve()))
-        tok.save(artefact.work / "tokenizer")
-    else:
-        save_model_folder(model, tok, artefact.work, tok.im_end)
+    save_model_folder(model, tok, artefact.work, tok.im_end, trained_from=c.model)
     print(f"wrote {c.out}; to talk to it: freedive chat --model {c.out}")
 
 

@@ -89,7 +89,7 @@ class Meter:
     """
 
     def __init__(self, model: Model):
-        self.config, self.threads, self.dtype = model.config, model.threads, model.dtype
+        self.config, self.threads, self.dtype, self.frozen = model.config, model.threads, model.dtype, model.lora is not None
         self.peak = 0.0
         self.tokens, self.flops, self.since = 0, 0.0, time.perf_counter()
 
@@ -97,7 +97,7 @@ class Meter:
         """Add one trained micro-batch."""
         lengths = np.diff(batch.cu_seqlens).astype(np.float64)
         self.tokens += batch.n_tokens
-        self.flops += self.config.train_flops(batch.n_tokens, int((batch.targets >= 0).sum()), float((lengths**2).sum() / max(1, batch.n_tokens)))
+        self.flops += self.config.train_flops(batch.n_tokens, int((batch.targets >= 0).sum()), float((lengths**2).sum() / max(1, batch.n_tokens)), self.frozen)
 
     def read(self) -> dict[str, float]:
         from freedive import _core
