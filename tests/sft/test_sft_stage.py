@@ -78,8 +78,8 @@ def test_practice_of_an_adapter_moves_it_alone(room: Path, tmp_path: Path):
     out = run(config(room, tmp_path / "a", steps=2))
     problems = tmp_path / "p.jsonl"
     problems.write_text("".join(json.dumps({"prompt": f"What is {a}+1?", "answer": str(a + 1)}) + "\n" for a in range(6)))
-    reward = tmp_path / "length.py"
-    reward.write_text("def score(prompts, completions, completion_ids, **columns):\n    return [float(sum(i) % 2) for i in completion_ids]\n")
+    reward = tmp_path / "odd.py"  # below zero, for what is cut off gets no more than 0
+    reward.write_text("def score(prompts, completions, completion_ids, **columns):\n    return [-float(sum(i) % 2) for i in completion_ids]\n")
     practised = practise(RLConfig(model=out, data=problems, out=tmp_path / "b", reward=f"{reward}:score", steps=3, prompts_per_step=2, num_generations=4, max_completion_length=8,
                                   micro_tokens=256, lr=1e-2, threads=1))  # fmt: skip
     a, b = freedive.load(out).model, freedive.load(practised).model
