@@ -4,7 +4,8 @@
 
 Data: the training part of the Schema-Guided Dialogue corpus (sgd_train.jsonl.gz and sgd_train_schema.json, CC BY-SA 4.0). Held out are its last
 500 dialogues by a hash of the id; four services, chosen by a hash too, are in no dialogue that is trained on. Each dialogue begins with the
-functions of its services as the corpus describes them, a line each; calls stand in it as tool calls, and of their results what is then said. Training: `freedive sft
+functions of its services as the corpus describes them, a line each; calls stand in it as tool calls, and of their results what is then said; it
+is trained on up to its last call. Training: `freedive sft
 --lora-rank`, resumable. Measured, before and after, at every call of the held-out dialogues, the true dialogue up to it given: is the answer
 a call, of the right function, with exactly the right arguments; F1 of the arguments (pairs of name and value, summed over all calls); and how often
 a call comes where the corpus has words. Greedy. The last line is JSON. Time of training: as printed by the run; 2 cores, busy or not.
@@ -30,7 +31,7 @@ from freedive.sft.stage import SFTConfig, run
 from freedive.tokenizer import render
 from freedive.tokenizer.chat_json import parse_call
 
-TOLD = "You help people by calling functions. When all that a function needs is known, call it: <tool_call>\n{\"name\": ..., \"arguments\": {...}}\n</tool_call>\nToday is 2019-03-01.\nFunctions:"
+TOLD = "You help people by calling functions. When all that a function needs is known, call it: <tool_call>\n{\"name\": ..., \"arguments\": {...}}\n</tool_call>\nToday is Friday, 2019-03-01.\nFunctions:"
 HELD_OUT, UNSEEN = 500, 4
 
 
@@ -62,6 +63,11 @@ def messages(dialogue: dict[str, Any], schema: list[dict[str, Any]]) -> list[dic
             out += tool_messages(turn["call"]["method"], turn["call"]["parameters"], spoken(turn))
         out.append({"role": turn["role"], "content": turn["text"]})
     return out
+
+
+def up_to_last_call(said: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    last = max((i for i, m in enumerate(said) if m.get("tool_calls")), default=len(said) - 1)
+    return said[: last + 1]
 
 
 def split(dialogues: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
@@ -128,7 +134,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("sgd"))
-    parser.add_argument("--dialogues", type=int, default=900, help="trained on")
+    parser.add_argument("--dialogues", type=int, default=1200, help="trained on")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--batch-tokens", type=int, default=2048)
@@ -142,7 +148,7 @@ def main() -> None:
         schema = json.load(file)
     train, held_out, unseen = split([row for _, row in iter_rows(c.data / "sgd_train.jsonl.gz")])
     c.out.mkdir(parents=True, exist_ok=True)
-    rows = [{"messages": messages(d, schema)} for d in train[: c.dialogues]]
+    rows = [{"messages": up_to_last_call(messages(d, schema))} for d in train[: c.dialogues]]
     (c.out / "train.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
     asked = list(questions(held_out, schema, unseen))
     calls, words = [q for q in asked if q["call"]], [q for q in asked if not q["call"]]
@@ -160,10 +166,13 @@ def main() -> None:
 
     result["before"] = measured("before", None)
     print(json.dumps(result["before"]), flush=True)
-    began, cpu = time.perf_counter(), cpu_seconds()
+    began, cpu, done = time.perf_counter(), cpu_seconds(), (c.out / "adapter").is_dir()
     out = run(SFTConfig(model=c.model, data=[str(c.out / "train.jsonl")], out=c.out / "adapter", context=c.context, epochs=1.0, batch_tokens=c.batch_tokens,
                         micro_tokens=2048, lr=c.lr, lora_rank=c.rank, dtype=c.dtype, save_every=20, log_every=5, samples=[], threads=c.threads))  # fmt: skip
-    result["training"] = {"minutes": round((time.perf_counter() - began) / 60, 1), "cpu_minutes": round((cpu_seconds() - cpu) / 60, 1)}
+    if not done:
+        used = {"minutes": round((time.perf_counter() - began) / 60, 1), "cpu_minutes": round((cpu_seconds() - cpu) / 60, 1)}
+        (c.out / "training.json").write_text(json.dumps(used))
+    result["training"] = json.loads((c.out / "training.json").read_text())  # of the last start, where it was stopped and went on
     result["after"] = measured("after", out)
     print(json.dumps(result))
 

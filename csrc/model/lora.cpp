@@ -1,7 +1,7 @@
 // Adapters, forward and backward. With h = s x A^T:
 //   out += h B^T;   dB += dout^T h,  dh = dout B,  dA += (s dh)^T x,  dx += (s dh) A
-// These are products like any others, so every element is one chain and the sampler's numbers are the trainer's, bit for bit. h is
-// computed again in the backward pass (rank / C of the product beside it). FLOPs a token: 2 rank (C + O) forward, 6 backward.
+// These are products like any others, so every element is one chain and the sampler's numbers are the trainer's, bit for bit. h
+// is computed again in the backward pass (rank / C of the product beside it). FLOPs a token: 2 rank (C + O) forward, 6 backward.
 #include "lora.h"
 
 #include <algorithm>
@@ -26,7 +26,8 @@ AdapterTable::AdapterTable(const DecoderConfig& c, const AdapterConfig& adapter)
   std::vector<Target> up;
   if (!c.gelu) up.push_back({"gate_proj", F});
   up.push_back({"up_proj", F});
-  const std::vector<Product> products = {{{{"q_proj", HD}, {"k_proj", GD}, {"v_proj", GD}}, C}, {{{"o_proj", C}}, HD}, {up, C}, {{{"down_proj", C}}, F}};
+  const std::vector<Product> products = {
+      {{{"q_proj", HD}, {"k_proj", GD}, {"v_proj", GD}}, C}, {{{"o_proj", C}}, HD}, {up, C}, {{{"down_proj", C}}, F}};
   auto wanted = [&](const std::string& name) {
     return std::find(adapter.targets.begin(), adapter.targets.end(), name) != adapter.targets.end();
   };
@@ -73,8 +74,14 @@ AdapterTable::AdapterTable(const DecoderConfig& c, const AdapterConfig& adapter)
 void Decoder::adapter_down(const AdapterGroup& group, const float* x, int64_t N, int64_t C) {
   const int64_t R = static_cast<int64_t>(group.parts.size()) * adapter_.rank;
   float* a = adapter_params_.floats() + group.a;
-  fd_matmul_forward_args m{view(lora_h_, N, R), view(x, N, C), view(a, R, C), use_packed_ ? packed(a, R, C, adapter_version_) : absent(),
-                           absent(), absent(), 0, compute_};
+  fd_matmul_forward_args m{view(lora_h_, N, R),
+                           view(x, N, C),
+                           view(a, R, C),
+                           use_packed_ ? packed(a, R, C, adapter_version_) : absent(),
+                           absent(),
+                           absent(),
+                           0,
+                           compute_};
   ops_.matmul_forward(&ctx_, &m);
   scale_adapter(lora_h_, N * R);
 }

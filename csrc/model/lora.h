@@ -1,7 +1,7 @@
 // Low-rank adapters (LoRA; Hu et al. 2021, arXiv:2106.09685): beside a frozen product, a pair of skinny ones,
 //   out = x W^T + s (x A^T) B^T,  A [rank, C], B [O, rank], s = alpha / rank (rsLoRA, arXiv:2312.03732: alpha / sqrt(rank)).
-// Here is where they lie: in one flat buffer (and, at the same offsets, gradients and moments), for each layer and product the A of
-// all its targets side by side, so that x is read once, then their B. lora.cpp computes with them.
+// Here is where they lie: in one flat buffer (and, at the same offsets, gradients and moments), for each layer and product the A
+// of all its targets side by side, so that x is read once, then their B. lora.cpp computes with them.
 #pragma once
 #include <cstdint>
 #include <map>
@@ -28,11 +28,12 @@ struct AdapterGroup {
 };
 
 struct AdapterTable {
-  std::vector<Parameter> rows;            // "layers.0.q_proj.lora_A" ...
+  std::vector<Parameter> rows;             // "layers.0.q_proj.lora_A" ...
   std::map<int64_t, AdapterGroup> groups;  // by offset of the product's weight in the decoder's own table
   int64_t total_floats = 0;
   int64_t widest = 0;  // parts * rank, at most
-  AdapterTable(const DecoderConfig& config, const AdapterConfig& adapter);  // throws std::invalid_argument for an unknown target, or none
+  AdapterTable(const DecoderConfig& config,
+               const AdapterConfig& adapter);  // throws std::invalid_argument for an unknown target, or none
 };
 
 }  // namespace freedive

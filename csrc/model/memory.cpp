@@ -310,7 +310,8 @@ KVCache Decoder::new_cache(int64_t blocks, int32_t dtype) const {
   c.blocks = blocks, c.dtype = dtype;
   const int64_t P = fd_numbers_per_word(dtype);
   const size_t words = static_cast<size_t>(config_.n_layer) * blocks * sizeof(float);
-  // Small pages: a conversation begins at the front of every layer, and a huge page of each is 2 MB to be made zero, 120 MB for SmolLM2.
+  // Small pages: a conversation begins at the front of every layer, and a huge page of each is 2 MB to be made zero, 120 MB for
+  // SmolLM2.
   c.keys = Buffer(words * key_words(config_, P), false), c.values = Buffer(words * value_words(config_, P), false);
   if (dtype == FD_I8) {
     c.key_scales = Buffer(words * config_.n_kv_head * FD_KV_BLOCK);
@@ -371,9 +372,7 @@ const std::vector<PackedRows>* Decoder::packed_rows(int64_t weight, int64_t O) c
   return &found->second;
 }
 
-fd_tensor Decoder::packed_view(const PackedRows& part) const {
-  return view(part.data, part.bytes);
-}
+fd_tensor Decoder::packed_view(const PackedRows& part) const { return view(part.data, part.bytes); }
 
 fd_tensor Decoder::packed(const float* weight, int64_t O, int64_t C, uint64_t version) {
   const int64_t size = device_->matmul_packed_size(O, C, compute_);

@@ -32,7 +32,7 @@ def run(c: CheckConfig) -> int:
             print(f"  {problem}")
         if read.report.n_problems > len(read.problems):
             print(f"  and {read.report.n_problems - len(read.problems):,} more rows with problems")
-        if not read.report.kept:
+        if not read.report.kept and not read.problems:
             raise UserError(f"{data.path} gives no conversation to train on", hint="raise --context, or give other data")
     if wrong:
         raise UserError(f"{wrong:,} rows have problems", hint="mend or remove them: freedive sft stops at the first")
