@@ -85,8 +85,8 @@ VERBS = {
     "eval": Verb(
         "freedive.eval.stage",
         "EvalConfig",
-        "measure a model",
-        "freedive eval --model runs/assistant --data questions.jsonl --out runs/eval",
+        "measure a model: published evaluations, your own questions, bits per byte",
+        "freedive eval runs/assistant --suite mmlu:mmlu_val.jsonl --shots 0 5 --examples mmlu_dev.jsonl --out runs/eval",
     ),
     "probe": Verb(
         "freedive.sft.probe.stage",
@@ -149,6 +149,7 @@ WORDS = {
         "freedive eval hallucination runs/honest --data runs/probe/held_out.jsonl --out runs/after --reference runs/before",
     ),
     "sft check": Verb("freedive.sft.check", "CheckConfig", "what is in files of conversations, and what is wrong with them", "freedive sft check chats.jsonl --model runs/base"),
+    "eval compare": Verb("freedive.eval.compare", "CompareConfig", "evaluations side by side, with paired intervals", "freedive eval compare runs/eval-base runs/eval-sft"),
     "data look": Verb("freedive.data.look", "LookConfig", "browse clean documents and what was removed, and why", "freedive data look runs/data"),
     "data annotate": Verb(
         "freedive.data.annotate",

@@ -11,7 +11,7 @@ from html_page import Page
 
 from freedive.dive.found import Found
 from freedive.dive.report import SECTIONS, write_report
-from freedive.eval.stage import wilson
+from freedive.eval.statistics import wilson
 from freedive.model import Model, from_depth, save_pretrained
 from freedive.runs import UserError, stage
 from freedive.runs.chart import chart, ticks

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from freedive.eval.stage import EvalConfig, run, wilson
+from freedive.eval.stage import EvalConfig, run
+from freedive.eval.statistics import wilson
 from freedive.inference import load
 from freedive.model import DecoderConfig, Model, save_pretrained
 from freedive.runs import UserError, folder_hash, read_json

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any, TypeVar
 
-from freedive.eval.stage import wilson
+from freedive.eval.statistics import wilson
 from freedive.runs.page import Reply, Share, asked, details, paragraph, percent, shares, table
 
 from .found import Answer, Exam

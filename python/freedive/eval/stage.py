@@ -1,11 +1,10 @@
-"""`freedive eval`: answers to questions with known answers, by group; how often the model stops by itself; bits per byte of a text."""
+"""`freedive eval`: published evaluations (suites/), answers to your own questions by group, how often the model stops by itself, bits per byte of a text."""
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,29 @@ from freedive.data.texts import is_artefact, iter_rows, iter_texts
 from freedive.inference import LM, load
 from freedive.inference.load import ADAPTER_HELP, DTYPE_HELP, KV_CACHE_HELP, WEIGHTS_HELP
 from freedive.objectives import pass_at_k
-from freedive.runs import Artefact, UserError, check_at_least, find_function, function_file, json_line, option, progress, stage, write_json_atomic
+from freedive.runs import (
+    Artefact,
+    UserError,
+    check_at_least,
+    find_function,
+    function_file,
+    json_line,
+    option,
+    progress,
+    stage,
+    write_atomic,
+    write_json_atomic,
+)
 from freedive.tokenizer import END_OF_TEXT, ChatConfig, encode_documents, render
 from freedive.tokenizer.chat import validate
 from freedive.train.evaluate import held_out_loss
 
+from .card import card, lines
 from .match import matches
+from .statistics import wilson
+from .suites import KINDS
+from .suites.base import Asking, Named, example_files, named
+from .suites.runner import prepare, run_suites
 
 Row = dict[str, Any]
 Checker = Callable[[str, Row], bool]
@@ -31,17 +47,22 @@ NO_GROUP = "(none)"
 class EvalConfig:
     """Measure a model on questions, and on text."""
 
-    model: Path = option(help="folder of the model")
+    path: Path | None = option(None, "the model: a folder, a .gguf file, a llama2.c .bin", positional=True)
+    model: Path | None = option(None, "the same, by name")
     adapter: Path | None = option(None, ADAPTER_HELP)
+    suite: list[str] = option([], f"KIND:FILE of published evaluations; kinds: {', '.join(KINDS)}")
+    shots: list[int] = option([0], "examples before each question of a suite; several numbers measure each, and draw the curve")
+    examples: list[str] = option([], "FILE of the examples, or KIND:FILE for the suites of one kind (default: the first rows of a suite's own file, which are then not asked)")
+    chat: bool = option(False, "ask mmlu in turns of a conversation too; other suites that generate do so unless --base")
     data: Path | None = option(None, 'JSONL of questions: {"prompt": text or messages, "answer": "...", "meta": {...}}')
     text: Path | None = option(None, "text whose bits per byte are measured: a file, a folder, or a data artefact (its held-out part)")
     out: Path = option(Path("runs/eval"), "folder to write")
     group_by: list[str] = option([], "keys of meta to report accuracy by")
     checker: str = option("match", "match; or package.module:function or file.py:function, taking (reply, row) and returning True or False")
-    limit: int = option(0, "questions asked, spread over the file (0: all)")
+    limit: int = option(0, "questions asked of each file, spread over it (0: all)")
     samples: int = option(1, "answers per question; more than 1 gives pass@k")
     temperature: float = option(0.0, "0 takes the likeliest token")
-    max_new_tokens: int = option(64, "longest answer, in tokens")
+    max_new_tokens: int = option(64, "longest answer, in tokens (humaneval and gsm8k want 256 or more)")
     base: bool = option(False, "a base model: the question is plain text, not a turn")
     context: int = option(0, "window of the bits-per-byte measurement, in tokens (0: the model's context)")
     seed: int = option(0, "of sampling")
@@ -51,15 +72,6 @@ class EvalConfig:
     threads: int | None = option(None, "CPU threads (default: all)", hash=False)
     force: bool = option(False, "replace an existing --out")
     dry_run: bool = option(False, "load and check everything, print the plan, and stop")
-
-
-def wilson(right: int, n: int, z: float = 1.96) -> list[float]:
-    """95 % confidence interval of a share (Wilson 1927)."""
-    if n == 0:
-        return [0.0, 1.0]
-    p, d = right / n, 1 + z * z / n
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return [max(0.0, (p + z * z / (2 * n) - half) / d), min(1.0, (p + z * z / (2 * n) + half) / d)]
 
 
 def by_match(reply: str, row: Row) -> bool:
@@ -72,44 +84,56 @@ BUILT_IN: dict[str, Checker] = {"match": by_match}
 
 def run(c: EvalConfig) -> Path:
     """Evaluate; returns the folder written. Raises UserError for input that cannot be used."""
-    if c.data is None and c.text is None:
-        raise UserError("give --data (questions), --text, or both", hint="freedive eval --model runs/assistant --data questions.jsonl --out runs/eval")
+    if c.data is None and c.text is None and not c.suite:
+        raise UserError("there is nothing to measure: give --suite, --data (questions) or --text", hint="freedive eval runs/assistant --data questions.jsonl --out runs/eval")
+    if (c.path is None) == (c.model is None):
+        raise UserError("give the model to measure" if c.path is None else "the model is given twice", hint="freedive eval runs/assistant --data questions.jsonl")
+    c = replace(c, model=c.path or c.model, path=None)
+    if any(k < 0 for k in c.shots) or not c.shots:
+        raise UserError(f"shots is {c.shots}; it must be numbers of at least 0")
+    suites = [named(word) for word in c.suite]
     check_at_least(c, 1, "samples", "max_new_tokens", "threads")
     check_at_least(c, 0, "limit", "temperature", "seed")
     if c.samples > 1 and c.temperature == 0:
         raise UserError(f"samples is {c.samples} at temperature 0", hint="several samples need --temperature 1, or all are the same")
     if c.dry_run:
-        _measure(c, None)
+        _measure(c, suites, None)
         return c.out
-    inputs = {"model": c.model, "adapter": c.adapter, "data": c.data, "text": c.text, "checker_file": function_file(c.checker)}
+    inputs = {"model": c.model, "adapter": c.adapter, "data": c.data, "text": c.text, "checker_file": function_file(c.checker),
+              "suites": [s.file for s in suites] or None, "examples": list(example_files(c.examples).values()) or None}  # fmt: skip
     with stage("eval", c, out=c.out, inputs=inputs, force=c.force) as artefact:
         if not artefact.done:
-            _measure(c, artefact)
+            _measure(c, suites, artefact)
     return artefact.out
 
 
-def _measure(c: EvalConfig, artefact: Artefact | None) -> None:
+def _measure(c: EvalConfig, chosen: list[Named], artefact: Artefact | None) -> None:
     """The whole stage; without an artefact (a dry run) it ends when everything is loaded and checked."""
     check = find_function(c.checker, BUILT_IN, "checker")
+    assert c.model is not None
     lm = load(c.model, threads=c.threads, dtype=c.dtype, weights=c.weights, kv_cache_dtype=c.kv_cache_dtype, adapter=c.adapter)
     questions = _questions(c, c.data) if c.data else []
     rows = [row for _, row in questions]
     prompts = [_prompt(c, lm, f"{c.data}, line {line}", row["prompt"]) for line, row in questions]
     text = _text(c, lm, c.text) if c.text else None
+    asking = Asking(base=c.base, chat=c.chat, samples=c.samples, temperature=c.temperature, max_new_tokens=c.max_new_tokens, seed=c.seed)
+    suites = prepare(chosen, lm, asking, c.shots, c.limit, example_files(c.examples))
     if artefact is None:
+        for s in suites:
+            print(f"{s.name}: {len(s.items):,} items")
         print(f"{len(rows):,} questions, {c.samples} answer(s) to each, up to {max(map(len, prompts), default=0)} tokens long and {c.max_new_tokens} more; "
               f"{text.n_bytes if text else 0:,} bytes of text; model: {lm.model.config.n_params():,} parameters")  # fmt: skip
         return
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {"suites": run_suites(suites, artefact)} if suites else {}
     if rows:
         result |= _exam(c, lm, rows, prompts, check, artefact)
     if text:
         result |= held_out_loss(lm.model, text.documents, text.window, text.bos, text.n_bytes)
     write_json_atomic(artefact.work / "eval.json", result)
     artefact.summary(**{k: v for k, v in result.items() if isinstance(v, (int, float))})
-    for key, value in result.items():
-        if isinstance(value, float):
-            print(f"{key}: {value:.4f}")
+    artefact.summary(**{f"{name} {metric}": m["mean"] for name, suite in result.get("suites", {}).items() for metric, m in suite["metrics"].items()})
+    write_atomic(artefact.work / "report.html", [card(c.model.name, result).encode()])
+    print(*lines(result), sep="\n")
     for key, value in result.get("groups", {}).items():
         print(f"  {key}: {value['accuracy']:.3f} of {value['n']}")
 

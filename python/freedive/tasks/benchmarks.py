@@ -10,7 +10,7 @@ from typing import Any
 from freedive.data.texts import iter_rows
 from freedive.runs import UserError
 
-_FINAL = re.compile(r"####\s*\$?(-?[\d,]*\.?\d+)")
+FINAL = re.compile(r"####\s*\$?(-?[\d,]*\.?\d+)")
 _ANY = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -18,7 +18,7 @@ def gsm8k(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     """Rows {"prompt", "answer", "meta"} of a GSM8K file: JSONL(.gz) with "question" and "answer", which ends in "#### n"."""
     for number, row in iter_rows(path):
         question, solution = row.get("question"), row.get("answer")
-        final = _FINAL.search(solution) if isinstance(solution, str) else None
+        final = FINAL.search(solution) if isinstance(solution, str) else None
         if not isinstance(question, str) or final is None:
             raise UserError(
                 f"{path}, line {number} is no GSM8K row", hint='expected {"question": "...", "answer": "... #### 42"}'
@@ -28,7 +28,7 @@ def gsm8k(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
 
 def check_gsm8k(reply: str, answer: str) -> bool:
     """The number after the last "####", or else the last number of the reply, equals the answer ("1,000" is 1000, "5.0" is 5)."""
-    found = _FINAL.findall(reply) or _ANY.findall(reply)
+    found = FINAL.findall(reply) or _ANY.findall(reply)
     return bool(found) and _plain(found[-1]) == _plain(answer)
 
 
