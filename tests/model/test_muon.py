@@ -116,7 +116,7 @@ def test_the_moment_of_its_matrices_stays_zero_and_adamw_has_its_own():
     model = make_model(CONFIGS["qwen3_tied"])
     gradients_of(model, 1)
     model.muon(0.01, adamw_lr=0.01)
-    v = model._views("v")
+    v = model._views("v", model._table)
     assert all((v[k] == 0).all() == takes_muon(k, p) for k, p in model.parameters.items())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 
 import numpy as np
 import pytest
@@ -25,6 +26,17 @@ def collect(service, prompt, params, **more):
         return [found[i] for i in sorted(found)]
 
     return go()
+
+
+def slowly(service, seconds=0.02):
+    """Every step takes so long: what is asked for does not end while a test looks on, on however busy a machine."""
+    whole = service.engine.step
+
+    def step():
+        time.sleep(seconds)
+        return whole()
+
+    service.engine.step = step
 
 
 def test_a_stream_is_what_the_engine_gives_bit_for_bit():
@@ -132,6 +144,7 @@ def test_limits_are_errors_with_the_numbers():
             await service.open([], Params(5))
         with pytest.raises(UserError, match="6 sequences"):
             await service.open([1], Params(5), n=6)
+        slowly(service)
         streams = [await service.open([1], Params(100, 1.0)) for _ in range(5)]
         with pytest.raises(Busy):
             await service.open([1], Params(5))
@@ -177,7 +190,8 @@ def test_close_lets_requests_end_or_cancels_them():
 
     async def body(service):
         task = asyncio.ensure_future(collect(service, [1], Params(20, 1.0)))
-        await asyncio.sleep(0.02)
+        while not service.open_choices and not task.done():
+            await asyncio.sleep(0.001)
         await service.close(grace=30)
         assert (await task)[0].finish_reason == "length"
         with pytest.raises(Closing):
@@ -186,11 +200,12 @@ def test_close_lets_requests_end_or_cancels_them():
     run_with(lm, body)
 
     async def at_once(service):
+        slowly(service)
         stream = await service.open([1], Params(120, 1.0))
         await stream.next()
         await service.close()
         events = [event async for event in stream]
-        assert events[-1].finish_reason in ("cancelled", "length")
+        assert events[-1].finish_reason == "cancelled"
         leaks(service)
 
     run_with(make_lm(), at_once)

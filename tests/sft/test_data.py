@@ -63,6 +63,7 @@ def test_weights_behind_names(tmp_path: Path):
 def test_files_folders_compressed_and_parquet(tmp_path: Path):
     pa = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
+    pytest.importorskip("fsspec")
 
     rows = [talk(f"q{i}", f"a{i}") for i in range(3)]
     written(tmp_path / "a.jsonl", rows)
