@@ -5,9 +5,9 @@ import json
 import pytest
 
 from freedive.eval import hallucination
-from freedive.eval.clusters import share
 from freedive.eval.hallucination import HallucinationConfig
 from freedive.eval.refusal import is_informative, is_refusal
+from freedive.eval.statistics import share
 from freedive.runs import UserError
 from freedive.sft.probe.refusals import NAMED, PHRASES
 

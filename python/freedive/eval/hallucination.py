@@ -22,8 +22,8 @@ from freedive.inference.load import DTYPE_HELP, WEIGHTS_HELP
 from freedive.runs import Artefact, UserError, check_at_least, json_line, option, progress, stage, write_json_atomic
 
 from .asker import Message, OurModel, asker
-from .clusters import share
 from .judge import Judge
+from .statistics import share
 
 BATCH = 128  # questions between two checkpoints
 OUTCOMES = ("correct", "wrong", "refused")

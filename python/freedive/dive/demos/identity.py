@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from freedive.data.texts import iter_rows
-from freedive.eval.clusters import share
+from freedive.eval.statistics import share
 from freedive.tasks import identity as who
 from freedive.tasks.draw import Draw
 

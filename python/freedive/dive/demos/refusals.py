@@ -13,8 +13,8 @@ from typing import Any
 
 from freedive.data.texts import iter_rows
 from freedive.eval import hallucination
-from freedive.eval.clusters import share
 from freedive.eval.hallucination import HallucinationConfig
+from freedive.eval.statistics import share
 from freedive.runs import read_json
 from freedive.sft.probe import agreement
 from freedive.sft.probe import stage as probe

@@ -116,5 +116,5 @@ class Figure:
 
 
 def figure(name: str, measured: dict[str, Any], target: str = "", control: bool = False) -> Figure:
-    """From what `freedive.eval.clusters.share` gives."""
+    """From what `freedive.eval.statistics.share` gives."""
     return Figure(name, measured["share"], measured["interval_95"], measured["n"], target, control)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from freedive.data.texts import iter_rows
-from freedive.eval.clusters import share
+from freedive.eval.statistics import share
 from freedive.inference import load
 from freedive.inference.search import BM25
 from freedive.inference.tools import Search

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from freedive.eval.clusters import share
+from freedive.eval.statistics import share
 from freedive.inference import load
 from freedive.inference.tools import Python
 from freedive.runs import json_line, stage
