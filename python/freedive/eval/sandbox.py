@@ -56,13 +56,14 @@ def _refused() -> str:
         tried = subprocess.run([*_box(), sys.executable, "-I", "-c", "pass"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"bubblewrap does not start: {error}"
-    return f"bubblewrap is not allowed to make namespaces here: {tried.stderr.strip()[:200]}" if tried.returncode else ""
+    return f"bubblewrap cannot make its box here (namespaces may be off): {tried.stderr.strip()[:200]}" if tried.returncode else ""
 
 
 @functools.cache
 def _box() -> tuple[str, ...]:
     """The bwrap command up to the program: the system's libraries and this interpreter to read, an empty /tmp, and nothing else."""
     command = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--clearenv", "--setenv", "PATH", "/usr/bin:/bin", "--setenv", "OPENBLAS_NUM_THREADS", "1"]
+    command += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # first: the interpreter may lie below /tmp
     for folder in ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/alternatives"):
         if os.path.islink(folder):
             command += ["--symlink", os.readlink(folder), folder]
@@ -73,7 +74,7 @@ def _box() -> tuple[str, ...]:
             command += ["--ro-bind", folder, folder]
     if (prefix := os.path.abspath(sys.prefix)) != os.path.realpath(sys.prefix):
         command += ["--ro-bind", os.path.realpath(sys.prefix), prefix]
-    return (*command, "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--chdir", "/tmp")
+    return (*command, "--chdir", "/tmp")
 
 
 @functools.cache
