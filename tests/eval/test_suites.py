@@ -15,7 +15,7 @@ from freedive.cli import main
 from freedive.eval.card import by_shots, lines
 from freedive.eval.compare import comparison
 from freedive.eval.stage import EvalConfig, run
-from freedive.eval.statistics import bootstrap
+from freedive.eval.statistics import bootstrap, interval
 from freedive.eval.suites import KINDS, base, runner
 from freedive.eval.suites.base import Asking, Item, TooLong, read_items
 from freedive.eval.suites.rows import choices, code, pair, question
@@ -170,7 +170,7 @@ def test_suites_with_shots_groups_and_a_page(tmp_path, folder):
     found = evaluate(folder, tmp_path / "out", f"mmlu:{file}", f"generation:{words}", shots=[0, 1], examples=[f"mmlu:{file}"])
     assert list(found["suites"]) == ["mmlu-choice-0shot", "mmlu-choice-1shot", "generation-words-0shot", "generation-words-1shot"]
     assert {k: v["items"] for k, v in found["suites"]["mmlu-choice-0shot"]["groups"].items()} == {"one": 6, "two": 5}
-    assert found["suites"]["generation-words-1shot"]["items"] == 4, "its first row is the example"
+    assert [found["suites"][f"generation-words-{k}shot"]["items"] for k in (0, 1)] == [4, 4], "the first row is the example, and left out of both"
     assert set(by_shots(found)) == {"mmlu: choice.jsonl", "generation: words.jsonl"}
     assert any("mmlu-choice-1shot, accuracy" in line for line in lines(found))
     page = (tmp_path / "out" / "report.html").read_text()
@@ -238,6 +238,8 @@ def test_bootstrap_covers():
     hits = sum(low <= 0.3 <= high for low, high in (bootstrap((rng.random(120) < 0.3).astype(float), seed=i, resamples=400) for i in range(200)))
     assert 0.88 <= hits / 200 <= 0.99
     assert bootstrap([1.0, 1.0]) == [1.0, 1.0] and bootstrap([]) == [0.0, 1.0]
+    assert interval([0.0] * 20) == [0.0, pytest.approx(0.139, abs=1e-3)] and interval([1.0] * 20)[0] == pytest.approx(0.861, abs=1e-3)  # 1 - 0.05^(1/20)
+    assert interval([0.5, 0.5]) == [0.5, 0.5] and interval([0.0, 1.0, 1.0]) == bootstrap([0.0, 1.0, 1.0]) and interval([]) == [0.0, 1.0]
 
 
 def test_kinds_are_registered_under_their_names():

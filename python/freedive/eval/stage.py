@@ -52,7 +52,7 @@ class EvalConfig:
     adapter: Path | None = option(None, ADAPTER_HELP)
     suite: list[str] = option([], f"KIND:FILE of published evaluations; kinds: {', '.join(KINDS)}")
     shots: list[int] = option([0], "examples before each question of a suite; several numbers measure each, and draw the curve")
-    examples: list[str] = option([], "FILE of the examples, or KIND:FILE for the suites of one kind (default: the first rows of a suite's own file, which are then not asked)")
+    examples: list[str] = option([], "FILE of the examples, or KIND:FILE for the suites of one kind (default: the first rows of a suite's own file, as many as the most --shots; they are asked at no number)")
     chat: bool = option(False, "ask mmlu in turns of a conversation too; other suites that generate do so unless --base")
     data: Path | None = option(None, 'JSONL of questions: {"prompt": text or messages, "answer": "...", "meta": {...}}')
     text: Path | None = option(None, "text whose bits per byte are measured: a file, a folder, or a data artefact (its held-out part)")

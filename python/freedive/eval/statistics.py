@@ -40,20 +40,21 @@ def bootstrap(values: Sequence[float], clusters: Sequence[Hashable] | None = Non
     return [float(np.quantile(means, q)) for q in (0.025, 0.975)]
 
 
-def share(flags: Sequence[bool], clusters: Sequence[Hashable] | None = None, seed: int = 0) -> dict[str, Any]:
-    """{"share", "interval_95", "n"}: a share with its bootstrap interval over clusters (single questions where none are given).
+def interval(scores: Sequence[float], clusters: Sequence[Hashable] | None = None, seed: int = 0) -> list[float]:
+    """95 % interval of the mean of scores between 0 and 1, by bootstrap. Where all are 0, or all 1, there is nothing to resample: the other
+    end is then 1 - 0.05^(1/clusters) away (the exact one-sided bound)."""
+    first = float(scores[0]) if len(scores) else 0.5
+    if first not in (0.0, 1.0) or any(float(s) != first for s in scores):
+        return bootstrap(scores, clusters, seed)
+    far = 1 - 0.05 ** (1 / len(set(clusters if clusters is not None else range(len(scores)))))
+    return [0.0, far] if first == 0 else [1 - far, 1.0]
 
-    A share of 0 or 1 has nothing to resample: its other end is then 1 - 0.05^(1/clusters) away (the exact one-sided bound).
-    """
+
+def share(flags: Sequence[bool], clusters: Sequence[Hashable] | None = None, seed: int = 0) -> dict[str, Any]:
+    """{"share", "interval_95", "n"}: a share with its interval over clusters (single questions where none are given)."""
     if not len(flags):
         return {"share": None, "interval_95": None, "n": 0}
-    mean = float(np.mean(np.asarray(flags, np.float64)))
-    if mean in (0.0, 1.0):
-        far = 1 - 0.05 ** (1 / len(set(clusters if clusters is not None else range(len(flags)))))
-        interval = [0.0, far] if mean == 0 else [1 - far, 1.0]
-    else:
-        interval = bootstrap(flags, clusters, seed)
-    return {"share": mean, "interval_95": interval, "n": len(flags)}
+    return {"share": float(np.mean(np.asarray(flags, np.float64))), "interval_95": interval(flags, clusters, seed), "n": len(flags)}
 
 
 def _numbered(names: Sequence[Hashable]) -> np.ndarray:

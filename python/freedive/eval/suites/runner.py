@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from freedive.eval.statistics import bootstrap
+from freedive.eval.statistics import interval
 from freedive.inference import LM
 from freedive.runs import Artefact, UserError, json_line, progress
 
@@ -19,18 +19,20 @@ from .base import Asking, Item, Named, Record, Suite, TooLong, read_items
 class Prepared:
     """A suite with its items read and its examples found: everything that can be wrong with the input is known here."""
 
-    def __init__(self, named: Named, lm: LM, asking: Asking, limit: int, examples: Path | None):
+    def __init__(self, named: Named, lm: LM, asking: Asking, limit: int, examples: Path | None, kept: int):
         kind = named.suite
         kind.check()
         self.named, self.asking = named, asking
         items = read_items(kind, named.file)
         shown: Sequence[Item] = ()
+        if examples is None:  # from the file itself: its first items, which are then not asked, with few examples as with many
+            shown, items = items[:kept], items[kept:]
+            if not items:
+                raise UserError(f"{named.file}: {kept} examples were asked for and it has {len(shown)} rows in all", hint="fewer --shots, or give --examples FILE")
         if asking.shots:
             if examples is not None:
                 shown = read_items(kind, examples)
-            else:  # from the file itself: its first items, which are then not asked
-                shown, items = items[: asking.shots], items[asking.shots :]
-            if len(shown) < asking.shots or not items:
+            if len(shown) < asking.shots:
                 raise UserError(f"{named.file}: {asking.shots} examples were asked for and there are {len(shown)}", hint="fewer --shots, or give --examples FILE")
         self.items = items if not limit or limit >= len(items) else [items[i * len(items) // limit] for i in range(limit)]
         self.suite: Suite = kind(lm, asking, shown)
@@ -46,7 +48,7 @@ def prepare(named: Sequence[Named], lm: LM, asking: Asking, shots: Sequence[int]
     out = []
     for n in named:
         for k in shots if n.suite.takes_shots else [0]:
-            out.append(Prepared(n, lm, replace(asking, shots=k), limit, examples.get(n.kind, examples.get(""))))
+            out.append(Prepared(n, lm, replace(asking, shots=k), limit, examples.get(n.kind, examples.get("")), max(shots) if n.suite.takes_shots else 0))
     names = [p.name for p in out]
     for name in names:
         if names.count(name) > 1:
@@ -99,7 +101,7 @@ def summary(p: Prepared, records: Sequence[Record]) -> dict[str, Any]:
                            "items": len(values[p.suite.metric]), "too_long": sum("too_long" in r for r in records)}  # fmt: skip
     if p.asking.shots and out["items"]:
         out["mean_shots"] = shots / out["items"]  # fewer where they did not fit
-    out["metrics"] = {m: {"mean": sum(v) / len(v), "interval_95": bootstrap(v)} for m, v in values.items() if v}
+    out["metrics"] = {m: {"mean": sum(v) / len(v), "interval_95": interval(v)} for m, v in values.items() if v}
     if groups:
         out["groups"] = {g: {"items": len(v), "mean": sum(v) / len(v)} for g, v in sorted(groups.items())}
     return out
