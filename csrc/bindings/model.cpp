@@ -253,8 +253,8 @@ void bind_model(py::module_& m) {
            [](PyDecoder& d, const F32& hyper, const std::string& scale, const F32& adamw_hyper) {
              if (!d.decoder.trainable()) throw py::value_error("this model was made with trainable=False");
              if (d.decoder.frozen()) throw py::value_error("adapters are trained with adamw");
-             if (hyper.size() != 5 || adamw_hyper.size() != 8)
-               throw py::value_error("hyper must be float32[5] and adamw_hyper float32[8]");
+             if (hyper.size() != 5 || adamw_hyper.size() != 24)
+               throw py::value_error("hyper must be float32[5] and adamw_hyper float32[3,8]");
              static const std::map<std::string, MuonScale> rules = {{"match_rms_adamw", MuonScale::MATCH_RMS_ADAMW},
                                                                     {"original", MuonScale::ORIGINAL},
                                                                     {"spectral", MuonScale::SPECTRAL}};
@@ -262,7 +262,7 @@ void bind_model(py::module_& m) {
              if (rule == rules.end())
                throw py::value_error("scale is '" + scale + "'; it must be match_rms_adamw, original or spectral");
              Alone alone(d);
-             return d.decoder.muon(hyper.data(), rule->second, adamw_hyper.data());
+             return d.decoder.muon(hyper.data(), rule->second, reinterpret_cast<const float(*)[8]>(adamw_hyper.data()));
            })
       .def("new_cache",
            [](PyDecoder& d, int64_t blocks, int32_t dtype) {

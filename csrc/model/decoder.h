@@ -106,8 +106,9 @@ class Decoder {
   void zero_gradients();
   // hyper as in ops.h, without weight decay on vectors. Returns the gradient norm before clipping.
   float adamw(const float hyper[8]);
-  // Muon on the matrices of the layers (hyper as in ops.h), AdamW on the rest. Returns the gradient norm before clipping.
-  float muon(const float hyper[5], MuonScale scale, const float adamw_hyper[8]);
+  // Muon on the matrices of the layers (hyper as in ops.h), AdamW on the rest: rows of adamw_hyper are for vectors, embeddings (a tied
+  // head too) and the head. Returns the gradient norm before clipping.
+  float muon(const float hyper[5], MuonScale scale, const float adamw_hyper[3][8]);
 
   KVCache new_cache(int64_t blocks, int32_t dtype) const;
   size_t cache_block_bytes(int32_t dtype) const;  // of all layers

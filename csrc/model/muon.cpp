@@ -84,7 +84,7 @@ float* Decoder::orthogonalize(const Parameter& p) {
   return x;
 }
 
-float Decoder::muon(const float hyper[5], MuonScale rule, const float adamw_hyper[8]) {
+float Decoder::muon(const float hyper[5], MuonScale rule, const float adamw_hyper[3][8]) {
   if (muon_.size() == 0) {
     for (const Parameter& p : table_.rows)
       if (takes_muon(p)) muon_matrix_ = std::max(muon_matrix_, p.size), muon_square_ = std::max(muon_square_, square(p));
@@ -95,7 +95,7 @@ float Decoder::muon(const float hyper[5], MuonScale rule, const float adamw_hype
   ops_.global_norm(&ctx_, &n);
   std::memcpy(h, hyper, 5 * sizeof(float));
   for (const Parameter& p : table_.rows) {
-    if (p.matrix && !takes_muon(p)) adamw_range(p.offset, p.size, adamw_hyper, true);
+    if (p.matrix && !takes_muon(p)) adamw_range(p.offset, p.size, adamw_hyper[p.name == "lm_head.weight" ? 2 : 1], true);
     if (!takes_muon(p)) continue;
     fd_muon_momentum_args m{view(muon_.floats(), p.size), view(m_.floats() + p.offset, p.size),
                             view(grads_.floats() + p.offset, p.size), view(norm, 1), view(h, 5)};
@@ -104,7 +104,7 @@ float Decoder::muon(const float hyper[5], MuonScale rule, const float adamw_hype
                           scale_of(rule, p.shape[0], p.shape[1])};
     ops_.muon_update(&ctx_, &u);
   }
-  adamw_range(table_.matrix_floats, table_.total_floats - table_.matrix_floats, adamw_hyper, false);
+  adamw_range(table_.matrix_floats, table_.total_floats - table_.matrix_floats, adamw_hyper[0], false);
   touch();
   return *norm;
 }

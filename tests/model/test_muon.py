@@ -38,6 +38,28 @@ def test_steps_equal_the_reference(name: str, scale: str):
             assert np.linalg.norm(p - wanted[key]) < 2e-3 * travelled + 1e-7 * np.linalg.norm(before[key]), key
 
 
+@pytest.mark.parametrize("name", ["qwen3_tied", "gpt2", "wide_heads"])
+def test_embeddings_and_head_have_rates_of_their_own(name: str):
+    rates = {"embedding_lr": 0.03, "head_lr": 0.0}
+    model, reference = make_model(CONFIGS[name], scale=0.1), Muon()
+    gradients_of(model, 3)
+    before = {k: p.astype(np.float64) for k, p in model.parameters.items()}
+    wanted = dict(before)
+    reference.step(wanted, model.gradients, 0.02, 3e-3, **rates)
+    model.muon(0.02, adamw_lr=3e-3, **rates)
+    for key, p in model.parameters.items():
+        travelled = np.linalg.norm(wanted[key] - before[key])
+        assert np.linalg.norm(p - wanted[key]) < 2e-3 * travelled + 1e-7 * np.linalg.norm(before[key]), key
+    assert (model.parameters["lm_head.weight"] == before["lm_head.weight"]).all() if "lm_head.weight" in before else True
+
+
+def test_blocks_that_begin_as_zero_give_all_tokens_alike():
+    model = make_model(DecoderConfig(64, 2, 4, 2, 64, 16, 96, 64, tie_embeddings=False)).init(0, zero_outputs=True)
+    batch = make_batch(model.config, seed=1)
+    out = model.score(batch)
+    assert np.abs(out.entropy[batch.targets >= 0] - np.log(64)).max() < 1e-3
+
+
 def test_singular_values_of_a_step_are_about_one():
     """Whatever the gradient's are: q, k, v, gate and up each, though they lie next to each other."""
     config = DecoderConfig(64, 2, 4, 2, 64, 16, 96, 64)

@@ -179,6 +179,8 @@ def test_muon_takes_a_learning_rate_of_its_own(room: Path, tmp_path: Path):
     assert folder_hash(room / "base") != folder_hash(room / "base-muon")
     with pytest.raises(sft.UserError, match="sgd"):
         pretrain.run(pretrain_config(room / "text.jsonl", tmp_path / "bad", optimizer="sgd"))
+    with pytest.raises(sft.UserError, match="--head-lr is a rate of --optimizer muon"):
+        pretrain.run(pretrain_config(room / "text.jsonl", tmp_path / "bad", head_lr=0.1))
     assert not (tmp_path / "bad").exists()
 
 

@@ -205,8 +205,12 @@ class Model:
         self.weight_version += 1
         self._core.touch()
 
-    def init(self, seed: int = 0) -> Model:
-        """Normal weights of std 0.02, those that write into the residual stream divided by sqrt(2 n_layer) (GPT-2); norms 1, biases 0."""
+    def init(self, seed: int = 0, zero_outputs: bool = False) -> Model:
+        """Normal weights of std 0.02, those that write into the residual stream divided by sqrt(2 n_layer) (GPT-2); norms 1, biases 0.
+
+        zero_outputs: those that write into the residual stream are 0 and a head of its own has std 0.001, so that every block begins as
+        the identity and all tokens as likely; matrices which read have std 1/sqrt(columns) then.
+        """
         rng = np.random.Generator(np.random.Philox(key=[seed, 1]))
         for name, view in self.parameters.items():
             if name.endswith("norm.weight"):
@@ -216,6 +220,8 @@ class Model:
             else:
                 into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
                 std = 0.02 / np.sqrt(2 * self.config.n_layer) if into_residual else 0.02
+                if zero_outputs:
+                    std = 0.0 if into_residual else 0.001 if name == "lm_head.weight" else 0.02 if name.startswith("embed") else view.shape[1] ** -0.5
                 view[...] = rng.standard_normal(view.shape, dtype=np.float32) * np.float32(std)
         return self
 
@@ -280,10 +286,11 @@ class Model:
             self.step_count = t
         return norm
 
-    def muon(self, lr: float, *, adamw_lr: float, momentum: float = 0.95, nesterov: bool = True, beta1: float = 0.9, beta2: float = 0.95,
-             eps: float = 1e-8, weight_decay: float = 0.1, max_norm: float = 1.0, scale: str = "match_rms_adamw") -> float:  # fmt: skip
-        """One Muon step on the layers' matrices (Jordan et al. 2024, kellerjordan.github.io/posts/muon), AdamW with adamw_lr on embeddings, head and
-        vectors. Returns the gradient norm before clipping.
+    def muon(self, lr: float, *, adamw_lr: float, embedding_lr: float | None = None, head_lr: float | None = None, momentum: float = 0.95,
+             nesterov: bool = True, beta1: float = 0.9, beta2: float = 0.95, eps: float = 1e-8, weight_decay: float = 0.1, max_norm: float = 1.0, scale: str = "match_rms_adamw") -> float:  # fmt: skip
+        """One Muon step on the layers' matrices (Jordan et al. 2024, kellerjordan.github.io/posts/muon), AdamW on the rest: vectors with adamw_lr,
+        embeddings (a tied head with them) with embedding_lr, a head of its own with head_lr (both adamw_lr if not given). Returns the gradient
+        norm before clipping.
 
         Each logical matrix (q, k, v, o, gate, up, down) steps by its momentum with all singular values made about 1, times lr and a factor
         of its shape [rows, columns]: "match_rms_adamw", 0.2 sqrt(max(rows, columns)), steps as long as AdamW's, so its lr fits (arXiv:2502.16982);
@@ -292,7 +299,8 @@ class Model:
         first step takes scratch memory of two matrices of the largest size. Raises ValueError if the model is not trainable or for another scale.
         """
         t = self.step_count + 1
-        rest = np.array([adamw_lr, beta1, beta2, eps, weight_decay, max_norm, 1 - beta1**t, 1 - beta2**t], np.float32)
+        rates = (adamw_lr, adamw_lr if embedding_lr is None else embedding_lr, adamw_lr if head_lr is None else head_lr)
+        rest = np.array([[rate, beta1, beta2, eps, weight_decay, max_norm, 1 - beta1**t, 1 - beta2**t] for rate in rates], np.float32)
         hyper = np.array([lr, momentum, float(nesterov), weight_decay, max_norm], np.float32)
         norm = float(self._core.muon(hyper, scale, rest))
         if np.isfinite(norm):

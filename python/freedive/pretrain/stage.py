@@ -48,6 +48,9 @@ class PretrainConfig:
     lr: float | None = option(None, "peak learning rate (default: from the width; with --model a tenth of that)")
     optimizer: str = option("adamw", "adamw; muon: Muon on the layers' matrices, AdamW on embeddings, head and vectors")
     muon_lr: float | None = option(None, "peak learning rate of Muon's matrices (default: --lr; steps are as long as AdamW's)")
+    embedding_lr: float | None = option(None, "with muon: peak learning rate of the embeddings (default: --lr)")
+    head_lr: float | None = option(None, "with muon: peak learning rate of a head of its own (default: --lr)")
+    zero_outputs: bool = option(False, "begin with blocks that add nothing and a head that gives all tokens alike")
     warmup: int | None = option(None, "warm-up steps (default: 2 %)")
     beta2: float = option(0.95, "AdamW's beta2")
     weight_decay: float = option(0.1, "AdamW's weight decay, on matrices")
@@ -88,9 +91,11 @@ def run(c: PretrainConfig) -> Path:
     if (c.data is None) == (c.text is None):
         raise UserError("give either --data or --text", hint="freedive pretrain --text book.txt --out my-model")
     check_at_least(c, 1, "steps", "max_steps", "batch_tokens", "micro_tokens", "save_every", "log_every", "vocab_size", "threads", "max_positions", "depth")
-    check_at_least(c, 0, "epochs", "lr", "muon_lr", "warmup", "weight_decay", "eval_every", "samples")
+    check_at_least(c, 0, "epochs", "lr", "muon_lr", "embedding_lr", "head_lr", "warmup", "weight_decay", "eval_every", "samples")
     if c.optimizer not in ("adamw", "muon"):
         raise UserError(f"optimizer is {c.optimizer!r}", hint="adamw or muon")
+    if c.optimizer != "muon" and (given := [n for n in ("muon_lr", "embedding_lr", "head_lr") if getattr(c, n) is not None]):
+        raise UserError(f"--{given[0].replace('_', '-')} is a rate of --optimizer muon", hint="adamw has one rate, --lr")
     if not 0 <= c.val_fraction < 1:
         raise UserError(f"val_fraction is {c.val_fraction}; it must be at least 0 and below 1")
     source = c.data or c.text
@@ -144,13 +149,13 @@ def _start(c: PretrainConfig, source: Path, artefact: Artefact | None) -> None:
     else:
         model = Model(config, **how)
         if artefact.resume is None:
-            model.init(c.seed)
+            model.init(c.seed, c.zero_outputs)
         if not np.all(tok.vocab_mask):
             model.set_vocab_mask(tok.vocab_mask)
     loader = SequenceLoader(documents, c.batch_tokens, micro, max_seqs, c.seed)
     muon_lr = lr if c.muon_lr is None else c.muon_lr
-    settings = Settings(steps, lr, warmup, beta2=c.beta2, weight_decay=c.weight_decay, optimizer=c.optimizer, muon_lr=muon_lr, log_every=c.log_every, eval_every=c.eval_every,
-                        save_every=c.save_every)  # fmt: skip
+    settings = Settings(steps, lr, warmup, beta2=c.beta2, weight_decay=c.weight_decay, optimizer=c.optimizer, muon_lr=muon_lr, embedding_lr=c.embedding_lr, head_lr=c.head_lr,
+                        log_every=c.log_every, eval_every=c.eval_every, save_every=c.save_every)  # fmt: skip
     evaluate = (lambda: held_out_loss(model, corpus.val, c.context, bos, corpus.val_bytes)) if corpus.val else None
     supervised_loop(artefact, model, loader, settings, "pretrain", evaluate)
 

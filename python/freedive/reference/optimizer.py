@@ -35,7 +35,7 @@ class AdamW:
         self,
         parameters: Named,
         gradients: Named,
-        lr: float,
+        lr: float | dict[str, float],
         beta1: float = 0.9,
         beta2: float = 0.95,
         eps: float = 1e-8,
@@ -43,7 +43,7 @@ class AdamW:
         max_norm: float = 1.0,
         decays: Callable[[str, np.ndarray], bool] = is_matrix,
     ) -> float:
-        """Replaces the entries of `parameters`. Returns the gradient norm before clipping; a non-finite one skips the update."""
+        """Replaces the entries of `parameters`. Returns the gradient norm before clipping; a non-finite one skips the update. lr may be one for each name."""
         norm = gradient_norm(gradients)
         if not np.isfinite(norm):
             return norm
@@ -52,7 +52,7 @@ class AdamW:
             m = self.m.get(name, np.zeros_like(parameter, dtype=np.float64))
             v = self.v.get(name, np.zeros_like(parameter, dtype=np.float64))
             decay = weight_decay if decays(name, parameter) else 0.0
-            hyper = (lr, beta1, beta2, eps, decay, max_norm, 1 - beta1**self.t, 1 - beta2**self.t)
+            hyper = (lr[name] if isinstance(lr, dict) else lr, beta1, beta2, eps, decay, max_norm, 1 - beta1**self.t, 1 - beta2**self.t)
             parameters[name], self.m[name], self.v[name] = ops.adamw(parameter, gradients[name], m, v, norm, hyper)
         return norm
 
@@ -91,13 +91,17 @@ class Muon:
         gradients: Named,
         lr: float,
         adamw_lr: float,
+        embedding_lr: float | None = None,
+        head_lr: float | None = None,
         momentum: float = 0.95,
         nesterov: bool = True,
         weight_decay: float = 0.1,
         max_norm: float = 1.0,
         scale: str = "match_rms_adamw",
     ) -> float:
-        """Replaces the entries of `parameters`. Returns the gradient norm before clipping; a non-finite one skips the update."""
+        """Replaces the entries of `parameters`. Returns the gradient norm before clipping; a non-finite one skips the update.
+
+        AdamW's rates: adamw_lr, unless embeddings and a head of its own have another."""
         norm = gradient_norm(gradients)
         if not np.isfinite(norm):
             return norm
@@ -109,6 +113,8 @@ class Muon:
             parameters[name] = ops.muon_update(p, newton_schulz(out), norm, hyper, muon_scale(scale, *p.shape))
         others = {name: p for name, p in parameters.items() if name not in muon}
         clipped = min(1.0, max_norm / norm) if max_norm > 0 and norm > 0 else 1.0  # by the norm of all gradients, not of these
-        self.adamw.step(others, {n: gradients[n] * clipped for n in others}, adamw_lr, weight_decay=weight_decay, max_norm=0.0)
+        rates = {n: embedding_lr if n.startswith("embed") else head_lr if n == "lm_head.weight" else None for n in others}
+        self.adamw.step(others, {n: gradients[n] * clipped for n in others}, {n: adamw_lr if r is None else r for n, r in rates.items()},
+                        weight_decay=weight_decay, max_norm=0.0)  # fmt: skip
         parameters.update(others)
         return norm

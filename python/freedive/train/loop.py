@@ -36,6 +36,8 @@ class Settings:
     final_lr_fraction: float = 0.0
     optimizer: str = "adamw"  # or "muon": the layers' matrices by Muon with muon_lr (same schedule), the rest by AdamW with lr
     muon_lr: float = 0.0
+    embedding_lr: float | None = None  # of AdamW beside Muon, on the embeddings and on the head (None: lr)
+    head_lr: float | None = None
     momentum: float = 0.95
     log_every: int = 10
     eval_every: int = 0  # 0 = only at the end
@@ -145,7 +147,9 @@ def supervised_loop(run: Artefact, model: Model, loader: SequenceLoader | Packed
         weight_sum += total
         lr = learning_rate(step, s.steps, s.lr, s.warmup, s.final_lr_fraction)
         if s.optimizer == "muon":
-            norm = model.muon(s.muon_lr * lr / s.lr if s.lr else 0.0, adamw_lr=lr, beta1=s.beta1, beta2=s.beta2, momentum=s.momentum,
+            now_part = lr / s.lr if s.lr else 0.0
+            norm = model.muon(s.muon_lr * now_part, adamw_lr=lr, embedding_lr=None if s.embedding_lr is None else s.embedding_lr * now_part,
+                              head_lr=None if s.head_lr is None else s.head_lr * now_part, beta1=s.beta1, beta2=s.beta2, momentum=s.momentum,
                               weight_decay=s.weight_decay, max_norm=s.max_norm)  # fmt: skip
         else:
             norm = model.adamw(lr, s.beta1, s.beta2, weight_decay=s.weight_decay, max_norm=s.max_norm)
