@@ -33,7 +33,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         before = pass_at_1(a.dive / "sft", tasks / "rl_eval.jsonl", work / "before")
-        practise(RLConfig(model=a.dive / "sft", data=tasks / "rl_train.jsonl", out=work / "coin", reward="coin", steps=a.steps, eval_every=0))
+        practise(RLConfig(model=a.dive / "sft", data=tasks / "rl_train.jsonl", out=work / "coin", reward=["coin"], steps=a.steps, eval_every=0))
         after = pass_at_1(work / "coin", tasks / "rl_eval.jsonl", work / "after")
     print(json.dumps({"benchmark": "coin_reward", "steps": a.steps, "before": before, "after": after, "gain_points": round(100 * (after - before), 1)}))
 

@@ -22,7 +22,7 @@ if __name__ == "__main__":
 
     # The same as: freedive rl --model chat --data problems.jsonl --reward 03_own_reward.py:reward --steps 40 --prompts-per-step 4
     # --max-completion-length 16 --out big
-    run(RLConfig(model=Path("chat"), data=problems, out=Path("big"), reward=f"{__file__}:reward", steps=40, prompts_per_step=4,
+    run(RLConfig(model=Path("chat"), data=problems, out=Path("big"), reward=[f"{__file__}:reward"], steps=40, prompts_per_step=4,
                  num_generations=8, max_completion_length=16))  # fmt: skip
 
     rows = [json.loads(line) for line in Path("big/metrics.jsonl").read_text(encoding="utf-8").splitlines()]

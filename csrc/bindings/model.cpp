@@ -205,7 +205,7 @@ void bind_model(py::module_& m) {
       .def(
           "backward",
           [](PyDecoder& d, const std::optional<F32>& dlogprobs, const std::optional<F32>& dentropy,
-             const std::optional<F32>& dlse) {
+             const std::optional<F32>& dlse, const std::optional<F32>& dhidden) {
             auto ptr = [&](const std::optional<F32>& a, int64_t want, const char* name) -> const float* {
               if (!a) return nullptr;
               if (a->size() != want)
@@ -214,10 +214,12 @@ void bind_model(py::module_& m) {
             };
             const float* p = ptr(dlogprobs, d.last_tokens * d.last_targets, "dlogprobs");
             const float *e = ptr(dentropy, d.last_tokens, "dentropy"), *l = ptr(dlse, d.last_tokens, "dlse");
+            const float* h = ptr(dhidden, d.last_tokens * d.config.d_model, "dhidden");
             Alone alone(d);
-            d.decoder.backward(p, e, l);
+            d.decoder.backward(p, e, l, h);
           },
-          py::arg("dlogprobs") = py::none(), py::arg("dentropy") = py::none(), py::arg("dlse") = py::none())
+          py::arg("dlogprobs") = py::none(), py::arg("dentropy") = py::none(), py::arg("dlse") = py::none(),
+          py::arg("dhidden") = py::none())
       .def("forward_backward",
            [](PyDecoder& d, const I32& tokens, const I32& targets, const I32& positions, const I32& cu, const F32& dlogprobs,
               float temperature) {

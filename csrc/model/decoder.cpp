@@ -267,9 +267,13 @@ void Decoder::trunk_forward(const BatchView& b, bool keep, const Cached* cached,
   kept_ = keep, kept_adapter_ = adapter_on_;
 }
 
-// In: dnorm_ = dL/d(final hidden states).
-void Decoder::trunk_backward() {
+// In: dnorm_ = dL/d(final hidden states), to which dhidden is added.
+void Decoder::trunk_backward(const float* dhidden) {
   const int64_t C = config_.d_model;
+  if (dhidden) {
+    fd_linear_combination_args sum{view(dnorm_, n_ * C), view(dnorm_, n_ * C), view(dhidden, n_ * C), 1.0, 1.0};
+    ops_.linear_combination(&ctx_, &sum);
+  }
   norm_backward(dx_, false, dnorm_, x_last_, final_norm_, final_norm_bias_, final_stat_, final_mean_);
   for (int64_t i = config_.n_layer - 1; i >= 0; --i) {
     mlp_backward(i, act_[i]);
@@ -314,7 +318,7 @@ void Decoder::forward(const BatchView& b, float temperature, bool keep, const To
   std::memcpy(final_entropy_, out.entropy, n_ * sizeof(float));
 }
 
-void Decoder::backward(const float* dlogprobs, const float* dentropy, const float* dlse) {
+void Decoder::backward(const float* dlogprobs, const float* dentropy, const float* dlse, const float* dhidden) {
   if (!kept_) throw std::logic_error("backward() needs a forward() before it; each forward serves one backward");
   const int64_t C = config_.d_model;
   if (const auto* parts = packed_rows(head_, config_.vocab_size)) {
@@ -333,7 +337,7 @@ void Decoder::backward(const float* dlogprobs, const float* dentropy, const floa
                                       parts->front().type,
                                       compute_};
     ops_.quantized_head_backward(&ctx_, &h);
-    return trunk_backward();
+    return trunk_backward(dhidden);
   }
   fd_head_backward_args h{view(dnorm_, n_, C),
                           frozen() ? absent() : head_weight(grads_.floats()),
@@ -350,7 +354,7 @@ void Decoder::backward(const float* dlogprobs, const float* dentropy, const floa
                           dlse ? view(dlse, n_) : absent(),
                           compute_};
   ops_.head_backward(&ctx_, &h);
-  trunk_backward();
+  trunk_backward(dhidden);
 }
 
 void Decoder::forward_backward(const BatchView& b, float temperature, const float* dlogprobs, const TokenOutputs& out) {

@@ -99,7 +99,8 @@ class Decoder {
   void set_vocab_mask(const uint8_t* mask) { vocab_mask_.assign(mask, mask + config_.vocab_size); }
 
   void forward(const BatchView& b, float temperature, bool keep, const TokenOutputs& out);
-  void backward(const float* dlogprobs, const float* dentropy, const float* dlse);  // of the last forward(keep = true)
+  // of the last forward(keep = true); dhidden [N, C]: what a head of the caller's own gives back to `hidden`. Null: zero.
+  void backward(const float* dlogprobs, const float* dentropy, const float* dlse, const float* dhidden = nullptr);
   void forward_backward(const BatchView& b, float temperature, const float* dlogprobs, const TokenOutputs& out);
   void hidden(float* out) const;  // final hidden states [N, C] of the last forward
 
@@ -154,7 +155,7 @@ class Decoder {
   void mlp_backward(int64_t layer, Activations& a);
   void trunk_forward(const BatchView& b, bool keep, const Cached* cached, const Trace* trace = nullptr);
   void record(const Trace& trace, int64_t layer, const Activations& a, const float* output) const;
-  void trunk_backward();
+  void trunk_backward(const float* dhidden = nullptr);
   void norm_forward(float* out, float* stat, float* mean, const float* x, int64_t weight, int64_t bias, int64_t rows);
   void norm_backward(float* dx, bool accumulate, const float* dout, const float* x, int64_t weight, int64_t bias,
                      const float* stat, const float* mean);

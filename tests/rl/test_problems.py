@@ -66,7 +66,7 @@ def test_dynamic_sampling_in_a_run(tmp_path: Path):
                                                 batch_tokens=128, micro_tokens=128, steps=2, samples=0, max_positions=64, threads=1))  # fmt: skip
     (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": f"{a}", "sure": a % 2}) + "\n" for a in range(8)))
     (tmp_path / "r.py").write_text("def score(prompts, completions, completion_ids, sure):\n    return [-1.0 if s else -float(len(c) % 3) for s, c in zip(sure, completions)]\n")
-    out = rl.run(rl.RLConfig(model=base, data=tmp_path / "p.jsonl", out=tmp_path / "rl", reward=f"{tmp_path}/r.py:score", algo="dapo", steps=3, prompts_per_step=4,
+    out = rl.run(rl.RLConfig(model=base, data=tmp_path / "p.jsonl", out=tmp_path / "rl", reward=f"{tmp_path}/r.py:score", algorithm="dapo", steps=3, prompts_per_step=4,
                              num_generations=4, max_completion_length=8, eval_every=0, threads=1))  # fmt: skip
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert all(8 <= r["problems_drawn"] <= 16 and r["frac_reward_zero_std"] >= 0.5 for r in rows)

@@ -10,13 +10,21 @@ import pytest
 from freedive.model import Model, from_depth
 from freedive.objectives import PRESETS
 from freedive.rl.rewards import BUILT_IN
-from freedive.rl.rollouts import Rollout, rewarded
-from freedive.rl.stage import RLConfig, update
+from freedive.rl.config import RLConfig
+from freedive.rl.rollouts import Rollout
+from freedive.rl.scoring import Scorer
+from freedive.rl.update import Learner
 from freedive.runs import UserError, find_function
 
 
 def rollouts(n: int, stopped: bool = True) -> list[Rollout]:
     return [Rollout([1, 2, 3], [4, 5 + i % 3], np.full(2, -1.0, np.float32), "text", stopped) for i in range(n)]
+
+
+def rewarded(made: list[Rollout], rows, reward) -> list[Rollout]:
+    scorer = Scorer(["coin"])
+    scorer.functions, scorer.labels = [reward], [getattr(reward, "__name__", "reward")]
+    return scorer(made, rows)
 
 
 def test_rows_need_not_have_the_same_keys():
@@ -27,7 +35,7 @@ def test_rows_need_not_have_the_same_keys():
         return [1.0, 0.0]
 
     rewarded(rollouts(2), [{"prompt": "a", "answer": "1"}, {"prompt": "b", "level": 2}], reward)
-    assert seen == {"answer": ["1", None], "level": [None, 2], "seeds": [0, 0]}
+    assert {k: v for k, v in seen.items() if not k.startswith("log_") and k != "trainer_state"} == {"answer": ["1", None], "level": [None, 2], "seeds": [0, 0]}
 
 
 def test_a_reward_gets_the_columns_it_names():
@@ -37,7 +45,7 @@ def test_a_reward_gets_the_columns_it_names():
     assert [r.reward for r in rewarded(rollouts(2), [{"prompt": "a", "answer": "1"}, {"prompt": "b", "answer": "2", "level": 3}], named)] == [1.0, 0.0]
 
 
-@pytest.mark.parametrize("returned", [[1.0], [1.0, float("nan")], ["x", "y"], None])
+@pytest.mark.parametrize("returned", [[1.0], [1.0, float("nan")], ["x", "y"], None, 3.0])
 def test_what_is_no_reward_is_said(returned):
     with pytest.raises(UserError, match="reward"):
         rewarded(rollouts(2), [{"prompt": "a"}] * 2, lambda *a, **k: returned)
@@ -78,7 +86,7 @@ def test_equal_rewards_still_feel_the_kl(algo, moves, tmp_path):
     spec = dataclasses.replace(PRESETS[algo], num_generations=4, max_completion_length=8)
     before = model.state()["parameters"]
     c = RLConfig(model=tmp_path, data=tmp_path, num_generations=4, prompts_per_step=1)
-    update(c, model, spec, [dataclasses.replace(r, reward=1.0) for r in rollouts(4)], 1e-3, reference if spec.beta else None)
+    Learner(c, spec, model, reference if spec.beta else None).update([dataclasses.replace(r, reward=1.0) for r in rollouts(4)], 1e-3)
     assert (np.abs(model.state()["parameters"] - before).max() > 0) == moves
 
 

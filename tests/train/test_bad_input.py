@@ -136,7 +136,7 @@ def test_a_truncated_model(base: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("changes, says", [
-    ({"reward": "charm"}, "charm"), ({"reward": "nowhere.py:f"}, "nowhere.py"), ({"algo": "ppo9"}, "ppo9"),
+    ({"reward": "charm"}, "charm"), ({"reward": "nowhere.py:f"}, "nowhere.py"), ({"algorithm": "ppo9"}, "ppo9"),
     ({"num_generations": 1}, "num_generations is 1"),
     ({"max_completion_length": 9999}, "made for 256"), ({"reward": "no_such_module:f"}, "no_such_module"), ({"reward": "json:g"}, "'g'"),
 ])  # fmt: skip

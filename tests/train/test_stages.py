@@ -163,7 +163,7 @@ def test_the_sampler_is_the_trainer(room: Path):
 @pytest.mark.parametrize("algo", PRESETS)
 def test_every_algorithm_runs(room: Path, tmp_path: Path, algo: str):
     """Two steps of each member of the family, those with a KL to the starting model included: finite numbers, and weights that moved."""
-    out = rl.run(rl_config(room / "chat", room / "problems.jsonl", tmp_path / "out", algo=algo, steps=2, eval_data=None))
+    out = rl.run(rl_config(room / "chat", room / "problems.jsonl", tmp_path / "out", algorithm=algo, steps=2, eval_data=None))
     assert all(finite(v) for row in lines(out) for v in row.values())
     weights = [load_pretrained(f, max_tokens=64, max_seqs=4).state()["parameters"] for f in (room / "chat", out)]
     assert np.isfinite(weights[1]).all()

@@ -37,7 +37,7 @@ def practice(found: Found) -> str | None:
             shown.append(asked(last_words(s["prompt"]), Reply(f"step {s['step']}", s["text"], f"reward {s['reward']:g}", good)))
         body += "<h3>Attempts during practice, from the first step to the last</h3>" + cards(shown)
     body += _before_and_after(found)
-    reward = str(found.config("rl").get("reward", ""))
+    reward = " ".join(found.config("rl").get("reward") or [])
     module = reward.partition(":")[0]
     files = ["freedive/rl/stage.py", "freedive/objectives/policy.py"]
     return body + code(*files, *([module.replace(".", "/") + ".py"] if module.startswith("freedive.") else []))
@@ -52,7 +52,7 @@ def _numbers(found: Found) -> str:
     if config.get("steps"):
         body += paragraph(
             f"{config['steps']} steps of {config.get('prompts_per_step')} problems, {config.get('num_generations')} attempts at each; "
-            f"method `{config.get('algo')}`, reward `{config.get('reward')}`."
+            f"method `{config.get('algorithm')}`, reward `{' '.join(config.get('reward') or [])}`."
         )
     return body
 

@@ -224,7 +224,7 @@ def list_of_steps(c: DiveConfig, t: Tier) -> list[Step]:
         Step(
             "rl", "4 Reinforcement learning", f"it practises {'problems' if own else 'sums'}; only whether the answer is right counts",
             RLConfig(
-                model=at / "sft", data=problems, eval_data=held_out, out=at / "rl", reward="answer" if own else REWARD, steps=t.rl_steps,
+                model=at / "sft", data=problems, eval_data=held_out, out=at / "rl", reward=["answer" if own else REWARD], steps=t.rl_steps,
                 prompts_per_step=t.rl_prompts, num_generations=t.rl_generations, max_completion_length=t.rl_new_tokens,
                 lr=t.rl_lr, dynamic_sampling=None if c.rl_dynamic_sampling == 1 else c.rl_dynamic_sampling, eval_every=t.rl_eval_every, **common,
             ),

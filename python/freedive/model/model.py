@@ -250,14 +250,21 @@ class Model:
         self._core.forward(batch.tokens, none, batch.positions, batch.cu_seqlens, 1.0, False)
         return self._core.hidden()
 
-    def backward(self, dlogprobs: np.ndarray | None = None, dentropy: np.ndarray | None = None, dlse: np.ndarray | None = None) -> None:
+    def last_hidden(self) -> np.ndarray:
+        """The final hidden states of the last `forward` or `score`, after the last norm: float32 [N, d_model], a copy."""
+        return self._core.hidden()
+
+    def backward(self, dlogprobs: np.ndarray | None = None, dentropy: np.ndarray | None = None, dlse: np.ndarray | None = None,
+                 dhidden: np.ndarray | None = None) -> None:  # fmt: skip
         """Add to `gradients`, given the loss's derivative by each per-token output of the last `forward`; None is zero everywhere.
 
-        dlogprobs has the shape of the batch's targets ([N] or [N, K]), dentropy and dlse [N]; anything that converts to float32.
+        dlogprobs has the shape of the batch's targets ([N] or [N, K]), dentropy and dlse [N]; dhidden [N, d_model] is by `last_hidden`, of a
+        head of the caller's own (values, rewards); anything that converts to float32.
         Raises ValueError for another number of entries, RuntimeError without a `forward` that was not followed by a `backward` yet.
         """
         f32 = lambda a: None if a is None else np.ascontiguousarray(a, np.float32)
-        self._core.backward(f32(dlogprobs), f32(dentropy), f32(dlse))
+        more = () if dhidden is None else (f32(dhidden),)
+        self._core.backward(f32(dlogprobs), f32(dentropy), f32(dlse), *more)
 
     def forward_backward(self, batch: Batch, dlogprobs: np.ndarray, temperature: float = 1.0) -> Outputs:
         """`forward` and `backward` in one, for derivatives known beforehand (pretraining, SFT): the head's logits are computed once.

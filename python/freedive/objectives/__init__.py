@@ -19,6 +19,7 @@ r = exp(l - b), w = the token's share of the loss (see `aggregation` below), H =
 | KL k3                        | w beta (exp(-d) - 1 + d)              | w beta (1 - exp(-d))  (grad KL(ref, now))              |
 | KL k3_is                     | w beta r k3, r not frozen             | w beta r (k3 + 1 - exp(-d))  (grad KL(now, ref))       |
 | entropy bonus                | -w entropy_coef H                     | by H: -w entropy_coef                                  |
+| PPO's value loss (by V)      | w vf_coef/2 max((V-R)^2, (clip V - R)^2) | w vf_coef (V - R), or 0 where the clipped branch is larger and flat |
 
 A rollout correction (TIS, MIS) multiplies the policy term by a constant. Denominators are counted over the whole optimizer
 step before the first forward, so cutting a step into micro-batches changes neither loss nor gradient.
@@ -26,11 +27,13 @@ step before the first forward, so cutting a step into micro-batches changes neit
 
 from .advantages import ADVANTAGES, advantages, reward_metrics, zero_std
 from .policy import PRESETS, PolicySpec, Totals, count, kl_in_reward, merge_metrics, policy_loss
+from .ppo import AdaptiveKL, gae, token_rewards, value_loss, whiten
 from .rewards import best_of_n_kl, cosine_reward, pass_at_k, repetition_penalty, soft_overlong
 from .supervised import sft_weights
 
 __all__ = [
     "ADVANTAGES",
+    "AdaptiveKL",
     "PRESETS",
     "PolicySpec",
     "Totals",
@@ -38,6 +41,7 @@ __all__ = [
     "best_of_n_kl",
     "cosine_reward",
     "count",
+    "gae",
     "kl_in_reward",
     "merge_metrics",
     "pass_at_k",
@@ -46,5 +50,8 @@ __all__ = [
     "reward_metrics",
     "sft_weights",
     "soft_overlong",
+    "token_rewards",
+    "value_loss",
+    "whiten",
     "zero_std",
 ]

@@ -51,6 +51,12 @@ class PolicySpec:
     num_iterations: int = 1  # optimizer passes over one rollout
     dynamic_sampling: bool = False  # drop groups of equal rewards and draw others (DAPO)
     mask_truncated_completions: bool = False  # completions cut at the length limit are not trained
+    # PPO, advantage "gae": a value for each token (objectives/ppo.py)
+    gamma: float = 1.0
+    lam: float = 0.95
+    whiten: bool = True  # advantages to mean 0 and variance 1 over the step
+    vf_coef: float = 0.1  # weight of the value loss
+    cliprange_value: float = 0.2
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -103,6 +109,12 @@ PRESETS = {
     ),
     # arXiv:2506.13585, with ScaleRL's choices (arXiv:2510.13786)
     "cispo": PolicySpec(advantage="batch", loss="cispo", aggregation="token", is_clip_max=5.0, num_generations=16),
+    # best of n, SFT on it (expert iteration, RAFT): arXiv:2304.06767
+    "rft": PolicySpec(advantage="best", loss="reinforce", aggregation="token", num_generations=8),
+    # arXiv:1707.06347 as in RLHF, arXiv:1909.08593
+    "ppo": PolicySpec(
+        advantage="gae", aggregation="token", beta=0.05, kl="k1", kl_in="reward", num_generations=1, num_iterations=4
+    ),
     # DeepSeek-R1, arXiv:2501.12948
     "r1": PolicySpec(
         advantage="grpo", aggregation="grpo", epsilon=10.0, epsilon_high=10.0, beta=0.001, kl="k3", num_generations=16

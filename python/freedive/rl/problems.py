@@ -1,4 +1,4 @@
-"""The problems: reading them, and which of them a step practises.
+"""The problems: reading or making them, and which of them a step practises.
 
 The one idea: a group whose completions all earned the same teaches nothing, so with dynamic sampling (DAPO, arXiv:2503.14476, section
 3.2) a step goes on drawing problems until it has as many as it wants that the model gets right now and then, or has drawn often enough.
@@ -6,7 +6,7 @@ The one idea: a group whose completions all earned the same teaches nothing, so 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,30 +14,47 @@ from typing import Any
 import numpy as np
 
 from freedive.data.texts import iter_rows
-from freedive.objectives import reward_metrics, zero_std
 from freedive.runs import UserError
 from freedive.tokenizer import Tokenizer, render
 
+from .groups import dead, group_metrics
 from .rollouts import Rollout
+from .tasks import task_rows
 
 
 @dataclass(frozen=True)
 class Problem:
     row: dict[str, Any]
-    ids: list[int]  # the prompt, rendered
+    ids: list[int]  # the prompt, rendered; with an environment, before its reset adds to it
 
 
-def read_problems(path: Path, tok: Tokenizer) -> list[Problem]:
+def read_problems(path: Path, tok: Tokenizer, tools: Any = None) -> list[Problem]:
     """Problems with their rendered prompts. Raises UserError for a row without a prompt."""
-    out = []
-    for line, row in iter_rows(path):
-        if "prompt" not in row:
-            raise UserError(f"{path}, line {line}: a problem needs 'prompt'; it has {sorted(row)[:6]}", hint='{"prompt": "What is 2+2?", "answer": "4"}')
-        prompt = row["prompt"]
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        out.append(Problem(row, render(tok, messages, add_generation_prompt=True)[0]))
+
+    def rows() -> Iterable[dict[str, Any]]:
+        for line, row in iter_rows(path):
+            if "prompt" not in row:
+                raise UserError(f"{path}, line {line}: a problem needs 'prompt'; it has {sorted(row)[:6]}", hint='{"prompt": "What is 2+2?", "answer": "4"}')
+            yield row
+
+    out = rendered(rows(), tok, tools)
     if not out:
         raise UserError(f"{path} holds no problem")
+    return out
+
+
+def made_problems(tasks: Sequence[str], seed: int, n: int, split: str, tok: Tokenizer, tools: Any = None) -> list[Problem]:
+    """`n` problems of "train" or "held_out", of all tasks in equal parts. Raises UserError for a task that is not there or has too few."""
+    sizes = [n // len(tasks) + (i < n % len(tasks)) for i in range(len(tasks))]
+    return rendered((row for task, size in zip(tasks, sizes) if size for row in task_rows(task, seed, size, split)), tok, tools)
+
+
+def rendered(rows: Iterable[dict[str, Any]], tok: Tokenizer, tools: Any = None) -> list[Problem]:
+    out = []
+    for row in rows:
+        prompt = row["prompt"]
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        out.append(Problem(row, render(tok, messages, add_generation_prompt=True, tools=tools or None)[0]))
     return out
 
 
@@ -68,15 +85,14 @@ def practise(solve: Callable[[Sequence[Problem], int], list[Rollout]], problems:
         groups = [rollouts[i : i + generations] for i in range(0, len(rollouts), generations)]
         rewards += [[r.reward for r in g] for g in groups]
         if draws == 1:
-            return Practice(rollouts, chosen, drawn, reward_metrics(rewards))
-        dead = zero_std(rewards[-wanted:])
-        kept += [pair for pair, d in zip(zip(chosen, groups), dead) if not d]
+            return Practice(rollouts, chosen, drawn, group_metrics(np.array(rewards)))
+        kept += [pair for pair, d in zip(zip(chosen, groups), dead(np.array(rewards[-wanted:]))) if not d]
         if len(kept) >= wanted:
             break
     if not kept:
         kept = list(zip(chosen, groups))
     kept = kept[:wanted]
-    metrics = reward_metrics(rewards) | {"problems_drawn": float(len(rewards))}
+    metrics = group_metrics(np.array(rewards)) | {"problems_drawn": float(len(rewards))}
     return Practice([r for _, group in kept for r in group], [p for p, _ in kept], drawn, metrics)
 
 

@@ -1,21 +1,36 @@
 """Where a reward comes from: a built-in, or the user's own function in a file. The form is TRL's:
 
-    def my_reward(prompts, completions, completion_ids, **columns) -> list[float]
+    def my_reward(prompts, completions, completion_ids, **columns) -> list[float | None]
 
-`completions` are texts; `columns` are the other keys of the JSONL rows (such as `answer`), one entry per completion, and `seeds`, the
-number that keyed the sampling of each completion. A function without `**columns` is given the ones it names.
+`prompts` are as the rows have them; `completions` are texts, or lists of messages where the prompt is one; `columns` are the other keys of the
+JSONL rows (such as `answer`), one entry per completion, and `seeds`, the number that keyed the sampling of each completion. None: this
+function says nothing about that completion (which is not 0). A function without `**columns` is given the ones it names. Functions of verl's
+and OpenRLHF's forms are known by their parameters and called as they expect (adapters.py).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import inspect
+import math
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
-Reward = Callable[..., list[float]]
+from freedive.runs import UserError
+
+Reward = Callable[..., list[float | None]]
+ANSWER_FORM = re.compile(r"\banswer\s*:\s*\S.*\Z", re.IGNORECASE)
 
 
-def answer_match(prompts: list[Any], completions: list[str], completion_ids: list[Any] | None = None, *, answer: list[str],
+def completion_text(completion: Any) -> str:
+    """What the model said, of a completion that is a text or a list of messages."""
+    if isinstance(completion, str):
+        return completion
+    return "".join(m["content"] or "" for m in completion if m.get("role") == "assistant")
+
+
+def answer_match(prompts: list[Any], completions: list[Any], completion_ids: list[Any] | None = None, *, answer: list[str],
                  meta: list[Any] | None = None, **columns: Any) -> list[float]:  # fmt: skip
     """1 where the completion's final answer is the row's `answer`, else 0: by the row's `meta.check` (freedive.eval.match), else by the
     last number for a number, and for a text by what follows the last "Answer:", or the last line, without case and articles.
@@ -25,12 +40,62 @@ def answer_match(prompts: list[Any], completions: list[str], completion_ids: lis
     from freedive.eval.match import is_number, matches
 
     checks = [m.get("check") if isinstance(m, dict) else None for m in meta or [None] * len(answer)]
-    return [float(matches(c, a, check or ("number" if is_number(a) else "last_answer"))) for c, a, check in zip(completions, answer, checks, strict=True)]
+    texts = [completion_text(c) for c in completions]
+    return [float(matches(c, a, check or ("number" if is_number(a) else "last_answer"))) for c, a, check in zip(texts, answer, checks, strict=True)]
 
 
-def coin(prompts: list[Any], completions: list[str], completion_ids: list[Any] | None = None, *, seeds: list[int], **columns: Any) -> list[float]:
+def coin(prompts: list[Any], completions: list[Any], completion_ids: list[Any] | None = None, *, seeds: list[int], **columns: Any) -> list[float]:
     """1 or 0 at random, drawn anew for each completion and keyed by its seed: the control from which there is nothing to learn."""
     return [float(hashlib.sha256(f"coin {seed}".encode()).digest()[0] & 1) for seed in seeds]
 
 
-BUILT_IN: dict[str, Reward] = {"answer": answer_match, "coin": coin}
+def form(prompts: list[Any], completions: list[Any], completion_ids: list[Any] | None = None, **columns: Any) -> list[float]:
+    """1 where the completion ends in one line "Answer: ...", whatever the answer is: the control that pays for the form alone."""
+    return [float(bool(ANSWER_FORM.search(completion_text(c).strip()))) for c in completions]
+
+
+def task(prompts: list[Any], completions: list[Any], completion_ids: list[Any] | None = None, **columns: Any) -> list[float]:
+    """The checker of the row's own task (rl/tasks): 1 for right, 0 for wrong, or a part for tasks that grade."""
+    from .tasks import check
+
+    rows = [{key: values[i] for key, values in columns.items()} for i in range(len(completions))]
+    return [float(check(completion_text(c), row)) for c, row in zip(completions, rows, strict=True)]
+
+
+BUILT_IN: dict[str, Reward] = {"answer": answer_match, "coin": coin, "form": form, "task": task}  # type: ignore[dict-item]
+
+
+def accepted(reward: Reward, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """The columns that the function takes: all with **columns, else those it names."""
+    try:
+        parameters = inspect.signature(reward).parameters.values()
+    except (TypeError, ValueError):  # a builtin without a signature
+        return columns
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return columns
+    names = {p.name for p in parameters}
+    return {k: v for k, v in columns.items() if k in names}
+
+
+def checked(name: str, values: Any, wanted: int) -> list[float]:
+    """What a function returned as numbers, NaN for None. UserError unless it is one finite number or None for each completion."""
+    try:
+        numbers = [math.nan if v is None else float(v) for v in values]
+        good = len(numbers) == wanted and all(v is None or math.isfinite(n) for v, n in zip(values, numbers))
+    except (TypeError, ValueError):
+        numbers, good = [], False
+    if not good:
+        found = f"{len(numbers)}" if numbers else f"{values!r:.60}"
+        raise UserError(f"the reward {name!r} must return one finite number (or None) per completion; it returned {found} for {wanted}")
+    return numbers
+
+
+def call(name: str, reward: Reward, prompts: Sequence[Any], completions: Sequence[Any], ids: Sequence[Any], columns: dict[str, list[Any]]) -> list[float]:
+    """The rewards of one function, NaN where it gives None. Raises UserError when it fails: it is the user's."""
+    try:
+        values = list(reward(list(prompts), list(completions), list(ids), **accepted(reward, columns)))
+    except Exception as error:
+        told = [k for k in columns if k not in ("seeds", "log_metric", "log_extra", "trainer_state", "environments")]
+        raise UserError(f"the reward {name!r} failed: {type(error).__name__}: {error}", hint="it is called with prompts, completions, completion_ids "
+                        f"and the columns of the problems: {', '.join(told) or 'none'}") from error  # fmt: skip
+    return checked(name, values, len(prompts))

@@ -1,24 +1,19 @@
-"""Rollouts: sample G completions a prompt, reward them, and lay them out as a flat batch for the objective.
+"""Rollouts: sample G completions a prompt, and lay them out as a flat batch for the objective.
 
 Token-in, token-out: what was sampled is trained on, ids and behaviour log-probs as the sampler gave them; text is only a view for the
-reward. Entry t of every per-token array is about the token *after* position t.
+reward. What a tool or a user put between stays where it is, with mask 0. Entry t of every per-token array is about the token *after* t.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from freedive.inference import Engine
 from freedive.model import Batch
-from freedive.runs import UserError
-
-from .rewards import Reward
 
 
 @dataclass(frozen=True)
@@ -26,52 +21,38 @@ class Rollout:
     """One completion of one prompt."""
 
     prompt_ids: list[int]
-    ids: list[int]  # as sampled, the stop token included
-    logprobs: np.ndarray  # float32 [len(ids)], of the sampler
-    text: str
-    stopped: bool
+    ids: list[int]  # as sampled, the stop token included; and what tools said between
+    logprobs: np.ndarray  # float32 [len(ids)], of the sampler; 0 where the mask is 0
+    text: str  # what the model said, without calls
+    stopped: bool  # by itself, not at a limit or for a mistake
     seed: int = 0  # what keyed its sampling
-    reward: float = 0.0
+    reward: float = 0.0  # NaN: no reward function applied to it
+    mask: tuple[int, ...] | None = None  # 1: sampled by the model; None: all
+    calls: int = 0  # of tools
+    failed_calls: int = 0
+    finish_reason: str = ""
+    messages: list[dict[str, Any]] = field(default_factory=list)  # of several turns: what was said and answered
+    environment: Any = None
+    parts: dict[str, float] = field(default_factory=dict)  # reward of each function, before weights; NaN where it does not apply
+
+    @property
+    def sampled(self) -> np.ndarray:
+        """bool [len(ids)]: the model's own."""
+        return np.ones(len(self.ids), bool) if self.mask is None else np.asarray(self.mask, bool)
+
+    @property
+    def length(self) -> int:
+        """Tokens the model said."""
+        return len(self.ids) if self.mask is None else sum(self.mask)
 
 
 def sample(engine: Engine, prompts: Sequence[list[int]], generations: int, max_new_tokens: int, temperature: float, stop_ids: tuple[int, ...],
            seeds: Sequence[int]) -> list[Rollout]:  # fmt: skip
-    """`generations` completions of each prompt, those of one prompt next to each other."""
+    """`generations` completions of each prompt, those of one prompt next to each other: its whole blocks of 32 ids are read once."""
     repeated = [p for p in prompts for _ in range(generations)]
     outs = engine.generate(repeated, max_new_tokens=max_new_tokens, temperature=temperature, stop_ids=stop_ids, seeds=list(seeds))
-    return [Rollout(p, list(o.ids), np.asarray(o.logprobs, np.float32), o.text, o.stopped, s) for p, o, s in zip(repeated, outs, seeds, strict=True)]
-
-
-def rewarded(rollouts: list[Rollout], rows: Sequence[dict[str, Any]], reward: Reward) -> list[Rollout]:
-    """Rollouts with rewards; `rows` has one entry per rollout. A completion that did not stop earns nothing (and keeps a negative reward).
-
-    Raises UserError when the reward function fails.
-    """
-    keys = list(dict.fromkeys(k for r in rows for k in r if k != "prompt"))
-    columns = {k: [r.get(k) for r in rows] for k in keys}  # None where a row lacks a key that others have
-    columns = _accepted(reward, {"seeds": [r.seed for r in rollouts], **columns})
-    name = getattr(reward, "__name__", "reward")
-    try:
-        values = list(reward([r["prompt"] for r in rows], [r.text for r in rollouts], [r.ids for r in rollouts], **columns))
-        numbers = [0.0 if v is None else float(v) for v in values]
-    except Exception as error:
-        raise UserError(f"the reward {name!r} failed: {type(error).__name__}: {error}", hint="it is called with prompts, completions, completion_ids "
-                        f"and the columns of the problems: {', '.join(keys) or 'none'}") from error  # fmt: skip
-    if len(numbers) != len(rollouts) or not np.isfinite(numbers).all():
-        raise UserError(f"the reward {name!r} must return one finite number per completion; it returned {len(numbers)} for {len(rollouts)}")
-    return [dataclasses.replace(r, reward=v if r.stopped else min(0.0, v)) for r, v in zip(rollouts, numbers)]
-
-
-def _accepted(reward: Reward, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """The columns that the function takes: all with **columns, else those it names."""
-    try:
-        parameters = inspect.signature(reward).parameters.values()
-    except (TypeError, ValueError):  # a builtin without a signature
-        return columns
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return columns
-    names = {p.name for p in parameters}
-    return {k: v for k, v in columns.items() if k in names}
+    return [Rollout(p, list(o.ids), np.asarray(o.logprobs, np.float32), o.text, o.stopped, s, finish_reason=o.finish_reason)
+            for p, o, s in zip(repeated, outs, seeds, strict=True)]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,16 +66,19 @@ class RolloutBatch:
 
 
 def lay_out(rollouts: Sequence[Rollout], advantages: Sequence[float]) -> RolloutBatch:
-    """Prompts and completions end to end. Targets are set on completions only, so the head is computed for nothing else."""
+    """Prompts and completions end to end. Targets are set on what the model said only, so the head is computed for nothing else."""
     sequences, mask, behaviour, advantage = [], [], [], []
     for r, a in zip(rollouts, advantages, strict=True):
         ids = [*r.prompt_ids, *r.ids]
         n, p = len(ids) - 1, len(r.prompt_ids) - 1
+        mine = r.sampled
         m = np.zeros(n, np.float32)
-        m[p:] = 1.0
+        m[p:] = mine
         b = np.zeros(n, np.float32)
-        b[p:] = r.logprobs
-        sequences.append((ids[:-1], [-1] * p + r.ids))
+        b[p:] = np.where(mine, r.logprobs, 0)
+        targets = np.full(n, -1, np.int32)
+        targets[p:] = np.where(mine, np.asarray(r.ids, np.int32), -1)
+        sequences.append((ids[:-1], targets))
         mask.append(m)
         behaviour.append(b)
         advantage.append(np.full(n, a, np.float32))
@@ -103,6 +87,11 @@ def lay_out(rollouts: Sequence[Rollout], advantages: Sequence[float]) -> Rollout
 
 def micro_batches(rollouts: Sequence[Rollout], advantages: Sequence[float], max_tokens: int, max_seqs: int) -> list[RolloutBatch]:
     """The step's rollouts in as few flat batches as fit."""
+    return [lay_out(rollouts[a:b], advantages[a:b]) for a, b in cuts(rollouts, max_tokens, max_seqs)]
+
+
+def cuts(rollouts: Sequence[Rollout], max_tokens: int, max_seqs: int) -> list[tuple[int, int]]:
+    """(begin, end) of each micro-batch: as many rollouts in a row as fit."""
     out, at = [], 0
     while at < len(rollouts):
         end, size = at, 0
@@ -111,6 +100,6 @@ def micro_batches(rollouts: Sequence[Rollout], advantages: Sequence[float], max_
             if end > at and size + length > max_tokens:
                 break
             size, end = size + length, end + 1
-        out.append(lay_out(rollouts[at:end], advantages[at:end]))
+        out.append((at, end))
         at = end
     return out

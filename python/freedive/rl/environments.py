@@ -1,0 +1,101 @@
+"""Environments, in TRL's form: a class whose instances each live through one rollout.
+
+    class Treasure:
+        def reset(self, **row) -> str | None:      # the row's keys; what it returns is added to the question
+            self.place, self.found = row["place"], False
+        def look(self, room: str) -> str:          # every public method is a tool: type hints and the docstring are what the model is told
+            '''Looks into a room.
+
+            Args:
+                room: name of the room
+            '''
+            self.found = room == self.place
+            return "gold!" if self.found else "dust"
+        def get_reward(self) -> float: ...         # if there is one, it is added to the reward
+        def step(self, text: str) -> str | None:   # ours: for turns without tools. The next user's turn, or None: over
+
+Reward functions get the instances as `environments`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from freedive.runs import UserError, find_function
+
+NOT_TOOLS = frozenset({"reset", "get_reward", "step"})
+_KINDS = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
+
+
+def find_environment(name: str) -> Callable[[], Any]:
+    """The class (or factory without arguments) `file.py:Class` or `package.module:Class`. Raises UserError where it is no environment."""
+    factory = find_function(name, {}, "environment")
+    try:
+        instance = factory()
+    except Exception as error:
+        raise UserError(f"the environment {name} cannot be made: {type(error).__name__}: {error}", hint="it is called without arguments, once for each rollout") from error
+    if not callable(getattr(instance, "reset", None)):
+        raise UserError(f"the environment {name} has no method reset(**row)")
+    if not tools_of(instance) and not callable(getattr(instance, "step", None)):
+        raise UserError(f"the environment {name} has no public method to be called as a tool, and no step(text)")
+    return factory
+
+
+def tools_of(environment: Any) -> dict[str, Callable[..., Any]]:
+    """Name -> method of each tool, in the order of the class."""
+    names = [n for kind in reversed(type(environment).__mro__[:-1]) for n in vars(kind) if not n.startswith("_") and n not in NOT_TOOLS]
+    return {n: getattr(environment, n) for n in dict.fromkeys(names) if inspect.ismethod(getattr(environment, n))}
+
+
+def schema(name: str, method: Callable[..., Any]) -> dict[str, Any]:
+    """A tool as the function schema that a model is shown (OpenAI's): from type hints, and a docstring in Google's form."""
+    document = inspect.getdoc(method) or ""
+    told, _, rest = document.partition("Args:")
+    described = dict(re.findall(r"^\s*(\w+)(?: \([^)]*\))?:\s*(.+)$", rest.partition("Returns:")[0], re.MULTILINE))
+    hints = typing.get_type_hints(method)
+    properties, required = {}, []
+    for parameter in inspect.signature(method).parameters.values():
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            continue
+        hint = hints.get(parameter.name, str)
+        kind = next((k for k in (*typing.get_args(hint), hint) if k in _KINDS), None)  # of `int | None` the int
+        origin = typing.get_origin(hint)
+        properties[parameter.name] = {"type": _KINDS.get(origin if origin in _KINDS else kind, "string")} | (  # type: ignore[call-overload]
+            {"description": described[parameter.name].strip()} if parameter.name in described else {})  # fmt: skip
+        if parameter.default is parameter.empty:
+            required.append(parameter.name)
+    parameters = {"type": "object", "properties": properties, "required": required}
+    return {"type": "function", "function": {"name": name, "description": told.strip(), "parameters": parameters}}
+
+
+def called(method: Callable[..., Any], arguments: dict[str, Any]) -> str:
+    """The answer of a tool, as text. What goes wrong is an answer too: "error: ..."; the model may put it right."""
+    try:
+        inspect.signature(method).bind(**arguments)
+    except TypeError as error:
+        return f"error: {error}"
+    try:
+        answer = method(**arguments)
+    except Exception as error:  # an environment may say no by raising, as TRL's do
+        return f"error: {type(error).__name__}: {error}"
+    return "" if answer is None else str(answer)
+
+
+def begin(factory: Callable[[], Any], row: dict[str, Any]) -> tuple[Any, str | None]:
+    """A new environment for a row, and what it adds to the question. Raises UserError when its reset fails: it is the user's."""
+    environment = factory()
+    try:
+        parameters = inspect.signature(environment.reset).parameters.values()
+        everything = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        names = {p.name for p in parameters}
+        added = environment.reset(**(row if everything else {k: v for k, v in row.items() if k in names}))
+    except Exception as error:
+        raise UserError(f"reset of the environment {type(environment).__name__} failed: {type(error).__name__}: {error}",
+                        hint=f"it is called with the row's keys: {', '.join(row)}") from error  # fmt: skip
+    if added is not None and not isinstance(added, str):
+        raise UserError(f"reset of the environment {type(environment).__name__} returned {type(added).__name__}; it must be text, or None")
+    return environment, added

@@ -1,0 +1,122 @@
+"""The reward of a rollout: what each function says of it, times its weight, added up; and what the length costs.
+
+Functions are called on the whole batch in this process, or with a time limit in processes of their own (workers.py). A completion of which no
+function says anything has no reward: NaN, and nothing is learned from it. One that did not stop by itself earns nothing (and keeps a
+negative reward), or the best way to be paid would be to go on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from freedive.objectives import soft_overlong
+from freedive.runs import UserError, find_function
+
+from .adapters import adapted
+from .rewards import BUILT_IN, Reward, call
+from .rollouts import Rollout
+from .workers import Workers
+
+
+class Scorer:
+    """Reward functions with weights. timeout 0: no limit, in this process; so are built-in ones that cannot hang."""
+
+    def __init__(self, names: Sequence[str], weights: Sequence[float] = (), *, timeout: float = 0.0, workers: int = 2, overlong: tuple[int, int] | None = None):
+        if weights and len(weights) != len(names):
+            raise UserError(f"{len(names)} reward functions and {len(weights)} weights", hint="--reward-weights takes one number for each --reward")
+        self.names = list(names)
+        self.weights = list(weights) or [1.0] * len(names)
+        self.functions: list[Reward] = [adapted(find_function(n, BUILT_IN, "reward")) for n in names]
+        self.labels = _labels(self.names, self.functions)
+        self.overlong = overlong  # (longest completion, tokens before its end where the penalty begins)
+        apart = [timeout > 0 and (n == "task" or n not in BUILT_IN and not n.startswith("freedive.")) for n in names]
+        self._workers = [Workers(n, workers, timeout) if a else None for n, a in zip(names, apart)]
+
+    def __call__(self, rollouts: list[Rollout], rows: Sequence[dict[str, Any]], group: int = 1) -> list[Rollout]:
+        return self.score(rollouts, rows, group)[0]
+
+    def score(self, rollouts: list[Rollout], rows: Sequence[dict[str, Any]], group: int = 1) -> tuple[list[Rollout], dict[str, float]]:
+        """Rollouts with rewards, and metrics by function; `rows` has one entry per rollout, `group` of them in a row are of one prompt.
+
+        Raises UserError when a function fails.
+        """
+        prompts, completions, ids, columns = _arguments(rollouts, rows)
+        values: dict[str, list[float]] = {}
+        metrics: dict[str, float] = {}
+        for name, label, function, workers in zip(self.names, self.labels, self.functions, self._workers, strict=True):
+            if workers is None:
+                noted: dict[str, list[float]] = {}
+                more = {"environments": [r.environment for r in rollouts]} if any(r.environment is not None for r in rollouts) else {}
+                given = {**columns, **more, "log_metric": lambda key, value, noted=noted: noted.setdefault(str(key), []).append(float(value)),
+                         "log_extra": lambda *a, **k: None, "trainer_state": None}  # fmt: skip
+                values[label] = call(label, function, prompts, completions, ids, given)
+            else:
+                values[label], late = workers.score(prompts, completions, ids, columns, group)
+                noted = workers.metrics
+                metrics[f"rewards/{label}/timeouts"] = float(late)
+            metrics |= {key: math.fsum(v) / len(v) for key, v in noted.items() if v}  # whatever order the processes answered in
+        weights = dict(zip(self.labels, self.weights, strict=True))
+        if any(hasattr(r.environment, "get_reward") for r in rollouts):
+            values["environment"] = [_own(r) for r in rollouts]
+            weights["environment"] = 1.0
+        if self.overlong:
+            values["overlong"] = [soft_overlong(r.length, *self.overlong) for r in rollouts]
+            weights["overlong"] = 1.0
+        return self._summed(rollouts, values, weights, metrics)
+
+    def _summed(self, rollouts: list[Rollout], values: dict[str, list[float]], weights: dict[str, float], metrics: dict[str, float]) -> tuple[list[Rollout], dict[str, float]]:
+        out = []
+        for i, r in enumerate(rollouts):
+            parts = {label: v[i] for label, v in values.items()}
+            said = [weights[label] * v for label, v in parts.items() if not math.isnan(v)]
+            judged = any(not math.isnan(v) for label, v in parts.items() if label != "overlong")
+            total = math.fsum(said) if judged else math.nan
+            out.append(dataclasses.replace(r, reward=total if r.stopped or math.isnan(total) else min(0.0, total), parts=parts))
+        for label, v in values.items():
+            if known := [x for x in v if not math.isnan(x)]:
+                metrics[f"rewards/{label}/mean"] = float(np.mean(known))
+                metrics[f"rewards/{label}/std"] = float(np.std(known, ddof=1)) if len(known) > 1 else 0.0
+            if len(known) < len(v):
+                metrics[f"rewards/{label}/none"] = (len(v) - len(known)) / len(v)
+        return out, metrics
+
+    def close(self) -> None:
+        for workers in self._workers:
+            if workers is not None:
+                workers.close()
+
+
+def _own(r: Rollout) -> float:
+    """What an environment gives its rollout; NaN where it has no reward of its own."""
+    if not hasattr(r.environment, "get_reward"):
+        return math.nan
+    try:
+        value = r.environment.get_reward()
+        number = math.nan if value is None else float(value)
+    except Exception as error:
+        raise UserError(f"get_reward of the environment {type(r.environment).__name__} failed: {type(error).__name__}: {error}") from error
+    if value is not None and not math.isfinite(number):
+        raise UserError(f"get_reward of the environment {type(r.environment).__name__} returned {value!r:.60}; it must be a finite number, or None")
+    return number
+
+
+def _arguments(rollouts: Sequence[Rollout], rows: Sequence[dict[str, Any]]) -> tuple[list[Any], list[Any], list[Any], dict[str, list[Any]]]:
+    """prompts, completions, completion_ids and the columns; None in a column where a row lacks a key that others have."""
+    keys = list(dict.fromkeys(k for r in rows for k in r if k != "prompt"))
+    columns: dict[str, list[Any]] = {"seeds": [r.seed for r in rollouts], **{k: [r.get(k) for r in rows] for k in keys}}
+    completions = [r.text if isinstance(row["prompt"], str) else (r.messages or [{"role": "assistant", "content": r.text}]) for r, row in zip(rollouts, rows, strict=True)]
+    return [r["prompt"] for r in rows], completions, [list(r.ids) for r in rollouts], columns
+
+
+def _labels(names: Sequence[str], functions: Sequence[Reward]) -> list[str]:
+    """A name for each function in the metrics: its own, with a number where two are equal."""
+    labels: list[str] = []
+    for name, function in zip(names, functions, strict=True):
+        label = getattr(function, "__name__", name.rpartition(":")[2])
+        labels.append(label if label not in labels else f"{label}_{sum(known.partition('_')[0] == label for known in labels) + 1}")
+    return labels
