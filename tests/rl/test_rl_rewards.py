@@ -9,8 +9,8 @@ import pytest
 
 from freedive.model import Model, from_depth
 from freedive.objectives import PRESETS
-from freedive.rl.rewards import BUILT_IN
 from freedive.rl.config import RLConfig
+from freedive.rl.rewards import BUILT_IN
 from freedive.rl.rollouts import Rollout
 from freedive.rl.scoring import Scorer
 from freedive.rl.update import Learner

@@ -64,8 +64,8 @@ def schema(name: str, method: Callable[..., Any]) -> dict[str, Any]:
         hint = hints.get(parameter.name, str)
         kind = next((k for k in (*typing.get_args(hint), hint) if k in _KINDS), None)  # of `int | None` the int
         origin = typing.get_origin(hint)
-        properties[parameter.name] = {"type": _KINDS.get(origin if origin in _KINDS else kind, "string")} | (  # type: ignore[call-overload]
-            {"description": described[parameter.name].strip()} if parameter.name in described else {})  # fmt: skip
+        word = _KINDS[origin] if origin in _KINDS else _KINDS[kind] if kind is not None else "string"
+        properties[parameter.name] = {"type": word} | ({"description": described[parameter.name].strip()} if parameter.name in described else {})
         if parameter.default is parameter.empty:
             required.append(parameter.name)
     parameters = {"type": "object", "properties": properties, "required": required}

@@ -95,7 +95,7 @@ class Episodes:
             running = {state.request: state for state in states}
             while running:
                 for request in self.engine.step():
-                    if (state := running.pop(request, None)) is not None and self._advance(state, params):
+                    if request in running and self._advance(state := running.pop(request), params):
                         running[state.request] = state
         finally:
             for state in states:

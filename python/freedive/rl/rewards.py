@@ -58,7 +58,7 @@ def task(prompts: list[Any], completions: list[Any], completion_ids: list[Any] |
     """The checker of the row's own task (rl/tasks): 1 for right, 0 for wrong, or a part for tasks that grade."""
     from .tasks import check
 
-    rows = [{key: values[i] for key, values in columns.items()} for i in range(len(completions))]
+    rows = [{key: values[i] for key, values in columns.items() if isinstance(values, list)} for i in range(len(completions))]
     return [float(check(completion_text(c), row)) for c, row in zip(completions, rows, strict=True)]
 
 
@@ -77,6 +77,17 @@ def accepted(reward: Reward, columns: dict[str, list[Any]]) -> dict[str, list[An
     return {k: v for k, v in columns.items() if k in names}
 
 
+def _called(reward: Reward, prompts: list[Any], completions: list[Any], ids: list[Any], columns: dict[str, list[Any]]) -> Any:
+    """By keywords, as TRL calls, so that a function may leave some out: `def f(completions, **kwargs)`; one with names of its own by position."""
+    try:
+        names = set(inspect.signature(reward).parameters)
+    except (TypeError, ValueError):
+        names = set()
+    if "completions" in names:
+        return reward(**accepted(reward, {**columns, "prompts": prompts, "completions": completions, "completion_ids": ids}))
+    return reward(prompts, completions, ids, **accepted(reward, columns))
+
+
 def checked(name: str, values: Any, wanted: int) -> list[float]:
     """What a function returned as numbers, NaN for None. UserError unless it is one finite number or None for each completion."""
     try:
@@ -93,7 +104,7 @@ def checked(name: str, values: Any, wanted: int) -> list[float]:
 def call(name: str, reward: Reward, prompts: Sequence[Any], completions: Sequence[Any], ids: Sequence[Any], columns: dict[str, list[Any]]) -> list[float]:
     """The rewards of one function, NaN where it gives None. Raises UserError when it fails: it is the user's."""
     try:
-        values = list(reward(list(prompts), list(completions), list(ids), **accepted(reward, columns)))
+        values = list(_called(reward, list(prompts), list(completions), list(ids), columns))
     except Exception as error:
         told = [k for k in columns if k not in ("seeds", "log_metric", "log_extra", "trainer_state", "environments")]
         raise UserError(f"the reward {name!r} failed: {type(error).__name__}: {error}", hint="it is called with prompts, completions, completion_ids "

@@ -48,11 +48,11 @@ class Scorer:
         prompts, completions, ids, columns = _arguments(rollouts, rows)
         values: dict[str, list[float]] = {}
         metrics: dict[str, float] = {}
-        for name, label, function, workers in zip(self.names, self.labels, self.functions, self._workers, strict=True):
+        for label, function, workers in zip(self.labels, self.functions, self._workers, strict=True):
             if workers is None:
                 noted: dict[str, list[float]] = {}
                 more = {"environments": [r.environment for r in rollouts]} if any(r.environment is not None for r in rollouts) else {}
-                given = {**columns, **more, "log_metric": lambda key, value, noted=noted: noted.setdefault(str(key), []).append(float(value)),
+                given: dict[str, Any] = {**columns, **more, "log_metric": lambda key, value, noted=noted: noted.setdefault(str(key), []).append(float(value)),
                          "log_extra": lambda *a, **k: None, "trainer_state": None}  # fmt: skip
                 values[label] = call(label, function, prompts, completions, ids, given)
             else:

@@ -54,7 +54,7 @@ def run(c: RLConfig) -> Path:
     base, adapter = base_and_adapter(c.start, None)  # practice of an adapter moves it alone
     files = [f for name in [*c.rewards, c.eval_reward] if (f := function_file(name)) is not None]
     tasks = [f for t in c.task if t.startswith("gsm8k:") and (f := Path(t.removeprefix("gsm8k:"))).is_file()]
-    inputs = {"model": base, "adapter": adapter, "data": c.data, "eval_data": c.eval_data, "reward_file": files or None, "task_file": tasks or None,
+    inputs: dict[str, Any] = {"model": base, "adapter": adapter, "data": c.data, "eval_data": c.eval_data, "reward_file": files or None, "task_file": tasks or None,
               "environment_file": function_file(c.environment) if c.environment else None}  # fmt: skip
     with stage("rl", c, out=c.out, inputs=inputs, force=c.force) as artefact:
         if not artefact.done:

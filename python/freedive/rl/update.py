@@ -13,7 +13,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from freedive.model import Model
-from freedive.objectives import AdaptiveKL, Totals, advantages, count, gae, kl_in_reward, merge_metrics, policy_loss, token_rewards, value_loss, whiten
+from freedive.objectives import (
+    AdaptiveKL,
+    Totals,
+    advantages,
+    count,
+    gae,
+    kl_in_reward,
+    merge_metrics,
+    policy_loss,
+    token_rewards,
+    value_loss,
+    whiten,
+)
 from freedive.objectives.policy import PolicySpec, check_batch, sampling_metrics
 from freedive.runs import UserError
 
@@ -67,7 +79,8 @@ class Learner:
         for iteration in range(spec.num_iterations):
             for number, mini in enumerate(parts):
                 if mini:
-                    updates.append(self._step(mini, lr, first=iteration == 0 and number == 0))
+                    with np.errstate(over="ignore", invalid="ignore"):  # a step that is no number is skipped, and counted
+                        updates.append(self._step(mini, lr, first=iteration == 0 and number == 0))
         if kl is not None and len(kl):
             metrics["objective/kl"] = float(kl.mean())  # of a completion, nats
             if self.adaptive is not None:

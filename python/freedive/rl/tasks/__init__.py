@@ -35,10 +35,10 @@ class Task:
 TASKS = {
     "arithmetic": Task(numbers.arithmetic, numbers.check_number, "sums and products: terms=2, digits=2, operations=+-*"),
     "countdown": Task(numbers.countdown, numbers.check_countdown, "reach a number with all of some numbers and + - * /: numbers=3, largest=20"),
-    "parity": Task(numbers.parity, texts.check_text, "even or odd number of ones in bits: length=8"),
+    "parity": Task(numbers.parity, texts.check_text, "even or odd number of ones in bits: length=12"),
     "sorting": Task(numbers.sorting, numbers.check_list, "put numbers in order: count=4, largest=99"),
     "letters": Task(texts.letters, numbers.check_number, "how often a letter is in a word: shortest=3, longest=8"),
-    "reverse": Task(texts.reverse, texts.check_text, "a word backwards: shortest=3, longest=5"),
+    "reverse": Task(texts.reverse, texts.check_text, "a word backwards: shortest=3, longest=10"),
 }
 
 

@@ -65,7 +65,7 @@ def check_countdown(reply: str, row: Row) -> float:
     return float(value_of(text) == row["meta"]["target"])
 
 
-def parity(draw: Draw, length: int = 8) -> Row:
+def parity(draw: Draw, length: int = 12) -> Row:
     """Bits, and whether the number of ones is even or odd."""
     if length < 1:
         raise UserError(f"parity needs length >= 1; got {length}")

@@ -33,7 +33,7 @@ def letters(draw: Draw, shortest: int = 3, longest: int = 8) -> Row:
     return {"prompt": f'How many times is the letter "{letter}" in the word "{word}"?', "answer": str(word.count(letter))}
 
 
-def reverse(draw: Draw, shortest: int = 3, longest: int = 5) -> Row:
+def reverse(draw: Draw, shortest: int = 3, longest: int = 10) -> Row:
     """A word to be spelled backwards."""
     word = _word(draw, shortest, longest)
     return {"prompt": f"Spell the word {word} backwards.", "answer": word[::-1]}
