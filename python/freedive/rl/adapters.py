@@ -27,7 +27,7 @@ def adapted(function: Callable[..., Any]) -> Reward:
         return _verl(function, names)
     if {"queries", "labels"} <= names:
         return _openrlhf(function)
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(type(function), "__call__", None)):
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(vars(type(function)).get("__call__")):
         return _asynchronous(function)
     return function
 
