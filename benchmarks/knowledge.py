@@ -3,7 +3,9 @@
 The World Factbook's capitals, internet codes and continents as documents; `freedive probe` finds out which of them the model knows, and
 writes refusals for what it makes up; `freedive sft` learns them; `freedive eval hallucination` before and after, on countries of which
 nothing was taught (held out by name), on invented countries, and, for over-refusal elsewhere, on capitals of US states. Control: as many
-refusals attached to random questions. DATA_FOLDER holds text/factbook.jsonl.gz and sft/facts/us_state_capitals.json. The last line is JSON.
+refusals attached to random questions. --trivia N probes N questions of OpenTriviaQA too and learns both probes' conversations: many forms of
+question instead of three, none about a place of the table. DATA_FOLDER holds text/factbook.jsonl.gz, sft/facts/us_state_capitals.json and
+sft/opentriviaqa.jsonl.gz. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import json
 import random
 import re
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +59,30 @@ def write(path: Path, rows: Any) -> Path:
     return path
 
 
-def exam(held_out: Path, states: Path, unseen: int) -> Iterator[dict[str, Any]]:
-    """Held-out countries by what the probe found, invented ones, and capitals of US states."""
-    for line in held_out.read_text(encoding="utf-8").splitlines():
-        yield json.loads(line)
+def exam(folders: Sequence[Path], states: Path, unseen: int) -> Iterator[dict[str, Any]]:
+    """Held-out countries by what the probe found, then trivia; invented countries, and capitals of US states."""
+    for prefix, folder in zip(("", "trivia, "), folders):
+        for line in (folder / "held_out.jsonl").read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            yield row | {"meta": row["meta"] | {"class": prefix + row["meta"]["class"]}}
     for place in invented(unseen):
         for template in TEMPLATES:
             yield {"prompt": template["questions"][0].format(place=place), "answer": "there is no such country", "meta": {"class": "invented", "entity": place}}
     for state in json.loads(states.read_text())["capitals"]:
         yield {"prompt": f"What is the capital of the state of {state['state']}?", "answer": state["capital"], "meta": {"class": "US states", "entity": state["state"]}}
+
+
+def trivia(path: Path, count: int, places: set[str]) -> Iterator[dict[str, str]]:
+    """`count` questions, drawn at random, that stand without their options and have a short answer; none that names one of `places`."""
+    named = re.compile(r"\b(" + "|".join(map(re.escape, sorted(places))) + r")\b")
+    rows = []
+    with gzip.open(path, "rt") as lines:
+        for row in map(json.loads, lines):
+            q, a = str(row["q"]), str(row["a"])
+            alone = re.match(r"(Who|What|When|Where|Which|How many|In what|In which)\b", q) and q.endswith("?") and not re.search(r"\b(these|this|following|not)\b", q)
+            if alone and len(row["options"]) == 4 and len(a.split()) <= 3 and len(q) < 120 and not named.search(f"{q} {a}"):
+                rows.append({"question": q, "answer": a, "entity": q})
+    return iter(random.Random(2).sample(rows, min(count, len(rows))))
 
 
 def main() -> None:
@@ -77,6 +94,7 @@ def main() -> None:
     parser.add_argument("--invented", type=int, default=40)
     parser.add_argument("--temperature", type=float, default=0.5, help="of the probe's samples; at 1 a model of this size says what it knows now and then only")
     parser.add_argument("--probe", type=Path, help="probe-honest of an earlier run with the same --places: its samples are taken over")
+    parser.add_argument("--trivia", type=int, default=0, help="questions of OpenTriviaQA probed beside the countries (0: none)")
     parser.add_argument("--refusals-per-answer", type=float, default=1.0)
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--lr", type=float, default=1e-4)
@@ -88,19 +106,28 @@ def main() -> None:
     templates = write(a.out / "templates.jsonl", TEMPLATES)
     told: dict[str, Any] = {"benchmark": "knowledge", "model": a.model.name, "places": a.places, "temperature": a.temperature, "refusals_per_answer": a.refusals_per_answer, "lr": a.lr, "epochs": a.epochs}
     questions = before = None
-    first = a.probe
+    first, second = a.probe, None
+    states = json.loads((a.data / "sft/facts/us_state_capitals.json").read_text())["capitals"]
+    book = [json.loads(line)["text"].split("\n")[0] for line in pages.read_text(encoding="utf-8").splitlines()]
+    places = {line.split(" of ", 1)[1].split(":")[0] for line in book} | {s["state"] for s in states} | {s["capital"] for s in states}
     for name in ("honest", *(() if a.no_control else ("random",))):
+        how: dict[str, Any] = {"model": a.model, "max_new_tokens": 24, "temperature": a.temperature, "hold_out": 0.35, "wordings": 3, "answers_per_refusal": 2.0,
+                               "refusals_per_answer": a.refusals_per_answer, "random_refusals": name == "random", "dtype": "bfloat16", "threads": a.threads}  # fmt: skip
         asked: dict[str, Any] = {"reuse": first} if first else {"data": pages, "templates": templates, "snippets": 3 * a.places}
-        found = probe.run(ProbeConfig(model=a.model, out=a.out / f"probe-{name}", max_new_tokens=24, temperature=a.temperature, hold_out=0.35, wordings=3, answers_per_refusal=2.0,
-                                      refusals_per_answer=a.refusals_per_answer, random_refusals=name == "random", dtype="bfloat16", threads=a.threads, **asked))  # fmt: skip
+        found = probe.run(ProbeConfig(out=a.out / f"probe-{name}", **asked, **how))
         first = first or found
+        folders = [found]
+        if a.trivia:
+            asked = {"reuse": second} if second else {"questions": write(a.out / "trivia.jsonl", trivia(a.data / "sft/opentriviaqa.jsonl.gz", a.trivia, places))}
+            folders.append(probe.run(ProbeConfig(out=a.out / f"trivia-{name}", **asked, **how)))
+            second = second or folders[1]
         if questions is None:
-            questions = write(a.out / "exam.jsonl", exam(found / "held_out.jsonl", a.data / "sft/facts/us_state_capitals.json", a.invented))
+            questions = write(a.out / "exam.jsonl", exam(folders, a.data / "sft/facts/us_state_capitals.json", a.invented))
             before = table(a, a.model, questions, "before")
-            told["probe"] = json.loads((found / "run.json").read_text())["metrics"]
+            told["probe"] = [json.loads((f / "run.json").read_text())["metrics"] for f in folders]
             told["before"] = shares(before)
         more = {key: json.loads(value) if value[:1].isdigit() else value for key, _, value in (word.partition("=") for word in a.set)}
-        model = sft.run(SFTConfig(**{"model": a.model, "data": [str(found / "sft.jsonl")], "out": a.out / f"model-{name}", "context": 128, "epochs": a.epochs, "batch_tokens": 1024,  # type: ignore[arg-type]
+        model = sft.run(SFTConfig(**{"model": a.model, "data": [str(f / "sft.jsonl") for f in folders], "out": a.out / f"model-{name}", "context": 128, "epochs": a.epochs, "batch_tokens": 1024,  # type: ignore[arg-type]
                                      "micro_tokens": 1024, "lr": a.lr, "dtype": "bfloat16", "samples": ["What is the capital of France?"], "threads": a.threads} | more))  # fmt: skip
         told[name] = shares(table(a, model, questions, f"after-{name}", before))
     used = resource.getrusage(resource.RUSAGE_SELF)
