@@ -11,7 +11,7 @@ from engine_cases import make_model
 from freedive.inference import Engine, Params
 from freedive.inference.chat import make_tools
 from freedive.inference.conversation import Conversation
-from freedive.inference.tool_json import ANSWER, ANSWER_END, CALL, CALL_END, SIGNATURES, JsonToolLoop, _parsed, calls_as_json, signature, with_marks
+from freedive.inference.tool_json import ANSWER, ANSWER_END, CALL, CALL_END, SIGNATURES, JsonToolLoop, calls_as_json, parsed, signature, with_marks
 from freedive.inference.tool_loop import ToolCall, ToolCompletion
 from freedive.inference.tools import calculator
 from freedive.model import DecoderConfig
@@ -109,7 +109,7 @@ def test_a_wrong_call_is_answered_with_what_is_wrong(said, answer):
 
 
 def test_a_call_nested_without_end():
-    assert "not JSON" in str(_parsed("[" * 500_000, {"calculator": calculator})[2])
+    assert "not JSON" in str(parsed("[" * 500_000, {"calculator": calculator})[2])
 
 
 @pytest.mark.parametrize(

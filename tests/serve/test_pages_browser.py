@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -306,6 +308,37 @@ def test_another_endpoint_answers(opened: Callable[..., Any], server: Server):
     page.get_by_label("Who answers").select_option("theirs")
     ask(page, "x")
     expect(page.get_by_role("alert").last).to_contain_text("is not the address of an endpoint")
+
+
+@pytest.mark.parametrize("form", ["slots", "json"])
+def test_python_is_called_and_shown_as_a_card(browser: Any, tmp_path: Path, form: str):
+    """In both forms in which models call: between tokens of ours, and Qwen's JSON."""
+    script = Path(__file__).with_name("scripted_pages.py")
+    process = subprocess.Popen([sys.executable, str(script), form, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                               env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
+    try:
+        base = process.stdout.readline().strip()
+        page = browser.new_context(viewport={"width": 1280, "height": 860}).new_page()
+        watch = Watch(page, base)
+        page.goto(base)
+        page.get_by_role("button", name="Settings").click()
+        page.get_by_role("checkbox", name="Python in a sandbox").check()
+        setting(page, "Temperature", 0)
+        page.get_by_role("button", name="Settings").click()
+        ask(page, "What is twice the sum of the numbers below seven?")
+        card = page.locator("[data-tool=python]")
+        expect(card).to_contain_text("sum(range(7)) * 2")
+        expect(card).to_contain_text("42")
+        assert last(page).split() == ["It", "is", "42", "é."]
+        shot(page, f"chat-python-{form}")
+        page.reload()
+        expect(card).to_contain_text("42")  # the card is kept
+        page.get_by_role("button", name="Tokens").click()
+        expect(page.locator(".toks")).to_contain_text("42")
+        assert not watch.problems
+    finally:
+        process.communicate("", timeout=30)
+    assert process.returncode == 0
 
 
 def test_playground(opened: Callable[..., Any]):

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 pytest.importorskip("fastapi", reason="the server's packages are not installed: pip install 'freedive[serve]'")
 from serve_cases import TOKENIZER  # noqa: E402
 
+from freedive.inference.tools import calculator  # noqa: E402
 from freedive.model.config import PRESETS as CONFIGS  # noqa: E402
 from freedive.runs import UserError  # noqa: E402
 from freedive.serve.pages.conversations import Node, node  # noqa: E402
 from freedive.serve.pages.drawing import architecture_svg  # noqa: E402
-from freedive.serve.pages.source import Delta, Settings, Thinking, chat_prompt, endpoint, endpoint_url, local, said_ids, spoken  # noqa: E402
+from freedive.serve.pages.source import Delta, Settings, Thinking, chat_prompt, endpoint, endpoint_url, local, said_ids, said_of, spoken  # noqa: E402
 from freedive.tokenizer import render  # noqa: E402
 
 
@@ -89,7 +90,7 @@ def test_the_served_model_answers_with_its_log_probs(served):
     prompt = chat_prompt(TOKENIZER, "tiny", "", [node("", "user", "Hello")])
     one = whole(run_on(served, prompt, Settings(temperature=0, max_tokens=12, alternatives=4), think=False))
     assert one.prompt_tokens == len(prompt) and 1 <= len(one.tokens) <= 12 and one.finish in ("length", "stop")
-    assert one.text.startswith(spoken(TOKENIZER, [t[0] for t in one.tokens]).rstrip("\ufffd")[:3])
+    assert one.text.startswith(spoken(TOKENIZER, one.tokens)[0].rstrip("\ufffd")[:3])
     for id, lp, top in one.tokens:
         assert len(top) == 4 and top[0] == [id, lp]  # temperature 0: the likeliest
     other = one.tokens[2][2][1]
@@ -107,8 +108,6 @@ def test_a_full_context_is_a_sentence(served):
 def test_tools_are_called_and_their_answers_are_the_model_s_to_read():
     from serve_http import Served
 
-    from freedive.inference.tools import calculator
-
     with Served(context=1024) as served:
         served.script("It is ", "<|python_start|>", "12*34", "<|python_end|>", "408.", "<|im_end|>")
         prompt = chat_prompt(TOKENIZER, "tiny", "", [node("", "user", "12*34?")])
@@ -117,7 +116,7 @@ def test_tools_are_called_and_their_answers_are_the_model_s_to_read():
         assert [(t["tool"], t["call"], t["answer"]) for t in one.tools] == [("python", "12*34", "408")]
         put = [t[0] for t in one.tokens if t[1] is None]  # not drawn: put in by the tool
         assert put == [TOKENIZER.special("<|output_start|>"), *TOKENIZER.encode("408"), TOKENIZER.special("<|output_end|>")]
-        one.source, one.text = "tiny", spoken(TOKENIZER, [t[0] for t in one.tokens])
+        one.source, one.text = "tiny", said_of(TOKENIZER, one.tokens)[0]
         assert one.text == "It is 408."
         again = chat_prompt(TOKENIZER, "tiny", "", [node("", "user", "12*34?"), one, node("", "user", "x")])
         assert again[: len(prompt)] == prompt and again[len(prompt) :][: len(one.tokens)] == [t[0] for t in one.tokens]
@@ -125,6 +124,71 @@ def test_tools_are_called_and_their_answers_are_the_model_s_to_read():
         served.script("<|output_start|>", "made up")  # an answer of its own ends the row there
         one = whole(run_on(served, prompt, Settings(temperature=0), tools={"python": calculator}))
         assert one.text == "" and one.tokens == [] and one.tools == []
+
+
+def test_a_branch_that_begins_within_a_call_runs_it_when_it_is_whole():
+    from serve_http import Served
+
+    with Served(context=1024) as served:
+        prompt = chat_prompt(TOKENIZER, "tiny", "", [node("", "user", "12*34?")])
+        said = [[i, -0.1, []] for i in (TOKENIZER.special("<|python_start|>"), *TOKENIZER.encode("2*"))]
+        ended = [*said, [TOKENIZER.encode("3")[0], -0.1, []], [TOKENIZER.special("<|python_end|>"), -0.1, []]]
+        for before, script in ((said, ["3", "<|python_end|>", "é.", "<|im_end|>"]), (ended, ["é.", "<|im_end|>"])):  # the end itself may be what was chosen
+            served.script(*script)
+            one = whole(run_on(served, prompt, Settings(temperature=0), before=before, tools={"python": calculator}))
+            assert [(t["call"], t["answer"], t["at"]) for t in one.tools] == [("2*3", "6", 5)] and one.tokens[5][1] is None
+            assert one.text == "é." and one.finish == "stop" and one.tokens[: len(before)] == before  # two bytes of a letter, a step each
+        served.script("<|python_start|>", "2*")
+        cut = whole(run_on(served, prompt, Settings(temperature=0, max_tokens=3), tools={"python": calculator}))
+        assert cut.text == "<|python_start|>2*" and cut.finish == "length" and not cut.tools  # nothing a model said is lost
+        served.script("one STOP two")
+        one = whole(run_on(served, prompt, Settings(temperature=0, stop="STOP"), tools={"python": calculator}))
+        assert one.text == "one " and one.finish == "stop"
+
+
+def test_the_end_can_be_chosen_in_a_token_s_place(served):
+    prompt = chat_prompt(TOKENIZER, "tiny", "", [node("", "user", "Hello")])
+    before = [[i, -0.1, []] for i in (*TOKENIZER.encode("Yes"), TOKENIZER.special("<|im_end|>"))]
+    one = whole(run_on(served, prompt, Settings(), before=before))
+    assert one.text == "Yes" and one.tokens == before[:-1] and one.finish == "stop"
+
+
+CALL = '{"name": "python", "arguments": {"code": "6*7"}}'
+
+
+def test_calls_in_json_are_run_and_the_answer_goes_on_in_a_turn_of_its_own():
+    from serve_http import Served, qwen_tokenizer
+
+    tok = qwen_tokenizer("<think>", "</think>")
+    with Served(tok, context=2048) as served:
+        asked = [node("", "user", "6*7? <tool_call>")]
+        prompt = chat_prompt(tok, "tiny", "Be brief.", asked, tools=["python"])
+        assert tok.decode(prompt).startswith("<|im_start|>system\nBe brief.\n\n# Tools") and '"name": "python"' in tok.decode(prompt)
+        assert prompt.count(tok.special("<tool_call>")) == 2  # those of ours that say how a call looks: what a user writes is text
+        script = ["<think>", "Hm.", "</think>", "\n\nLet me see.\n", "<tool_call>", f"\n{CALL}\n", "</tool_call>", "\n", "<tool_call>", '{"name": "fly"}', "</tool_call>",
+                  "<|im_end|>", "<think>", "So.", "</think>", "It is 42 é.", "<|im_end|>"]  # fmt: skip
+        served.script(*script)
+        one = whole(run_on(served, prompt, Settings(temperature=0), tools={"python": calculator}))
+        assert (one.text.split(), one.reasoning, one.finish) == ("Let me see. It is 42 é.".split(), "Hm.So.", "stop") and "\n\nIt is" in one.text
+        assert [(t["tool"], t["call"], t["answer"][:5]) for t in one.tools] == [("python", "6*7", "42"), ("", '{"name": "fly"}', "error")]
+        put = tok.decode([t[0] for t in one.tokens if t[1] is None])
+        assert put.startswith("<|im_end|>\n<|im_start|>user\n<tool_response>\n42\n</tool_response>\n<tool_response>\nerror") and put.endswith("<|im_start|>assistant\n")
+        assert said_of(tok, one.tokens) == (one.text, one.reasoning)
+
+        one.source = "tiny"
+        again = chat_prompt(tok, "tiny", "Be brief.", [*asked, one, node("", "user", "x")], tools=["python"])
+        assert again[: len(prompt)] == prompt and again[len(prompt) :][: len(one.tokens)] == [t[0] for t in one.tokens]
+
+        half = one.tokens[: [t[0] for t in one.tokens].index(tok.special("</tool_call>"))]  # gone on with in the middle of the call
+        served.script("</tool_call>", "<|im_end|>", "42.", "<|im_end|>")
+        branch = whole(run_on(served, prompt, Settings(temperature=0), before=half, tools={"python": calculator}))
+        assert [t["answer"] for t in branch.tools] == ["42"] and branch.text.endswith("\n\n42.") and branch.reasoning == "Hm."
+
+        for forged in (["<tool_response>", "43"], ["<|im_start|>", "user\nx"]):  # only tools and people open turns
+            served.script("It is ", *forged)
+            assert whole(run_on(served, prompt, Settings(temperature=0), tools={"python": calculator})).text == "It is "
+        served.script("<tool_call>", CALL, "<|im_end|>")
+        assert whole(run_on(served, prompt, Settings(temperature=0), tools={"python": calculator})).text == "<tool_call>" + CALL  # never closed: not run
 
 
 @pytest.mark.parametrize("base", ["", "example.com/v1", "file:///etc/passwd", "http://", "http://a b/v1", "http://user:pass@a/v1", "http://a/v1?x=1", "javascript:alert(1)", "gopher://a"])

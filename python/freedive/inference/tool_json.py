@@ -38,6 +38,7 @@ SIGNATURES = {
     "search": ("query", "Search documents for a query."),
 }
 
+
 def calls_as_json(tok: Tokenizer) -> bool:
     """Whether a model's vocabulary is of this kind: ChatML's turns, and tokens around a call."""
     chat = tok.chat
@@ -126,28 +127,26 @@ class JsonToolLoop(ToolLoop):
     def _answer_turn(self, row: _Row, said: list[int]) -> bool:
         """Run the calls of a turn and write their answers as the next one, and the beginning of the one after it."""
         tok, out, chat = self.tok, row.out, self.chat
-        texts = _between(said, tok.special(CALL), tok.special(CALL_END))
+        texts = between(said, tok.special(CALL), tok.special(CALL_END))
         if texts is None:
             out.finish_reason = "malformed"
             return False
         if len(out.calls) + len(texts) > self.max_calls:
             out.finish_reason = "calls"
             return False
-        parts: list[int] = []
-        for number, ids in enumerate(texts):
+        answers = []
+        for ids in texts:
             call = self._run(tok.decode(ids))
             out.calls.append(call)
-            answer = tok.encode(MARKS.sub(r"<\1tool response>", call.answer))[: self.max_answer_tokens]
-            parts += [*with_marks(tok, ("\n" if number else "") + ANSWER + "\n"), *answer, *with_marks(tok, "\n" + ANSWER_END)]
-        opened = [*tok.encode(chat.after), tok.special(chat.start), *tok.encode("user" + chat.sep_text), *parts]
-        self._put(row, [*opened, tok.special(chat.end), *tok.encode(chat.after)])
+            answers.append(call.answer)
+        self._put(row, answer_turn(tok, answers, self.max_answer_tokens))
         self._put(row, [tok.special(chat.start), *tok.encode(chat.assistant + chat.sep_text)])
         return self._go_on(row)
 
     def _run(self, text: str) -> ToolCall:
         """One call. What is wrong with it is its answer: the model may put it right."""
         began = time.perf_counter()
-        name, given, problem = _parsed(text, self.tools)
+        name, given, problem = parsed(text, self.tools)
         if problem is None:
             try:
                 answer = self.tools[name](given)
@@ -158,7 +157,18 @@ class JsonToolLoop(ToolLoop):
         return ToolCall(name, given, answer, time.perf_counter() - began)
 
 
-def _between(ids: list[int], start: int, end: int) -> list[list[int]] | None:
+def answer_turn(tok: Tokenizer, answers: Sequence[str], max_answer_tokens: int) -> list[int]:
+    """Ids behind the end of a turn with calls: the turn that holds their answers, up to its end."""
+    chat = tok.require_chat()
+    parts: list[int] = []
+    for number, text in enumerate(answers):
+        answer = tok.encode(MARKS.sub(r"<\1tool response>", text))[:max_answer_tokens]
+        parts += [*with_marks(tok, ("\n" if number else "") + ANSWER + "\n"), *answer, *with_marks(tok, "\n" + ANSWER_END)]
+    opened = [*tok.encode(chat.after), tok.special(chat.start), *tok.encode("user" + chat.sep_text), *parts]
+    return [*opened, tok.special(chat.end), *tok.encode(chat.after)]
+
+
+def between(ids: Sequence[int], start: int, end: int) -> list[list[int]] | None:
     """What stands between each start and its end; None if they do not pair."""
     out: list[list[int]] = []
     open_at = -1
@@ -166,14 +176,14 @@ def _between(ids: list[int], start: int, end: int) -> list[list[int]] | None:
         if token == start and open_at < 0:
             open_at = i
         elif token == end and open_at >= 0:
-            out.append(ids[open_at + 1 : i])
+            out.append(list(ids[open_at + 1 : i]))
             open_at = -1
         elif token in (start, end):
             return None
     return out if open_at < 0 else None
 
 
-def _parsed(text: str, tools: Mapping[str, Tool]) -> tuple[str, str, str | None]:
+def parsed(text: str, tools: Mapping[str, Tool]) -> tuple[str, str, str | None]:
     """(tool, its argument, None), or what is known of a call and what is wrong with it."""
     try:
         call = json.loads(text)

@@ -13,15 +13,15 @@ from typing import Any
 
 from nicegui import background_tasks, ui
 
-from freedive.inference.tool_loop import offered
 from freedive.inference.tools import Python, Tool
 from freedive.runs import UserError
 
+from .calls import form_of
 from .conversations import Node, node
 from .panel import Elsewhere, sampler
 from .parts import Composer, Tag, box, button, check, field, say
 from .shell import Pages, frame
-from .source import Delta, Settings, Thinking, chat_prompt, endpoint, local, spoken
+from .source import Delta, Settings, chat_prompt, endpoint, local, said_of
 from .thread import Thread
 
 _DRAW_EVERY, _SAVE_EVERY = 0.08, 1.0  # seconds
@@ -95,7 +95,7 @@ class Chat:
     def _panel(self) -> None:
         Tag("h2", "Settings")
         field("System message", self.c.system, self._system, rows=4, maxlength=MAX_MESSAGE, placeholder="Who the assistant is, and how it should answer")
-        sampler(self.settings, self.pages.service.context, lambda: None, tools="python" in offered(self.pages.tok))
+        sampler(self.settings, self.pages.service.context, lambda: None, tools=bool(form_of(self.pages.tok)))
         check("Show reasoning as it comes", False, self._reasoning)
         if self.pages.remote:
             self.elsewhere.draw(self.pages.name)
@@ -176,7 +176,7 @@ class Chat:
             return
         before = [*old.tokens[:at], [id, found[1], old.tokens[at][2]]]
         self.open_tokens.add("next")
-        self._answer(old.parent, before)
+        self._answer(old.parent, before, [t for t in old.tools if isinstance(t.get("at"), int) and t["at"] < at])
 
     def toggle_tokens(self, one: Node) -> None:
         self.open_tokens ^= {one.id}
@@ -284,11 +284,11 @@ class Chat:
 
     async def _ours(self, one: Node, settings: Settings, before: list[list[Any]]) -> AsyncGenerator[Delta, None]:
         tools: dict[str, Tool] = {}
-        if settings.tools and "python" in offered(self.pages.tok):
+        if settings.tools and form_of(self.pages.tok):
             if "python" not in _python:
                 _python["python"] = Python()
             tools = _python
-        prompt = chat_prompt(self.pages.tok, self.pages.name, self.c.system, self.c.above(one))
+        prompt = chat_prompt(self.pages.tok, self.pages.name, self.c.system, self.c.above(one), tools=list(tools))
         async with aclosing(local(self.pages.service, prompt, settings, before=before, tools=tools)) as deltas:
             async for delta in deltas:
                 yield delta
@@ -329,7 +329,7 @@ class Chat:
         finally:
             one.seconds = round(time.monotonic() - start, 3)
             if begun and "\ufffd" in one.text:  # a character whose halves were drawn apart
-                one.text, one.reasoning = Thinking().push(spoken(self.pages.tok, [t[0] for t in one.tokens]), over=True)
+                one.text, one.reasoning = said_of(self.pages.tok, one.tokens)
             self.running.pop(one.id, None)
             self._guarded(lambda: self.pages.store.save(self.c, one, choose=False))
             self._drawn(one, over=True)

@@ -38,7 +38,7 @@ class Node:
     role: str  # user, assistant
     text: str = ""
     reasoning: str = ""
-    tools: list[dict[str, Any]] = field(default_factory=list)  # {"tool", "call", "answer", "seconds"}, or {"tool", "call"} of an endpoint
+    tools: list[dict[str, Any]] = field(default_factory=list)  # {"tool", "call", "answer", "seconds", "at": where in `tokens` its answer stands}, or {"tool", "call"} of an endpoint
     tokens: list[list[Any]] = field(default_factory=list)
     source: str = ""  # what answered
     pair: str = ""  # answers to one question by two sources share it

@@ -8,21 +8,23 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from freedive.inference import Params
+from freedive.inference.stops import StopText
+from freedive.inference.tool_json import CALL, CALL_END
 from freedive.inference.tool_loop import SLOTS
 from freedive.inference.tools import Tool
 from freedive.runs import UserError
 from freedive.tokenizer import Tokenizer, render
 
+from .calls import calls_of, system_turn
 from .conversations import Node
 
-MAX_CALLS, MAX_ANSWER_TOKENS = 8, 512
+MAX_CALLS = 8
 _THINK, _THOUGHT = "<think>", "</think>"
 
 
@@ -102,16 +104,16 @@ class Thinking:
 # ---- ours ------------------------------------------------------------------------------------------------------------
 
 
-def chat_prompt(tok: Tokenizer, name: str, system: str, nodes: Sequence[Node], prefix: Sequence[int] = ()) -> list[int]:
+def chat_prompt(tok: Tokenizer, name: str, system: str, nodes: Sequence[Node], prefix: Sequence[int] = (), tools: Sequence[str] = ()) -> list[int]:
     """Ids of a conversation whose last turn the assistant answers, beginning with `prefix`. Text of messages never gives a special token.
 
-    What this model said before goes in as the ids that it said, tools' answers included: so the cache knows all of it.
+    tools: names of those it may call, which models that call in JSON are told of at the beginning. What this model said before goes in as the ids that it said, tools' answers included: so the cache knows all of it.
     """
     chat, head = tok.require_chat(), [{"role": "system", "content": system}] if system.strip() else []
     turns = [n for n in nodes if n.text or said_ids(tok, name, n)]
     if chat.form != "turns":
         return [*render(tok, [*head, *({"role": n.role, "content": n.text} for n in turns)], add_generation_prompt=True)[0], *prefix]
-    ids: list[int] = []
+    ids = system_turn(tok, tools, system)
     opening: list[int] = []  # of an assistant's turn, which every question is followed by
     for node in turns:
         said = said_ids(tok, name, node)
@@ -139,76 +141,109 @@ async def local(service: Any, prompt: Sequence[int], settings: Settings, *, befo
 
     Raises UserError for a prompt that leaves no room, and for settings that cannot be.
     """
-    tok, out, said, calls = service.lm.tokenizer, list(prompt), 0, 0
-    out += [t[0] for t in before]
+    tok, calls, said, made = service.lm.tokenizer, calls_of(service.lm.tokenizer, tools or {}), 0, 0
+    last = before[-1][0] if before else -1
+    if last in tok.stop_ids:  # the end was chosen
+        before = before[:-1]
+    out = [*prompt, *(t[0] for t in before)]
     room = service.room(out)
     if room < 1:
         raise UserError(f"there are {len(out):,} tokens, and this model's context is {service.context:,}", hint="begin a new one, or branch off earlier")
     settings = replace(settings, max_tokens=min(settings.max_tokens, room))
-    slots = {name: [tok.special(t) for t in SLOTS[name]] for name in tools or {}}
-    ends, begins = {ids[1]: name for name, ids in slots.items()}, {ids[0] for ids in slots.values()}
-    forged = {tok.special_tokens[t] for tokens in SLOTS.values() for t in tokens[2:] if t in tok.special_tokens}
-    thinking, seed = Thinking(), settings.seed
-    text, reasoning = thinking.push(spoken(tok, [t[0] for t in before])) if think else (spoken(tok, [t[0] for t in before]), "")
+    text, reasoning, thinking = _parted(tok, before) if think else ("\n\n".join(spoken(tok, before)), "", Thinking())
     yield Delta(text, reasoning, list(before), prompt_tokens=len(prompt))
+    for token, logprob, _ in before:
+        calls.over() if logprob is None else calls.take(token)
+    spoke = bool(text)
+    finish = "stop" if last in tok.stop_ids or calls.due(last) else ""  # nothing is to be said before a call that is complete is run
     while True:
-        params = settings.params((*tok.stop_ids, *ends, *forged))
-        params = replace(params, max_new_tokens=min(settings.max_tokens - said, service.room(out)))
-        calling: list[int] | None = None
-        finish, last = "", -1
-        async with aclosing(service.stream(out, params, seed=seed)) as events:
-            async for event in events:
-                delta = Delta(finish="")
-                pieces: list[int] = []
-                for i, token in enumerate(event.ids):
-                    top = event.top_logprobs[i] if event.top_logprobs else {}
-                    if token in forged or (token in tok.stop_ids and event.finish_reason == "stop"):
+        if not finish:
+            params = settings.params((*tok.stop_ids, *calls.ends, *calls.forged))
+            params = replace(params, max_new_tokens=min(settings.max_tokens - said, service.room(out)), stop=(*params.stop, *calls.stops))
+            words = StopText(tok, params.stop)  # outside of calls, whose own words are their cards'
+            async with aclosing(service.stream(out, params, seed=settings.seed)) as events:
+                async for event in events:
+                    delta = Delta()
+                    for i, token in enumerate(event.ids):
                         last = token
-                        continue
-                    out.append(token)
-                    said, last = said + 1, token
-                    delta.tokens.append([token, round(event.logprobs[i], 4), [[t, round(lp, 4)] for t, lp in top.items()]])
-                    if token in begins:
-                        calling = []
-                    elif calling is not None and token not in ends:
-                        calling.append(token)
-                    elif calling is None:
-                        pieces.append(token)
-                # a call's own words are its card's; outside of tools the engine's text is taken, which holds half characters back
-                text = event.text if not slots else tok.decode(pieces) if pieces else ""
-                delta.text, delta.reasoning = thinking.push(text, event.finish_reason is not None and last not in ends) if think else (text, "")
-                finish = event.finish_reason or ""
-                if delta.text or delta.reasoning or delta.tokens:
-                    yield delta
-        if last in ends and calling is not None and calls < MAX_CALLS and said < settings.max_tokens:
-            name, code = ends[last], tok.decode(calling)
-            began = time.perf_counter()
-            assert tools is not None
-            answer = await asyncio.to_thread(tools[name], code)
-            opened, closed = slots[name][2:]
-            put = [opened, *tok.encode(answer)[:MAX_ANSWER_TOKENS], closed]
-            out += put
-            yield Delta(tool={"tool": name, "call": code, "answer": answer, "seconds": round(time.perf_counter() - began, 4)}, tokens=[[i, None, []] for i in put])
-            calls += 1
-            if service.room(out) > 0:
-                continue
+                        if token in calls.forged or (token in tok.stop_ids and event.finish_reason == "stop"):
+                            continue
+                        out.append(token)
+                        said += 1
+                        top = event.top_logprobs[i] if event.top_logprobs else {}
+                        delta.tokens.append([token, round(event.logprobs[i], 4), [[t, round(lp, 4)] for t, lp in top.items()]])
+                        if not calls.take(token):
+                            words.push(token)
+                    finish = event.finish_reason or ""
+                    text = words.safe() + (words.rest() if finish else "") if tools else event.text
+                    delta.text, delta.reasoning = thinking.push(text, bool(finish) and (calls.new_turn or not calls.due(last))) if think else (text, "")
+                    spoke = spoke or bool(delta.text)
+                    if delta.text or delta.reasoning or delta.tokens:
+                        yield delta
+        due = calls.due(last)
+        if not due or made + len(due) > MAX_CALLS or said >= settings.max_tokens:
+            break
+        assert tools is not None
+        made, answers = made + len(due), []
+        for call in due:
+            card = await asyncio.to_thread(call.run, tools)
+            answers.append(card["answer"])
+            yield Delta(tool=card | {"at": len(out) - len(prompt)})
+        put = calls.answered(answers)
+        out += put
+        yield Delta(tokens=[[i, None, []] for i in put])
+        if calls.new_turn and think:
+            thinking = Thinking()
+            if spoke:
+                yield Delta("\n\n")
+        finish = ""
+        if service.room(out) < 1:
             finish = "length"
-        yield Delta(finish={"deadline": "error", "cancelled": "stopped"}.get(finish, finish) or "stop")
-        return
+            break
+    if left := calls.unfinished():  # nothing a model said is lost
+        yield Delta(left)
+    yield Delta(finish={"deadline": "error", "cancelled": "stopped"}.get(finish, finish) or "stop")
 
 
-def spoken(tok: Tokenizer, ids: Sequence[int]) -> str:
-    """What an answer's ids say outside of tools' calls and answers."""
-    opened = {tok.special_tokens[t]: tok.special_tokens[SLOTS[name][at + 1]] for name in SLOTS for at in (0, 2) if (t := SLOTS[name][at]) in tok.special_tokens}
-    until, kept = -1, []
-    for token in ids:
-        if until >= 0:
+def spoken(tok: Tokenizer, tokens: Sequence[Sequence[Any]]) -> list[str]:
+    """What an answer's tokens, as conversations.Node has them, say outside of tools' calls and answers: a text for each of its turns."""
+    marks = [(SLOTS[name][0], SLOTS[name][1]) for name in SLOTS] + [(CALL, CALL_END)]
+    opened = {tok.special_tokens[begin]: tok.special_tokens[end] for begin, end in marks if {begin, end} <= tok.special_tokens.keys()}
+    shown = {tok.special_tokens[t] for t in (_THINK, _THOUGHT) if t in tok.special_tokens}
+    ends = tok.special_tokens.get(tok.chat.end) if tok.chat is not None else None
+    turns: list[list[int]] = [[]]
+    until = -1
+    for token, logprob, _ in tokens:
+        if logprob is None:  # a tool's
+            until = -1
+            if token == ends and turns[-1]:
+                turns.append([])
+        elif until >= 0:
             until = -1 if token == until else until
         elif token in opened:
             until = opened[token]
-        elif token not in tok.special_ids:
-            kept.append(token)
-    return tok.decode(kept)
+        elif token not in tok.special_ids or token in shown:
+            turns[-1].append(token)
+    return [tok.decode(ids) for ids in turns]
+
+
+def said_of(tok: Tokenizer, tokens: Sequence[Sequence[Any]]) -> tuple[str, str]:
+    """(answer, reasoning) of an answer that is over."""
+    text, reasoning, last = _parted(tok, tokens)
+    more = last.push("", over=True)
+    return text + more[0], reasoning + more[1]
+
+
+def _parted(tok: Tokenizer, tokens: Sequence[Sequence[Any]]) -> tuple[str, str, Thinking]:
+    """(answer, reasoning) of tokens, and what parts those that come next."""
+    answers, thoughts = [], []
+    turns = spoken(tok, tokens)
+    for at, turn in enumerate(turns):
+        thinking = Thinking()
+        answer, thought = thinking.push(turn, over=at + 1 < len(turns))
+        answers.append(answer)
+        thoughts.append(thought)
+    return "\n\n".join(filter(None, answers)), "".join(thoughts), thinking
 
 
 # ---- theirs ----------------------------------------------------------------------------------------------------------
