@@ -76,6 +76,12 @@ VERBS = {
         "make an assistant of a base model, from conversations",
         "freedive sft --model model.gguf --data chats.jsonl --lora-rank 16 --val-fraction 0.05 --out runs/adapter",
     ),
+    "label": Verb(
+        "freedive.serve.label",
+        "LabelConfig",
+        "a page on which people write ideal answers and rank several",
+        "freedive label prompts.jsonl --model runs/assistant --answers 4 --labeller ada --out runs/labels",
+    ),
     "rl": Verb(
         "freedive.rl.stage",
         "RLConfig",
@@ -149,6 +155,24 @@ WORDS = {
         "freedive eval hallucination runs/honest --data runs/probe/held_out.jsonl --out runs/after --reference runs/before",
     ),
     "sft check": Verb("freedive.sft.check", "CheckConfig", "what is in files of conversations, and what is wrong with them", "freedive sft check chats.jsonl --model runs/base"),
+    "label export": Verb(
+        "freedive.sft.labels.exports",
+        "ExportConfig",
+        "labels as rows to train on, or for Label Studio and Argilla",
+        "freedive label export runs/labels --format pairs --out pairs.jsonl",
+    ),
+    "label import": Verb(
+        "freedive.sft.labels.importing",
+        "ImportConfig",
+        "labels out of Label Studio's or Argilla's files, or out of ranked rows",
+        "freedive label import project.json --format label-studio --out runs/labels",
+    ),
+    "label agreement": Verb(
+        "freedive.sft.labels.agreement",
+        "AgreementConfig",
+        "how far labellers agree: share, kappa, tau, Krippendorff's alpha",
+        "freedive label agreement runs/labels",
+    ),
     "eval compare": Verb("freedive.eval.compare", "CompareConfig", "evaluations side by side, with paired intervals", "freedive eval compare runs/eval-base runs/eval-sft"),
     "data look": Verb("freedive.data.look", "LookConfig", "browse clean documents and what was removed, and why", "freedive data look runs/data"),
     "data annotate": Verb(

@@ -2,6 +2,8 @@
 
     mount(app, service)        before the first request; `app` is serve.app's FastAPI
 
+labelling.py is a page of another program's, `freedive label` (serve/label.py), in the same frame and behind the same checks.
+
 Each page is one file: chat.py, playground.py, tokenizer.py, model.py. shell.py is the frame around them, parts.py what they are made of, static/ what
 runs in the browser: five Vue components without a build step, and the style sheet. conversations.py keeps what was said. None of them knows a model's words
 but as text: see markdown.py and headers.py.
@@ -26,21 +28,35 @@ def mount(app: Any, service: Any, *, conversations: Path | None = None, base: bo
     not checked here: serve.app puts serve/security.py before everything. Raises UserError without nicegui, for a folder that cannot be written
     to, and the second time in a process.
     """
-    global _mounted
-    try:
-        from nicegui import ui
-    except ImportError:
-        raise UserError("the pages need the Python package nicegui", hint="run: pip install 'freedive[serve]'") from None
-    if _mounted:
-        raise UserError("pages are mounted once in a process")
+    needed()
     from . import chat, model, playground, tokenizer
     from .conversations import Store, default_folder
-    from .headers import PageHeaders
-    from .shell import BRAND_ICON, Pages
+    from .shell import Pages
 
     pages = Pages(service, Store(conversations or default_folder()), base or service.lm.tokenizer.chat is None, remote)
     for page in (chat, playground, tokenizer, model):
         page.register(pages)
+    run_with(app)
+
+
+def needed() -> None:
+    """UserError without nicegui, and where pages are mounted already."""
+    try:
+        import nicegui  # noqa: F401
+    except ImportError:
+        raise UserError("the pages need the Python package nicegui", hint="run: pip install 'freedive[serve]'") from None
+    if _mounted:
+        raise UserError("pages are mounted once in a process")
+
+
+def run_with(app: Any) -> None:
+    """Put the pages that were registered at / of a FastAPI app, behind its routes; once in a process."""
+    global _mounted
+    from nicegui import ui
+
+    from .headers import PageHeaders
+    from .shell import BRAND_ICON
+
     ui.run_with(app, title="freedive", favicon=BRAND_ICON, dark=None, language="en-US", tailwind=False, show_welcome_message=False,
                 reconnect_timeout=5.0)  # fmt: skip
     app.router.routes[-1] = _behind(app.router.routes[-1], ["/openapi.json", *app.openapi()["paths"]])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,17 +49,24 @@ class Pages:
 @contextmanager
 def frame(pages: Pages, here: str, title: str) -> Iterator[None]:
     """The page around what is put inside."""
+    with framed(PAGES, here, title, pages.name, f"the model served here: {pages.name}"):
+        yield
+
+
+@contextmanager
+def framed(links: Sequence[tuple[str, str]], here: str, title: str, chip: str, chip_told: str, script: str = "") -> Iterator[None]:
+    """The page around what is put inside: a bar with links to its sister pages and, in a chip, what they are about. script: a file of static/, besides."""
     ui.page_title(f"{title} · freedive")
-    ui.add_head_html(f"<style>{_css()}</style><script>{_script()}</script>")
+    ui.add_head_html(f"<style>{_css()}</style><script>{_script()}{(STATIC / script).read_text('utf-8') if script else ''}</script>")
     fixed_html('<a class="skip" href="#content">Skip to content</a>')
     with box("bar", "header"):
-        with Tag("a", "", "brand", href="/", aria_label="freedive: chat"):
+        with Tag("a", "", "brand", href="/", aria_label=f"freedive: {links[0][1].lower()}"):
             fixed_html(_BRAND + "<span>freedive</span>", tag="span").style("display:flex;align-items:center;gap:.5rem")
         with box("", "nav", aria_label="Pages"):
-            for path, name in PAGES:
+            for path, name in links:
                 Tag("a", name, href=path, **({"aria_current": "page"} if path == here else {}))
         box("grow")
-        Tag("span", pages.name, "chip", title=f"the model served here: {pages.name}")
+        Tag("span", chip, "chip", title=chip_told)
         button("Light or dark", icon_name="sun", bare=True).on("click", js_handler="() => freedive.toggle()")
     with box("", "main", id="content", tabindex="-1"):
         yield
