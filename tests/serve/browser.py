@@ -32,8 +32,11 @@ class Server:
         self.base = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
 
+    def words(self) -> list[str]:
+        return ["serve", str(self.model), "--port", str(self.port), "--conversations", str(self.folder)]
+
     def start(self) -> None:
-        command = [sys.executable, "-m", "freedive", "serve", str(self.model), "--port", str(self.port), "--conversations", str(self.folder), *self.arguments]
+        command = [sys.executable, "-m", "freedive", *self.words(), *self.arguments]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=None, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
         for _ in range(240):
             try:
@@ -48,6 +51,13 @@ class Server:
         assert self.process is not None
         self.process.send_signal(how)
         self.process.wait(20)
+
+
+class LabelServer(Server):
+    """`freedive label PROMPTS`, on a port that was free; `model` is the file of prompts, `folder` the folder of labels."""
+
+    def words(self) -> list[str]:
+        return ["label", str(self.model), "--port", str(self.port), "--out", str(self.folder)]
 
 
 class Elsewhere(BaseHTTPRequestHandler):

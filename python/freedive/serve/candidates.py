@@ -62,9 +62,13 @@ class Candidates:
 
     def need(self, item: str) -> None:
         """The labeller is here: what it lacks comes first, then what follows."""
-        self.failed.pop(item, None)
         self._first = item
         self._wake.set()
+
+    def again(self, item: str) -> None:
+        """What failed is to be tried once more."""
+        self.failed.pop(item, None)
+        self.need(item)
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
@@ -98,8 +102,8 @@ class Candidates:
         if self._first and lacking(self._first):
             return self._first
         ids = list(self.desk.items)
-        start = ids.index(self._first) if self._first else 0
-        ahead = [i for i in self.desk.open_items(self.task) if i in set(ids[start:])][:AHEAD]
+        after = set(ids[ids.index(self._first) if self._first else 0 :])
+        ahead = [i for i in self.desk.open_items(self.task) if i in after][:AHEAD]
         return next((i for i in ahead if lacking(i)), None)
 
     async def _fill(self, item: Item) -> None:

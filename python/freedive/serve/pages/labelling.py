@@ -94,7 +94,7 @@ class Labelling:
         self._seen = time.monotonic()
         with framed(LINKS, "/", "Label", desk.labeller, f"judging as {desk.labeller}", "labelling.js"):
             with box("label") as self.frame:
-                with box("side list", "aside", id="guidelines", aria_label="Guidelines"):
+                with box("side list", "aside", id="guidelines", aria_label="Guidelines", tabindex="0"):
                     Prose().show(desk.guidelines() or "No guidelines.", whole=True)
                 with box("judged"):
                     self.top, self.body = box("labelbar"), box("labelbody")
@@ -193,7 +193,7 @@ class Labelling:
             ranker.on("ranks", lambda e: self._ranked(e.args))
             Tag("p", "Type a letter, then its rank: A 1, C 2. The same rank is a tie. Or drag, or tap a letter and then a rank.", "hint")
         elif self.task != "rank":
-            ui.run_javascript("document.querySelector('#ideal')?.focus({preventScroll: true})")
+            self.client.run_javascript("document.querySelector('#ideal')?.focus({preventScroll: true})")
         with box("stack tight", "fieldset", aria_label="Flags"):
             Tag("legend", "Flag it", "hint")
             with box("flags"):
@@ -216,8 +216,12 @@ class Labelling:
                 with box("error", role="alert"):
                     Tag("span", failed)
                 with box("line"):
-                    button("Try again", self.show, kind="second")
+                    button("Try again", self._again, kind="second")
                     button("Skip", lambda: self.send({}, skipped=True), kind="second")
+
+    def _again(self) -> None:
+        self.candidates.again(self.item)
+        self.show()
 
     def _guidelines(self) -> None:
         self.frame.classes(toggle="swapped")  # hidden where there is room for them, shown where there is none
@@ -230,6 +234,10 @@ class Labelling:
             self._keep()
             self.item = self.ids[at]
             self.show()
+            self._to_the_top()
+
+    def _to_the_top(self) -> None:
+        self.client.run_javascript("document.querySelector('.judged').scrollTo(0, 0); if (freedive.small()) scrollTo(0, 0)")
 
     def _typed(self, name: str, text: str) -> None:
         if getattr(self.form, name) != text[:MAX_CHARS]:
@@ -288,7 +296,7 @@ class Labelling:
         after = set(self.ids[self.ids.index(self.item) :])
         self.item = next((i for i in open_now if i in after), next(iter(open_now), ""))
         self.show()
-        ui.run_javascript("document.querySelector('.judged').scrollTo(0, 0); if (freedive.small()) scrollTo(0, 0)")
+        self._to_the_top()
 
     def _missing(self) -> str:
         """What has to be filled in before it can be sent."""
@@ -323,7 +331,7 @@ def _turn(message: dict[str, Any]) -> None:
                 Tag("span", str(content))
         else:
             with box("who"):
-                Tag("span", role)
+                Tag("span", role.capitalize())
             Prose().show(str(content), whole=True)
 
 
