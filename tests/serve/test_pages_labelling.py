@@ -341,6 +341,17 @@ def test_on_a_phone(label: Callable[..., Any]):
     assert page.evaluate(fits)
 
 
+def test_a_password(label: Callable[..., Any], browser: Any):
+    server, opened = label("--labeller", "ada", "--task", "rank", "--api-key", "secret")
+    assert browser.new_context().request.get(server.base + "/").status == 401
+    page = opened(http_credentials={"username": "anybody", "password": "secret"})
+    expect(chip(page, "A")).to_be_focused()
+    page.keyboard.type("123")
+    page.keyboard.press("Control+Enter")
+    place(page, "2 of 4")
+    assert len(judged(server)) == 1
+
+
 def test_other_sites_get_nothing(label: Callable[..., Any], browser: Any):
     server, _ = label("--labeller", "ada")
 

@@ -82,6 +82,15 @@ def test_the_names_of_things_change_nothing(rng):
     assert one["pairs_of_labellers"][0]["kappa"] == pytest.approx(other["pairs_of_labellers"][0]["kappa"])
 
 
+def test_the_file_s_own_order_is_one_more_labeller(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    items = [make_item([{"role": "user", "content": f"{i}"}], ["x", "y", "z"], [0, 1, 2]) for i in range(10)]
+    write(tmp_path / "x", items, [Judgement(i.id, "ada", ranks={"a0": 0, "a1": 2, "a2": 1}) for i in items])
+    assert main(["label", "agreement", str(tmp_path / "x")]) == 0
+    out = capsys.readouterr().out
+    assert "ada and file" in out and "67 %" in out and "0.33" in out  # two of three pairs; (2 - 1) / 3
+    assert main(["label", "agreement", str(tmp_path / "x"), "--no-with-file"]) == 2
+
+
 def test_the_table_and_the_portraits(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     items, judgements = folder({"ada": 0.2, "grace": 0.2}, n=20)
     skipped = Judgement(next(iter(items)), "grace", skipped=True, order=["a0"])

@@ -107,21 +107,27 @@ class Candidates:
         return next((i for i in ahead if lacking(i)), None)
 
     async def _fill(self, item: Item) -> None:
+        """All that an item lacks, at once: answers do not depend on who is sampled beside them, so a restart that finds some gives the same others."""
         self.desk.read_answers()  # another labeller's process may have been here
-        while self.lacks(item.id):
-            item = self.desk.items[item.id]
-            k = len(item.answers)
-            writer = self.writers[k % len(self.writers)]
-            text, seed = "", 0
-            for attempt in range(TRIES):
-                seed = draw(self.desk.seed, item.id, k, attempt)
-                text = await said(writer, item, replace(self.settings, seed=seed))
-                if text and all(text != a.text for a in item.answers):
-                    break
+        numbers = range(len(self.desk.items[item.id].answers), self.wanted)
+        found = await asyncio.gather(*(self._sample(item, k, 0) for k in numbers), return_exceptions=True)
+        for k, text in zip(numbers, found):
+            if isinstance(text, BaseException):
+                raise text
+            attempt = 0
+            while attempt + 1 < TRIES and (not text or any(text == a.text for a in self.desk.items[item.id].answers)):
+                attempt += 1
+                text = await self._sample(item, k, attempt)
             if not text:
-                raise UserError(f"{writer.name} wrote an empty answer {TRIES} times", hint="a higher temperature, or another model")
-            sampling = {"temperature": self.settings.temperature, "top_p": self.settings.top_p, "max_tokens": self.settings.max_tokens, "seed": seed}
-            self.desk.add_answer(item.id, Answer(f"s{k}", text, writer.name), **sampling)
+                raise UserError(f"{self._writer(k).name} wrote an empty answer {TRIES} times", hint="a higher temperature, or another model")
+            sampling = {"temperature": self.settings.temperature, "top_p": self.settings.top_p, "max_tokens": self.settings.max_tokens}
+            self.desk.add_answer(item.id, Answer(f"s{k}", text, self._writer(k).name), **sampling, seed=draw(self.desk.seed, item.id, k, attempt))
+
+    def _writer(self, k: int) -> Writer:
+        return self.writers[k % len(self.writers)]
+
+    async def _sample(self, item: Item, k: int, attempt: int) -> str:
+        return await said(self._writer(k), item, replace(self.settings, seed=draw(self.desk.seed, item.id, k, attempt)))
 
 
 async def said(writer: Writer, item: Item, settings: Settings) -> str:

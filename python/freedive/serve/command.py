@@ -57,9 +57,7 @@ def run(c: ServeConfig) -> int:
         raise UserError(f"deadline is {c.deadline}, it must be above 0")
     if c.path is not None and c.model is not None:
         raise UserError(f"two models are named: {c.path} and {c.model}")
-    key = c.api_key if c.api_key is not None else os.environ.get("FREEDIVE_API_KEY") or None
-    if key is not None and (not key.strip() or not key.isascii() or not key.isprintable()):
-        raise UserError("the API key is empty or has characters that a header cannot carry", hint="letters, digits and signs, e.g. from: openssl rand -hex 16")
+    key = key_of(c.api_key)
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise UserError(f"serving needs the Python package {missing[0].replace('_', '-')}, which is not installed", hint=INSTALL)
     path = find_model(c.path or c.model)
@@ -68,6 +66,14 @@ def run(c: ServeConfig) -> int:
                   max_tokens=max(c.max_batch_tokens, c.max_seqs), max_seqs=c.max_seqs)  # fmt: skip
         _serve(c, lm, path, listening, key)
     return 0
+
+
+def key_of(given: str | None) -> str | None:
+    """The key that is asked for: the one given, or FREEDIVE_API_KEY's, or none. UserError for one that cannot be sent."""
+    key = given if given is not None else os.environ.get("FREEDIVE_API_KEY") or None
+    if key is not None and (not key.strip() or not key.isascii() or not key.isprintable()):
+        raise UserError("the API key is empty or has characters that a header cannot carry", hint="letters, digits and signs, e.g. from: openssl rand -hex 16")
+    return key
 
 
 def _serve(c: ServeConfig, lm: Any, path: Path, listening: socket.socket, key: str | None) -> None:

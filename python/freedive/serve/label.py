@@ -16,7 +16,7 @@ from freedive.sft.labels.importing import read_items
 from freedive.sft.labels.items import Item
 from freedive.sft.labels.store import Desk, Labels, at_work, check_name, make, work_by
 
-from .command import INSTALL, NEEDED, _listen, model_name
+from .command import INSTALL, NEEDED, _listen, key_of, model_name
 
 TOLD = 3  # problems named of a file
 MOST_ANSWERS = 9  # a digit each
@@ -40,6 +40,7 @@ class LabelConfig:
     guidelines: Path | None = option(None, "Markdown sheet to be shown beside (default: ours, after InstructGPT's)")
     seed: int | None = option(None, "of the order in which answers are shown, and of samples (default: 0, or what OUT has)")
     port: int = option(8010, "to listen on, on this machine alone; 0 takes a free one")
+    api_key: str | None = option(None, "a password for the page, where others use this machine (better: the environment variable FREEDIVE_API_KEY)")
     open: bool = option(False, "open the page in this machine's browser")
     threads: int | None = option(None, "CPU threads (default: all)")
     dry_run: bool = option(False, "check prompts and models, say what would be judged, and stop")
@@ -54,6 +55,7 @@ def run(c: LabelConfig) -> int:
     if missing := [n for n in (*NEEDED, "nicegui", "markdown_it", "mdit_py_plugins", "latex2mathml", "pygments", "httpx") if importlib.util.find_spec(n) is None]:
         raise UserError(f"the page needs the Python package {missing[0].replace('_', '-')}, which is not installed", hint=INSTALL)
     labeller = check_name(c.labeller if c.labeller is not None else _user())
+    key = key_of(c.api_key)
     sheet = read_guidelines(c.guidelines) if c.guidelines is not None or not (c.out / "label.json").is_file() else None
     sampled = bool(c.model or c.endpoint) and c.task != "write"
     if c.endpoint is not None:
@@ -68,7 +70,7 @@ def run(c: LabelConfig) -> int:
         if c.guidelines is not None:
             work_by(c.out, sheet or "")
         with at_work(c.out, labeller) as desk:
-            _serve(c, desk, services, listening)
+            _serve(c, desk, services, listening, key)
     return 0
 
 
@@ -119,13 +121,12 @@ def _service(path: Path, c: LabelConfig) -> Any:
 
     if path.is_dir() and chat_tokens_untrained(path):
         raise UserError(f"{path} is a base model: it knows no conversations, and answers nothing", hint="give an assistant: freedive sft makes one")
-    lm = load(path, threads=c.threads, max_seqs=8)
-    service = Service(lm, name=model_name(path), cache_tokens=None)
+    lm = load(path, threads=c.threads, max_seqs=MOST_ANSWERS)
     lm.tokenizer.require_chat()
-    return service
+    return Service(lm, name=model_name(path))
 
 
-def _serve(c: LabelConfig, desk: Desk, services: list[Any], listening: Any) -> None:
+def _serve(c: LabelConfig, desk: Desk, services: list[Any], listening: Any, key: str | None) -> None:
     from .candidates import Candidates, our_writer, their_writer
     from .local_app import create_local_app, serve_local
     from .pages import labelling
@@ -136,11 +137,11 @@ def _serve(c: LabelConfig, desk: Desk, services: list[Any], listening: Any) -> N
         writers.append(their_writer(c.endpoint, c.endpoint_model))
     settings = Settings(temperature=c.temperature, top_p=c.top_p, max_tokens=c.max_tokens, alternatives=0)
     candidates = Candidates(desk, writers, c.answers, settings, c.task)
-    app = create_local_app(lambda: labelling.register(desk, candidates, c.task), services, candidates.working)
+    app = create_local_app(lambda: labelling.register(desk, candidates, c.task), services, candidates.working, key)
     where = f"http://127.0.0.1:{listening.getsockname()[1]}"
     left = len(desk.open_items(c.task))
     print(f"{c.out}: {len(desk.items):,} prompts, {left:,} of them not judged yet by {desk.labeller}")
-    print(f"open: {where}", flush=True)
+    print(f"open: {where}" + ("" if key is None else ", any name and the key as password"), flush=True)
     if c.open:
         import webbrowser
 

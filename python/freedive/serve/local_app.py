@@ -18,11 +18,11 @@ from .security import Limits, Security
 HOST = "127.0.0.1"
 
 
-def create_local_app(register: Callable[[], None], services: Sequence[Any] = (), work: Callable[[], Any] | None = None) -> FastAPI:
+def create_local_app(register: Callable[[], None], services: Sequence[Any] = (), work: Callable[[], Any] | None = None, api_key: str | None = None) -> FastAPI:
     """A FastAPI app with the pages that `register` declares, /health, and nothing else.
 
-    services: started and closed with it. work: makes an async context manager to be open meanwhile. UserError without nicegui, and the second time in
-    a process.
+    services: started and closed with it. work: makes an async context manager to be open meanwhile. api_key: what a browser asks for as a password, where
+    others use this machine too. UserError without nicegui, and the second time in a process.
     """
     from .pages import needed, run_with
 
@@ -47,7 +47,7 @@ def create_local_app(register: Callable[[], None], services: Sequence[Any] = (),
 
     register()
     run_with(app)
-    app.add_middleware(Security, limits=Limits(plain_bodies=("/_nicegui_ws/",)))
+    app.add_middleware(Security, limits=Limits(api_key=api_key, plain_bodies=("/_nicegui_ws/",)))
     return app
 
 
