@@ -554,6 +554,19 @@ def test_a_tab_that_is_closed_stops_its_answer(browser: Any, server: Server):
     assert not running()
 
 
+def test_a_conversation_deleted_while_it_is_answered_is_gone(opened: Callable[..., Any], server: Server):
+    page = opened("/")
+    page.get_by_role("button", name="Settings").click()
+    setting(page, "Longest answer", 4096)
+    ask(page, "Delete me: tell a very long story about a whale and a ship, with many chapters.", wait=False)
+    page.wait_for_function("document.querySelector('.turn.assistant .prose')?.innerText.length > 5")
+    page.get_by_role("button", name="Delete Delete me").click()
+    page.get_by_role("button", name="Delete", exact=True).click()
+    page.wait_for_url(server.base + "/")
+    page.wait_for_timeout(1500)  # the answer's last words would be saved by now
+    assert not [f for f in server.folder.glob("*.jsonl") if "Delete me" in f.read_text()]
+
+
 def test_a_killed_server_has_kept_what_was_said(smollm2: Path, tmp_path: Path, browser: Any):
     first = Server(smollm2, tmp_path)
     first.start()

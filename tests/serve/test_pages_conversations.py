@@ -47,6 +47,34 @@ def test_what_was_saved_is_loaded(tmp_path: Path):
         store.load(c.id)
 
 
+def test_two_tabs_keep_each_other_s_messages(tmp_path: Path):
+    store = Store(tmp_path)
+    ours = talk(store)
+    theirs = store.load(ours.id)
+    more = node(theirs.path()[-1].id, "user", "And at dusk?")
+    store.save(theirs, more)
+    answer = node(more.id, "assistant")
+    store.save(theirs, answer)
+    store.write(theirs, {"kind": "delta", "id": answer.id, "text": "Red"}, sync=False)
+    ours.system = "Be long."
+    store.retitle(ours, "Sky")  # by a tab that knows nothing of the new question
+    store.write(theirs, {"kind": "delta", "id": answer.id, "text": "der."}, sync=False)
+    again = store.load(ours.id)
+    assert (again.title, again.system) == ("Sky", "Be long.") and [n.text for n in again.path()][-2:] == ["And at dusk?", "Redder."]
+
+
+def test_what_was_deleted_stays_so(tmp_path: Path):
+    """Though an answer is still coming in, or another tab has it open."""
+    store = Store(tmp_path)
+    c = talk(store)
+    store.delete(c.id)
+    one = next(iter(c.nodes.values()))
+    for late in (lambda: store.save(c, one), lambda: store.write(c, {"kind": "delta", "id": one.id, "text": "x"}), lambda: store.retitle(c, "x"), lambda: store.choose(c, one)):
+        with pytest.raises(UserError, match="deleted"):
+            late()
+    assert store.list() == [] and not list(tmp_path.iterdir())
+
+
 def test_an_answer_cut_at_any_byte_is_a_prefix_of_it(tmp_path: Path):
     store = Store(tmp_path)
     c = talk(store)

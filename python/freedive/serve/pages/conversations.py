@@ -106,6 +106,7 @@ class Store:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._deleted: set[str] = set()  # an answer may still be coming in, or another tab be open
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if not os.access(folder, os.W_OK | os.X_OK):
@@ -160,8 +161,9 @@ class Store:
         return c
 
     def write(self, c: Conversation, *records: dict[str, Any], sync: bool = True) -> None:
-        """Append records; the conversation's own head goes first if the file is new. Raises UserError if the disk is full."""
+        """Append records; the conversation's own head goes first if the file is new. Raises UserError if the disk is full, or it was deleted."""
         path = self._path(c.id)
+        self._check_there(c)
         try:
             file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             try:
@@ -200,8 +202,11 @@ class Store:
         self.rewrite(c)
 
     def rewrite(self, c: Conversation) -> None:
-        lines = [_line(_head(c)), *(_line({"kind": "node", **dataclasses.asdict(n)}) for n in c.nodes.values())]
-        lines += [_line({"kind": "choose", "id": child}) for child in c.chosen.values()]
+        """Write the file again with this title and system message. Its messages are the file's own: another tab may have added some."""
+        self._check_there(c)
+        kept = self.load(c.id) if self._path(c.id).exists() else c
+        lines = [_line(_head(c)), *(_line({"kind": "node", **dataclasses.asdict(n)}) for n in kept.nodes.values())]
+        lines += [_line({"kind": "choose", "id": child}) for child in kept.chosen.values()]
         try:
             write_atomic(self._path(c.id), lines)
             os.chmod(self._path(c.id), 0o600)
@@ -209,7 +214,14 @@ class Store:
             raise UserError(f"the conversation could not be saved: {error.strerror}") from None
 
     def delete(self, id: str) -> None:
-        self._path(id).unlink(missing_ok=True)
+        """Remove its file; nothing is written to it any more."""
+        path = self._path(id)
+        self._deleted.add(id)
+        path.unlink(missing_ok=True)
+
+    def _check_there(self, c: Conversation) -> None:
+        if c.id in self._deleted:
+            raise UserError("this conversation was deleted")
 
 
 def node(parent: str, role: str, text: str = "", **more: Any) -> Node:
