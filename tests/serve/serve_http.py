@@ -18,6 +18,7 @@ from freedive.model import DecoderConfig
 from freedive.serve import Service
 from freedive.serve.app import create_app
 from freedive.serve.command import _listen
+from freedive.serve.protocol import HeaderLimits
 from freedive.tokenizer import ChatConfig, Tokenizer
 
 LARGE = DecoderConfig(n_layer=2, d_model=32, n_head=4, n_kv_head=2, head_dim=8, d_ff=64, vocab_size=TOKENIZER.vocab_size, max_positions=1024, qk_norm=True)
@@ -33,12 +34,12 @@ def qwen_tokenizer(*more: str) -> Tokenizer:
 class Served:
     """`with Served() as s:` a server; `s.client` is OpenAI's, `s.http` plain."""
 
-    def __init__(self, tokenizer: Tokenizer = TOKENIZER, *, lm: Any = None, limits: Any = None, grace: float = 5.0, context: int = 2048, app: dict[str, Any] | None = None, **settings: Any):
+    def __init__(self, tokenizer: Tokenizer = TOKENIZER, *, lm: Any = None, limits: Any = None, grace: float = 5.0, context: int = 2048, app: dict[str, Any] | None = None, http: Any = HeaderLimits, **settings: Any):
         config = DecoderConfig(**({f: getattr(LARGE, f) for f in LARGE.__dataclass_fields__} | {"vocab_size": tokenizer.vocab_size, "max_positions": context}))
         self.lm = lm or make_lm(config, tokenizer, max_tokens=2048)  # a prompt is one call of the model, so a script is said token by token
         self.service = Service(self.lm, name="tiny", **settings)
         self.app = create_app(self.service, limits=limits, grace=grace, **app or {})
-        self._server = uvicorn.Server(uvicorn.Config(self.app, log_level="warning", timeout_graceful_shutdown=2))
+        self._server = uvicorn.Server(uvicorn.Config(self.app, log_level="warning", timeout_graceful_shutdown=2, http=http))
         self._socket = _listen("127.0.0.1", 0)
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"

@@ -18,6 +18,7 @@ from serve_cases import leaks, make_lm, run_with  # noqa: E402
 from serve_http import LARGE, Served  # noqa: E402
 
 from freedive.inference import Params  # noqa: E402
+from freedive.serve.protocol import Limited  # noqa: E402
 from freedive.serve.security import Limits, limits_for  # noqa: E402
 from freedive.serve.sse import Answer  # noqa: E402
 
@@ -215,6 +216,49 @@ def test_metrics_count_what_happened(served):
 def test_limits_follow_the_address_that_is_listened_on():
     local, wide = limits_for("127.0.0.1"), limits_for("0.0.0.0", hosts=["Dive.Example"], origins=["https://A.example/"])
     assert not local.any_address and wide.any_address and "dive.example" in wide.hosts and wide.origins == ("https://a.example",)
+
+
+@pytest.mark.parametrize("kind", ["httptools", "h11"])
+def test_headers_too_slow_or_too_large(kind: str):
+    module = pytest.importorskip(f"uvicorn.protocols.http.{kind}_impl", reason=f"{kind} is not installed")
+    reader = getattr(module, {"httptools": "HttpToolsProtocol", "h11": "H11Protocol"}[kind])
+    whole = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with Served(http=type("Quick", (Limited, reader), {"seconds": 0.5, "most": 4000})) as s:
+
+        def said(*pieces: bytes, pause: float = 0.0) -> bytes:
+            with socket.create_connection(("127.0.0.1", s.port), timeout=10) as c:
+                parts = []
+                try:
+                    for piece in pieces:
+                        c.sendall(piece)
+                        time.sleep(pause)
+                    while part := c.recv(65536):
+                        parts.append(part)
+                except ConnectionError:
+                    pass
+                return b"".join(parts)
+
+        began = time.monotonic()
+        assert said() == b""  # nothing is said: closed without a word
+        told = said(whole[:20])
+        assert told.startswith(b"HTTP/1.1 408 ") and b'"code":"request_timeout"' in told
+        assert said(*(whole[i : i + 1] for i in range(20)), pause=0.1) in (b"", told)  # however busily; who goes on sending may not see the answer
+        told = said(whole, whole[:20], pause=0.2)
+        assert told.startswith(b"HTTP/1.1 200 ") and b"HTTP/1.1 408 " in told  # the second request of a connection too
+        assert time.monotonic() - began < 8
+        for endless in (b"GET /" + b"a" * 6000, b"GET / HTTP/1.1\r\n" + b"X-A: b\r\n" * 1000):
+            told = said(endless)
+            assert b" 431 " in told.split(b"\r\n")[0] or kind == "h11" and b" 400 " in told.split(b"\r\n")[0]
+        with socket.create_connection(("127.0.0.1", s.port), timeout=10) as c:  # a request that is answered slowly is not headers
+            body = json.dumps({"prompt": "x", "max_tokens": 1500, "ignore_eos": True, "stream": True}).encode()
+            c.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body))
+            for i in range(0, len(body), 20):  # nor is its body
+                c.sendall(body[i : i + 20])
+                time.sleep(0.15)
+            parts = []
+            while part := c.recv(65536):
+                parts.append(part)
+        assert b"".join(parts).startswith(b"HTTP/1.1 200 ") and b"data: [DONE]" in b"".join(parts)
 
 
 @pytest.mark.slow

@@ -80,6 +80,7 @@ def _serve(c: ServeConfig, lm: Any, path: Path, listening: socket.socket, key: s
     import uvicorn
 
     from .app import create_app
+    from .protocol import HeaderLimits
     from .security import limits_for
     from .service import Service
 
@@ -91,7 +92,7 @@ def _serve(c: ServeConfig, lm: Any, path: Path, listening: socket.socket, key: s
     shown = c.host if c.host not in ("0.0.0.0", "::") else "127.0.0.1"
     where = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"
     config = uvicorn.Config(app, log_level="info" if c.verbose else "warning", access_log=c.verbose, timeout_graceful_shutdown=max(1, round(c.grace)),
-                            server_header=False, timeout_keep_alive=30, ws_max_size=c.max_body)  # fmt: skip
+                            server_header=False, timeout_keep_alive=30, ws_max_size=c.max_body, http=HeaderLimits)  # fmt: skip
     sys.setswitchinterval(0.001)  # the engine's thread waits for the interpreter so long at most, where it has a step to begin
     print(f"{path}: {lm.model.config.n_params():,} parameters, context {service.context:,} tokens, as {service.name!r}")
     print(f"{'pages and API' if pages else 'API'}: {where}{'' if pages else '/v1'}" + ("" if key is None else ", with a key"))

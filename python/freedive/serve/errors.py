@@ -15,7 +15,7 @@ from freedive.runs import UserError
 
 from .stream import Busy, Closing, ContextOverflow, EngineFailure
 
-_CODES = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 408: "request_timeout", 413: "body_too_large", 415: "unsupported_media_type"}
+_CODES = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 408: "request_timeout", 413: "body_too_large", 415: "unsupported_media_type", 431: "headers_too_large"}
 
 
 class APIError(Exception):
