@@ -229,6 +229,13 @@ typedef struct {
   int64_t (*quantized_row)(int64_t C, int64_t type);                      // bytes of a row in the file; 0 as above
   double (*peak_run)(fd_context*, int64_t iterations, int64_t compute);  // multiply-adds on registers; returns how many FLOPs it did
   int32_t fast_bf16;                                                     // whether FD_BF16 has instructions of its own here
+  // Memory that the kernels and the host both see, zero-filled; NULL: there is none left. All three NULL: any memory of the process will do, and
+  // ops have ended when they return (CPU).
+  void* (*allocate)(size_t bytes);
+  void (*release)(void* memory);
+  // Waits for every op called with this context: the host may touch device memory after it and before the next op. Returns NULL, or a sentence
+  // about the first op that failed since the last call.
+  const char* (*synchronize)(fd_context*);
 } fd_device_table;
 
 #ifdef __cplusplus

@@ -7,6 +7,7 @@ build=${BUILD_DIR:-build/inplace}
 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE="$(command -v "$python")" \
   -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" "$@" >/dev/null
 cmake --build "$build"
-for file in "$build"/_core*.so; do  # renamed into place: a running process keeps the old one
+for file in "$build"/_core*.so "$build"/_cuda*.so; do
+  [ -e "$file" ] || continue  # renamed into place: a running process keeps the old one
   cp "$file" "python/freedive/.new" && mv "python/freedive/.new" "python/freedive/$(basename "$file")"
 done

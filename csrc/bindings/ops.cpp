@@ -11,14 +11,17 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 
 #include "../core/context.h"
 #include "../core/dispatch.h"
+#include "../core/plugin.h"
 #include "../core/thread_pool.h"
 #include "../cpu/device.h"
 #include "../model/decoder.h"
 #include "bindings.h"
 #include "schema.h"
+#include "staging.h"
 
 namespace py = pybind11;
 
@@ -27,6 +30,14 @@ namespace freedive {
 const fd_device_table* require_cpu() {
   const fd_device_table* device = cpu_device();
   if (!device) throw std::runtime_error(cpu_device_error());
+  return device;
+}
+
+const fd_device_table* require_device(const std::string& name) {
+  if (name == "cpu") return require_cpu();
+  std::string why;
+  const fd_device_table* device = plugin_device(name, &why);
+  if (device == nullptr) throw std::runtime_error("device '" + name + "' cannot be used here: " + why);
   return device;
 }
 
@@ -210,7 +221,8 @@ static T scalar_of(const std::string& op, const Field& f, const py::handle& valu
   }
 }
 
-static void op_call(const std::string& name, const py::object& variant, int threads, const py::dict& arguments) {
+static void op_call(const std::string& name, const py::object& variant, int threads, const py::dict& arguments,
+                    const std::string& device_name) {
   const OpSchema* schema = find_schema(name);
   if (!schema) throw py::value_error("unknown op '" + name + "'");
   if (threads < 1 || threads > 1024) throw py::value_error("threads must be between 1 and 1024");
@@ -264,7 +276,7 @@ static void op_call(const std::string& name, const py::object& variant, int thre
   if (compute != FD_F32 && compute != FD_BF16 && !(quantized && compute == FD_I8))
     throw py::value_error(name + ": compute must be " + std::to_string(FD_F32) + " (float32) or " + std::to_string(FD_BF16) +
                           " (bfloat16)" + (quantized ? " or " + std::to_string(FD_I8) + " (int8)" : ""));
-  const fd_device_table* device = require_cpu();
+  const fd_device_table* device = require_device(device_name);
   auto divides = [&](const char* a, const char* b) {
     if (sizes.count(a) && sizes.count(b) && (sizes[b] == 0 || sizes[a] % sizes[b]))
       throw py::value_error(name + ": " + a + " = " + std::to_string(sizes[a]) + " must be a multiple of " + b + " = " +
@@ -300,10 +312,11 @@ static void op_call(const std::string& name, const py::object& variant, int thre
   ThreadPool* pool = shared_pool(threads);
   py::gil_scoped_release release;
   std::lock_guard<std::mutex> lock(shared_pools_in_use);
-  if (shared_workspace.size() < bytes) {
+  if (device->allocate == nullptr && shared_workspace.size() < bytes) {
     shared_workspace = Buffer();
     shared_workspace = Buffer(bytes);
   }
+  if (device->allocate != nullptr) return run_staged(device, *chosen, *schema, args, bytes);
   fd_context ctx{pool, nullptr, shared_workspace.bytes(), bytes, threads};
   chosen->run(&ctx, args.data());
 }
@@ -314,22 +327,35 @@ void bind_ops(py::module_& m) {
     for (const auto& s : op_schemas()) out.emplace_back(s.name, s.text);
     return out;
   });
-  m.def("op_variants", [](const std::string& op) {
+  m.def("op_variants", [](const std::string& op, const std::string& device_name) {
     if (!find_schema(op)) throw py::value_error("unknown op '" + op + "'");
-    const fd_device_table* device = require_cpu();
+    const fd_device_table* device = require_device(device_name);
     std::vector<std::pair<std::string, std::string>> out;
     for (int i = 0; i < device->n_variants; ++i)
       if (op == device->variants[i].op) out.emplace_back(device->variants[i].name, device->tier);
     return out;
+  }, py::arg("op"), py::arg("device") = "cpu");
+  // Null, or why the device cannot be used here.
+  m.def("device_error", [](const std::string& name) -> std::optional<std::string> {
+    try {
+      require_device(name);
+      return std::nullopt;
+    } catch (const std::runtime_error& e) {
+      return e.what();
+    }
   });
-  m.def("op_call", &op_call, py::arg("name"), py::arg("variant"), py::arg("threads"), py::arg("arguments"));
+  m.def("op_call", &op_call, py::arg("name"), py::arg("variant"), py::arg("threads"), py::arg("arguments"),
+        py::arg("device") = "cpu");
   m.def(
       "matmul_packed_size",
-      [](int64_t O, int64_t C, int64_t compute) { return require_cpu()->matmul_packed_size(O, C, compute); }, py::arg("O"),
-      py::arg("C"), py::arg("compute") = static_cast<int64_t>(FD_F32));
+      [](int64_t O, int64_t C, int64_t compute, const std::string& device) {
+        return require_device(device)->matmul_packed_size(O, C, compute);
+      },
+      py::arg("O"), py::arg("C"), py::arg("compute") = static_cast<int64_t>(FD_F32), py::arg("device") = "cpu");
   m.def(
-      "quantized_size", [](int64_t O, int64_t C, int64_t type) { return require_cpu()->quantized_size(O, C, type); },
-      py::arg("O"), py::arg("C"), py::arg("type"));
+      "quantized_size",
+      [](int64_t O, int64_t C, int64_t type, const std::string& device) { return require_device(device)->quantized_size(O, C, type); },
+      py::arg("O"), py::arg("C"), py::arg("type"), py::arg("device") = "cpu");
   m.def(
       "quantized_row", [](int64_t C, int64_t type) { return require_cpu()->quantized_row(C, type); }, py::arg("C"),
       py::arg("type"));

@@ -3,6 +3,12 @@
 #pragma once
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define FD_EVERYWHERE __host__ __device__
+#else
+#define FD_EVERYWHERE
+#endif
+
 namespace freedive {
 
 // Which use of the random numbers; one seed serves all of them. Further uses take further values.
@@ -12,7 +18,7 @@ struct Philox {
   uint32_t v[4];
 };
 
-static inline Philox philox(uint64_t seed, uint32_t stream, uint64_t counter) {
+FD_EVERYWHERE static inline Philox philox(uint64_t seed, uint32_t stream, uint64_t counter) {
   uint32_t c[4] = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), stream, 0};
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
@@ -29,7 +35,7 @@ static inline Philox philox(uint64_t seed, uint32_t stream, uint64_t counter) {
 }
 
 // In [0, 1), 24 bits.
-static inline float uniform(uint64_t seed, uint32_t stream, uint64_t counter) {
+FD_EVERYWHERE static inline float uniform(uint64_t seed, uint32_t stream, uint64_t counter) {
   return static_cast<float>(philox(seed, stream, counter).v[0] >> 8) * (1.0f / 16777216.0f);
 }
 

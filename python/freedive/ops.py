@@ -4,8 +4,8 @@
 forgotten element shows, and return them. Shapes and dtypes are checked against the schema of ops.h before a kernel sees them:
 what does not fit is a ValueError. The last dimension of an array must be contiguous; the first may be strided.
 
-All functions take `variant=` (a name of `variants(op)`, default the fastest) and `threads=`; those with products `compute=`. The first two change no bit of
-the result unless the variant says so. Floats are float32, ids and lengths int32, unless stated.
+All functions take `variant=` (a name of `variants(op)`, default the fastest), `threads=` and `device=`; those with products `compute=`. The first two change no
+bit of the result unless the variant says so. Floats are float32, ids and lengths int32, unless stated.
 """
 
 from __future__ import annotations
@@ -51,9 +51,14 @@ def parse(word: str) -> Argument:
     return Argument(name, dtype, tuple(dims.split(",")), "=" in marks or "+" in marks, "=" not in marks, "?" in marks)
 
 
-def variants(name: str) -> list[str]:
-    """Registered variants of an op on this machine, e.g. ["naive", "simd"]. ValueError for an unknown op."""
-    return [variant for variant, _ in _core.op_variants(name)]
+def devices() -> list[str]:
+    """The devices this build has and this machine can use: "cpu" always, "cuda" with a GPU, "cuda-emu" in a build for tests."""
+    return [name for name in ("cpu", "cuda", "cuda-emu") if _core.device_error(name) is None]
+
+
+def variants(name: str, device: str = "cpu") -> list[str]:
+    """Registered variants of an op on a device, e.g. ["naive", "simd"]. ValueError for an unknown op, RuntimeError for a device that is not there."""
+    return [variant for variant, _ in _core.op_variants(name, device)]
 
 
 def tier() -> str:
@@ -61,13 +66,14 @@ def tier() -> str:
     return _core.cpu_tier()
 
 
-def call(name: str, *, variant: str | None = None, threads: int = 1, **arguments: Any) -> None:
-    """Run one kernel on the given arrays; outputs are written in place. Absent optionals are None or left out.
+def call(name: str, *, variant: str | None = None, threads: int = 1, device: str = "cpu", **arguments: Any) -> None:
+    """Run one kernel on the given arrays; outputs are written in place. Absent optionals are None or left out. Of a device with memory of its own
+    the arrays are copied there and back; RuntimeError if it is not there, or tells of a failure.
 
     Ops with products take compute="float32" (the default) or "bfloat16": operands may be rounded to it, sums are float32."""
     if "compute" in arguments:
         arguments["compute"] = compute_code(arguments["compute"])
-    _core.op_call(name, variant, threads, arguments)
+    _core.op_call(name, variant, threads, arguments, device)
 
 
 def compute_code(compute: str | int | None) -> int:
@@ -219,7 +225,8 @@ def swiglu_backward(dout: Array, gate: Array, up: Array, **how: Any) -> tuple[Ar
 
 def matmul_pack(weight: Array, **how: Any) -> Array:
     """The weight [O,C] in the layout matmul_forward and the head read, for one `compute`: [P] words of 32 bits, as float32"""
-    packed = poisoned(_core.matmul_packed_size(weight.shape[0], weight.shape[1], compute_code(how.get("compute"))))
+    O, C = weight.shape
+    packed = poisoned(_core.matmul_packed_size(O, C, compute_code(how.get("compute")), how.get("device", "cpu")))
     call("matmul_pack", packed=packed, weight=weight, **how)
     return packed
 
@@ -448,9 +455,9 @@ def head_sample(
 # ---- weights of 16, 8 and 4 bits ------------------------------------------------------------------------------------
 
 
-def quantized_size(O: int, C: int, type: int) -> int:
+def quantized_size(O: int, C: int, type: int, device: str = "cpu") -> int:
     """Bytes of a packed weight [O,C] of a ggml type; 0 if weights of this type or width are not held packed."""
-    return _core.quantized_size(O, C, type)
+    return _core.quantized_size(O, C, type, device)
 
 
 def quantized_row(C: int, type: int) -> int:
@@ -460,7 +467,7 @@ def quantized_row(C: int, type: int) -> int:
 
 def quantized_pack(rows: Array, type: int, C: int, **how: Any) -> Array:
     """The rows of a file, uint8 [O, bytes], in the order kernels read them: uint8 [quantized_size(O, C, type)]"""
-    packed = np.zeros(quantized_size(len(rows), C, type), np.uint8)
+    packed = np.zeros(quantized_size(len(rows), C, type, how.get("device", "cpu")), np.uint8)
     call("quantized_pack", packed=packed, rows=rows, type=type, **how)
     return packed
 

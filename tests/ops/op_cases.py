@@ -32,15 +32,20 @@ class Case:
     expected: dict[str, np.ndarray]  # float64
     tolerance: float = 1e-5  # of ||got - expected|| / ||expected||
 
-    def arguments(self) -> dict[str, Any]:
-        """Fresh copies of the inputs, and outputs nobody has written: NaN"""
+    def arguments(self, device: str = "cpu") -> dict[str, Any]:
+        """Fresh copies of the inputs, and outputs nobody has written: NaN. Weights are packed as the device packs them"""
         outputs = {key: np.full(value.shape, np.nan, np.float32) for key, value in self.expected.items() if key not in self.inputs}
         if "tokens" in outputs:
             outputs["tokens"] = np.full(outputs["tokens"].shape, -1, np.int32)
         copies = {key: value.copy() if isinstance(value, np.ndarray) else value for key, value in self.inputs.items()}
+        if device != "cpu" and copies.get("packed") is not None:
+            copies["packed"] = ops.matmul_pack(copies["weight"], compute=copies.get("compute"), device=device)
+        if device != "cpu" and "type" in copies and "weight" in copies:
+            copies["weight"] = ops.quantized_pack(*FILE_ROWS[copies["weight"].tobytes()], device=device)
         return outputs | copies
 
 
+FILE_ROWS: dict[bytes, tuple[np.ndarray, int, int]] = {}  # of a weight as the CPU packs it: the file's rows, type, columns
 CASES: dict[str, list[Case]] = {}
 
 
@@ -448,13 +453,19 @@ def file_rows(r: np.random.Generator, kind: str, O: int, C: int) -> tuple[np.nda
     return rows, dequantize(kind, rows.reshape(-1)).reshape(O, C)
 
 
+def packed_rows(raw: np.ndarray, type: int, C: int) -> np.ndarray:
+    packed = ops.quantized_pack(raw, type, C)
+    FILE_ROWS[packed.tobytes()] = raw, type, C
+    return packed
+
+
 def quantized_inputs(r: np.random.Generator, shapes: Any, compute: tuple[str, ...] = QUANTIZED_COMPUTE, logits: bool = False) -> Iterator[tuple]:
     """name, {x, weight, type, compute}, and what products take of x and of the weight; logits: products of about 1"""
     for kind, (N, C, rows), how in product(PACKED, shapes, compute):
         if not ops.quantized_size(rows, C, PACKED[kind]):
             continue  # rows that are no whole blocks
         raw, values = file_rows(r, kind, rows, C)
-        x = {"x": normal(r, N, C), "weight": ops.quantized_pack(raw, PACKED[kind], C), "type": PACKED[kind], "compute": how}
+        x = {"x": normal(r, N, C), "weight": packed_rows(raw, PACKED[kind], C), "type": PACKED[kind], "compute": how}
         if logits:
             x["x"] *= np.float32(1 / (values.std() * C**0.5))
         int8 = how == "int8" and kind not in ("F32", "F16", "BF16")
@@ -496,7 +507,7 @@ def quantized_embedding(r):
         if not ops.quantized_size(V, C, PACKED[kind]):
             continue
         raw, values = file_rows(r, kind, V, C)
-        x = {"tokens": ids(r, V, N), "weight": ops.quantized_pack(raw, PACKED[kind], C), "vocab": V, "type": PACKED[kind]}
+        x = {"tokens": ids(r, V, N), "weight": packed_rows(raw, PACKED[kind], C), "vocab": V, "type": PACKED[kind]}
         if learned:
             x |= {"positions": ids(r, 12, N), "wpe": normal(r, 12, C)}
         out = reference.embedding_forward(x["tokens"], x.get("positions"), values, x.get("wpe"))

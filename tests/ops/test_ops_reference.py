@@ -1,4 +1,4 @@
-"""Every op, every variant, every case against the NumPy float64 reference; and what must not change a single bit."""
+"""Every op, every device and variant, every case against the NumPy float64 reference; and what must not change a single bit."""
 
 import numpy as np
 import op_cases
@@ -6,16 +6,18 @@ import pytest
 
 from freedive import ops
 
+DEVICES = ops.devices()
 ALL = [
-    pytest.param(op, variant, case, id=f"{op}-{variant}-{case.name}")
+    pytest.param(op, {"device": device, "variant": variant}, case, id=f"{device}-{op}-{variant}-{case.name}")
+    for device in DEVICES
     for op, cases in op_cases.CASES.items()
-    for variant in ops.variants(op)
+    for variant in ops.variants(op, device)
     for case in cases
 ]
 
 
 def outputs_of(op, case, arguments=None, **how):
-    arguments = case.arguments() if arguments is None else arguments
+    arguments = case.arguments(how.get("device", "cpu")) if arguments is None else arguments
     ops.call(op, **arguments, **how)
     return {key: arguments[key] for key in case.expected}
 
@@ -29,9 +31,14 @@ def test_every_op_has_cases():
     assert set(op_cases.CASES) == set(ops.schemas())
 
 
-@pytest.mark.parametrize("op, variant, case", ALL)
-def test_against_reference(op, variant, case):
-    for key, got in outputs_of(op, case, variant=variant).items():
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_device_has_every_op(device):
+    assert [op for op in ops.schemas() if "naive" not in ops.variants(op, device)] == []
+
+
+@pytest.mark.parametrize("op, how, case", ALL)
+def test_against_reference(op, how, case):
+    for key, got in outputs_of(op, case, **how).items():
         want = case.expected[key]
         if key == "tokens":
             np.testing.assert_array_equal(got, want)
@@ -53,11 +60,11 @@ def biggest(op):
     return max(op_cases.CASES[op], key=lambda case: sum(np.size(value) for value in case.inputs.values()), default=None)
 
 
-@pytest.mark.parametrize("op, variant, case", ALL)
-def test_threads_change_no_bit(op, variant, case):
-    one = outputs_of(op, case, variant=variant, threads=1)
+@pytest.mark.parametrize("op, how, case", [p for p in ALL if p.values[1]["device"] == "cpu"])
+def test_threads_change_no_bit(op, how, case):
+    one = outputs_of(op, case, **how, threads=1)
     for threads in (2, 3) if case is biggest(op) else (2,):
-        assert_same_bits(one, outputs_of(op, case, variant=variant, threads=threads), f"{threads} threads")
+        assert_same_bits(one, outputs_of(op, case, **how, threads=threads), f"{threads} threads")
 
 
 def in_a_wider_buffer(x):
@@ -71,11 +78,11 @@ def in_a_wider_buffer(x):
     return wide[:, 1 : 1 + x.shape[1]]
 
 
-@pytest.mark.parametrize("op, variant, case", ALL)
-def test_strides_change_no_bit(op, variant, case):
-    wide = {key: in_a_wider_buffer(value) for key, value in case.arguments().items()}
-    got = outputs_of(op, case, wide, variant=variant)
-    assert_same_bits(outputs_of(op, case, variant=variant), got, "strides")
+@pytest.mark.parametrize("op, how, case", ALL)
+def test_strides_change_no_bit(op, how, case):
+    wide = {key: in_a_wider_buffer(value) for key, value in case.arguments(how["device"]).items()}
+    got = outputs_of(op, case, wide, **how)
+    assert_same_bits(outputs_of(op, case, **how), got, "strides")
     for key in case.expected:
         buffer = wide[key].base
         if buffer is not None and buffer.dtype == np.float32 and buffer.ndim > 1 and buffer.shape != wide[key].shape:
@@ -96,20 +103,21 @@ ALIASES = [
 ]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("op, alias", ALIASES)
-def test_outputs_may_be_the_inputs_ops_h_names(op, alias):
-    for variant in ops.variants(op):
+def test_outputs_may_be_the_inputs_ops_h_names(op, alias, device):
+    for variant in ops.variants(op, device):
         for case in op_cases.CASES[op]:
             if case.inputs.get("accumulate") or any(case.inputs.get(source) is None for source in alias.values()):
                 continue
-            arguments = case.arguments()
+            arguments = case.arguments(device)
             for out, source in alias.items():
                 arguments[out] = arguments[source]
-            for threads in (1, 2):
+            for threads in (1, 2) if device == "cpu" else (1,):
                 again = {key: value.copy() if isinstance(value, np.ndarray) else value for key, value in arguments.items()}
                 again |= {out: again[source] for out, source in alias.items()}
-                got = outputs_of(op, case, again, variant=variant, threads=threads)
-                assert_same_bits(outputs_of(op, case, variant=variant), got, f"{variant} {case.name}: alias")
+                got = outputs_of(op, case, again, variant=variant, threads=threads, device=device)
+                assert_same_bits(outputs_of(op, case, variant=variant, device=device), got, f"{variant} {case.name}: alias")
 
 
 # Row n of these depends on row n of the inputs (and on shared ones) only. op -> (per-row arguments, per-row outputs)
@@ -137,22 +145,23 @@ ROW_WISE = {
 }
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("op", ROW_WISE)
-def test_other_rows_change_no_bit(op):
+def test_other_rows_change_no_bit(op, device):
     """One row alone, a few, or the whole batch: the same bits. What makes sampler and trainer agree"""
     rows_in, rows_out = (names.split() for names in ROW_WISE[op])
-    for variant in ops.variants(op):
+    for variant in ops.variants(op, device):
         for case in op_cases.CASES[op]:
-            whole = case.arguments()
+            whole = case.arguments(device)
             N = len(whole[rows_in[0]])
             if N < 2:
                 continue
-            ops.call(op, **whole, variant=variant)
+            ops.call(op, **whole, variant=variant, device=device)
             for begin, end in {(0, 1), (N - 1, N), (N // 3, N // 3 + min(7, N // 2)), (1, N)}:
-                some = case.arguments()
+                some = case.arguments(device)
                 for key in {*rows_in, *rows_out}:
                     if some.get(key) is not None:
                         some[key] = some[key][begin:end].copy()
-                ops.call(op, **some, variant=variant)
+                ops.call(op, **some, variant=variant, device=device)
                 for key in rows_out:
                     assert np.array_equal(whole[key][begin:end], some[key]), f"{variant} {case.name}: {key} rows {begin}:{end}"

@@ -1,0 +1,128 @@
+// head.cu: the language-model head. z = weight x / T over the ids the mask allows:
+//
+//   lse = log sum exp z,  logprobs = z[target] - lse,  entropy = lse - sum p z
+//   dz_j = sum_k dlogprobs_k (1[j = target_k] - p_j) - dentropy p_j (log p_j + entropy) + dlse p_j,   dx = weight^T dz / T,   dweight += dz x^T / T
+//
+// In chunks of HEAD_ROWS tokens (head.cuh). Rows whose first target is -1 are skipped: their outputs are 0, and so are their derivatives.
+// Per chunk it reads the weight once forward and twice backward (logits are computed again), whatever the batch.
+#include "head.cuh"
+
+namespace freedive::cuda {
+namespace {
+
+// A block for each row.
+__global__ void head_stats_kernel(HeadArguments a, const float* logits, int64_t begin) {
+  FD_SHARED(double, shared, [WARPS]);
+  const int64_t n = begin + blockIdx.x, K = a.targets.shape[1];
+  const int32_t* targets = row<int32_t>(a.targets, n);
+  const bool first = threadIdx.x == 0;
+  if (targets[0] < 0) {  // the whole block
+    if (!first) return;
+    for (int64_t k = 0; k < K; ++k) row(a.logprobs, n)[k] = 0.0f;
+    flat(a.entropy)[n] = flat(a.lse)[n] = 0.0f;
+    return;
+  }
+  const float T = flat(a.temperature)[0];
+  const float* z = logits + static_cast<int64_t>(blockIdx.x) * a.V;
+  const RowStats stats = row_stats(z, a.V, a.vocab_mask, T, shared);
+  if (!first) return;
+  for (int64_t k = 0; k < K; ++k) {
+    const int32_t t = targets[k];
+    row(a.logprobs, n)[k] = t < 0 ? 0.0f : allowed(a.vocab_mask, t) ? stats.logprob(z[t] / T) : -INFINITY;
+  }
+  flat(a.entropy)[n] = static_cast<float>(stats.entropy);
+  flat(a.lse)[n] = stats.lse();
+}
+
+// A thread for each logit.
+__global__ void head_derivative_kernel(HeadArguments a, float* logits, int64_t begin, int64_t rows) {
+  const int64_t i = global_thread(), r = i / a.V, j = i % a.V, n = begin + r;
+  if (r >= rows) return;
+  const int32_t* targets = row<int32_t>(a.targets, n);
+  if (targets[0] < 0 || !allowed(a.vocab_mask, j)) {
+    logits[i] = 0.0f;
+    return;
+  }
+  const float T = flat(a.temperature)[0], log_p = logits[i] / T - flat(a.lse)[n], p = expf(log_p);
+  float dz = 0.0f;
+  if (a.dlogprobs.data != nullptr)
+    for (int64_t k = 0; k < a.targets.shape[1]; ++k)
+      if (targets[k] >= 0) dz += row(a.dlogprobs, n)[k] * ((targets[k] == j ? 1.0f : 0.0f) - p);
+  if (a.dentropy.data != nullptr && p > 0.0f) dz -= flat(a.dentropy)[n] * p * (log_p + flat(a.entropy)[n]);
+  if (a.dlse.data != nullptr) dz += flat(a.dlse)[n] * p;
+  logits[i] = dz / T;
+}
+
+}  // namespace
+
+void head_stats(fd_context* ctx, const char* op, const HeadArguments& a, const float* logits, int64_t begin, int64_t rows) {
+  launch(ctx, op, rows, THREADS, head_stats_kernel, a, logits, begin);
+}
+
+void head_derivatives(fd_context* ctx, const char* op, const HeadArguments& a, float* logits, int64_t begin, int64_t rows) {
+  launch_threads(ctx, op, rows * a.V, head_derivative_kernel, a, logits, begin, rows);
+}
+
+void float_logits(fd_context* ctx, const char* op, const fd_tensor& x, const fd_tensor& weight, int64_t compute, float* z, int64_t begin, int64_t rows) {
+  const int64_t V = weight.shape[0];
+  Operand chunk = by_rows(x);
+  chunk.data += begin * chunk.row;
+  multiply(ctx, op, {chunk, by_rows(weight), z, V, rows, V, x.shape[1], false, nullptr, nullptr, 0}, compute, true);
+}
+
+namespace {
+
+struct Weight {
+  fd_tensor x, weight, dx, dweight;
+  int64_t compute;
+};
+
+// dx of the chunk's rows, and their part of dweight; z holds the derivatives by the logits.
+void chunk_gradients(fd_context* ctx, const char* op, const Weight& w, float* z, int64_t begin, int64_t rows) {
+  const int64_t V = w.weight.shape[0], C = w.x.shape[1];
+  Operand x = by_columns(w.x);
+  x.data += begin * w.x.stride[0];
+  float* dx = static_cast<float*>(w.dx.data) + begin * w.dx.stride[0];
+  multiply(ctx, op, {{z, V, 1}, by_columns(w.weight), dx, w.dx.stride[0], rows, C, V, false, nullptr, nullptr, 0}, w.compute, true);
+  if (w.dweight.data != nullptr)
+    multiply(ctx, op, {{z, 1, V}, x, static_cast<float*>(w.dweight.data), w.dweight.stride[0], V, C, rows, true, nullptr, nullptr, 0}, w.compute, true);
+}
+
+void run(fd_context* ctx, const char* op, const HeadArguments& a, const Weight& w, bool forward, bool backward) {
+  run_head(
+      ctx, op, a, w.x.shape[0], forward, backward,
+      [&](float* z, int64_t begin, int64_t rows) { float_logits(ctx, op, w.x, w.weight, w.compute, z, begin, rows); },
+      [&](float* z, int64_t begin, int64_t rows) { chunk_gradients(ctx, op, w, z, begin, rows); });
+}
+
+template <class Arguments>
+size_t workspace(const void* arguments, int32_t) {
+  const auto& a = *static_cast<const Arguments*>(arguments);
+  return head_workspace(a.x.shape[0], a.weight.shape[0]);
+}
+
+void head_forward(fd_context* ctx, const void* arguments) {
+  const auto& a = *static_cast<const fd_head_forward_args*>(arguments);
+  const HeadArguments h{a.logprobs, a.entropy, a.lse, a.targets, a.temperature, a.vocab_mask, absent(), absent(), absent(), a.weight.shape[0]};
+  run(ctx, "head_forward", h, {a.x, a.weight, absent(), absent(), a.compute}, true, false);
+}
+
+void head_backward(fd_context* ctx, const void* arguments) {
+  const auto& a = *static_cast<const fd_head_backward_args*>(arguments);
+  const HeadArguments h{absent(), a.entropy, a.lse, a.targets, a.temperature, a.vocab_mask, a.dlogprobs, a.dentropy, a.dlse, a.weight.shape[0]};
+  run(ctx, "head_backward", h, {a.x, a.weight, a.dx, a.dweight, a.compute}, false, true);
+}
+
+void head_forward_backward(fd_context* ctx, const void* arguments) {
+  const auto& a = *static_cast<const fd_head_forward_backward_args*>(arguments);
+  const HeadArguments h{a.logprobs, a.entropy, a.lse, a.targets, a.temperature, a.vocab_mask, a.dlogprobs, absent(), absent(), a.weight.shape[0]};
+  run(ctx, "head_forward_backward", h, {a.x, a.weight, a.dx, a.dweight, a.compute}, true, true);
+}
+
+}  // namespace
+
+FD_VARIANT_LIST(head, {"head_forward", "naive", 0, head_forward, workspace<fd_head_forward_args>},
+                {"head_backward", "naive", 0, head_backward, workspace<fd_head_backward_args>},
+                {"head_forward_backward", "naive", 0, head_forward_backward, workspace<fd_head_forward_backward_args>})
+
+}  // namespace freedive::cuda

@@ -1,0 +1,95 @@
+// head.cuh: what the heads of float32 and of packed weights share: chunks of logits, and the statistics of a row of them.
+//
+// Logits [N, V] never exist: the workspace holds those of HEAD_ROWS tokens, and the host walks through the chunks, whose number follows from
+// the batch's size. How a chunk is made is all in which the two heads differ.
+#pragma once
+#include "matmul.cuh"
+
+namespace freedive::cuda {
+
+constexpr int64_t HEAD_ROWS = 64;
+
+inline int64_t head_rows(int64_t N) { return N < HEAD_ROWS ? N : HEAD_ROWS; }
+inline size_t head_workspace(int64_t N, int64_t V) { return static_cast<size_t>(head_rows(N) * V) * sizeof(float); }
+
+// Everything but the weight. Views that are absent have no data.
+struct HeadArguments {
+  fd_tensor logprobs, entropy, lse, targets, temperature, vocab_mask, dlogprobs, dentropy, dlse;
+  int64_t V;
+};
+#ifdef FREEDIVE_CUDA_EMULATION
+inline void visit_pointers(const HeadArguments& a, int argument) {
+  for (const fd_tensor* t : {&a.logprobs, &a.entropy, &a.lse, &a.targets, &a.temperature, &a.vocab_mask, &a.dlogprobs, &a.dentropy, &a.dlse})
+    ::visit_pointers(*t, argument);
+}
+#endif
+
+inline fd_tensor absent() { return fd_tensor{nullptr, {0, 0, 0, 0}, {0, 0, 0, 0}, 0, FD_F32}; }
+
+struct RowStats {
+  float top;
+  double log_sum, entropy;  // log sum exp(z - top)
+  __device__ float lse() const { return static_cast<float>(static_cast<double>(top) + log_sum); }
+  __device__ float logprob(float z) const { return static_cast<float>(static_cast<double>(z) - static_cast<double>(top) - log_sum); }
+};
+
+__device__ inline bool allowed(const fd_tensor& mask, int64_t v) { return mask.data == nullptr || flat<uint8_t>(mask)[v] != 0; }
+
+// Of z[v] / temperature over the allowed ids, by one block. The same bits in forward and in sampling: the sampler's log-prob is the trainer's.
+__device__ inline RowStats row_stats(const float* z, int64_t V, const fd_tensor& mask, float temperature, double* shared) {
+  float top = -INFINITY;
+  for (int64_t v = threadIdx.x; v < V; v += THREADS)
+    if (allowed(mask, v)) top = fmaxf(top, z[v] / temperature);
+  top = warp_max(top);
+  if (lane_id() == 0) shared[warp_of_block()] = static_cast<double>(top);
+  __syncthreads();
+  for (int w = 0; w < WARPS; ++w) top = fmaxf(top, static_cast<float>(shared[w]));
+  __syncthreads();
+  double sum = 0.0, weighted = 0.0;
+  for (int64_t v = threadIdx.x; v < V; v += THREADS) {
+    if (!allowed(mask, v)) continue;
+    const double d = static_cast<double>(z[v] / temperature) - static_cast<double>(top), e = static_cast<double>(expf(static_cast<float>(d)));
+    sum += e;
+    weighted += e > 0.0 ? e * d : e;  // 0 times minus infinity is 0; NaN stays
+  }
+  sum = block_sum(sum, shared);
+  weighted = block_sum(weighted, shared);
+  return {top, log(sum), log(sum) - weighted / sum};
+}
+
+// logprobs, entropy and lse of rows begin, begin + 1, .. of the batch, from their logits.
+void head_stats(fd_context* ctx, const char* op, const HeadArguments& a, const float* logits, int64_t begin, int64_t rows);
+// Logits become the derivatives of the loss by them, divided by the temperature.
+void head_derivatives(fd_context* ctx, const char* op, const HeadArguments& a, float* logits, int64_t begin, int64_t rows);
+
+// The chunks of one head: make(z, begin, rows) writes logits, use(z, begin, rows) takes the derivatives further.
+template <class Make, class Use>
+void run_head(fd_context* ctx, const char* op, const HeadArguments& a, int64_t N, bool forward, bool backward, const Make& make, const Use& use) {
+  float* z = scratch(ctx);
+  for (int64_t begin = 0; begin < N; begin += HEAD_ROWS) {
+    const int64_t rows = head_rows(N - begin);
+    make(z, begin, rows);
+    if (forward) head_stats(ctx, op, a, z, begin, rows);
+    if (!backward) continue;
+    head_derivatives(ctx, op, a, z, begin, rows);
+    use(z, begin, rows);
+  }
+}
+
+// What a row's draw depends on, beside its logits.
+struct SampleArguments {
+  fd_tensor tokens, logprobs, vocab_mask, temperature, top_k, top_p, min_p, seeds, counters;
+  int64_t V;
+};
+#ifdef FREEDIVE_CUDA_EMULATION
+inline void visit_pointers(const SampleArguments& a, int argument) {
+  for (const fd_tensor* t : {&a.tokens, &a.logprobs, &a.vocab_mask, &a.temperature, &a.top_k, &a.top_p, &a.min_p, &a.seeds, &a.counters})
+    ::visit_pointers(*t, argument);
+}
+#endif
+void sample_rows(fd_context* ctx, const char* op, const SampleArguments& a, const float* logits, int64_t begin, int64_t rows);
+
+// logits = x W^T of a chunk, of the float32 head and of the sampler
+void float_logits(fd_context* ctx, const char* op, const fd_tensor& x, const fd_tensor& weight, int64_t compute, float* z, int64_t begin, int64_t rows);
+
+}  // namespace freedive::cuda

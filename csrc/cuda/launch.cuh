@@ -1,0 +1,134 @@
+// launch.cuh: what every file of kernels is written with: how a kernel is launched, shared memory, views, and sums in a fixed order.
+//
+// nvcc compiles these files for a GPU; the C++ compiler compiles the same files for csrc/emulation. This is the only place where the two
+// differ: no kernel says <<<>>> or __shared__ itself, and none but this file and ptx.cuh knows FREEDIVE_CUDA_EMULATION.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <utility>
+
+#include "../core/context.h"
+#include "../ops.h"
+#include "device.h"
+
+#ifdef FREEDIVE_CUDA_EMULATION
+namespace freedive::cuda {
+template <class T>
+struct Same {
+  using type = T;
+};
+}  // namespace freedive::cuda
+// FD_SHARED(float, tile, [32][33]): an array of the block, filled with NaN when a block begins
+#define FD_SHARED(T, name, ...)  \
+  static char name##_key;        \
+  auto& name = *static_cast<typename ::freedive::cuda::Same<T __VA_ARGS__>::type*>(::emu::shared_array(&name##_key, sizeof(T __VA_ARGS__), 128))
+// The emulator looks at every pointer that a kernel is given: one of the host's would do here and fail on a GPU.
+inline void visit_pointers(const fd_tensor& t, int argument) {
+  if (t.data != nullptr) emu::require_device_memory(t.data, argument);
+}
+constexpr int tensors_in(const char* schema) { return *schema == 0 ? 0 : (*schema == '[') + tensors_in(schema + 1); }
+#define FD_VISIT(op, schema)                                                                                        \
+  inline void visit_pointers(const fd_##op##_args& a, int argument) {                                               \
+    for (int i = 0; i < tensors_in(schema); ++i) visit_pointers(reinterpret_cast<const fd_tensor*>(&a)[i], argument); \
+  }
+FD_OPS(FD_VISIT)
+#undef FD_VISIT
+#else
+#define FD_SHARED(T, name, ...) __shared__ __align__(128) T name __VA_ARGS__
+#endif
+
+namespace freedive::cuda {
+
+constexpr int THREADS = 256, WARP = 32, WARPS = THREADS / WARP;
+constexpr unsigned ALL_LANES = 0xffffffffu;
+
+// Launches kernel(arguments...) on the context's stream. What goes wrong is told by the device's synchronize(), with the op's name.
+template <class... Parameters, class... Arguments>
+void launch(fd_context* ctx, const char* op, int64_t blocks, int threads, void (*kernel)(Parameters...), Arguments&&... arguments) {
+  static_assert(sizeof...(Parameters) == sizeof...(Arguments), "as many arguments as the kernel takes");
+  if (blocks <= 0) return;
+  const dim3 grid(static_cast<unsigned>(blocks)), block(static_cast<unsigned>(threads));
+#ifdef FREEDIVE_CUDA_EMULATION
+  (void)ctx;
+  try {
+    emu::launch({grid, block, 0}, op, kernel, std::forward<Arguments>(arguments)...);
+  } catch (const std::exception& e) {
+    record_error(op, e.what());
+  }
+#else
+  kernel<<<grid, block, 0, static_cast<cudaStream_t>(ctx->stream)>>>(static_cast<Parameters>(arguments)...);
+  const cudaError_t e = cudaGetLastError();
+  if (e != cudaSuccess) record_error(op, cudaGetErrorString(e));
+#endif
+}
+
+inline int64_t blocks_for(int64_t work, int64_t per_block) { return (work + per_block - 1) / per_block; }
+
+// One thread for each of `work` pieces; kernels return where global_thread() is beyond.
+template <class... Parameters, class... Arguments>
+void launch_threads(fd_context* ctx, const char* op, int64_t work, void (*kernel)(Parameters...), Arguments&&... arguments) {
+  launch(ctx, op, blocks_for(work, THREADS), THREADS, kernel, std::forward<Arguments>(arguments)...);
+}
+// One warp for each.
+template <class... Parameters, class... Arguments>
+void launch_warps(fd_context* ctx, const char* op, int64_t work, void (*kernel)(Parameters...), Arguments&&... arguments) {
+  launch(ctx, op, blocks_for(work, WARPS), THREADS, kernel, std::forward<Arguments>(arguments)...);
+}
+
+__device__ inline int64_t global_thread() { return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
+__device__ inline int64_t global_warp() { return global_thread() / WARP; }
+__device__ inline int lane_id() { return static_cast<int>(threadIdx.x) % WARP; }
+__device__ inline int warp_of_block() { return static_cast<int>(threadIdx.x) / WARP; }
+
+// Row n of a view, or element [n, h, 0] of one with heads: they lie D apart, only the first dimension is strided.
+template <class T = float>
+__device__ T* row(const fd_tensor& t, int64_t n) {
+  return static_cast<T*>(t.data) + n * t.stride[0];
+}
+template <class T = float>
+__device__ T* row(const fd_tensor& t, int64_t n, int64_t h) {
+  return static_cast<T*>(t.data) + n * t.stride[0] + h * t.stride[1];
+}
+template <class T = float>
+__device__ T* flat(const fd_tensor& t) {
+  return static_cast<T*>(t.data);
+}
+template <class T = float>
+T* scratch(fd_context* ctx) {
+  return reinterpret_cast<T*>(ctx->workspace);
+}
+
+// What a product takes of x.
+template <bool BF16>
+__device__ float operand(float x) {
+  return BF16 ? __bfloat162float(__float2bfloat16_rn(x)) : x;
+}
+
+// The sum over the lanes of a warp, the same bits in all of them: a + b is b + a.
+template <class T>
+__device__ T warp_sum(T x) {
+  for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
+  return x;
+}
+template <class T>
+__device__ T warp_max(T x) {
+  for (int step = WARP / 2; step > 0; step /= 2) {
+    const T other = __shfl_xor_sync(ALL_LANES, x, step);
+    x = x > other ? x : other;
+  }
+  return x;
+}
+
+// The sum over the threads of a block, the same bits in all of them; `shared`: WARPS of the block's own. Every thread must come.
+__device__ inline double block_sum(double x, double* shared) {
+  x = warp_sum(x);
+  if (lane_id() == 0) shared[warp_of_block()] = x;
+  __syncthreads();
+  double total = 0.0;
+  for (int w = 0; w < WARPS; ++w) total += shared[w];
+  __syncthreads();  // before the next sum overwrites it
+  return total;
+}
+
+}  // namespace freedive::cuda

@@ -1,0 +1,109 @@
+// emulator.h: a machine that runs CUDA kernels on the processor, so that every one of them is executed and checked without a GPU.
+//
+// Every CUDA thread is a fiber, all of them on one thread of the system; blocks run one after another. A thread runs until it waits: at a
+// barrier, in a warp's collective, or at its end. Which runs next is the schedule's choice, and the schedules are the test: what a kernel
+// may not rely on (the order of warps, when a copy arrives) is drawn anew. See README.md.
+//
+// This file is what include/cuda_runtime.h and include/ptx.h are made of; kernels include those, never this.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+struct uint3 {
+  unsigned x, y, z;
+};
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+// Last parameters of everything a thread can wait in: messages name the line of the kernel.
+#define EMU_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
+
+namespace emu {
+
+struct Thread {
+  uint3 index, block;
+  unsigned linear, lane, warp;
+};
+extern Thread* current;  // null outside of kernels
+extern dim3 block_dim, grid_dim;
+
+// Ends the launch, which throws std::runtime_error with kernel, block, thread and this message. Outside of kernels it throws at once.
+[[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+// ---- waiting -----------------------------------------------------------------------------------------------------
+enum class Vote { NONE, COUNT, ALL, ANY };
+// bar.sync id, threads (0: every thread of the block that has not ended). Returns the vote of the predicates.
+int barrier(int id, int threads, Vote vote, int predicate, const char* file, int line);
+// The lanes of `mask` bring one argument each; the last to come runs the operation for all of them, indexed by lane. Lanes whose kind or
+// line differ have diverged, which is an error. A shuffle orders no memory (nor does CUDA's); __syncwarp does.
+using Operation = void (*)(void** arguments, unsigned mask);
+void collective(unsigned mask, int kind, void* argument, Operation operation, bool orders_memory, const char* file, int line);
+// Each lane of the mask gets the 4 or 8 bytes of one of them.
+void shuffle_bytes(unsigned mask, const void* value, void* got, int bytes, unsigned from, const char* file, int line);
+unsigned ballot(unsigned mask, int predicate, const char* file, int line);
+
+// ---- shared memory: an arena with addresses of 32 bits, filled with NaN for every block -------------------------------
+void* shared_array(const void* key, size_t bytes, size_t alignment);
+void* dynamic_shared();
+uint32_t shared_address(const void* pointer);            // fails for memory that is not shared
+void* shared_pointer(uint32_t address, size_t bytes);
+void copy_bytes(void* to, const void* from, size_t bytes);  // what an instruction does, not the thread: sanitizers are told apart
+void note_read(const void* p, size_t bytes);
+void note_write(void* p, size_t bytes);
+
+// ---- asynchronous copies: done at once, or at the last moment the program allows, or drawn -----------------------------
+void copy_async(void* to, const void* from, int bytes, int source_bytes, const char* file, int line);
+void copy_commit();
+void copy_wait(int newest_groups_not_waited_for);
+
+// ---- device memory ---------------------------------------------------------------------------------------------------
+void* allocate(size_t bytes);  // of exactly that size, filled with NaN; null when there is none
+void release(void* memory);
+void require_device_memory(const void* pointer, int argument);  // fails for a pointer that allocate never gave
+
+// ---- launching -------------------------------------------------------------------------------------------------------
+enum class Schedule { SEQUENTIAL, RANDOM, PRIORITY };
+enum class Async { LATE, EARLY, RANDOM };
+struct Options {
+  Schedule schedule = Schedule::SEQUENTIAL;
+  Async async = Async::LATE;
+  uint64_t seed = 1;
+};
+// FREEDIVE_EMU_SCHEDULE = sequential, random, priority; FREEDIVE_EMU_ASYNC = late, early, random; FREEDIVE_EMU_SEED = a number.
+Options options_from_environment();
+
+struct Statistics {
+  uint64_t launches, blocks, threads, switches, barriers, collectives;
+};
+extern Statistics statistics;
+
+struct Launch {
+  dim3 grid, block;
+  size_t shared_bytes = 0;
+};
+void run(const Launch& launch, const void* kernel, const char* name, void (*body)(void*), void* argument);
+void allow_shared(const void* kernel, size_t bytes);  // cudaFuncAttributeMaxDynamicSharedMemorySize
+
+template <class T>
+void visit_pointers(T* pointer, int argument) {
+  if (pointer != nullptr) require_device_memory(pointer, argument);
+}
+template <class T>
+std::enable_if_t<std::is_arithmetic<T>::value> visit_pointers(const T&, int) {}
+
+template <class... Parameters, class... Arguments>
+void launch(const Launch& geometry, const char* name, void (*kernel)(Parameters...), Arguments&&... arguments) {
+  std::tuple<std::decay_t<Parameters>...> held(static_cast<Parameters>(arguments)...);
+  int index = 0;
+  std::apply([&](const auto&... argument) { (visit_pointers(argument, index++), ...); }, held);
+  auto body = [&] { std::apply(kernel, held); };
+  run(geometry, reinterpret_cast<const void*>(kernel), name, [](void* p) { (*static_cast<decltype(body)*>(p))(); },
+      &body);
+}
+
+}  // namespace emu

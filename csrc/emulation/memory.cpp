@@ -1,0 +1,190 @@
+// memory.cpp: shared memory, asynchronous copies into it, and device memory.
+#include "memory.h"
+
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#include "emulator.h"
+#include "sanitizers.h"
+
+namespace emu {
+namespace {
+
+// ---- shared memory: offsets into the arena are its addresses of 32 bits; those below FIRST are nobody's ------------------
+constexpr size_t ARENA = 512 << 10, FIRST = 1024, RED_ZONE = 32;
+constexpr int MAX_ARRAYS = 64;
+char* arena = nullptr;
+size_t top = FIRST, static_bytes = 0, dynamic_offset = 0, dynamic_bytes = 0;
+struct Array {
+  const void* key;
+  size_t offset;
+} arrays[MAX_ARRAYS];
+int n_arrays = 0;
+
+void fill_bytes(void* p, int value, size_t bytes) {  // not memset: see emulator.cpp
+  auto* q = static_cast<volatile char*>(p);
+  for (size_t i = 0; i < bytes; ++i) q[i] = static_cast<char>(value);
+}
+
+size_t take_shared(size_t bytes, size_t alignment) {
+  const size_t a = alignment < 16 ? 16 : alignment, at = (top + a - 1) / a * a;
+  if (at + bytes + RED_ZONE > ARENA) fail("shared memory is full");
+  top = at + bytes + RED_ZONE;
+  unpoison(arena + at, bytes);
+  fill_bytes(arena + at, 0xFF, bytes);
+  return at;
+}
+
+// ---- asynchronous copies, by thread ----------------------------------------------------------------------------------------
+struct Copy {
+  void* to;
+  const void* from;
+  int bytes, source_bytes, group;
+};
+struct Copies {
+  std::vector<Copy> pending;
+  int groups = 0;
+};
+std::vector<Copies> copies;
+
+void do_copy(const Copy& c) {
+  if (c.source_bytes > 0) note_read(c.from, static_cast<size_t>(c.source_bytes));
+  note_write(c.to, static_cast<size_t>(c.bytes));
+  copy_bytes(c.to, c.from, static_cast<size_t>(c.source_bytes));
+  fill_bytes(static_cast<char*>(c.to) + c.source_bytes, 0, static_cast<size_t>(c.bytes - c.source_bytes));
+}
+
+// ---- device memory: what was given out, to tell a host's pointer from it ---------------------------------------------------
+std::map<uintptr_t, size_t> allocations;
+std::mutex allocations_in_use;
+
+}  // namespace
+
+void begin_launch_memory(size_t dynamic_shared_bytes, size_t threads) {
+  if (arena == nullptr) {
+    void* p = mmap(nullptr, ARENA, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) throw std::bad_alloc();
+    arena = static_cast<char*>(p);
+  }
+  dynamic_bytes = dynamic_shared_bytes;
+  if (copies.size() < threads) copies.resize(threads);
+  for (Copies& c : copies) c.pending.clear(), c.groups = 0;
+}
+
+void begin_block_memory() {
+  n_arrays = 0, static_bytes = 0, top = FIRST;
+  if (tsan()) mmap(arena, ARENA, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+  poison(arena, ARENA);
+  if (dynamic_bytes > 0) dynamic_offset = take_shared(dynamic_bytes, 1024);
+}
+
+void* shared_array(const void* key, size_t bytes, size_t alignment) {
+  for (int i = 0; i < n_arrays; ++i)
+    if (arrays[i].key == key) return arena + arrays[i].offset;
+  if (n_arrays == MAX_ARRAYS) fail("more than %d shared arrays", MAX_ARRAYS);
+  if ((static_bytes += bytes) > DEFAULT_SHARED) fail("more than %zu bytes of static shared memory", DEFAULT_SHARED);
+  arrays[n_arrays++] = {key, take_shared(bytes, alignment)};
+  return arena + arrays[n_arrays - 1].offset;
+}
+
+void* dynamic_shared() {
+  if (dynamic_bytes == 0) fail("the kernel uses dynamic shared memory, and the launch gave none");
+  return arena + dynamic_offset;
+}
+
+uint32_t shared_address(const void* pointer) {
+  const auto* p = static_cast<const char*>(pointer);
+  if (p < arena + FIRST || p >= arena + ARENA) fail("%p is no address in shared memory", pointer);
+  return static_cast<uint32_t>(p - arena);
+}
+
+void* shared_pointer(uint32_t address, size_t bytes) {
+  if (address < FIRST || address + bytes > ARENA) fail("%#x is no address in shared memory", address);
+  return arena + address;
+}
+
+void copy_bytes(void* to, const void* from, size_t bytes) {
+  auto* t = static_cast<volatile char*>(to);
+  const auto* f = static_cast<const char*>(from);
+  for (size_t i = 0; i < bytes; ++i) t[i] = f[i];
+}
+
+void note_read(const void* p, size_t bytes) {
+  if (asan()) __asan_loadN(const_cast<void*>(p), bytes);
+  if (tsan()) __tsan_read_range(const_cast<void*>(p), bytes);
+}
+
+void note_write(void* p, size_t bytes) {
+  if (asan()) __asan_storeN(p, bytes);
+  if (tsan()) __tsan_write_range(p, bytes);
+}
+
+void copy_async(void* to, const void* from, int bytes, int source_bytes, const char* file, int line) {
+  if (bytes != 4 && bytes != 8 && bytes != 16) fail("cp.async at %s:%d copies 4, 8 or 16 bytes, not %d", file, line, bytes);
+  if (source_bytes < 0 || source_bytes > bytes) fail("cp.async at %s:%d: %d bytes of %d", file, line, source_bytes, bytes);
+  if (reinterpret_cast<uintptr_t>(to) % static_cast<unsigned>(bytes) != 0 ||
+      (source_bytes > 0 && reinterpret_cast<uintptr_t>(from) % static_cast<unsigned>(bytes) != 0))
+    fail("cp.async at %s:%d: %d bytes from %p to %p, which are not aligned to that", file, line, bytes, from, to);
+  shared_address(to);
+  Copies& mine = copies[current->linear];
+  const Copy c{to, from, bytes, source_bytes, mine.groups};
+  if (copies_are_early())
+    do_copy(c);
+  else
+    mine.pending.push_back(c);
+}
+
+void copy_commit() { ++copies[current->linear].groups; }
+
+// All groups but the newest n are done when this returns.
+void copy_wait(int n) {
+  Copies& mine = copies[current->linear];
+  size_t kept = 0;
+  for (size_t i = 0; i < mine.pending.size(); ++i) {
+    if (mine.pending[i].group < mine.groups - n)
+      do_copy(mine.pending[i]);
+    else
+      mine.pending[kept++] = mine.pending[i];
+  }
+  mine.pending.resize(kept);
+}
+
+void finish_copies(unsigned thread) {
+  Copies& mine = copies[thread];
+  for (const Copy& c : mine.pending) do_copy(c);
+  mine.pending.clear();
+  mine.groups = 0;
+}
+
+void* allocate(size_t bytes) {
+  void* p = nullptr;
+  if (posix_memalign(&p, 256, bytes > 0 ? bytes : 1) != 0) return nullptr;
+  fill_bytes(p, 0xFF, bytes);
+  std::lock_guard<std::mutex> lock(allocations_in_use);
+  allocations[reinterpret_cast<uintptr_t>(p)] = bytes;
+  return p;
+}
+
+void release(void* memory) {
+  if (memory == nullptr) return;
+  {
+    std::lock_guard<std::mutex> lock(allocations_in_use);
+    if (allocations.erase(reinterpret_cast<uintptr_t>(memory)) == 0) fail("%p is freed and was never allocated", memory);
+  }
+  std::free(memory);
+}
+
+void require_device_memory(const void* pointer, int argument) {
+  const auto p = reinterpret_cast<uintptr_t>(pointer);
+  std::lock_guard<std::mutex> lock(allocations_in_use);
+  auto after = allocations.upper_bound(p);
+  if (after == allocations.begin() || (--after, p > after->first + after->second))
+    fail("argument %d of a kernel points to memory of the host (%p)", argument, pointer);
+}
+
+}  // namespace emu
