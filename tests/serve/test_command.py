@@ -21,6 +21,7 @@ from serve_cases import CONFIG, make_lm  # noqa: E402
 
 from freedive.cli import main  # noqa: E402
 from freedive.model import DecoderConfig, save_pretrained  # noqa: E402
+from freedive.serve.command import model_name  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,19 @@ def folder(tmp_path_factory):
     save_pretrained(lm.model, where)
     lm.tokenizer.save(where / "tokenizer")
     return where
+
+
+def test_a_model_has_the_name_people_see(tmp_path, monkeypatch):
+    blob = tmp_path / "blobs" / "0123abcd"  # as Hugging Face's cache keeps files
+    blob.parent.mkdir()
+    blob.write_bytes(b"")
+    (tmp_path / "SmolLM2.Q4_1.gguf").symlink_to(blob)
+    assert model_name(tmp_path / "SmolLM2.Q4_1.gguf") == "SmolLM2.Q4_1"
+    (tmp_path / "my-dive" / "sft").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "my-dive" / "sft")
+    assert {model_name(p) for p in (tmp_path / "my-dive" / "sft", Path("."), Path("../sft"))} == {"my-dive/sft"}
+    monkeypatch.chdir(tmp_path / "my-dive")
+    assert model_name(Path("sft")) == "my-dive/sft" and model_name(Path("sft/..")) == "my-dive"
 
 
 class Process:

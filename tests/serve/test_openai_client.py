@@ -175,6 +175,8 @@ def test_embeddings(served):
     floats = served.client.embeddings.create(model="tiny", input=[ids], encoding_format="float")
     coded = served.http.post("/v1/embeddings", json={"input": "a text", "encoding_format": "base64"}).json()
     assert np.frombuffer(base64.b64decode(coded["data"][0]["embedding"]), "<f4").tolist() == pytest.approx(floats.data[0].embedding, abs=1e-7)
+    with pytest.raises(openai.BadRequestError, match="input 1 has 1,025 tokens; a vector is made of at most 1,024 here"):
+        served.client.embeddings.create(model="tiny", input=[[1], [1] * 1025])
 
 
 @pytest.mark.parametrize(
@@ -195,6 +197,8 @@ def test_embeddings(served):
         (dict(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}), openai.BadRequestError, "json_schema cannot be used"),
         (dict(extra_body={"structured_outputs": {"regex": "(["}}), openai.BadRequestError, "regex cannot be used"),
         (dict(tool_choice="required"), openai.BadRequestError, "no tools"),
+        (dict(messages=[{"role": "user", "content": [{"type": "text", "text": "What?"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}]}]),
+         openai.BadRequestError, "messages.0.content.1.type is 'image_url': models here read text"),
     ],
 )  # fmt: skip
 def test_errors_are_the_clients_own_exceptions_with_a_sentence(served, asked, kind, told):

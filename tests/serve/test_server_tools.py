@@ -13,7 +13,7 @@ from serve_cases import TOKENIZER  # noqa: E402
 from serve_http import Served, qwen_tokenizer  # noqa: E402
 
 from freedive.inference.tool_json import ANSWER, ANSWER_END, CALL, CALL_END  # noqa: E402
-from freedive.serve.chat_form import Offer, chat_ids, offer  # noqa: E402
+from freedive.serve.chat_form import Offer, chat_ids, no_thoughts, offer  # noqa: E402
 from freedive.serve.chat_parse import Parser  # noqa: E402
 from freedive.serve.errors import APIError  # noqa: E402
 from freedive.serve.schemas import ChatRequest  # noqa: E402
@@ -98,13 +98,18 @@ def test_a_call_and_its_answer_in_each_form():
         ([*HELLO, {"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": {"name": "weather", "arguments": "{}"}}]}], "has no answer yet"),
         ([*HELLO, {"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": {"name": "weather", "arguments": "{}"}}]}, {"role": "system", "content": "x"}], "has no answer yet"),
         ([*HELLO, {"role": "tool", "tool_call_id": "b", "content": "x"}], "which no message before it made"),
-        ([{"role": "system", "content": "a"}, {"role": "system", "content": "b"}], "second system message"),
         ([{"role": "user", "content": "x", "tool_calls": [{"id": "a", "type": "function", "function": {"name": "w", "arguments": ""}}]}], "only the assistant"),
     ],
 )  # fmt: skip
 def test_conversations_that_cannot_be_are_refused(messages, told):
     with pytest.raises(APIError, match=told):
         ids_of(QWEN3, messages, [WEATHER])
+
+
+def test_every_system_message_is_a_turn():
+    told = text_of(PLAIN, [{"role": "system", "content": "a"}, {"role": "developer", "content": "b"}, *HELLO, {"role": "system", "content": "c"}])
+    turn = lambda role, text: f"<|im_start|>{role}\n{text}<|im_end|>\n"
+    assert told == turn("system", "a") + turn("system", "b") + turn("user", "Hello") + turn("system", "c") + "<|im_start|>assistant\n"
 
 
 # ---- what a model says as parts ----------------------------------------------------------------------------------
@@ -247,3 +252,34 @@ def test_thoughts_are_apart_and_stop_strings_do_not_end_them():
             content += chunk.choices[0].delta.content or ""
             thought += getattr(chunk.choices[0].delta, "reasoning_content", None) or ""
         assert (content, thought) == ("Hello ", "STOP? no\n")
+
+
+def test_an_answer_without_reasoning_begins_behind_empty_thoughts():
+    with Served(THINKER) as s:
+        def asked(**more):
+            s.script("Hello.", "<|im_end|>")
+            return s.client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=100, **more)
+
+        whole = asked().usage.prompt_tokens
+        for effort in ("minimal", "low", "high"):
+            assert asked(reasoning_effort=effort).usage.prompt_tokens == whole
+        told = asked(reasoning_effort="none")
+        assert told.usage.prompt_tokens == whole + 2 + 4 and told.choices[0].message.content == "Hello."
+        assert THINKER.decode(no_thoughts(THINKER)) == "<think>\n\n</think>\n\n" and no_thoughts(PLAIN) == []
+
+
+@pytest.mark.parametrize("tok", [QWEN3, PLAIN, TOKENIZER], ids=["json", "text", "slots"])
+def test_with_tools_and_a_schema_an_answer_is_one_of_both(tok):
+    pytest.importorskip("llguidance", reason="llguidance is not installed")
+    tools = [PYTHON] if tok is TOKENIZER else [WEATHER]
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": False}}}
+    begin = tok.special("<|python_start|>") if tok is TOKENIZER else tok.special(CALL) if tok is QWEN3 else tok.encode("<")[0]
+    end = {str(tok.special("<|python_end|>")): 8} if tok is TOKENIZER else {}
+    with Served(tok) as s:
+        for bias in (100, -100):  # the random model wants a call, or none
+            told = s.client.chat.completions.create(model="tiny", messages=HELLO, tools=tools, response_format=form, seed=1, max_tokens=900, logit_bias={str(begin): bias} | end)
+            (choice,) = told.choices
+            if bias > 0 and tok is not PLAIN:
+                assert choice.finish_reason == "tool_calls" and choice.message.tool_calls[0].function.name == tools[0]["function"]["name"]
+            elif bias < 0:
+                assert choice.finish_reason == "stop" and isinstance(json.loads(choice.message.content)["a"], bool)

@@ -82,11 +82,14 @@ async def grammar(kind: str, text: str) -> Grammar:
     return await asyncio.to_thread(Grammar, kind, text)
 
 
+def one_line(schema: Any) -> Any:
+    """A schema whose JSON stands on one line: a small model that may write white space between its parts does so without end."""
+    return schema | {"x-guidance": ONE_LINE} if isinstance(schema, dict) and "x-guidance" not in schema else schema
+
+
 async def json_grammar(schema: Any) -> Grammar:
-    """JSON of a schema, on one line: a small model that may write white space between its parts does so without end."""
-    if isinstance(schema, dict) and "x-guidance" not in schema:
-        schema = schema | {"x-guidance": ONE_LINE}
-    return await grammar("json_schema", json.dumps(schema))
+    """JSON of a schema, on one line."""
+    return await grammar("json_schema", json.dumps(one_line(schema)))
 
 
 async def structured(ask: StructuredOutputs | None) -> Grammar | None:

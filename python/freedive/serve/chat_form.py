@@ -21,7 +21,7 @@ from freedive.inference.tool_loop import SLOTS, offered
 from freedive.tokenizer import Tokenizer, render
 from freedive.tokenizer.chat import turn_header
 
-from .asking import ONE_LINE
+from .asking import one_line
 from .errors import APIError
 from .schemas import Message, NamedChoice, Tool
 
@@ -77,22 +77,37 @@ def call_ends(tok: Tokenizer, what: Offer) -> list[int]:
     return sorted(tok.special_tokens[t] for t in forged | ends if t in tok.special_tokens)
 
 
-def grammar_of(tok: Tokenizer, what: Offer) -> Grammar | None:
-    """The grammar of a forced call: its marks, a name on offer, arguments of that function's schema. Raises UserError for a bad schema."""
-    if not what.forced:
+def grammar_of(tok: Tokenizer, what: Offer, schema: Any = None) -> Grammar | None:
+    """The grammar of a forced call: its marks, a name on offer, arguments of that function's schema; or, with a schema and nothing forced, of a
+    call or JSON of that schema. None where neither is asked for. Raises UserError for a bad schema.
+    """
+    if not what.forced and schema is None:
         return None
+    names, answer = what.forced or tuple(what.functions), ""
+    if not what.forced:
+        answer = f" | answer\nanswer: %json {json.dumps(one_line(schema))}"
     if what.form == "slots":
-        pairs = [(tok.special(SLOTS[name][0]), tok.special(SLOTS[name][1])) for name in what.forced]
-        return Grammar("lark", "start: " + " | ".join(f"<[{begin}]> TEXT <[{end}]>" for begin, end in pairs) + "\nTEXT: /(.|\\n)+/\n")
+        pairs = [(tok.special(SLOTS[name][0]), tok.special(SLOTS[name][1])) for name in names]
+        return Grammar("lark", "start: " + " | ".join(f"<[{begin}]> TEXT <[{end}]>" for begin, end in pairs) + answer + "\nTEXT: /(.|\\n)+/\n")
     begin, end = (f"<[{tok.special(m)}]>" if what.form == "json" else json.dumps(m) for m in (CALL, CALL_END))
     schemas = [
         {"type": "object", "properties": {"name": {"const": name}, "arguments": what.functions[name]["function"].get("parameters") or {"type": "object"}},
          "required": ["name", "arguments"], "additionalProperties": False}
-        for name in what.forced
+        for name in names
     ]  # fmt: skip
-    calls = "\n".join(f"call{i}: %json {json.dumps(s | {'x-guidance': ONE_LINE})}" for i, s in enumerate(schemas))
-    names = " | ".join(f"call{i}" for i in range(len(schemas)))
-    return Grammar("lark", f'start: {begin} "\\n" ({names}) "\\n" {end}\n{calls}\n')
+    calls = "\n".join(f"call{i}: %json {json.dumps(one_line(s))}" for i, s in enumerate(schemas))
+    among = " | ".join(f"call{i}" for i in range(len(schemas)))
+    return Grammar("lark", f'start: {begin} "\\n" ({among}) "\\n" {end}{answer}\n{calls}\n')
+
+
+def no_thoughts(tok: Tokenizer) -> list[int]:
+    """What an answer without reasoning begins with, for models that think: thoughts that are empty (Qwen3's template). [] for all others."""
+    return [tok.special(THINK), *tok.encode("\n\n"), tok.special(THINK_END), *tok.encode("\n\n")] if can_think(tok) else []
+
+
+def can_think(tok: Tokenizer) -> bool:
+    """Whether a vocabulary has tokens around thoughts."""
+    return {THINK, THINK_END} <= tok.special_tokens.keys()
 
 
 def chat_ids(tok: Tokenizer, messages: Sequence[Message], what: Offer, *, generate: bool = True, go_on: bool = False) -> list[int]:
@@ -155,8 +170,6 @@ def _check(messages: Sequence[Message]) -> None:
             continue
         if waiting:
             raise APIError(400, f"{where}: the call {min(waiting)!r} has no answer yet", param="messages")
-        if at and _role(message) == "system" == _role(messages[at - 1]):
-            raise APIError(400, f"{where}: a second system message", param="messages")
         if message.role != "assistant" and (message.tool_calls or message.tool_call_id):
             raise APIError(400, f"{where}: only the assistant makes calls, and only tools answer them", param="messages")
         if message.content is None and not message.tool_calls:

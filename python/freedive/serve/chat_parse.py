@@ -16,7 +16,7 @@ from freedive.inference.tool_json import CALL, CALL_END
 from freedive.inference.tool_loop import SLOTS
 from freedive.tokenizer import StreamDecoder, Tokenizer
 
-from .chat_form import THINK, THINK_END, Offer
+from .chat_form import THINK, THINK_END, Offer, can_think
 
 
 @dataclass
@@ -26,11 +26,6 @@ class Part:
     kind: str  # content, reasoning, call
     text: str = ""  # of a call: its arguments, JSON
     name: str = ""
-
-
-def can_think(tok: Tokenizer) -> bool:
-    """Whether a vocabulary has tokens around thoughts."""
-    return {THINK, THINK_END} <= tok.special_tokens.keys()
 
 
 class Parser:

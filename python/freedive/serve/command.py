@@ -116,7 +116,7 @@ def _page_settings(c: ServeConfig, path: Path) -> dict[str, Any]:
 
 def model_name(path: Path) -> str:
     """A file's name without .gguf; a folder's name, with its parent's where that alone says little (sft, rl, pretrain)."""
-    path = path.resolve()
+    path = Path(os.path.abspath(path))  # a link has the name people know: Hugging Face's cache links to hashes
     if path.is_file():
         return path.name.removesuffix(".gguf").removesuffix(".bin")
     return f"{path.parent.name}/{path.name}" if path.name in ("pretrain", "sft", "rl") else path.name

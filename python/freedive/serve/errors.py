@@ -97,6 +97,8 @@ def _invalid(error: RequestValidationError) -> APIError:
             return APIError(400, f"the body is not JSON: {e.get('ctx', {}).get('error', e['msg'])}", code="invalid_json")
         # Unions name their branches in the location; people know fields and places in lists only.
         place = ".".join(str(p) for p in e["loc"][1:] if isinstance(p, int) or str(p).replace("_", "").isalnum() and str(p) not in _BRANCHES)
+        if e["type"] == "literal_error" and place.endswith(".type") and "content" in place:
+            return APIError(400, f"{place} is {str(e['input'])[:60]!r}: models here read text", code="invalid_value", param=place)
         told = "there is no such field" if e["type"] == "extra_forbidden" else e["msg"][:1].lower() + e["msg"][1:]
         line = f"{place or 'the body'}: {told}" + (f", found {str(e['input'])[:60]!r}" if isinstance(e.get("input"), (str, int, float)) else "")
         if line not in seen:

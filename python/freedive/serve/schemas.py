@@ -178,7 +178,7 @@ class ChatRequest(Sampling):
     response_format: ResponseFormat | None = None
     continue_final_message: bool | None = None  # the last message is the assistant's, and the answer goes on with it
     modalities: list[Literal["text"]] | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None  # no effect
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None  # none: no thoughts; the others have no effect
     verbosity: Literal["low", "medium", "high"] | None = None  # no effect
 
 

@@ -28,8 +28,8 @@ from ..asking import (
     token_text,
     usage,
 )
-from ..chat_form import Offer, call_ends, chat_ids, grammar_of, offer
-from ..chat_parse import Parser, Part, can_think
+from ..chat_form import Offer, call_ends, can_think, chat_ids, grammar_of, no_thoughts, offer
+from ..chat_parse import Parser, Part
 from ..errors import JSON, APIError, finite
 from ..schemas import ChatRequest, ObjectFormat, SchemaFormat
 from ..service import Service
@@ -112,6 +112,8 @@ async def chat_completions(request: Request, ask: ChatRequest) -> Response:
     what = offer(tok, ask.tools, ask.tool_choice)
     size = sum(len(m.text) for m in ask.messages)
     ids = await beside(size, chat_ids, tok, ask.messages, what, go_on=bool(ask.continue_final_message))
+    if ask.reasoning_effort == "none" and not ask.continue_final_message:
+        ids = [*ids, *no_thoughts(tok)]
     ends = tuple(dict.fromkeys((*stop_ids(tok, ask), *call_ends(tok, what))))
     asked = ask.max_completion_tokens or ask.max_tokens
     if len(ids) + (asked or 1) > service.context:
@@ -133,18 +135,14 @@ async def chat_completions(request: Request, ask: ChatRequest) -> Response:
 
 
 async def _grammar(tok: Tokenizer, ask: ChatRequest, what: Offer) -> Grammar | None:
-    """The form an answer must have: of a forced call, of response_format, of structured_outputs; one of them at most."""
+    """The form an answer must have: of a call, of response_format (of either, with both), of structured_outputs."""
     form = ask.response_format
-    wanted = isinstance(form, (ObjectFormat, SchemaFormat))
-    if (what.form != "none") + wanted + (ask.structured_outputs is not None) > 1:
-        raise APIError(400, "tools, response_format and structured_outputs each say what an answer looks like: give one of them", param="response_format")
-    if isinstance(form, ObjectFormat):
-        return await json_grammar({"type": "object"})
-    if isinstance(form, SchemaFormat):
-        return await json_grammar(form.json_schema.schema_ or {})
-    if what.forced:
-        return await asyncio.to_thread(grammar_of, tok, what)
-    return await structured(ask.structured_outputs)
+    schema = {"type": "object"} if isinstance(form, ObjectFormat) else form.json_schema.schema_ or {} if isinstance(form, SchemaFormat) else None
+    if ask.structured_outputs is not None and (what.form != "none" or schema is not None):
+        raise APIError(400, "structured_outputs says what an answer looks like, and so do tools and response_format: give one of them", param="structured_outputs")
+    if what.form != "none":
+        return await asyncio.to_thread(grammar_of, tok, what, schema)
+    return await structured(ask.structured_outputs) if schema is None else await json_grammar(schema)
 
 
 async def _whole(service: Service, ask: ChatRequest, stream: Stream, answers: list[_Answer], head: dict[str, Any]) -> dict[str, Any]:

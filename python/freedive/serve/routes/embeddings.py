@@ -15,7 +15,6 @@ from ..asking import beside, service_of, usage
 from ..errors import JSON, APIError
 from ..schemas import EmbeddingRequest
 from ..sse import while_there
-from ..stream import ContextOverflow
 
 router = APIRouter()
 
@@ -42,7 +41,8 @@ async def embeddings(request: Request, ask: EmbeddingRequest) -> Response:
     most = min(service.lm.model.config.max_positions, lm.model.max_tokens)
     for at, ids in enumerate(prompts):
         if len(ids) > most:
-            raise ContextOverflow(len(ids), 0, most)
+            hint = "" if most == service.context else "; freedive serve --max-batch-tokens takes more"
+            raise APIError(400, f"input {at} has {len(ids):,} tokens; a vector is made of at most {most:,} here{hint}", code="context_length_exceeded", param="input")
         if max(ids) >= lm.model.config.vocab_size:
             raise APIError(400, f"input {at} has the token id {max(ids)}; the vocabulary has {lm.model.config.vocab_size}", param="input")
 
