@@ -76,6 +76,12 @@ VERBS = {
         "make an assistant of a base model, from conversations",
         "freedive sft --model model.gguf --data chats.jsonl --lora-rank 16 --val-fraction 0.05 --out runs/adapter",
     ),
+    "synthesize": Verb(
+        "freedive.sft.synthesis.stage",
+        "SynthesizeConfig",
+        "conversations written by a model, from seeds: new instructions, dialogues, answers in a labeller's manner",
+        "freedive synthesize seeds.jsonl --generator model.gguf --rows 200 --out runs/synthesis",
+    ),
     "label": Verb(
         "freedive.serve.label",
         "LabelConfig",
