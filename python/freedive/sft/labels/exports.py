@@ -45,7 +45,7 @@ def run(c: ExportConfig) -> int:
     if c.format in ("label-studio", "argilla"):
         out = c.out or c.folder / "export" / c.format
         files = label_studio.files(labels, found, pairwise=c.pairwise) if c.format == "label-studio" else argilla.files(labels, found)
-        _write_all(out, files, c.force)
+        _write_all(out, files, c.force or c.out is None)
         print(f"{out}: {len(labels.items):,} prompts, {sum(1 for j in found if not j.skipped):,} judgements; files: {', '.join(files)}")
         return 0
     done = [j for j in found if not j.skipped]

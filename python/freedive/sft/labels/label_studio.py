@@ -1,10 +1,10 @@
 """Label Studio's files: a list of tasks (tasks.json) and the labelling interface they are for (config.xml), both ways.
 
-A task to be ranked has `messages` (shown by <Paragraphs>) and `answers` (a <List> with a <Ranker>). Its buckets rank_1 (best) to rank_K
-hold ties, which a Ranker's plain list cannot. Text areas take the ideal answer and notes, ratings the scores. A task to be compared has `text1` and `text2`
+A task to be ranked has `messages` (shown by <Paragraphs>), the texts `answer_1` ..., and `answers`, their titles (a <List> with a <Ranker>). Its buckets
+rank_1 (best) to rank_K hold ties, which a Ranker's plain list cannot. Text areas take the ideal answer and notes, ratings the scores. A task to be compared has `text1` and `text2`
 (<Pairwise>); three answers are three such tasks, and an order again by how many each loses to. A skipped task is `was_cancelled`; seconds are `lead_time`.
-What Label Studio has no field for stands under `freedive` in a task's data, which it keeps. Of annotations it keeps its own user's id, not our labeller's
-name: in files it exported, the labeller is that user.
+What Label Studio has no field for stands under `freedive` in a task's data and in the `meta` of results, which it keeps as they are. An annotation that has no result
+(a skipped one) is its importing user's after a way through it.
 
 Formats: labelstud.io/guide/task_format, tags ranker, pairwise, rating, textarea (read 2026-11).
 """
@@ -48,8 +48,8 @@ def files(labels: Labels, judgements: Iterable[Judgement], *, pairwise: bool = F
 
 
 def _rank_task(item: Item, judgements: list[Judgement], most: int) -> dict[str, Any]:
-    texts = {f"answer_{n}": item.answers[n - 1].text if n <= len(item.answers) else "" for n in range(1, most + 1)}
-    data = {"messages": _shown(item), "answers": [{"id": a.id, "title": f"Answer {n}", "body": a.text} for n, a in enumerate(item.answers, 1)], **texts}
+    texts = {f"answer_{n}": item.answers[n - 1].text if n <= len(item.answers) else "(there is none)" for n in range(1, most + 1)}
+    data = {"messages": _shown(item), **texts, "answers": [{"id": a.id, "title": f"Answer {n}"} for n, a in enumerate(item.answers, 1)]}
     task: dict[str, Any] = {"data": data | {"freedive": _hidden(item)}, "annotations": [_annotation(item, j) for j in judgements]}
     if item.ranks:  # the order of the file it came from, as a prediction
         task["predictions"] = [{"model_version": "file", "result": [_ranker(item.ranks)]}]
@@ -79,15 +79,16 @@ def _ranker(ranks: dict[str, int]) -> dict[str, Any]:
 def _rank_config(most: int) -> str:
     view = ET.Element("View")
     ET.SubElement(view, "Paragraphs", name="messages", value="$messages", nameKey="role", textKey="content", layout="dialogue")
-    if most:
-        ET.SubElement(view, "List", name="answers", value="$answers", title="Answers")
-        ranker = ET.SubElement(view, "Ranker", name="rank", toName="answers")
-        for n in range(1, most + 1):
-            ET.SubElement(ranker, "Bucket", name=f"rank_{n}", title=f"Rank {n}" + (" (best)" if n == 1 else ""))
     for n in range(1, most + 1):
+        ET.SubElement(view, "Header", value=f"Answer {n}", size="5")
         ET.SubElement(view, "Text", name=f"answer_{n}", value=f"$answer_{n}")
         ET.SubElement(view, "Rating", name=f"score_{n}", toName=f"answer_{n}", maxRating=str(SCORES[-1]))
         ET.SubElement(view, "TextArea", name=f"note_{n}", toName=f"answer_{n}", placeholder="A note", maxSubmissions="1")
+    if most:
+        ET.SubElement(view, "List", name="answers", value="$answers", title="To be ranked")
+        ranker = ET.SubElement(view, "Ranker", name="rank", toName="answers")
+        for n in range(1, most + 1):
+            ET.SubElement(ranker, "Bucket", name=f"rank_{n}", title=f"{n}" + (" best" if n == 1 else ""))
     ET.SubElement(view, "TextArea", name="ideal", toName="messages", placeholder="The ideal answer", rows="8", maxSubmissions="1")
     _common(view)
     return _xml(view)
@@ -144,8 +145,9 @@ def _result(name: str, to: str, kind: str, value: dict[str, Any]) -> dict[str, A
 
 
 def _signed(j: Judgement, result: list[dict[str, Any]]) -> dict[str, Any]:
-    """An annotation. `labeller` and the rest of ours are keys that Label Studio passes over when it reads the file."""
-    ours = {"labeller": j.labeller, "order": j.order, "guidelines": j.guidelines}
+    """An annotation. Label Studio passes over its key `freedive`, and keeps that of a result's `meta`; when it was made it writes anew."""
+    ours = {"labeller": j.labeller, "time": j.time, "order": j.order, "guidelines": j.guidelines}
+    result = [r | {"meta": {"freedive": ours}} for r in result]
     return {"result": result, "was_cancelled": j.skipped, "ground_truth": False, "lead_time": j.seconds, "created_at": j.time, "freedive": ours}
 
 
@@ -237,7 +239,8 @@ def _variable(view: ET.Element | None, name: str) -> str:
 
 
 def _take(annotation: dict[str, Any], item: Item, ids: list[str], view: ET.Element | None, whole: dict[tuple[str, str], Judgement], pairs: dict[tuple[str, str], dict[str, Any]]) -> None:
-    ours = annotation.get("freedive") or {}
+    metas = [(r.get("meta") or {}).get("freedive") for r in annotation.get("result") or []]
+    ours = annotation.get("freedive") or next((m for m in metas if m), {})
     who = annotation.get("completed_by")
     name = ours.get("labeller") or (who.get("email") or who.get("id") if isinstance(who, dict) else who)
     labeller = clean_name(name if name is not None else "label-studio")
@@ -265,7 +268,7 @@ def _take(annotation: dict[str, Any], item: Item, ids: list[str], view: ET.Eleme
             else:
                 fields["flags"] += [str(choice) for choice in value["choices"] if name == "flags"]
     fields["scores"] = {k: v for k, v in fields["scores"].items() if v in SCORES}
-    more = {"seconds": float(annotation.get("lead_time") or 0.0), "time": str(annotation.get("created_at") or ""), "skipped": bool(annotation.get("was_cancelled")),
+    more = {"seconds": float(annotation.get("lead_time") or 0.0), "time": str(ours["time"] if "time" in ours else annotation.get("created_at") or ""), "skipped": bool(annotation.get("was_cancelled")),
             "order": [str(i) for i in ours.get("order") or []], "guidelines": str(ours.get("guidelines") or "")}  # fmt: skip
     key = (item.id, labeller)
     if verdict is not None or len(ids) == 2 and len(item.answers) > 2:
