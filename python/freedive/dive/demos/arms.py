@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import identity, refusals, searching, skills
+from . import identity, labellers, refusals, searching, skills
 from .room import Figure, Room
 
 
@@ -37,6 +37,11 @@ ARMS = {
         "3.2.2", "Who are you?",
         "A model has no self to look into; it says what its conversations say. One conversation in fifty is enough, or a system message.",
         identity.run,
+    ),
+    "labellers": Arm(
+        "2.2", "A simulation of its labeller",
+        "Two labellers write down the same answers, each in a manner of their own. A model that learned one's rows sounds like that one, in questions neither has seen.",
+        labellers.run,
     ),
     "sums": Arm(
         "3.3.1", "Tokens to think",
