@@ -31,6 +31,13 @@ def test_it_is_the_model_s_own_trace(served):
     assert np.array_equal(maps[1, 3], seen.attention(1, 3).astype(np.float16))
 
 
+def test_a_long_text_is_read_in_pieces_of_the_same_bits(served):
+    ids = (WORDS * 12)[:200]
+    got = ask(served, prompt=ids, want=["lens"], layers=[1, 2]).json()["lens"]
+    want = lens(served.lm.model, trace(served.lm.model, ids), layers=[1, 2])
+    assert got["ids"] == want.ids.tolist() and np.array_equal(np.float32(got["logprobs"]), want.logprobs) and np.array_equal(np.float32(got["entropy"]), want.entropy)
+
+
 def test_parts_can_be_chosen(served):
     got = ask(served, prompt="seen", want=["lens", "attention"], layers=[0, 2], heads=[1]).json()
     assert got["lens"]["layers"] == [0, 2] and got["attention"]["layers"] == [2] and got["attention"]["heads"] == [1] and "topk" not in got

@@ -19,6 +19,7 @@ from freedive.model.trace import Trace
 from freedive.runs import UserError, human_bytes
 
 from ..looking import look, read_layers
+from ..stream import Busy, Closing
 from .drawing import architecture_svg
 from .parts import Tag, box, button, check, choice, field, fixed_html, piece_of
 from .shell import Pages, frame, head
@@ -122,7 +123,7 @@ def _look(pages: Pages) -> None:
             with out:
                 _show_lens(pages, seen, found)
                 _show_heads(pages, seen)
-        except UserError as error:
+        except (UserError, Busy, Closing) as error:
             told.set_text("")
             out.clear()
             with out, box("error", role="alert"):

@@ -14,6 +14,7 @@ from nicegui import background_tasks, ui
 from freedive.inference import Params
 from freedive.runs import UserError
 
+from ..stream import Busy, Closing
 from .panel import sampler
 from .parts import Element, Tag, TokenView, box, button, choice, token_items
 from .parts import field as text_field
@@ -174,7 +175,7 @@ class Playground:
             if len(ids) > MAX_SCORED or self.pages.service.room(ids) < 1:
                 raise UserError(f"the text has {len(ids):,} tokens; at most {min(MAX_SCORED, self.pages.service.context - 1):,} are drawn")
             tokens = await scored(self.pages.service, ids)
-        except (UserError, RuntimeError) as error:
+        except (UserError, Busy, Closing, RuntimeError) as error:
             with self.out, box("error", role="alert"):
                 Tag("span", str(error))
             return

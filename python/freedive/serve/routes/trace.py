@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
-from freedive.model.trace import MAX_TRACE_TOKENS, Trace
+from freedive.model.trace import MAX_TRACE_TOKENS
 
 from ..asking import service_of, token_text
 from ..errors import JSON, APIError, finite
-from ..looking import look, read_layers
+from ..looking import look, read_attention, read_layers
 from ..schemas import TraceRequest
 from ..service import Service
 from ..sse import while_there
@@ -52,7 +52,9 @@ async def _traced(service: Service, ask: TraceRequest, ids: list[int], blocks: l
     if "norms" in want:
         out["norms"] = seen.norms().tolist()
     if "attention" in want:
-        out["attention"] = await service.call(_attention, seen, blocks, heads)
+        maps = await read_attention(service, seen, [layer - 1 for layer in blocks], heads)
+        coded = base64.b64encode(maps.astype("<f2").tobytes()).decode()
+        out["attention"] = {"layers": blocks, "heads": heads, "shape": list(maps.shape), "dtype": "float16", "data": coded}
     return out
 
 
@@ -73,9 +75,3 @@ def _chosen(service: Service, ask: TraceRequest, n: int) -> tuple[list[int], lis
         told = f"{len(blocks)} layers of {len(heads)} heads and {n} tokens are {numbers:,} numbers; at most {MAX_ATTENTION:,} are sent: name fewer layers or heads"
         raise APIError(400, told, param="layers")
     return blocks, heads
-
-
-def _attention(seen: Trace, blocks: list[int], heads: list[int]) -> dict[str, Any]:
-    n = len(seen.ids)
-    maps = np.array([[seen.attention(layer - 1, head) for head in heads] for layer in blocks], np.float16).reshape(len(blocks), len(heads), n, n)
-    return {"layers": blocks, "heads": heads, "shape": list(maps.shape), "dtype": "float16", "data": base64.b64encode(maps.astype("<f2").tobytes()).decode()}
