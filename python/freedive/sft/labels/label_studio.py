@@ -240,7 +240,7 @@ def _variable(view: ET.Element | None, name: str) -> str:
 
 def _take(annotation: dict[str, Any], item: Item, ids: list[str], view: ET.Element | None, whole: dict[tuple[str, str], Judgement], pairs: dict[tuple[str, str], dict[str, Any]]) -> None:
     metas = [(r.get("meta") or {}).get("freedive") for r in annotation.get("result") or []]
-    ours = annotation.get("freedive") or next((m for m in metas if m), {})
+    ours: dict[str, Any] = annotation.get("freedive") or next((m for m in metas if m), {})
     who = annotation.get("completed_by")
     name = ours.get("labeller") or (who.get("email") or who.get("id") if isinstance(who, dict) else who)
     labeller = clean_name(name if name is not None else "label-studio")
