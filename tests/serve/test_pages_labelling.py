@@ -72,12 +72,12 @@ def label(tmp_path: Path, browser: Any) -> Iterator[Callable[..., tuple[LabelSer
         return server, open_
 
     yield begin
-    for context, watch in made:
+    for context, _ in made:
         context.close()
-        assert not watch.problems
     for server in servers:
         if server.process is not None and server.process.poll() is None:
             server.kill(signal.SIGINT)
+    assert not [watch.problems for _, watch in made if watch.problems]
 
 
 def judged(server: LabelServer, who: str = "ada") -> list[dict[str, Any]]:
