@@ -359,7 +359,7 @@ void bind_ops(py::module_& m) {
   m.def(
       "quantized_row", [](int64_t C, int64_t type) { return require_cpu()->quantized_row(C, type); }, py::arg("C"),
       py::arg("type"));
-  m.def("fast_bf16", [] { return require_cpu()->fast_bf16 != 0; });
+  m.def("fast_bf16", [](const std::string& device) { return require_device(device)->fast_bf16 != 0; }, py::arg("device") = "cpu");
   m.def("cpu_tier", [] { return std::string(require_cpu()->tier); });
   m.def("cpu_tiers", [] {
     std::vector<std::string> out;

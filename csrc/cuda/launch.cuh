@@ -52,7 +52,7 @@ void launch(fd_context* ctx, const char* op, int64_t blocks, int threads, void (
 #ifdef FREEDIVE_CUDA_EMULATION
   (void)ctx;
   try {
-    emu::launch({grid, block, 0}, op, kernel, std::forward<Arguments>(arguments)...);
+    emu::launch({grid, block, 0}, kernel, std::forward<Arguments>(arguments)...);
   } catch (const std::exception& e) {
     record_error(op, e.what());
   }

@@ -73,7 +73,7 @@ char launch_edge, end_edge;
 // ---- the launch at work ------------------------------------------------------------------------------------------------
 Options options;
 uint64_t random_state = 1;
-std::string kernel_name, error;
+std::string error;
 bool failed = false;
 void (*kernel_body)(void*) = nullptr;
 void* kernel_argument = nullptr;
@@ -293,8 +293,8 @@ void fail(const char* format, ...) {
   va_end(list);
   if (current == nullptr) throw std::runtime_error(message);
   const uint3 b = current->block, t = current->index;
-  snprintf(where, sizeof where, ", block (%u,%u,%u), thread (%u,%u,%u): ", b.x, b.y, b.z, t.x, t.y, t.z);
-  error = kernel_name + where + message;
+  snprintf(where, sizeof where, "block (%u,%u,%u), thread (%u,%u,%u): ", b.x, b.y, b.z, t.x, t.y, t.z);
+  error = std::string(where) + message;
   failed = true;
   to_host();
   std::abort();  // nobody comes back
@@ -442,18 +442,17 @@ Options options_from_environment() {
 
 void allow_shared(const void* kernel, size_t bytes) { shared_limits[kernel] = bytes; }
 
-void run(const Launch& launch, const void* kernel, const char* name, void (*body)(void*), void* argument) {
+void run(const Launch& launch, const void* kernel, void (*body)(void*), void* argument) {
   std::lock_guard<std::mutex> lock(one_launch);
   options = options_from_environment();
   random_state = options.seed * 0x9E3779B97F4A7C15ull + 88172645463325252ull;
-  kernel_name = name;
   const dim3 g = launch.grid, b = launch.block;
   const uint64_t size = uint64_t{b.x} * b.y * b.z;
   if (g.x == 0 || g.y == 0 || g.z == 0 || size == 0 || size > MAX_THREADS || b.z > 64 || g.x > 0x7FFFFFFF || g.y > 65535 || g.z > 65535)
-    fail("%s: no such launch: grid (%u,%u,%u), block (%u,%u,%u)", name, g.x, g.y, g.z, b.x, b.y, b.z);
+    fail("no GPU launches a grid of (%u,%u,%u) with blocks of (%u,%u,%u)", g.x, g.y, g.z, b.x, b.y, b.z);
   const auto found = shared_limits.find(kernel);
   const size_t limit = found == shared_limits.end() ? DEFAULT_SHARED : found->second;
-  if (launch.shared_bytes > limit) fail("%s: %zu bytes of dynamic shared memory; this kernel is allowed %zu", name, launch.shared_bytes, limit);
+  if (launch.shared_bytes > limit) fail("%zu bytes of dynamic shared memory; this kernel is allowed %zu", launch.shared_bytes, limit);
   if (tsan() && host_context == nullptr) host_context = __tsan_get_current_fiber();
   if (retired.capacity() == 0) retired.reserve(2 * MAX_THREADS), free_fibers.reserve(4 * MAX_THREADS);
   ++statistics.launches;
@@ -466,8 +465,10 @@ void run(const Launch& launch, const void* kernel, const char* name, void (*body
   for (uint64_t i = 0; i < blocks; ++i) {
     run_block({static_cast<unsigned>(i % g.x), static_cast<unsigned>(i / g.x % g.y), static_cast<unsigned>(i / g.x / g.y)});
     if (failed) throw std::runtime_error(error);
+    end_block_memory();
   }
   acquire(&end_edge);
+  check_allocations();
 }
 
 }  // namespace emu

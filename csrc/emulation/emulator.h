@@ -32,7 +32,7 @@ struct Thread {
 extern Thread* current;  // null outside of kernels
 extern dim3 block_dim, grid_dim;
 
-// Ends the launch, which throws std::runtime_error with kernel, block, thread and this message. Outside of kernels it throws at once.
+// Ends the launch, which throws std::runtime_error with block, thread and this message. Outside of kernels it throws at once.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 // ---- waiting -----------------------------------------------------------------------------------------------------
@@ -61,6 +61,10 @@ void copy_async(void* to, const void* from, int bytes, int source_bytes, const c
 void copy_commit();
 void copy_wait(int newest_groups_not_waited_for);
 
+// ---- tensor cores (csrc/cuda/ptx.cuh says what they do) ----------------------------------------------------------------
+void ldmatrix(uint32_t* registers, int matrices, bool transposed, const void* row, const char* file, int line);
+void mma_m16n8k16_bf16(float* d, const uint32_t* a, uint32_t b0, uint32_t b1, const char* file, int line);
+
 // ---- device memory ---------------------------------------------------------------------------------------------------
 void* allocate(size_t bytes);  // of exactly that size, filled with NaN; null when there is none
 void release(void* memory);
@@ -86,7 +90,7 @@ struct Launch {
   dim3 grid, block;
   size_t shared_bytes = 0;
 };
-void run(const Launch& launch, const void* kernel, const char* name, void (*body)(void*), void* argument);
+void run(const Launch& launch, const void* kernel, void (*body)(void*), void* argument);
 void allow_shared(const void* kernel, size_t bytes);  // cudaFuncAttributeMaxDynamicSharedMemorySize
 
 template <class T>
@@ -97,12 +101,12 @@ template <class T>
 std::enable_if_t<std::is_arithmetic<T>::value> visit_pointers(const T&, int) {}
 
 template <class... Parameters, class... Arguments>
-void launch(const Launch& geometry, const char* name, void (*kernel)(Parameters...), Arguments&&... arguments) {
+void launch(const Launch& geometry, void (*kernel)(Parameters...), Arguments&&... arguments) {
   std::tuple<std::decay_t<Parameters>...> held(static_cast<Parameters>(arguments)...);
   int index = 0;
   std::apply([&](const auto&... argument) { (visit_pointers(argument, index++), ...); }, held);
   auto body = [&] { std::apply(kernel, held); };
-  run(geometry, reinterpret_cast<const void*>(kernel), name, [](void* p) { (*static_cast<decltype(body)*>(p))(); },
+  run(geometry, reinterpret_cast<const void*>(kernel), [](void* p) { (*static_cast<decltype(body)*>(p))(); },
       &body);
 }
 

@@ -17,12 +17,12 @@ namespace {
 
 // ---- shared memory: offsets into the arena are its addresses of 32 bits; those below FIRST are nobody's ------------------
 constexpr size_t ARENA = 512 << 10, FIRST = 1024, RED_ZONE = 32;
-constexpr int MAX_ARRAYS = 64;
+constexpr int MAX_ARRAYS = 64, ZONE_BYTE = 0xA5;
 char* arena = nullptr;
 size_t top = FIRST, static_bytes = 0, dynamic_offset = 0, dynamic_bytes = 0;
 struct Array {
   const void* key;
-  size_t offset;
+  size_t offset, bytes;
 } arrays[MAX_ARRAYS];
 int n_arrays = 0;
 
@@ -31,11 +31,18 @@ void fill_bytes(void* p, int value, size_t bytes) {  // not memset: see emulator
   for (size_t i = 0; i < bytes; ++i) q[i] = static_cast<char>(value);
 }
 
+bool zone_is_whole(const char* zone, size_t bytes) {
+  for (size_t i = 0; i < bytes; ++i)
+    if (static_cast<unsigned char>(zone[i]) != ZONE_BYTE) return false;
+  return true;
+}
+
 size_t take_shared(size_t bytes, size_t alignment) {
   const size_t a = alignment < 16 ? 16 : alignment, at = (top + a - 1) / a * a;
   if (at + bytes + RED_ZONE > ARENA) fail("shared memory is full");
   top = at + bytes + RED_ZONE;
   unpoison(arena + at, bytes);
+  if (!asan()) fill_bytes(arena + at + bytes, ZONE_BYTE, RED_ZONE);  // looked at when the block ends
   fill_bytes(arena + at, 0xFF, bytes);
   return at;
 }
@@ -83,12 +90,20 @@ void begin_block_memory() {
   if (dynamic_bytes > 0) dynamic_offset = take_shared(dynamic_bytes, 1024);
 }
 
+void end_block_memory() {
+  if (asan()) return;  // which has told already
+  for (int i = 0; i < n_arrays; ++i)
+    if (!zone_is_whole(arena + arrays[i].offset + arrays[i].bytes, RED_ZONE)) fail("written behind a shared array of %zu bytes", arrays[i].bytes);
+  if (dynamic_bytes > 0 && !zone_is_whole(arena + dynamic_offset + dynamic_bytes, RED_ZONE))
+    fail("written behind the %zu bytes of dynamic shared memory", dynamic_bytes);
+}
+
 void* shared_array(const void* key, size_t bytes, size_t alignment) {
   for (int i = 0; i < n_arrays; ++i)
     if (arrays[i].key == key) return arena + arrays[i].offset;
   if (n_arrays == MAX_ARRAYS) fail("more than %d shared arrays", MAX_ARRAYS);
   if ((static_bytes += bytes) > DEFAULT_SHARED) fail("more than %zu bytes of static shared memory", DEFAULT_SHARED);
-  arrays[n_arrays++] = {key, take_shared(bytes, alignment)};
+  arrays[n_arrays++] = {key, take_shared(bytes, alignment), bytes};
   return arena + arrays[n_arrays - 1].offset;
 }
 
@@ -163,11 +178,24 @@ void finish_copies(unsigned thread) {
 
 void* allocate(size_t bytes) {
   void* p = nullptr;
-  if (posix_memalign(&p, 256, bytes > 0 ? bytes : 1) != 0) return nullptr;
+  const size_t zone = asan() ? 0 : RED_ZONE;  // looked at when a kernel has ended, and when the memory is released
+  if (posix_memalign(&p, 256, bytes + zone > 0 ? bytes + zone : 1) != 0) return nullptr;
   fill_bytes(p, 0xFF, bytes);
+  fill_bytes(static_cast<char*>(p) + bytes, ZONE_BYTE, zone);
   std::lock_guard<std::mutex> lock(allocations_in_use);
   allocations[reinterpret_cast<uintptr_t>(p)] = bytes;
   return p;
+}
+
+void check_allocations() {
+  if (asan()) return;
+  std::lock_guard<std::mutex> lock(allocations_in_use);
+  for (const auto& [begin, bytes] : allocations) {
+    auto* zone = reinterpret_cast<char*>(begin + bytes);
+    if (zone_is_whole(zone, RED_ZONE)) continue;
+    fill_bytes(zone, ZONE_BYTE, RED_ZONE);
+    fail("written behind device memory of %zu bytes", bytes);
+  }
 }
 
 void release(void* memory) {

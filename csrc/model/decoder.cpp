@@ -255,7 +255,10 @@ void Decoder::trunk_forward(const BatchView& b, bool keep, const Cached* cached,
                                 view(param(embed_), config_.vocab_size, C), table};
     ops_.embedding_forward(&ctx_, &e);
   }
-  if (trace) std::memcpy(trace->residual, act_[0].x, n_ * C * sizeof(float));
+  if (trace) {
+    settle();
+    std::memcpy(trace->residual, act_[0].x, n_ * C * sizeof(float));
+  }
   for (int64_t i = 0; i <= last; ++i) {
     Activations& a = act_[keep ? i : 0];
     float* x_next = i == last ? x_last_ : act_[keep ? i + 1 : 0].x;
@@ -290,30 +293,29 @@ void Decoder::trunk_backward(const float* dhidden) {
 
 void Decoder::forward(const BatchView& b, float temperature, bool keep, const TokenOutputs& out) {
   if (keep && !trainable_) throw std::logic_error("this model was made with trainable=False: use score()");
-  trunk_forward(b, keep, nullptr);
   scalars_[0] = temperature;
+  trunk_forward(b, keep, nullptr);
   const int64_t C = config_.d_model;
+  const TokenOutputs o = this->out(out);
   if (const auto* parts = packed_rows(head_, config_.vocab_size)) {
-    fd_quantized_head_forward_args h{
-        view(out.logprobs, n_, k_),  view(out.entropy, n_),  view(out.lse, n_), view(final_, n_, C),
-        packed_view(parts->front()), view(targets_, n_, k_), view(scalars_, 1), mask_view(vocab_mask_),
-        config_.vocab_size,          parts->front().type,    packed_compute_};
+    fd_quantized_head_forward_args h{view(o.logprobs, n_, k_),    view(o.entropy, n_),    view(o.lse, n_),   view(final_, n_, C),
+                                     packed_view(parts->front()), view(targets_, n_, k_), view(scalars_, 1), mask(),
+                                     config_.vocab_size,          parts->front().type,    packed_compute_};
     ops_.quantized_head_forward(&ctx_, &h);
-    std::memcpy(final_lse_, out.lse, n_ * sizeof(float));
-    std::memcpy(final_entropy_, out.entropy, n_ * sizeof(float));
-    return;
+  } else {
+    fd_head_forward_args h{view(o.logprobs, n_, k_),
+                           view(o.entropy, n_),
+                           view(o.lse, n_),
+                           view(final_, n_, C),
+                           head_weight(params_.floats()),
+                           absent(),
+                           view(targets_, n_, k_),
+                           view(scalars_, 1),
+                           mask(),
+                           compute_};
+    ops_.head_forward(&ctx_, &h);
   }
-  fd_head_forward_args h{view(out.logprobs, n_, k_),
-                         view(out.entropy, n_),
-                         view(out.lse, n_),
-                         view(final_, n_, C),
-                         head_weight(params_.floats()),
-                         absent(),
-                         view(targets_, n_, k_),
-                         view(scalars_, 1),
-                         mask_view(vocab_mask_),
-                         compute_};
-  ops_.head_forward(&ctx_, &h);
+  settle();
   std::memcpy(final_lse_, out.lse, n_ * sizeof(float));
   std::memcpy(final_entropy_, out.entropy, n_ * sizeof(float));
 }
@@ -321,13 +323,14 @@ void Decoder::forward(const BatchView& b, float temperature, bool keep, const To
 void Decoder::backward(const float* dlogprobs, const float* dentropy, const float* dlse, const float* dhidden) {
   if (!kept_) throw std::logic_error("backward() needs a forward() before it; each forward serves one backward");
   const int64_t C = config_.d_model;
+  dlogprobs = in(dlogprobs, n_ * k_), dentropy = in(dentropy, n_), dlse = in(dlse, n_);
   if (const auto* parts = packed_rows(head_, config_.vocab_size)) {
     fd_quantized_head_backward_args h{view(dnorm_, n_, C),
                                       view(final_, n_, C),
                                       packed_view(parts->front()),
                                       view(targets_, n_, k_),
                                       view(scalars_, 1),
-                                      mask_view(vocab_mask_),
+                                      mask(),
                                       view(final_lse_, n_),
                                       view(final_entropy_, n_),
                                       dlogprobs ? view(dlogprobs, n_, k_) : absent(),
@@ -337,63 +340,67 @@ void Decoder::backward(const float* dlogprobs, const float* dentropy, const floa
                                       parts->front().type,
                                       compute_};
     ops_.quantized_head_backward(&ctx_, &h);
-    return trunk_backward(dhidden);
+  } else {
+    fd_head_backward_args h{view(dnorm_, n_, C),
+                            frozen() ? absent() : head_weight(grads_.floats()),
+                            view(final_, n_, C),
+                            head_weight(params_.floats()),
+                            absent(),
+                            view(targets_, n_, k_),
+                            view(scalars_, 1),
+                            mask(),
+                            view(final_lse_, n_),
+                            view(final_entropy_, n_),
+                            dlogprobs ? view(dlogprobs, n_, k_) : absent(),
+                            dentropy ? view(dentropy, n_) : absent(),
+                            dlse ? view(dlse, n_) : absent(),
+                            compute_};
+    ops_.head_backward(&ctx_, &h);
   }
-  fd_head_backward_args h{view(dnorm_, n_, C),
-                          frozen() ? absent() : head_weight(grads_.floats()),
-                          view(final_, n_, C),
-                          head_weight(params_.floats()),
-                          absent(),
-                          view(targets_, n_, k_),
-                          view(scalars_, 1),
-                          mask_view(vocab_mask_),
-                          view(final_lse_, n_),
-                          view(final_entropy_, n_),
-                          dlogprobs ? view(dlogprobs, n_, k_) : absent(),
-                          dentropy ? view(dentropy, n_) : absent(),
-                          dlse ? view(dlse, n_) : absent(),
-                          compute_};
-  ops_.head_backward(&ctx_, &h);
-  trunk_backward(dhidden);
+  trunk_backward(in(dhidden, n_ * config_.d_model));
+  settle();
 }
 
 void Decoder::forward_backward(const BatchView& b, float temperature, const float* dlogprobs, const TokenOutputs& out) {
   if (!trainable_) throw std::logic_error("this model was made with trainable=False");
-  trunk_forward(b, true, nullptr);
   scalars_[0] = temperature;
+  trunk_forward(b, true, nullptr);
   const int64_t C = config_.d_model;
+  const TokenOutputs o = this->out(out);
+  dlogprobs = in(dlogprobs, n_ * k_);
   if (const auto* parts = packed_rows(head_, config_.vocab_size)) {
-    fd_quantized_head_forward_backward_args h{view(out.logprobs, n_, k_),
-                                              view(out.entropy, n_),
-                                              view(out.lse, n_),
+    fd_quantized_head_forward_backward_args h{view(o.logprobs, n_, k_),
+                                              view(o.entropy, n_),
+                                              view(o.lse, n_),
                                               view(dnorm_, n_, C),
                                               view(final_, n_, C),
                                               packed_view(parts->front()),
                                               view(targets_, n_, k_),
                                               view(scalars_, 1),
-                                              mask_view(vocab_mask_),
+                                              mask(),
                                               view(dlogprobs, n_, k_),
                                               config_.vocab_size,
                                               parts->front().type,
                                               compute_};
     ops_.quantized_head_forward_backward(&ctx_, &h);
-    return trunk_backward();
+  } else {
+    fd_head_forward_backward_args h{view(o.logprobs, n_, k_),
+                                    view(o.entropy, n_),
+                                    view(o.lse, n_),
+                                    view(dnorm_, n_, C),
+                                    frozen() ? absent() : head_weight(grads_.floats()),
+                                    view(final_, n_, C),
+                                    head_weight(params_.floats()),
+                                    absent(),
+                                    view(targets_, n_, k_),
+                                    view(scalars_, 1),
+                                    mask(),
+                                    view(dlogprobs, n_, k_),
+                                    compute_};
+    ops_.head_forward_backward(&ctx_, &h);
   }
-  fd_head_forward_backward_args h{view(out.logprobs, n_, k_),
-                                  view(out.entropy, n_),
-                                  view(out.lse, n_),
-                                  view(dnorm_, n_, C),
-                                  frozen() ? absent() : head_weight(grads_.floats()),
-                                  view(final_, n_, C),
-                                  head_weight(params_.floats()),
-                                  absent(),
-                                  view(targets_, n_, k_),
-                                  view(scalars_, 1),
-                                  mask_view(vocab_mask_),
-                                  view(dlogprobs, n_, k_),
-                                  compute_};
-  ops_.head_forward_backward(&ctx_, &h);
   trunk_backward();
+  settle();
 }
 
 void Decoder::hidden(float* out) const { std::memcpy(out, final_, n_ * config_.d_model * sizeof(float)); }
@@ -404,46 +411,59 @@ void Decoder::gather_hidden(const int32_t* rows, int64_t n_rows) {
 }
 
 void Decoder::decode(KVCache& cache, const BatchView& b, const int32_t* past_lens, const int32_t* block_table,
-                     int64_t blocks_per_seq, const int32_t* rows, int64_t n_rows, const Sampling& p, int32_t* tokens,
+                     int64_t blocks_per_seq, const int32_t* rows, int64_t n_rows, const Sampling& s, int32_t* tokens,
                      float* logprobs) {
-  Cached cached{&cache, past_lens, block_table, blocks_per_seq};
+  Cached cached{&cache, in(past_lens, b.n_seqs), in(block_table, b.n_seqs * blocks_per_seq), blocks_per_seq};
   use_packed_ = true;
   trunk_forward(b, false, &cached);
+  settle();
   const int64_t C = config_.d_model, V = config_.vocab_size;
   gather_hidden(rows, n_rows);
+  tokens = out(tokens, n_rows), logprobs = out(logprobs, n_rows);
+  const Sampling p{in(s.temperature, n_rows), in(s.top_p, n_rows), in(s.min_p, n_rows), in(s.top_k, n_rows), in(s.seeds, n_rows), in(s.counters, n_rows)};
   if (const auto* parts = packed_rows(head_, V)) {
-    fd_quantized_head_sample_args h{view(tokens, n_rows),        view(logprobs, n_rows),   view(sampled_hidden_, n_rows, C),
-                                    packed_view(parts->front()), mask_view(vocab_mask_),   view(p.temperature, n_rows),
-                                    view(p.top_k, n_rows),       view(p.top_p, n_rows),    view(p.min_p, n_rows),
-                                    view(p.seeds, n_rows),       view(p.counters, n_rows), V,
-                                    parts->front().type,         packed_compute_};
+    fd_quantized_head_sample_args h{view(tokens, n_rows),
+                                    view(logprobs, n_rows),
+                                    view(sampled_hidden_, n_rows, C),
+                                    packed_view(parts->front()),
+                                    mask(),
+                                    view(p.temperature, n_rows),
+                                    view(p.top_k, n_rows),
+                                    view(p.top_p, n_rows),
+                                    view(p.min_p, n_rows),
+                                    view(p.seeds, n_rows),
+                                    view(p.counters, n_rows),
+                                    V,
+                                    parts->front().type,
+                                    packed_compute_};
     ops_.quantized_head_sample(&ctx_, &h);
-    use_packed_ = false;
-    return;
+  } else {
+    fd_head_sample_args h{view(tokens, n_rows),
+                          view(logprobs, n_rows),
+                          view(sampled_hidden_, n_rows, C),
+                          head_weight(params_.floats()),
+                          packed(param(head_), V, C, weight_version_),
+                          mask(),
+                          view(p.temperature, n_rows),
+                          view(p.top_k, n_rows),
+                          view(p.top_p, n_rows),
+                          view(p.min_p, n_rows),
+                          view(p.seeds, n_rows),
+                          view(p.counters, n_rows),
+                          compute_};
+    ops_.head_sample(&ctx_, &h);
   }
-  fd_head_sample_args h{view(tokens, n_rows),
-                        view(logprobs, n_rows),
-                        view(sampled_hidden_, n_rows, C),
-                        head_weight(params_.floats()),
-                        packed(param(head_), V, C, weight_version_),
-                        mask_view(vocab_mask_),
-                        view(p.temperature, n_rows),
-                        view(p.top_k, n_rows),
-                        view(p.top_p, n_rows),
-                        view(p.min_p, n_rows),
-                        view(p.seeds, n_rows),
-                        view(p.counters, n_rows),
-                        compute_};
-  ops_.head_sample(&ctx_, &h);
   use_packed_ = false;
+  settle();
 }
 
 void Decoder::logits(const int32_t* rows, int64_t n_rows, float* out) {
   const int64_t C = config_.d_model, V = config_.vocab_size;
   gather_hidden(rows, n_rows);
   use_packed_ = true;
-  multiply(out, sampled_hidden_, n_rows, head_, -1, V, C, nullptr);
+  multiply(this->out(out, n_rows * V), sampled_hidden_, n_rows, head_, -1, V, C, nullptr);
   use_packed_ = false;
+  settle();
 }
 
 // ---- optimizer -------------------------------------------------------------------------------------------------
@@ -453,6 +473,7 @@ void Decoder::zero_gradients() { std::memset(grads_.floats(), 0, trained_floats(
 // One AdamW step on a range of the flat buffers; scalars_[1] holds the gradient norm.
 void Decoder::adamw_range(int64_t begin, int64_t size, const float hyper[8], bool decay) {
   float* h = scalars_ + 8;
+  settle();  // the range before this one reads them
   std::memcpy(h, hyper, 8 * sizeof(float));
   if (!decay) h[4] = 0.0f;
   fd_adamw_args a{view((frozen() ? adapter_params_ : params_).floats() + begin, size),
@@ -472,6 +493,7 @@ float Decoder::adamw(const float hyper[8]) {
   adamw_range(0, matrices, hyper, true);  // matrices decay, vectors do not
   if (total > matrices) adamw_range(matrices, total - matrices, hyper, false);
   frozen() ? ++adapter_version_ : ++weight_version_;
+  settle();
   return *norm;
 }
 

@@ -30,11 +30,11 @@ struct PlanRow {
   size_t bytes;
 };
 
-// Zero-filled, page-lazy, 64-byte aligned memory.
+// Zero-filled, 64-byte aligned memory: the device's where it has memory of its own, else page-lazy memory of the process.
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(size_t bytes, bool huge_pages = true);
+  explicit Buffer(size_t bytes, bool huge_pages = true, const fd_device_table* device = nullptr);
   ~Buffer();
   Buffer(Buffer&& o) noexcept;
   Buffer& operator=(Buffer&& o) noexcept;
@@ -45,6 +45,7 @@ class Buffer {
  private:
   void* data_ = nullptr;
   size_t size_ = 0;
+  void (*release_)(void*) = nullptr;  // the device's
 };
 
 // How the length of a Muon step follows from a matrix's shape [rows, columns]; see muon.cpp.
@@ -96,7 +97,7 @@ class Decoder {
   // reserve_packed first: all lie in one piece of memory, in huge pages, so that what reads one to its end has fetched the beginning of the next.
   void reserve_packed(size_t bytes);
   void add_packed(const std::string& parameter, const uint8_t* data, int64_t rows, int64_t row_bytes, int64_t type);
-  void set_vocab_mask(const uint8_t* mask) { vocab_mask_.assign(mask, mask + config_.vocab_size); }
+  void set_vocab_mask(const uint8_t* mask);
 
   void forward(const BatchView& b, float temperature, bool keep, const TokenOutputs& out);
   // of the last forward(keep = true); dhidden [N, C]: what a head of the caller's own gives back to `hidden`. Null: zero.
@@ -154,7 +155,7 @@ class Decoder {
   void attention_backward(int64_t layer, Activations& a);
   void mlp_backward(int64_t layer, Activations& a);
   void trunk_forward(const BatchView& b, bool keep, const Cached* cached, const Trace* trace = nullptr);
-  void record(const Trace& trace, int64_t layer, const Activations& a, const float* output) const;
+  void record(const Trace& trace, int64_t layer, const Activations& a, const float* output);
   void trunk_backward(const float* dhidden = nullptr);
   void norm_forward(float* out, float* stat, float* mean, const float* x, int64_t weight, int64_t bias, int64_t rows);
   void norm_backward(float* dx, bool accumulate, const float* dout, const float* x, int64_t weight, int64_t bias,
@@ -163,6 +164,22 @@ class Decoder {
   void linear_backward_frozen(float* dx, const float* dout, const float* x, int64_t weight, int64_t O, int64_t C);
   void linear_backward(float* dx, const float* dout, const float* x, int64_t weight, int64_t bias, int64_t O, int64_t C);
   void accept(const BatchView& b);
+  // A caller's memory as ops may see it: itself on the CPU, else a piece of the device's, into which `in` copies and from which settle() copies
+  // what `out` lent. settle() first waits for all that was launched, and throws what the device tells; every public call ends with it, so between
+  // calls the host may touch all buffers.
+  template <class T>
+  const T* in(const T* host, int64_t count) {
+    return static_cast<const T*>(lend(const_cast<T*>(host), count * sizeof(T), true));
+  }
+  template <class T>
+  T* out(T* host, int64_t count) {
+    return static_cast<T*>(lend(host, count * sizeof(T), false));
+  }
+  TokenOutputs out(const TokenOutputs& host) { return {out(host.logprobs, n_ * k_), out(host.entropy, n_), out(host.lse, n_)}; }
+  void* lend(void* host, size_t bytes, bool is_input);
+  void settle();
+  Buffer buffer(size_t bytes, bool huge_pages = true) const { return Buffer(bytes, huge_pages, device_); }
+  fd_tensor mask() const;
   KVCache::Layer cache_layer(const KVCache& cache, int64_t layer) const;
   void gather_hidden(const int32_t* rows, int64_t n_rows);  // to sampled_hidden_
   void adamw_range(int64_t begin, int64_t size, const float hyper[8], bool decay);
@@ -201,7 +218,17 @@ class Decoder {
   std::map<int64_t, std::vector<PackedRows>> packed_rows_;  // by offset of the weight; the same for all of them or none
   std::vector<Layer> layers_;
   int64_t embed_, embed_positions_, final_norm_, final_norm_bias_, head_;
-  std::vector<uint8_t> vocab_mask_;
+  Buffer vocab_mask_;  // empty: every id is allowed
+
+  struct Lent {
+    void* host;
+    const void* device;
+    size_t bytes;
+  };
+  std::vector<Lent> lent_;  // to be copied back
+  Buffer staging_;
+  size_t staged_ = 0;
+  std::vector<Buffer> more_staging_;  // of a call that needed more than any before
 
   Buffer adapter_params_;
   float *lora_h_ = nullptr, *lora_dh_ = nullptr, *unread_ = nullptr;

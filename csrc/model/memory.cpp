@@ -16,8 +16,13 @@
 namespace freedive {
 
 // Anonymous mappings: zero-filled, and pages nobody touched cost nothing, so capacity may exceed what a run uses.
-Buffer::Buffer(size_t bytes, bool huge_pages) : size_(bytes) {
+Buffer::Buffer(size_t bytes, bool huge_pages, const fd_device_table* device) : size_(bytes) {
   if (bytes == 0) return;
+  if (device != nullptr && device->allocate != nullptr) {
+    data_ = device->allocate(bytes), release_ = device->release;
+    if (data_ == nullptr) throw std::bad_alloc();
+    return;
+  }
   data_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (data_ == MAP_FAILED) data_ = nullptr, throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
@@ -25,12 +30,18 @@ Buffer::Buffer(size_t bytes, bool huge_pages) : size_(bytes) {
 #endif
 }
 Buffer::~Buffer() {
-  if (data_) munmap(data_, size_);
+  if (data_ == nullptr) return;
+  if (release_ != nullptr)
+    release_(data_);
+  else
+    munmap(data_, size_);
 }
-Buffer::Buffer(Buffer&& o) noexcept : data_(std::exchange(o.data_, nullptr)), size_(std::exchange(o.size_, 0)) {}
+Buffer::Buffer(Buffer&& o) noexcept
+    : data_(std::exchange(o.data_, nullptr)), size_(std::exchange(o.size_, 0)), release_(std::exchange(o.release_, nullptr)) {}
 Buffer& Buffer::operator=(Buffer&& o) noexcept {
   std::swap(data_, o.data_);
   std::swap(size_, o.size_);
+  std::swap(release_, o.release_);
   return *this;
 }
 
@@ -200,13 +211,13 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
   }
 
   const size_t floats = static_cast<size_t>(table_.total_floats) * sizeof(float);
-  params_ = Buffer(floats);
+  params_ = buffer(floats);
   const size_t trained = static_cast<size_t>(trained_floats()) * sizeof(float);
-  if (trainable) grads_ = Buffer(trained), m_ = Buffer(trained), v_ = Buffer(trained);
-  if (frozen()) adapter_params_ = Buffer(trained);
+  if (trainable) grads_ = buffer(trained), m_ = buffer(trained), v_ = buffer(trained);
+  if (frozen()) adapter_params_ = buffer(trained);
   if (!config.learned_positions) {
     const size_t bytes = config.max_positions * (config.head_dim / 2) * sizeof(float);
-    cos_ = Buffer(bytes), sin_ = Buffer(bytes);
+    cos_ = buffer(bytes), sin_ = buffer(bytes);
     std::memcpy(cos_.floats(), cos, bytes);
     std::memcpy(sin_.floats(), sin, bytes);
   }
@@ -232,7 +243,7 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
   };
   Arena count{nullptr};
   lay_out(count);
-  activations_ = Buffer(count.used * sizeof(float));
+  activations_ = buffer(count.used * sizeof(float));
   Arena place{activations_.floats()};
   lay_out(place);
 
@@ -243,18 +254,18 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
     };
     Arena c2{nullptr};
     lay_out_gradients(c2);
-    gradients_of_activations_ = Buffer(c2.used * sizeof(float));
+    gradients_of_activations_ = buffer(c2.used * sizeof(float));
     Arena p2{gradients_of_activations_.floats()};
     lay_out_gradients(p2);
   }
 
-  batch_ = Buffer((max_tokens * (2 + max_targets) + max_seqs + 1) * sizeof(int32_t));
+  batch_ = buffer((max_tokens * (2 + max_targets) + max_seqs + 1) * sizeof(int32_t));
   tokens_ = reinterpret_cast<int32_t*>(batch_.bytes());
   positions_ = tokens_ + max_tokens;
   targets_ = positions_ + max_tokens;
   cu_seqlens_ = targets_ + max_tokens * max_targets;
 
-  workspace_ = Buffer(workspace_bytes(config, device, threads, max_tokens, max_seqs, max_targets, trainable, frozen()));
+  workspace_ = buffer(workspace_bytes(config, device, threads, max_tokens, max_seqs, max_targets, trainable, frozen()));
   ctx_ = fd_context{pool_.get(), nullptr, workspace_.bytes(), workspace_.size(), threads};
 }
 
@@ -279,6 +290,42 @@ std::vector<PlanRow> Decoder::plan(const DecoderConfig& c, const fd_device_table
           {"activation gradients", grad},
           {"workspace", workspace_bytes(c, device, threads, max_tokens, max_seqs, 1, trainable, frozen)}};
 }
+
+void* Decoder::lend(void* host, size_t bytes, bool is_input) {
+  if (device_->allocate == nullptr || host == nullptr) return host;
+  const size_t taken = (bytes + 63) / 64 * 64;
+  uint8_t* place;
+  if (staged_ + taken <= staging_.size()) {
+    place = staging_.bytes() + staged_;
+  } else {
+    more_staging_.push_back(buffer(taken));
+    place = more_staging_.back().bytes();
+  }
+  staged_ += taken;
+  if (is_input)
+    std::memcpy(place, host, bytes);
+  else
+    lent_.push_back({host, place, bytes});
+  return place;
+}
+
+void Decoder::settle() {
+  if (device_->synchronize == nullptr) return;
+  const char* error = device_->synchronize(&ctx_);
+  if (error == nullptr)
+    for (const Lent& l : lent_) std::memcpy(l.host, l.device, l.bytes);
+  lent_.clear();
+  if (!more_staging_.empty()) more_staging_.clear(), staging_ = buffer(staged_);
+  staged_ = 0;
+  if (error != nullptr) throw std::runtime_error(error);
+}
+
+void Decoder::set_vocab_mask(const uint8_t* mask) {
+  vocab_mask_ = buffer(static_cast<size_t>(config_.vocab_size));
+  std::memcpy(vocab_mask_.bytes(), mask, static_cast<size_t>(config_.vocab_size));
+}
+
+fd_tensor Decoder::mask() const { return vocab_mask_.size() == 0 ? absent() : view(vocab_mask_.bytes(), config_.vocab_size); }
 
 // Copies the batch in; the caller has checked ids, positions and cu_seqlens.
 void Decoder::accept(const BatchView& b) {
@@ -312,10 +359,10 @@ KVCache Decoder::new_cache(int64_t blocks, int32_t dtype) const {
   const size_t words = static_cast<size_t>(config_.n_layer) * blocks * sizeof(float);
   // Small pages: a conversation begins at the front of every layer, and a huge page of each is 2 MB to be made zero, 120 MB for
   // SmolLM2.
-  c.keys = Buffer(words * key_words(config_, P), false), c.values = Buffer(words * value_words(config_, P), false);
+  c.keys = buffer(words * key_words(config_, P), false), c.values = buffer(words * value_words(config_, P), false);
   if (dtype == FD_I8) {
-    c.key_scales = Buffer(words * config_.n_kv_head * FD_KV_BLOCK);
-    c.value_scales = Buffer(words * config_.n_kv_head * FD_KV_BLOCK);
+    c.key_scales = buffer(words * config_.n_kv_head * FD_KV_BLOCK);
+    c.value_scales = buffer(words * config_.n_kv_head * FD_KV_BLOCK);
   }
   return c;
 }
@@ -335,7 +382,7 @@ KVCache::Layer Decoder::cache_layer(const KVCache& c, int64_t layer) const {
 
 void Decoder::reserve_packed(size_t bytes) {
   if (packed_used_ > 0) throw std::logic_error("packed weights are there already");
-  packed_memory_ = Buffer(bytes + 4096);  // what fetches ahead stays inside
+  packed_memory_ = buffer(bytes + 4096);  // what fetches ahead stays inside
 }
 
 void Decoder::add_packed(const std::string& parameter, const uint8_t* data, int64_t rows, int64_t row_bytes, int64_t type) {
@@ -348,7 +395,6 @@ void Decoder::add_packed(const std::string& parameter, const uint8_t* data, int6
   if (weight < 0 || found == nullptr || found->shape.size() != 2)
     throw std::invalid_argument("no weight begins at '" + parameter + "'");
   const int64_t C = found->shape[1];
-  const fd_tensor whole = view(data, rows, row_bytes);
   const int64_t bytes = device_->quantized_size(rows, C, type);
   if (rows < 1 || bytes == 0 || device_->quantized_row(C, type) != row_bytes)
     throw std::invalid_argument("rows of " + std::to_string(C) + " numbers in " + std::to_string(row_bytes) +
@@ -357,8 +403,9 @@ void Decoder::add_packed(const std::string& parameter, const uint8_t* data, int6
   if (packed_used_ + taken > packed_memory_.size()) throw std::logic_error("more packed weights than memory was reserved for");
   const PackedRows part{rows, type, packed_memory_.bytes() + packed_used_, bytes};
   packed_used_ += taken;
-  fd_quantized_pack_args a{view(part.data, bytes), whole, type};
+  fd_quantized_pack_args a{view(part.data, bytes), view(in(data, rows * row_bytes), rows, row_bytes), type};
   ops_.quantized_pack(&ctx_, &a);
+  settle();
   packed_rows_[weight].push_back(part);
 }
 
@@ -377,7 +424,7 @@ fd_tensor Decoder::packed_view(const PackedRows& part) const { return view(part.
 fd_tensor Decoder::packed(const float* weight, int64_t O, int64_t C, uint64_t version) {
   const int64_t size = device_->matmul_packed_size(O, C, compute_);
   Packed& found = packs_[weight];
-  if (found.version == 0) found.data = Buffer(static_cast<size_t>(size) * sizeof(float));
+  if (found.version == 0) found.data = buffer(static_cast<size_t>(size) * sizeof(float));
   if (found.version != version) {
     fd_matmul_pack_args a{view(found.data.floats(), size), view(weight, O, C), compute_};
     ops_.matmul_pack(&ctx_, &a);

@@ -62,6 +62,7 @@ float* Decoder::orthogonalize(const Parameter& p) {
       fd_matmul_forward_args gram{G, X, X, absent(), absent(), absent(), 0, compute_};
       ops_.matmul_forward(&ctx_, &gram);
     } else {
+      settle();
       std::memset(g, 0, r * r * sizeof(float));
       fd_matmul_backward_weight_args gram{G, absent(), X, X, compute_};
       ops_.matmul_backward_weight(&ctx_, &gram);
@@ -88,12 +89,12 @@ float Decoder::muon(const float hyper[5], MuonScale rule, const float adamw_hype
   if (muon_.size() == 0) {
     for (const Parameter& p : table_.rows)
       if (takes_muon(p)) muon_matrix_ = std::max(muon_matrix_, p.size), muon_square_ = std::max(muon_square_, square(p));
-    muon_ = Buffer(2 * (muon_matrix_ + muon_square_) * sizeof(float));
+    muon_ = buffer(2 * (muon_matrix_ + muon_square_) * sizeof(float));
   }
   float *norm = scalars_ + 1, *h = scalars_ + 3;
   fd_global_norm_args n{view(norm, 1), view(grads_.floats(), table_.total_floats)};
   ops_.global_norm(&ctx_, &n);
-  std::memcpy(h, hyper, 5 * sizeof(float));
+  std::memcpy(h, hyper, 5 * sizeof(float));  // nothing under way reads them
   for (const Parameter& p : table_.rows) {
     if (p.matrix && !takes_muon(p)) adamw_range(p.offset, p.size, adamw_hyper[p.name == "lm_head.weight" ? 2 : 1], true);
     if (!takes_muon(p)) continue;
@@ -106,6 +107,7 @@ float Decoder::muon(const float hyper[5], MuonScale rule, const float adamw_hype
   }
   adamw_range(table_.matrix_floats, table_.total_floats - table_.matrix_floats, adamw_hyper[0], false);
   touch();
+  settle();
   return *norm;
 }
 

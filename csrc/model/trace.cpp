@@ -11,7 +11,8 @@
 
 namespace freedive {
 
-void Decoder::record(const Trace& t, int64_t layer, const Activations& a, const float* output) const {
+void Decoder::record(const Trace& t, int64_t layer, const Activations& a, const float* output) {
+  settle();
   const int64_t C = config_.d_model, H = config_.n_head, G = config_.n_kv_head, D = config_.head_dim;
   std::memcpy(t.residual + (layer + 1) * n_ * C, output, n_ * C * sizeof(float));
   // without QK-norm and rotation they lie where the product of W_qkv left them, v beside them
@@ -23,16 +24,20 @@ void Decoder::record(const Trace& t, int64_t layer, const Activations& a, const 
   }
 }
 
-void Decoder::trace(const BatchView& b, const Trace& out) { trunk_forward(b, false, nullptr, &out); }
+void Decoder::trace(const BatchView& b, const Trace& out) {
+  trunk_forward(b, false, nullptr, &out);
+  settle();
+}
 
 // The logit lens (nostalgebraist 2020): an intermediate residual stream read as if it were the last one.
 void Decoder::lens(const float* x, int64_t n_rows, float* out) {
   const int64_t C = config_.d_model;
   if (n_rows > max_seqs_ || n_rows > max_tokens_) throw std::invalid_argument("more rows than this model's capacity");
-  norm_forward(sampled_hidden_, final_stat_, final_mean_, x, final_norm_, final_norm_bias_, n_rows);
+  norm_forward(sampled_hidden_, final_stat_, final_mean_, in(x, n_rows * C), final_norm_, final_norm_bias_, n_rows);
   use_packed_ = true;
-  multiply(out, sampled_hidden_, n_rows, head_, -1, config_.vocab_size, C, nullptr);
+  multiply(this->out(out, n_rows * config_.vocab_size), sampled_hidden_, n_rows, head_, -1, config_.vocab_size, C, nullptr);
   use_packed_ = false;
+  settle();
   kept_ = false;  // the statistics of the final norm are another batch's now
 }
 

@@ -3,7 +3,6 @@
 #include <cmath>
 #include <cstdint>
 #include <type_traits>
-#include <vector>
 
 #include "../ops.h"
 
@@ -43,10 +42,6 @@ inline fd_tensor columns(const float* data, int64_t N, int64_t width, int64_t ro
   fd_tensor t = view(data, N, width);
   t.stride[0] = row;
   return t;
-}
-
-inline fd_tensor mask_view(const std::vector<uint8_t>& mask) {
-  return mask.empty() ? absent() : view(mask.data(), static_cast<int64_t>(mask.size()));
 }
 
 inline double attention_scale(int64_t head_dim) { return 1.0 / std::sqrt(static_cast<double>(head_dim)); }

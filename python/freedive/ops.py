@@ -84,9 +84,9 @@ def compute_code(compute: str | int | None) -> int:
     return codes[compute]
 
 
-def fast_bf16() -> bool:
-    """Whether this processor has instructions for products in bfloat16; without them they are slower than in float32."""
-    return _core.fast_bf16()
+def fast_bf16(device: str = "cpu") -> bool:
+    """Whether the device has instructions for products in bfloat16, and kernels that use them; without them they are slower than in float32."""
+    return _core.fast_bf16(device)
 
 
 def poisoned(*shape: int, dtype: Any = np.float32) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from freedive.model import Batch, DecoderConfig, Model
 
 LLAMA31_TINY = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+
+DEVICE = os.environ.get("FREEDIVE_TEST_DEVICE", "cpu")  # the tests of this folder on another device: FREEDIVE_TEST_DEVICE=cuda-emu pytest tests/model
 
 CONFIGS: dict[str, DecoderConfig] = {
     "gpt2": DecoderConfig(67, 2, 3, 3, 24, 8, 40, 48, norm="layernorm", norm_eps=1e-5, position="learned", mlp="gelu_tanh", attention_bias=True,
@@ -29,7 +32,7 @@ def generator(seed: int) -> np.random.Generator:
 
 def make_model(config: DecoderConfig, seed: int = 1, scale: float = 0.3, **arguments: Any) -> Model:
     """A model with parameters large enough for every term of the maths to matter: normal of std `scale`, norm weights around 1."""
-    arguments = {"max_tokens": 256, "max_seqs": 16, "threads": 1} | arguments
+    arguments = {"max_tokens": 256, "max_seqs": 16, "threads": 1, "device": DEVICE} | arguments
     model, rng = Model(config, **arguments), generator(seed)
     for name, view in model.parameters.items():
         view[...] = scale * rng.standard_normal(view.shape) + (1.0 if name.endswith("norm.weight") else 0.0)

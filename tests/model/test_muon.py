@@ -116,7 +116,7 @@ def test_resumed_runs_and_threads_change_no_bit(dtype: str):
     for step in range(6):
         if step == 3:
             state = halves[0].state()
-            halves.append(Model(config, max_tokens=256, max_seqs=16, threads=1, dtype=dtype))
+            halves.append(Model(config, max_tokens=256, max_seqs=16, threads=1, dtype=dtype, device=whole.device))
             halves[-1].load_state(state)
         for model in (whole, halves[-1]):
             gradients_of(model, step)

@@ -88,12 +88,13 @@ def _one_answer(sampling: dict[str, Any]) -> None:
 
 
 def load(path: str | Path, *, trainable: bool = False, max_tokens: int = 4096, max_seqs: int = 256, threads: int | None = None,
-         dtype: str = "float32", weights: str | None = None, kv_cache_dtype: str = "auto", adapter: str | Path | None = None) -> LM:  # fmt: skip
+         dtype: str = "float32", weights: str | None = None, kv_cache_dtype: str = "auto", adapter: str | Path | None = None,
+         device: str = "cpu") -> LM:  # fmt: skip
     """Load what `freedive pretrain`, `sft` or `rl` wrote, or an open model: a Hugging Face folder (gpt2, llama, qwen2, qwen3), a GGUF file
     or a llama2.c checkpoint.
 
     trainable: keep room for gradients and moments, so that `forward`, `backward` and `adamw` work. max_tokens, max_seqs: the most tokens and
-    sequences of one batch. threads: default the usable cores. adapter: folder of a LoRA adapter for this model (`freedive sft --lora-rank`, or PEFT's);
+    sequences of one batch. threads: default the usable cores. device: one of `freedive.ops.devices()`. adapter: folder of a LoRA adapter for this model (`freedive sft --lora-rank`, or PEFT's);
     such a folder can also be loaded by itself when it names its base. `.model.without_adapter()` gives the model as it was.
 
     weights: how they are held. "auto" (the default unless trainable): in the file's own types, without a copy in float32; its results are those of
@@ -104,5 +105,5 @@ def load(path: str | Path, *, trainable: bool = False, max_tokens: int = 4096, m
     check_kv_cache_dtype(kv_cache_dtype, dtype)
     tok = load_tokenizer(Path(path), None if adapter is None else Path(adapter))
     weights = weights or ("float32" if trainable else "auto")
-    model = load_model(Path(path), tok, None if adapter is None else Path(adapter), trainable=trainable, max_tokens=max_tokens, max_seqs=max_seqs, threads=threads, dtype=dtype, weights=weights)
+    model = load_model(Path(path), tok, None if adapter is None else Path(adapter), trainable=trainable, max_tokens=max_tokens, max_seqs=max_seqs, threads=threads, device=device, dtype=dtype, weights=weights)
     return LM(model, tok, kv_cache_dtype)

@@ -82,16 +82,16 @@ def check_fits(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable:
 
 
 def check_device(device: str) -> None:
-    """UserError for a device that this build does not have."""
-    if device != "cpu":
-        raise UserError(f"device {device!r} is not available in this build", hint="use --device cpu")
+    """UserError for a device that this build does not have or this machine cannot use, and why."""
+    if (error := _core.device_error(device)) is not None:
+        raise UserError(error, hint="use --device cpu")
 
 
-def check_dtype(dtype: str) -> str:
-    """"float32" or "bfloat16"; "auto" is the faster of the two here. UserError for any other name."""
+def check_dtype(dtype: str, device: str = "cpu") -> str:
+    """"float32" or "bfloat16"; "auto" is the faster of the two on the device. UserError for any other name."""
     if dtype not in ("float32", "bfloat16", "auto", "int8"):
         raise UserError(f"dtype is {dtype!r}", hint="float32, bfloat16 (products of bfloat16 numbers, sums in float32), auto, or for inference int8")
-    return ("bfloat16" if fast_bf16() else "float32") if dtype == "auto" else dtype
+    return ("bfloat16" if fast_bf16(device) else "float32") if dtype == "auto" else dtype
 
 
 def check_kv_cache_dtype(kv_cache_dtype: str, dtype: str) -> str:
@@ -106,7 +106,7 @@ class Model:
     """A decoder and its weights. Not thread-safe: one call at a time.
 
     max_tokens, max_seqs and max_targets are the most N tokens, S sequences and K candidate ids per token of one batch; memory is taken
-    for them at once. threads: default the usable cores, or FREEDIVE_THREADS; no result depends on them. trainable=False saves the
+    for them at once. device: one of `freedive.ops.devices()`. threads: of the CPU, default the usable cores, or FREEDIVE_THREADS; no result depends on them. trainable=False saves the
     gradients and moments: `score` and `decode` only. dtype "bfloat16" rounds the operands of products to bfloat16 (weights, sums, gradients
     and moments stay float32): twice as fast where `freedive.ops.fast_bf16()`, slower elsewhere; "auto" chooses.
     Weights are zero until `init`, `load_state` or `load_pretrained`.
@@ -125,7 +125,7 @@ class Model:
                  device: str = "cpu", trainable: bool = True, dtype: str = "float32", packed_bytes: int | None = None,
                  lora: LoRA | None = None):  # fmt: skip
         check_device(device)
-        dtype = check_dtype(dtype)
+        dtype = check_dtype(dtype, device)
         if threads is not None and threads < 1:
             raise ValueError(f"threads is {threads}; it must be at least 1")
         if packed_bytes is not None and trainable and lora is None:
@@ -143,7 +143,7 @@ class Model:
         self.vocab_mask: np.ndarray | None = None  # uint8 [vocab_size], 0 for ids that stand for nothing; None is all
         self.weight_version = 0  # rises whenever the weights may have changed: keys and values computed before are stale
         self._core = _core.Decoder(config.core_dict(), self.threads, max_tokens, max_seqs, max_targets, trainable, cos, sin, compute_code(dtype),
-                                   None if self.lora is None else self.lora.core_dict())  # fmt: skip
+                                   None if self.lora is None else self.lora.core_dict(), device)  # fmt: skip
         self._table = _core.parameter_table(config.core_dict())
         self._parameters = self._views("parameters", self._table)
         trained = self._table if self.lora is None else _core.adapter_table(config.core_dict(), self.lora.core_dict())

@@ -62,7 +62,7 @@ class PretrainConfig:
     samples: int = option(4, "samples drawn at the end, from an empty document")
     prompts: list[str] = option([], "texts for the model to continue at the end")
     seed: int = option(0, "of weights, order and samples")
-    device: str = option("cpu", "cpu")
+    device: str = option("cpu", "cpu, or cuda where the build and the machine have it")
     dtype: str = option("float32", "float32; bfloat16: operands of products rounded, twice as fast where the processor has it; auto")
     threads: int | None = option(None, "CPU threads (default: all)", hash=False)
     force: bool = option(False, "replace an existing --out")

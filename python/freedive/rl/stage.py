@@ -145,7 +145,7 @@ def _reference(c: RLConfig, tok: Tokenizer, spec: PolicySpec, model: Model) -> M
     if model.lora is not None and not is_adapter(c.start):
         return model
     weights = c.weights if is_adapter(c.start) else "float32"
-    return load_model(c.start, tok, max_tokens=model.max_tokens, max_seqs=model.max_seqs, threads=c.threads, trainable=False, dtype=c.dtype, weights=weights)
+    return load_model(c.start, tok, max_tokens=model.max_tokens, max_seqs=model.max_seqs, threads=c.threads, device=c.device, trainable=False, dtype=c.dtype, weights=weights)
 
 
 def _train(c: RLConfig, artefact: Artefact | None) -> None:

@@ -60,7 +60,7 @@ class SFTConfig:
     log_every: int = option(10, "steps between lines of metrics.jsonl")
     samples: list[str] = option(["Hello!", "Who are you?"], "questions answered at every measurement and at the end")
     seed: int = option(0, "of the order and samples")
-    device: str = option("cpu", "cpu")
+    device: str = option("cpu", "cpu, or cuda where the build and the machine have it")
     dtype: str = option("float32", "float32; bfloat16: operands of products rounded, twice as fast where the processor has it; auto")
     threads: int | None = option(None, "CPU threads (default: all)", hash=False)
     force: bool = option(False, "replace an existing --out")
