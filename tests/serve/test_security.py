@@ -249,6 +249,10 @@ def test_headers_too_slow_or_too_large(kind: str):
         for endless in (b"GET /" + b"a" * 6000, b"GET / HTTP/1.1\r\n" + b"X-A: b\r\n" * 1000):
             told = said(endless)
             assert b" 431 " in told.split(b"\r\n")[0] or kind == "h11" and b" 400 " in told.split(b"\r\n")[0]
+        for size in (3000, 5000, 70_000, 300_000, 900_000, 2_000_000):  # bodies are none, however they are cut
+            body = json.dumps({"prompt": "x" * size, "max_tokens": 1})
+            for _ in range(3):
+                refused(s.http.post("/v1/completions", content=body, headers={"Content-Type": "application/json"}), *((400, "context_length_exceeded") if size < 2**20 else (413, "body_too_large")))
         with socket.create_connection(("127.0.0.1", s.port), timeout=10) as c:  # a request that is answered slowly is not headers
             body = json.dumps({"prompt": "x", "max_tokens": 1500, "ignore_eos": True, "stream": True}).encode()
             c.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body))

@@ -41,12 +41,13 @@ class Limited:
 
     def data_received(self, data: bytes) -> None:
         before = self.cycle
+        whole = before is None or not before.more_body  # then these bytes belong to the next request
         if before is None or before.response_complete:
             self._start_clock()
         super().data_received(data)  # type: ignore[misc]
         if self.cycle is not before:  # made when headers are whole
             self._headers_done()
-        elif before is None or not before.more_body:  # a request that is whole already: this belongs to the next one
+        elif whole:
             self._waiting_bytes += len(data)
             if self._waiting_bytes > self.most:
                 self._refuse(431, f"the request's headers are larger than {self.most:,} bytes")
