@@ -14,6 +14,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import pytest
 
 from freedive import ops
 from freedive.model.gguf import TYPES
@@ -56,6 +57,11 @@ def cases(op: str) -> Callable:
         return make
 
     return register
+
+
+def hows(op: str) -> list[Any]:
+    """Every device and variant of an op, as arguments of a call"""
+    return [pytest.param({"device": d, "variant": v}, id=f"{d}-{v}") for d in ops.devices() for v in ops.variants(op, d)]
 
 
 def normal(r: np.random.Generator, *shape: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from op_cases import COMPUTE, TOLERANCE, lengths_to_cu, normal
+from op_cases import COMPUTE, TOLERANCE, hows, lengths_to_cu, normal
 
 from freedive import ops
 from freedive.reference import ops as reference
@@ -65,12 +65,12 @@ def rounded_backward(dout, out, lse, q, k, v, cu, scale):
 
 
 @pytest.mark.parametrize("compute", COMPUTE)
-@pytest.mark.parametrize("variant", ops.variants("attention_forward"))
+@pytest.mark.parametrize("how", hows("attention_forward"))
 @pytest.mark.parametrize("shape", SHAPES, ids=IDS)
-def test_long_sequences_forward(shape, variant, compute):
+def test_long_sequences_forward(shape, how, compute):
     x = inputs(rng(), *shape)
     exact = reference.attention_forward(*x)
-    got = ops.attention_forward(*x, variant=variant, compute=compute)
+    got = ops.attention_forward(*x, **how, compute=compute)
     for name, result, want, rounded in zip(("out", "lse"), got, exact, rounded_forward(*x)):
         assert error(result, want) < TOLERANCE[compute], name
         if compute == "bfloat16":
@@ -78,15 +78,15 @@ def test_long_sequences_forward(shape, variant, compute):
 
 
 @pytest.mark.parametrize("compute", COMPUTE)
-@pytest.mark.parametrize("variant", ops.variants("attention_backward"))
+@pytest.mark.parametrize("how", hows("attention_backward"))
 @pytest.mark.parametrize("shape", SHAPES, ids=IDS)
-def test_long_sequences_backward(shape, variant, compute):
+def test_long_sequences_backward(shape, how, compute):
     r = rng(1)
     x = inputs(r, *shape)
     dout = normal(r, *x[0].shape)
     exact = reference.attention_backward(dout, *reference.attention_forward(*x), *x)
     out, lse = ops.attention_forward(*x, compute=compute)
-    got = ops.attention_backward(dout, out, lse, *x, variant=variant, compute=compute, threads=2)
+    got = ops.attention_backward(dout, out, lse, *x, **how, compute=compute, threads=2)
     rounded_out = rounded_forward(*x)
     for name, result, want, rounded in zip(("dq", "dk", "dv"), got, exact, rounded_backward(dout, *rounded_out, *x)):
         assert error(result, want) < TOLERANCE[compute], name
@@ -95,17 +95,17 @@ def test_long_sequences_backward(shape, variant, compute):
 
 
 @pytest.mark.parametrize("compute", COMPUTE)
-@pytest.mark.parametrize("variant", ops.variants("attention_forward"))
+@pytest.mark.parametrize("how", hows("attention_forward"))
 @pytest.mark.parametrize("scale", [0.25, -0.25])
 @pytest.mark.parametrize("falling", [False, True])
-def test_maximum_moves_through_the_sequence(variant, compute, scale, falling):
+def test_maximum_moves_through_the_sequence(how, compute, scale, falling):
     """Scores that grow (or fall) by 100 from the first key to the last: sums and outputs are scaled down at every step of the way"""
     r = rng(2)
     q, k, v, cu, _ = inputs(r, 2, 1, 16, (400,))
     q = np.abs(q) * np.sign(scale).astype(np.float32)
     k *= np.float32(0.01)
     k += (np.linspace(0, 30, 400, dtype=np.float32)[:: -1 if falling else 1])[:, None, None]
-    out, lse = ops.attention_forward(q, k, v, cu, scale, variant=variant, compute=compute)
+    out, lse = ops.attention_forward(q, k, v, cu, scale, **how, compute=compute)
     if compute == "bfloat16":
         q, k = bf16(q), bf16(k)
     want, want_lse = reference.attention_forward(q, k, v, cu, scale)

@@ -3,28 +3,29 @@
 import numpy as np
 import op_cases
 import pytest
-from op_cases import CACHE_DTYPES, COMPUTE, lengths_to_cu, normal
+from op_cases import CACHE_DTYPES, COMPUTE, hows, lengths_to_cu, normal
 
 from freedive import ops
 from freedive.reference import ops as reference
 
-ATTENTION = ops.variants("attention_forward")
+ATTENTION = hows("attention_forward")
 
 
 def rng(seed=0):
     return np.random.Generator(np.random.Philox(key=[seed, 6]))
 
 
+@pytest.mark.parametrize("device", ops.devices())
 @pytest.mark.parametrize("op", ["matmul_forward", "matmul_backward_input", "matmul_backward_weight"])
-def test_matmul_variants_agree(op):
+def test_matmul_variants_agree(op, device):
     """Every element is one chain of fused multiply-adds, whoever computes it (an instruction for pairs of bfloat16 rounds its own way)"""
     for case in op_cases.CASES[op]:
         if case.inputs["compute"] == "bfloat16":
             continue
         results = []
-        for variant in ops.variants(op):
-            arguments = case.arguments()
-            ops.call(op, **arguments, variant=variant)
+        for variant in ops.variants(op, device):
+            arguments = case.arguments(device)
+            ops.call(op, **arguments, variant=variant, device=device)
             results.append({key: arguments[key] for key in case.expected})
         for other in results[1:]:
             for key in other:
@@ -47,18 +48,18 @@ def test_matmul_in_halves_is_the_matmul():
     x, weight = normal(r, 19, 300), normal(r, 23, 300)
     want = ops.matmul_forward(x, weight)
     for cut in (1, 128, 256, 299):
-        for variant in ops.variants("matmul_forward"):
-            first = ops.matmul_forward(x[:, :cut], weight[:, :cut], variant=variant)
-            np.testing.assert_array_equal(ops.matmul_forward(x[:, cut:], weight[:, cut:], out=first, variant=variant), want)
+        for how in (p.values[0] for p in hows("matmul_forward")):
+            first = ops.matmul_forward(x[:, :cut], weight[:, :cut], **how)
+            np.testing.assert_array_equal(ops.matmul_forward(x[:, cut:], weight[:, cut:], out=first, **how), want)
 
 
-@pytest.mark.parametrize("variant", ops.variants("matmul_forward"))
-def test_packed_weight_is_the_weight(variant):
+@pytest.mark.parametrize("how", hows("matmul_forward"))
+def test_packed_weight_is_the_weight(how):
     r = rng()
     for N, C, O in op_cases.MATMUL_SHAPES:
         x, weight, bias = normal(r, N, C), normal(r, O, C), normal(r, O)
-        want = ops.matmul_forward(x, weight, bias, variant=variant)
-        np.testing.assert_array_equal(ops.matmul_forward(x, weight, bias, packed=ops.matmul_pack(weight), variant=variant), want)
+        want = ops.matmul_forward(x, weight, bias, **how)
+        np.testing.assert_array_equal(ops.matmul_forward(x, weight, bias, packed=ops.matmul_pack(weight, device=how["device"]), **how), want)
 
 
 # ---- attention -----------------------------------------------------------------------------------------------------
@@ -69,18 +70,18 @@ def qkv(r, N, H=4, G=2, D=16):
 
 
 @pytest.mark.parametrize("compute", COMPUTE)
-@pytest.mark.parametrize("variant", ATTENTION)
-def test_packed_sequences_are_separate_sequences(variant, compute):
+@pytest.mark.parametrize("how", ATTENTION)
+def test_packed_sequences_are_separate_sequences(how, compute):
     r = rng()
     lengths = (5, 1, 0, 70, 33, 32, 1)
     cu = lengths_to_cu(lengths)
     q, k, v = qkv(r, sum(lengths))
     dout = normal(r, *q.shape)
-    out, lse = ops.attention_forward(q, k, v, cu, variant=variant, compute=compute)
+    out, lse = ops.attention_forward(q, k, v, cu, **how, compute=compute)
     gradients = ops.attention_backward(dout, out, lse, q, k, v, cu, compute=compute)
     for begin, end in zip(cu[:-1], cu[1:]):
         rows, alone = slice(begin, end), np.array([0, end - begin], np.int32)
-        out1, lse1 = ops.attention_forward(q[rows], k[rows], v[rows], alone, variant=variant, compute=compute)
+        out1, lse1 = ops.attention_forward(q[rows], k[rows], v[rows], alone, **how, compute=compute)
         np.testing.assert_array_equal(out[rows], out1)
         np.testing.assert_array_equal(lse[rows], lse1)
         parts = (dout[rows], out1, lse1, q[rows], k[rows], v[rows], alone)
@@ -89,32 +90,32 @@ def test_packed_sequences_are_separate_sequences(variant, compute):
 
 
 @pytest.mark.parametrize("compute", COMPUTE)
-@pytest.mark.parametrize("variant", ops.variants("attention_backward"))
-def test_backward_packed_is_separate(variant, compute):
+@pytest.mark.parametrize("how", hows("attention_backward"))
+def test_backward_packed_is_separate(how, compute):
     r = rng(1)
     cu = lengths_to_cu((40, 1, 65))
     q, k, v = qkv(r, 106)
     out, lse = ops.attention_forward(q, k, v, cu)
     dout = normal(r, *q.shape)
-    whole = ops.attention_backward(dout, out, lse, q, k, v, cu, variant=variant, threads=2, compute=compute)
+    whole = ops.attention_backward(dout, out, lse, q, k, v, cu, **how, threads=2, compute=compute)
     for begin, end in zip(cu[:-1], cu[1:]):
         parts = [x[begin:end] for x in (dout, out, lse, q, k, v)] + [np.array([0, end - begin], np.int32)]
-        for got, want in zip(ops.attention_backward(*parts, variant=variant, compute=compute), whole):
+        for got, want in zip(ops.attention_backward(*parts, **how, compute=compute), whole):
             np.testing.assert_array_equal(got, want[begin:end])
 
 
 @pytest.mark.parametrize("compute", COMPUTE)
-@pytest.mark.parametrize("variant", ops.variants("attention_backward"))
+@pytest.mark.parametrize("how", hows("attention_backward"))
 @pytest.mark.parametrize(("H", "G"), [(1, 1), (4, 1), (4, 2)])
 @pytest.mark.parametrize("lengths", [(700,), (5, 400, 33, 0, 1), (31, 32, 33)])
-def test_backward_with_more_threads(variant, H, G, lengths, compute):
+def test_backward_with_more_threads(how, H, G, lengths, compute):
     """Threads follow each other through one sequence: dq sums over the key blocks in their order whoever adds them"""
     r = rng(7)
     cu = lengths_to_cu(lengths)
     q, k, v = qkv(r, sum(lengths), H, G, 20)
     out, lse = ops.attention_forward(q, k, v, cu)
     dout = normal(r, *q.shape)
-    how = {"variant": variant, "compute": compute}
+    how = how | {"compute": compute}
     want = ops.attention_backward(dout, out, lse, q, k, v, cu, **how, threads=1)
     for threads in (2, 3, 7):
         for got, expected in zip(ops.attention_backward(dout, out, lse, q, k, v, cu, **how, threads=threads), want):
@@ -132,25 +133,25 @@ def cached_whole(x, dtype, **how):
 
 
 @pytest.mark.parametrize("compute", COMPUTE)
-@pytest.mark.parametrize("variant", ops.variants("attention_cached"))
+@pytest.mark.parametrize("how", hows("attention_cached"))
 @pytest.mark.parametrize("D", [16, 21])
-def test_a_cache_that_rounds_no_more_than_products_do_is_training(variant, compute, D):
+def test_a_cache_that_rounds_no_more_than_products_do_is_training(how, compute, D):
     x = qkv(rng(9), 150, 4, 2, D)
-    want = ops.attention_forward(*x, np.array([0, 150], np.int32), variant=variant, compute=compute)[0]
-    np.testing.assert_array_equal(cached_whole(x, "float32", variant=variant, compute=compute), want)
-    assert np.array_equal(cached_whole(x, "bfloat16", variant=variant, compute=compute), want) == (compute == "bfloat16")
+    want = ops.attention_forward(*x, np.array([0, 150], np.int32), **how, compute=compute)[0]
+    np.testing.assert_array_equal(cached_whole(x, "float32", **how, compute=compute), want)
+    assert np.array_equal(cached_whole(x, "bfloat16", **how, compute=compute), want) == (compute == "bfloat16")
 
 
 @pytest.mark.parametrize("compute", COMPUTE)
-@pytest.mark.parametrize("variant", ops.variants("attention_cached"))
+@pytest.mark.parametrize("how", hows("attention_cached"))
 @pytest.mark.parametrize("chunks", [(129,), (40, 89), (1, 31, 32, 1, 64), (100,) + 29 * (1,)])
 @pytest.mark.parametrize("dtype", CACHE_DTYPES)
-def test_cut_and_neighbours_change_no_bit(variant, chunks, compute, dtype):
+def test_cut_and_neighbours_change_no_bit(how, chunks, compute, dtype):
     """Prefill whole or in chunks, decode token by token, in shuffled blocks full of NaN: the bits of the sequence alone, read at once"""
     r = rng(2)
     H, G, D, L = 4, 2, 16 if dtype != "int8" else 18, 129
     sequences = [qkv(r, L, H, G, D) for _ in range(2)]
-    want = [cached_whole(x, dtype, variant=variant, compute=compute) for x in sequences]
+    want = [cached_whole(x, dtype, **how, compute=compute) for x in sequences]
     blocks_each = -(-L // ops.KV_BLOCK)
     table = r.permutation(2 * blocks_each + 3)[: 2 * blocks_each].reshape(2, blocks_each).astype(np.int32)
     k_cache, v_cache, *scales = ops.new_cache(2 * blocks_each + 3, G, D, dtype)
@@ -161,15 +162,15 @@ def test_cut_and_neighbours_change_no_bit(variant, chunks, compute, dtype):
         q, k, v = (np.concatenate([sequences[s][i][at[s] : at[s] + sizes[s]] for s in (0, 1)]) for i in range(3))
         where = (lengths_to_cu(tuple(sizes)), np.array(at, np.int32), table)
         ops.kv_cache_write(k_cache, v_cache, k, v, *where, *scales)
-        out = ops.attention_cached(q, k_cache, v_cache, *where, None, *scales, variant=variant, compute=compute, threads=1 + step % 2)
+        out = ops.attention_cached(q, k_cache, v_cache, *where, None, *scales, **how, compute=compute, threads=1 + step % 2)
         np.testing.assert_array_equal(out[: sizes[0]], want[0][at[0] : at[0] + sizes[0]])
         np.testing.assert_array_equal(out[sizes[0] :], want[1][at[1] : at[1] + sizes[1]])
         at = [a + n for a, n in zip(at, sizes)]
     assert at == [L, L]
 
 
-@pytest.mark.parametrize("variant", ops.variants("kv_cache_write"))
-def test_int8_keeps_each_number_within_half_a_step(variant):
+@pytest.mark.parametrize("how", hows("kv_cache_write"))
+def test_int8_keeps_each_number_within_half_a_step(how):
     """Half of max |mixed row| / 127; nothing and next to nothing are 0, a row that is not finite is NaN to whoever sees it"""
     r = rng(11)
     k, v = normal(r, 6, 2, 40), normal(r, 6, 2, 40)
@@ -178,7 +179,7 @@ def test_int8_keeps_each_number_within_half_a_step(variant):
     k[3, 1, 5], v[4, 0, 36] = np.nan, -np.inf
     where = np.array([0, 6], np.int32), np.zeros(1, np.int32), np.zeros((1, 1), np.int32)
     k_cache, v_cache, *scales = ops.new_cache(1, 2, 40, "int8")
-    ops.kv_cache_write(k_cache, v_cache, k, v, *where, *scales, variant=variant)
+    ops.kv_cache_write(k_cache, v_cache, k, v, *where, *scales, **how)
     for x, got in zip((k, v), reference.cached_numbers(k_cache, v_cache, *scales)):
         good = np.isfinite(x).all(-1)
         assert np.isnan(got[0, :6][~good]).all() and (~good).sum() == 1
@@ -196,8 +197,8 @@ def test_attention_with_scores_far_apart():
     q *= 60
     cu = np.array([0, 80], np.int32)
     want, _ = reference.attention_forward(q, k, v, cu, 0.25)
-    for variant in ATTENTION:
-        out, _ = ops.attention_forward(q, k, v, cu, 0.25, variant=variant)
+    for how in (p.values[0] for p in ATTENTION):
+        out, _ = ops.attention_forward(q, k, v, cu, 0.25, **how)
         assert np.linalg.norm(out - want) < 1e-4 * np.linalg.norm(want)
 
 
@@ -206,13 +207,13 @@ def test_attention_with_scores_far_apart():
 
 @pytest.mark.parametrize("case", op_cases.CASES["head_forward_backward"], ids=lambda case: case.name)
 def test_one_pass_is_two_passes(case):
-    inputs = dict(case.inputs)
-    temperature, dlogprobs, dweight = float(inputs.pop("temperature")[0]), inputs.pop("dlogprobs"), inputs.pop("dweight")
-    for variant in ops.variants("head_forward_backward"):
+    for how in (p.values[0] for p in hows("head_forward_backward")):
+        inputs = {key: value for key, value in case.arguments(how["device"]).items() if key in case.inputs}
+        temperature, dlogprobs, dweight = float(inputs.pop("temperature")[0]), inputs.pop("dlogprobs"), inputs.pop("dweight")
         both = ops.head_forward_backward(
-            **inputs, temperature=temperature, dlogprobs=dlogprobs, dweight=dweight.copy(), variant=variant
+            **inputs, temperature=temperature, dlogprobs=dlogprobs, dweight=dweight.copy(), **how
         )
-        logprobs, entropy, lse = ops.head_forward(**inputs, temperature=temperature, variant=variant)
+        logprobs, entropy, lse = ops.head_forward(**inputs, temperature=temperature, **how)
         gradients = ops.head_backward(
             **inputs,
             temperature=temperature,
@@ -220,22 +221,22 @@ def test_one_pass_is_two_passes(case):
             entropy=entropy,
             dlogprobs=dlogprobs,
             dweight=dweight.copy(),
-            variant=variant,
+            **how,
         )
         for got, want in zip(both, (logprobs, entropy, lse, *gradients)):
             np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize("variant", ops.variants("head_forward"))
-def test_head_with_packed_weight_and_skipped_neighbours(variant):
+@pytest.mark.parametrize("how", hows("head_forward"))
+def test_head_with_packed_weight_and_skipped_neighbours(how):
     r = rng(4)
     x, weight = normal(r, 90, 33), normal(r, 500, 33)
     targets = r.integers(0, 500, size=90).astype(np.int32)
-    want = ops.head_forward(x, weight, targets, variant=variant)
-    for got, expected in zip(ops.head_forward(x, weight, targets, packed=ops.matmul_pack(weight), variant=variant), want):
+    want = ops.head_forward(x, weight, targets, **how)
+    for got, expected in zip(ops.head_forward(x, weight, targets, packed=ops.matmul_pack(weight, device=how["device"]), **how), want):
         np.testing.assert_array_equal(got, expected)
     skipped = np.where(r.random(90) < 0.7, -1, targets).astype(np.int32)
-    for got, expected in zip(ops.head_forward(x, weight, skipped, variant=variant), want):
+    for got, expected in zip(ops.head_forward(x, weight, skipped, **how), want):
         np.testing.assert_array_equal(got[skipped >= 0], expected[skipped >= 0])
         assert (got[skipped < 0] == 0).all()
 
@@ -250,18 +251,18 @@ def test_candidates_are_columns():
         np.testing.assert_array_equal(together[:, k], ops.head_forward(x, weight, targets[:, k].copy())[0])
 
 
-@pytest.mark.parametrize("variant", ops.variants("head_sample"))
+@pytest.mark.parametrize("how", hows("head_sample"))
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.3])
 @pytest.mark.parametrize("masked", [False, True])
-def test_sampler_reports_the_trainers_log_probs(variant, temperature, masked):
+def test_sampler_reports_the_trainers_log_probs(how, temperature, masked):
     """Whichever variant draws, the log-prob is that of the head_forward the device uses"""
     r = rng(6)
     S, C, V = 60, 40, 300
     x, weight = normal(r, S, C), normal(r, V, C)
     mask = (r.random(V) < 0.5).astype(np.uint8) if masked else None
     tokens, logprobs = ops.head_sample(
-        x, weight, temperature, top_k=20, top_p=0.9, seeds=np.arange(S), vocab_mask=mask, variant=variant
+        x, weight, temperature, top_k=20, top_p=0.9, seeds=np.arange(S), vocab_mask=mask, **how
     )
-    np.testing.assert_array_equal(logprobs, ops.head_forward(x, weight, tokens, temperature, vocab_mask=mask)[0])
-    greedy, logprobs = ops.head_sample(x, weight, 0.0, vocab_mask=mask, variant=variant)
-    np.testing.assert_array_equal(logprobs, ops.head_forward(x, weight, greedy, 1.0, vocab_mask=mask)[0])
+    np.testing.assert_array_equal(logprobs, ops.head_forward(x, weight, tokens, temperature, vocab_mask=mask, device=how["device"])[0])
+    greedy, logprobs = ops.head_sample(x, weight, 0.0, vocab_mask=mask, **how)
+    np.testing.assert_array_equal(logprobs, ops.head_forward(x, weight, greedy, 1.0, vocab_mask=mask, device=how["device"])[0])

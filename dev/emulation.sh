@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# The CUDA kernels executed by csrc/emulation, with something looking over their shoulder: dev/emulation.sh address|coverage [pytest arguments]
+# address: AddressSanitizer and UBSan. coverage: gcov's share of lines of csrc/cuda, per file; fails
+# below 95 %. Needs cmake, ninja, a Python with pybind11 and freedive[test] (PYTHON), and the package built in place (dev/build_inplace.sh).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+kind=${1:?address or coverage}
+shift
+python=${PYTHON:-python3}
+build=${BUILD_DIR:-build}/emulation-$kind
+options=()
+case $kind in
+  address) options=(-DFREEDIVE_SANITIZE=address) ;;
+  coverage) options=(-DCMAKE_CXX_FLAGS=--coverage -DCMAKE_SHARED_LINKER_FLAGS=--coverage -DCMAKE_MODULE_LINKER_FLAGS=--coverage) ;;
+  *) echo "address or coverage, not $kind" && exit 2 ;;
+esac
+cmake -S . -B "$build" -G Ninja -DFREEDIVE_CUDA_EMULATION=ON "${options[@]}" -DPython_EXECUTABLE="$(command -v "$python")" \
+  -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" >/dev/null
+cmake --build "$build" --target freedive_cuda_emu
+package=$("$python" -c 'import os, freedive; print(os.path.dirname(freedive.__file__))')
+rm -rf "$build/python" && mkdir "$build/python" && cp -r "$package" "$build/python/freedive" && cp "$build/_cuda_emu.so" "$build/python/freedive/"
+run=(env PYTHONPATH="$PWD/$build/python")
+[[ $build == /* ]] && run=(env PYTHONPATH="$build/python")
+run+=(OPENBLAS_NUM_THREADS=1)
+# One small shape of each op and variant; with pytest arguments, what they say.
+small='cuda-emu and test_against_reference and (5x or 3x or 7x or 1x or 9x or 6x or 17) and not 300 and not 530 and not 1000'
+case $kind in
+  address) run+=(LD_PRELOAD="$(gcc -print-file-name=libasan.so):$(gcc -print-file-name=libubsan.so)" PYTHONMALLOC=malloc
+    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1) ;;
+  coverage) small=cuda-emu ;;
+esac
+(($#)) || set -- tests/ops/test_ops_reference.py tests/ops/test_ops_sampling.py -k "$small"
+[[ $kind == coverage ]] && find "$build" -name '*.gcda' -delete
+"${run[@]}" "$python" -m pytest -q -x -p no:cacheprovider "$@"
+[[ $kind == coverage ]] || exit 0
+"$python" - "$build" <<'PYTHON'
+import json, subprocess, sys
+from pathlib import Path
+hits: dict[str, dict[int, int]] = {}
+for data in Path(sys.argv[1]).rglob("*.gcda"):
+    out = subprocess.run(["gcov", "--json-format", "--stdout", str(data)], capture_output=True, text=True, check=True).stdout
+    for line in out.splitlines():
+        for file in json.loads(line)["files"]:
+            if "csrc/cuda/" in file["file"] and ".." not in file["file"]:
+                of = hits.setdefault("csrc/cuda/" + file["file"].split("csrc/cuda/")[1], {})
+                for l in file["lines"]:
+                    of[l["line_number"]] = of.get(l["line_number"], 0) + l["count"]
+total = missed = 0
+for name, lines in sorted(hits.items()):
+    miss = sorted(n for n, count in lines.items() if count == 0)
+    total, missed = total + len(lines), missed + len(miss)
+    print(f"{name:36} {len(lines):5} lines {100 * (1 - len(miss) / len(lines)):6.1f} %  {'not run: ' + ' '.join(map(str, miss)) if miss else ''}")
+print(f"all {total} lines: {100 * (1 - missed / total):.1f} %")
+sys.exit(missed > 0.05 * total)
+PYTHON
