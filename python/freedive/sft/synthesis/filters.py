@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import dataclass
 
+from freedive.eval.asker import Reply
 from freedive.eval.refusal import is_refusal
 
 from .novelty import rouge_l, words
@@ -19,17 +21,35 @@ ELSEWHERE = re.compile(
 REPEATED = 0.3  # of the runs of four words, at most
 _LIST_MARK = re.compile(r"^\s*(?:\*\*)?(?:task\s*)?\d+\s*[.):]\s*(?:\*\*)?", re.IGNORECASE | re.MULTILINE)
 _ASSISTANT = re.compile(
-    r"\s*(?:of course|certainly|sure[,!]|i['’]?m sorry|i apologi[sz]e|as an ai|here['’]?s|here (?:is|are)|i['’]d be happy|thank you for (?:your|the) (?:question|feedback))\b",
+    r"\s*(?:of course|certainly|sure[,!]|i['’]?m sorry|i apologi[sz]e|as an ai|here['’]?s|here (?:is|are)|i['’]d be happy|thank you for (?:your|the) (?:question|feedback))(?!\w)",
     re.IGNORECASE,
 )
-_ENDS = re.compile(r"[.!?:;…\"'”’)\]}`>*|0-9。！？]\s*$")
 
 
-def items(text: str) -> list[str]:
-    """The items of a numbered list; the whole text where it is none. An item is its first paragraph."""
+@dataclass(frozen=True)
+class Rules:
+    """A labeller's rules for an answer that can be checked by machine."""
+
+    min_words: int = 0
+    max_words: int = 0  # 0: any number
+    require: tuple[re.Pattern[str], ...] = ()  # each is found in it
+    forbid: tuple[re.Pattern[str], ...] = ()  # none is
+    refusals: bool = False  # kept
+
+    def fault(self, answer: str) -> str:
+        count = len(words(answer))
+        if count < self.min_words or self.max_words and count > self.max_words:
+            return "not as long as the labeller's rules say"
+        if not all(p.search(answer) for p in self.require) or any(p.search(answer) for p in self.forbid):
+            return "against the labeller's rules"
+        return ""
+
+
+def items(text: str, cut_off: bool = False) -> list[str]:
+    """The items of a numbered list; the whole text where it is none. An item is its first paragraph; the last of a text that was `cut_off` is none."""
     parts = _LIST_MARK.split(text)
     found = [_LIST_MARK.sub("", part.strip().split("\n\n")[0]).strip().strip("*").strip() for part in (parts[1:] if len(parts) > 1 else parts)]
-    return [item for item in found if item]
+    return [item for item in (found[:-1] if cut_off else found) if item]
 
 
 def instruction_fault(text: str) -> str:
@@ -40,20 +60,26 @@ def instruction_fault(text: str) -> str:
         return "too long"
     if not (text[0].isalnum() or text[0] in "\"'“‘(¿¡"):
         return "begins with a mark"
+    if _ASSISTANT.match(text):
+        return "speaks as the assistant"
     if ELSEWHERE.search(text):
         return "about what is not text"
     return "repeats itself" if repeats(text) else ""
 
 
-def answer_fault(instruction: str, answer: str, most_tokens: int, refusals: bool = False) -> str:
-    """`most_tokens`: the limit it was written under; a long text that ends within a sentence met it."""
-    said = words(answer)
+def answer_fault(instruction: str, reply: Reply, rules: Rules) -> str:
+    """Why an answer is no good, by itself."""
+    answer, said = reply.text, words(reply.text)
+    if reply.finish == "refused":
+        return "longer than the generator takes"
+    if reply.finish == "length":
+        return "answer cut off"
     if not said:
         return "empty answer"
-    if len(said) > most_tokens // 2 and not _ENDS.search(answer):
-        return "answer cut off"
-    if not refusals and is_refusal(answer) and len(said) < 40:
+    if not rules.refusals and is_refusal(answer) and len(said) < 40:
         return "refusal"
+    if fault := rules.fault(answer):
+        return fault
     if rouge_l(said, words(instruction)) >= 0.8:
         return "answer repeats the question"
     return "answer repeats itself" if repeats(answer) else ""

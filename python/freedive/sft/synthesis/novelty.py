@@ -1,9 +1,16 @@
-"""How alike two texts are: ROUGE-L (Lin 2004), by which Self-Instruct (Wang et al., arXiv:2212.10560) keeps tasks that are not yet in its pool."""
+"""How alike two texts are: ROUGE-L (Lin 2004), by which Self-Instruct (Wang et al., arXiv:2212.10560) keeps tasks that are not yet in its pool; and
+MinHash, as `freedive data` has it, by which an answer that was given before is known again."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from freedive.data.minhash import SHAPE, signature
+
+LEAST = 20  # words of an answer that is compared
 
 
 def words(text: str) -> list[str]:
@@ -50,3 +57,31 @@ class Pool:
                 if best >= enough:
                     break
         return best
+
+
+class Answers:
+    """Texts by their MinHashes of five words, numbers all alike; texts of fewer than LEAST words are like nothing: many questions have the same short answer."""
+
+    def __init__(self, texts: Iterable[str] = ()):
+        self.count, self.signatures = 0, np.empty((0, *SHAPE), np.uint64)
+        for text in texts:
+            self.add(text)
+
+    def add(self, text: str) -> None:
+        if (found := self._signature(text)) is None:
+            return
+        if self.count == len(self.signatures):
+            self.signatures = np.concatenate([self.signatures, np.empty((max(256, self.count), *SHAPE), np.uint64)])
+        self.signatures[self.count] = found
+        self.count += 1
+
+    def nearest(self, text: str) -> float:
+        """The largest part of its hashes that agrees with one of them: an estimate of the Jaccard similarity, with a standard error of 0.05."""
+        found = self._signature(text)
+        if found is None or not self.count:
+            return 0.0
+        return float((self.signatures[: self.count] == found).mean((1, 2)).max())
+
+    @staticmethod
+    def _signature(text: str) -> np.ndarray | None:
+        return signature(text) if len(words(text)) >= LEAST else None
