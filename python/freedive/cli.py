@@ -92,7 +92,7 @@ VERBS = {
         "freedive.rl.stage",
         "RLConfig",
         "reinforcement learning on problems whose answers can be checked",
-        "freedive rl --model runs/assistant --data problems.jsonl --out runs/thinker",
+        "freedive rl runs/assistant --task countdown --algorithm grpo --out runs/thinker",
     ),
     "eval": Verb(
         "freedive.eval.stage",

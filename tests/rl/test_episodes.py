@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from typing import Any
 
 import numpy as np
@@ -202,6 +203,32 @@ def test_an_environment_rewards_and_is_seen_by_rewards():
     out, metrics = scorer.score([r], [{"prompt": "Q?"}])
     assert out[0].reward == 11 and out[0].parts == {"mine": 10, "environment": 1} and metrics["rewards/environment/mean"] == 1
     assert Scorer([])([dataclasses.replace(r, stopped=False)], [{"prompt": "Q?"}])[0].reward == 0
+
+
+def test_a_method_that_hangs_is_broken_off():
+    class Slow(Calculator):
+        def python(self, code: str) -> str:
+            while True:
+                try:
+                    time.sleep(0.01)
+                except Exception:  # what swallows exceptions is ended too
+                    pass
+
+        def get_reward(self) -> float:
+            time.sleep(60)
+            return 1.0
+
+    class Endless(Guess):
+        def step(self, text: str) -> str | None:
+            while True:
+                pass
+
+    began = time.monotonic()
+    r = play(OURS, Slow, START, "1", END, "oh", OURS.im_end, timeout=0.2)
+    assert r.messages[1]["content"] == "error: timed out after 0.2 seconds" and r.stopped and r.failed_calls == 1
+    assert np.isnan(Scorer([], environment_timeout=0.2)([r], [{"prompt": "Q?"}])[0].reward)
+    r = play(OURS, Endless, "7", OURS.im_end, row={"secret": "7"}, timeout=0.2)
+    assert r.finish_reason == "timeout" and not r.stopped and time.monotonic() - began < 10
 
 
 def test_what_is_no_environment(tmp_path):

@@ -34,7 +34,7 @@ class RLConfig:
     reward: list[str] = option([], f"built in: {', '.join(BUILT_IN)}; or package.module:function, or file.py:function, in the form of TRL, verl or OpenRLHF; "
                                "several are added up (default: the task's checker; for --data answer)")  # fmt: skip
     reward_weights: list[float] = option([], "a number for each --reward (default: 1)")
-    reward_timeout: float = option(10.0, "seconds that a reward function of yours may take for the completions of one problem; then its process is killed and they have no reward (0: no limit, in this process)")
+    reward_timeout: float = option(10.0, "seconds that a reward function of yours may take for the completions of one problem; then its process is killed and they have no reward; and for a method of an environment (0: no limit, in this process)")
     reward_workers: int = option(2, "processes for each reward function", hash=False)
     eval_reward: str = option("", "what says whether a held-out answer is right (1) (default: the first --reward)")
     environment: str = option("", "file.py:Class, an environment for each completion: reset(**row), methods as tools, step(text), get_reward() (docs/rl.md)")

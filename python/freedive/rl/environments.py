@@ -14,15 +14,19 @@
         def get_reward(self) -> float: ...         # if there is one, it is added to the reward
         def step(self, text: str) -> str | None:   # ours: for turns without tools. The next user's turn, or None: over
 
-Reward functions get the instances as `environments`.
+Reward functions get the instances as `environments`. They live in this process; a method that takes too long is broken off by an alarm, which
+ends everything but a call into C that never comes back.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
+import signal
+import threading
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from freedive.runs import UserError, find_function
@@ -72,28 +76,55 @@ def schema(name: str, method: Callable[..., Any]) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "description": told.strip(), "parameters": parameters}}
 
 
-def called(method: Callable[..., Any], arguments: dict[str, Any]) -> str:
+class TooLong(BaseException):
+    """A method of an environment was over its time. No Exception, so that what it calls does not catch it."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raises TooLong in the body after `seconds`; 0 is no limit. Alarms reach the main thread only: elsewhere there is none."""
+    if not seconds or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(*_: Any) -> None:
+        raise TooLong(f"timed out after {seconds:g} seconds")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def called(method: Callable[..., Any], arguments: dict[str, Any], seconds: float = 0.0, *positional: Any) -> str:
     """The answer of a tool, as text. What goes wrong is an answer too: "error: ..."; the model may put it right."""
     try:
-        inspect.signature(method).bind(**arguments)
+        inspect.signature(method).bind(*positional, **arguments)
     except TypeError as error:
         return f"error: {error}"
     try:
-        answer = method(**arguments)
+        with time_limit(seconds):
+            answer = method(*positional, **arguments)
+    except TooLong as error:
+        return f"error: {error}"
     except Exception as error:  # an environment may say no by raising, as TRL's do
         return f"error: {type(error).__name__}: {error}"
     return "" if answer is None else str(answer)
 
 
-def begin(factory: Callable[[], Any], row: dict[str, Any]) -> tuple[Any, str | None]:
+def begin(factory: Callable[[], Any], row: dict[str, Any], seconds: float = 0.0) -> tuple[Any, str | None]:
     """A new environment for a row, and what it adds to the question. Raises UserError when its reset fails: it is the user's."""
     environment = factory()
     try:
         parameters = inspect.signature(environment.reset).parameters.values()
         everything = any(p.kind is p.VAR_KEYWORD for p in parameters)
         names = {p.name for p in parameters}
-        added = environment.reset(**(row if everything else {k: v for k, v in row.items() if k in names}))
-    except Exception as error:
+        with time_limit(seconds):
+            added = environment.reset(**(row if everything else {k: v for k, v in row.items() if k in names}))
+    except (Exception, TooLong) as error:
         raise UserError(f"reset of the environment {type(environment).__name__} failed: {type(error).__name__}: {error}",
                         hint=f"it is called with the row's keys: {', '.join(row)}") from error  # fmt: skip
     if added is not None and not isinstance(added, str):

@@ -29,7 +29,7 @@ from freedive.tokenizer.chat import turn_header
 from freedive.tokenizer.chat_json import ANSWER, ANSWER_END, CALL, CALL_END, MARKS, OWN, with_marks
 from freedive.tokenizer.chat_tools import ARGUMENTS, SLOTS
 
-from .environments import begin, called, schema, tools_of
+from .environments import TooLong, begin, called, schema, time_limit, tools_of
 from .rollouts import Rollout
 
 _CALLS = re.compile(rf"{CALL}\s*(.*?)\s*{CALL_END}", re.DOTALL)
@@ -59,7 +59,7 @@ class Episodes:
 
     ANSWER_TOKENS = 256  # of what an environment says at once
 
-    def __init__(self, engine: Engine, factory: Callable[[], Any], *, max_calls: int = 8, max_answer_tokens: int = ANSWER_TOKENS):
+    def __init__(self, engine: Engine, factory: Callable[[], Any], *, max_calls: int = 8, max_answer_tokens: int = ANSWER_TOKENS, timeout: float = 0.0):
         tok = engine.tokenizer
         if tok is None:
             raise UserError("environments read and write text, and this engine has no tokenizer")
@@ -67,7 +67,7 @@ class Episodes:
         if chat.form != "turns":
             raise UserError("environments need a model whose conversation is made of turns; this one's has Llama 2's form")
         self.engine, self.factory, self.tok, self.chat = engine, factory, tok, chat
-        self.max_calls, self.max_answer_tokens = max_calls, max_answer_tokens
+        self.max_calls, self.max_answer_tokens, self.timeout = max_calls, max_answer_tokens, timeout
         example = factory()
         self.slots = OWN in tok.special_tokens
         self.tools = tools_of(example)
@@ -114,7 +114,7 @@ class Episodes:
     # ---- one row ---------------------------------------------------------------------------------------------------
 
     def _begin(self, row: dict[str, Any], seed: int) -> _Row:
-        environment, added = begin(self.factory, row)
+        environment, added = begin(self.factory, row, self.timeout)
         return _Row(self.prompt(row, added), seed, environment, tools_of(environment))
 
     def _submit(self, row: _Row, params: Params) -> Request:
@@ -196,7 +196,11 @@ class Episodes:
             return False
         row.steps += 1
         try:
-            told = row.environment.step(text)
+            with time_limit(self.timeout):
+                told = row.environment.step(text)
+        except TooLong:
+            row.reason = "timeout"
+            return False
         except Exception as error:
             raise UserError(f"step of the environment {type(row.environment).__name__} failed: {type(error).__name__}: {error}") from error
         if told is None:
@@ -207,7 +211,7 @@ class Episodes:
 
     def _ask(self, row: _Row, name: str, shown: str, said: str, arguments: dict[str, Any], positional: bool = False) -> str:
         method = row.tools[name]
-        answer = _one(method, shown) if positional else called(method, arguments)  # a slot has one argument, whatever the method calls it
+        answer = called(method, {}, self.timeout, shown) if positional else called(method, arguments, self.timeout)  # a slot has one argument, whatever the method calls it
         row.calls += 1
         row.failed += answer.startswith("error:")
         if said:
@@ -246,14 +250,6 @@ class Episodes:
             ids, mask, logprobs = ids[:-1], mask[:-1], logprobs[:-1]
         return Rollout(row.prompt, ids, np.asarray(logprobs, np.float32), "".join(row.texts), row.reason == "stop", row.seed, mask=tuple(mask), calls=row.calls,
                        failed_calls=row.failed, finish_reason=row.reason, messages=row.messages, environment=row.environment)  # fmt: skip
-
-
-def _one(method: Callable[..., Any], argument: str) -> str:
-    try:
-        answer = method(argument)
-    except Exception as error:
-        return f"error: {type(error).__name__}: {error}"
-    return "" if answer is None else str(answer)
 
 
 def _parsed(text: str, tools: dict[str, Any]) -> tuple[str, dict[str, Any], str | None]:

@@ -18,6 +18,7 @@ from freedive.objectives import soft_overlong
 from freedive.runs import UserError, find_function
 
 from .adapters import adapted
+from .environments import TooLong, time_limit
 from .rewards import BUILT_IN, Reward, call
 from .rollouts import Rollout
 from .workers import Workers
@@ -26,13 +27,15 @@ from .workers import Workers
 class Scorer:
     """Reward functions with weights. timeout 0: no limit, in this process; so are built-in ones that cannot hang."""
 
-    def __init__(self, names: Sequence[str], weights: Sequence[float] = (), *, timeout: float = 0.0, workers: int = 2, overlong: tuple[int, int] | None = None):
+    def __init__(self, names: Sequence[str], weights: Sequence[float] = (), *, timeout: float = 0.0, workers: int = 2, overlong: tuple[int, int] | None = None,
+                 environment_timeout: float = 0.0):  # fmt: skip
         if weights and len(weights) != len(names):
             raise UserError(f"{len(names)} reward functions and {len(weights)} weights", hint="--reward-weights takes one number for each --reward")
         self.names = list(names)
         self.weights = list(weights) or [1.0] * len(names)
         self.functions: list[Reward] = [adapted(find_function(n, BUILT_IN, "reward")) for n in names]
         self.labels = _labels(self.names, self.functions)
+        self.environment_timeout = environment_timeout
         self.overlong = overlong  # (longest completion, tokens before its end where the penalty begins)
         apart = [timeout > 0 and (n == "task" or n not in BUILT_IN and not n.startswith("freedive.")) for n in names]
         self._workers = [Workers(n, workers, timeout) if a else None for n, a in zip(names, apart)]
@@ -62,7 +65,7 @@ class Scorer:
             metrics |= {key: math.fsum(v) / len(v) for key, v in noted.items() if v}  # whatever order the processes answered in
         weights = dict(zip(self.labels, self.weights, strict=True))
         if any(hasattr(r.environment, "get_reward") for r in rollouts):
-            values["environment"] = [_own(r) for r in rollouts]
+            values["environment"] = [_own(r, self.environment_timeout) for r in rollouts]
             weights["environment"] = 1.0
         if self.overlong:
             values["overlong"] = [soft_overlong(r.length, *self.overlong) for r in rollouts]
@@ -91,13 +94,16 @@ class Scorer:
                 workers.close()
 
 
-def _own(r: Rollout) -> float:
-    """What an environment gives its rollout; NaN where it has no reward of its own."""
+def _own(r: Rollout, seconds: float) -> float:
+    """What an environment gives its rollout; NaN where it has no reward of its own, or takes too long over it."""
     if not hasattr(r.environment, "get_reward"):
         return math.nan
     try:
-        value = r.environment.get_reward()
+        with time_limit(seconds):
+            value = r.environment.get_reward()
         number = math.nan if value is None else float(value)
+    except TooLong:
+        return math.nan
     except Exception as error:
         raise UserError(f"get_reward of the environment {type(r.environment).__name__} failed: {type(error).__name__}: {error}") from error
     if value is not None and not math.isfinite(number):

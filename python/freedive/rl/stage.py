@@ -94,8 +94,9 @@ def _load(c: RLConfig) -> _Practice:
     """Everything loaded and checked. Raises UserError."""
     spec = check(c)
     timeout = 0.0 if c.environment else c.reward_timeout  # instances of environments live in this process
-    scorer = Scorer(c.rewards, c.reward_weights, timeout=timeout, workers=c.reward_workers, overlong=(c.max_completion_length, c.overlong_cache) if c.overlong_cache else None)
-    judge = Scorer([c.eval_reward] if c.eval_reward else c.rewards[:1], timeout=timeout, workers=c.reward_workers)
+    scorer = Scorer(c.rewards, c.reward_weights, timeout=timeout, workers=c.reward_workers, overlong=(c.max_completion_length, c.overlong_cache) if c.overlong_cache else None,
+                    environment_timeout=c.reward_timeout)  # fmt: skip
+    judge = Scorer([c.eval_reward] if c.eval_reward else c.rewards[:1], timeout=timeout, workers=c.reward_workers, environment_timeout=c.reward_timeout)
     factory = find_environment(c.environment) if c.environment else None
     if factory is not None and not c.rewards and not hasattr(factory(), "get_reward"):
         raise UserError(f"nothing rewards: {c.environment} has no get_reward(), and there is no --reward", hint="--reward file.py:function gets the instances as `environments`")
@@ -114,7 +115,7 @@ def _load(c: RLConfig) -> _Practice:
     if longest > model.config.max_positions:
         raise UserError(f"a problem and its completion take up to {longest} tokens; the model was made for {model.config.max_positions}", hint="lower --max-completion-length")
     engine = Engine(model, tok)
-    episodes = Episodes(engine, factory, max_calls=c.max_tool_calls) if factory is not None else None
+    episodes = Episodes(engine, factory, max_calls=c.max_tool_calls, timeout=c.reward_timeout) if factory is not None else None
     value = ValueModel(_model(c, tok, model.max_tokens)) if spec.advantage == "gae" else None
     return _Practice(c, tok, problems, held_out, Learner(c, spec, model, _reference(c, tok, spec, model), value), engine, episodes, scorer, judge)
 

@@ -224,7 +224,7 @@ def length_metrics(rollouts: list[Rollout]) -> dict[str, float]:
         calls = sum(r.calls for r in rollouts)
         out["tools/call_frequency"] = calls / len(rollouts)
         out["tools/failure_frequency"] = sum(r.failed_calls for r in rollouts) / calls if calls else 0.0
-        for reason in ("forged", "malformed", "calls"):
+        for reason in ("forged", "malformed", "calls", "timeout"):
             if found := sum(r.finish_reason == reason for r in rollouts):
                 out[f"tools/{reason}_ratio"] = found / len(rollouts)
     return out
