@@ -3,7 +3,7 @@
     python benchmarks/rl_reasoning.py --model SmolLM2-135M-Instruct.BF16.gguf [--steps 100] [--out FOLDER]
 
 SmolLM2-135M with a LoRA adapter, in three steps:
-1. format SFT: short answers "Answer: ..." to problems of ten other families. The practised family is not among them.
+1. format SFT: short answers "Answer: ..." to 80 problems each of eleven families, the practised one among them. (Without it the start is below 1 %.)
 2. RL (dr_grpo, on correctness alone) on the practised family: needle_haystack, "who is committed to pigs?" among four to eight statements.
 3. the control: the same, paid for the form "Answer: ..." alone. What it gains is what the form is worth.
 Before and after, 4 answers at temperature 1 to each of 200 held-out problems (held out by a hash of the question), judged by the library's own
@@ -37,9 +37,9 @@ OTHERS = ("chain_sum", "gcd,min_numbers=2,max_numbers=2,min_value=2,max_value=60
 SAMPLES = 4
 
 
-def format_rows(n: int) -> list[dict]:
+def format_rows(own: str, n: int) -> list[dict]:
     """Conversations whose answers have the form and nothing else."""
-    rows = [row for family in OTHERS for row in task_rows(f"reasoning_gym:{family}", 0, n, "train")]
+    rows = [row for family in (*OTHERS, own) for row in task_rows(f"reasoning_gym:{family}", 1, n, "train")]
     return [{"messages": [{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": f"Answer: {r['answer']}"}]} for r in rows]
 
 
@@ -83,7 +83,7 @@ def main() -> None:
     began = time.perf_counter()
     data = a.out / "format.jsonl"
     if not data.exists():
-        data.write_text("".join(json.dumps(r) + "\n" for r in format_rows(60)))
+        data.write_text("".join(json.dumps(r) + "\n" for r in format_rows(a.family, 80)))
     start = finetune(SFTConfig(model=a.model, data=[str(data)], out=a.out / "format", lora_rank=16, epochs=1.0, batch_tokens=2048, micro_tokens=2048, context=512, lr=5e-4,
                                dtype="bfloat16", samples=[], seed=a.seed))  # fmt: skip
     rows = task_rows(f"reasoning_gym:{a.family}", a.seed, a.problems, "held_out")

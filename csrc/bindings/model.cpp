@@ -273,6 +273,13 @@ void bind_model(py::module_& m) {
              return d.decoder.new_cache(blocks, dtype);
            })
       .def("cache_block_bytes", [](PyDecoder& d, int32_t dtype) { return d.decoder.cache_block_bytes(dtype); })
+      .def("copy_block",
+           [](PyDecoder& d, KVCache& cache, int64_t from, int64_t to) {
+             if (from < 0 || to < 0 || from >= cache.blocks || to >= cache.blocks)
+               throw py::value_error("copy_block names a block outside the cache");
+             Alone alone(d);
+             if (from != to) d.decoder.copy_block(cache, from, to);
+           })
       .def("decode", [](PyDecoder& d, KVCache& cache, const I32& tokens, const I32& positions, const I32& cu, const I32& past,
                         const I32& table, const F32& temperature, const I32& top_k, const F32& top_p, const F32& min_p,
                         const U64& seeds, const U64& counters, const std::optional<I32>& wanted) {

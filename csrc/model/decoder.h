@@ -114,6 +114,7 @@ class Decoder {
 
   KVCache new_cache(int64_t blocks, int32_t dtype) const;
   size_t cache_block_bytes(int32_t dtype) const;  // of all layers
+  void copy_block(KVCache& cache, int64_t from, int64_t to) const;  // keys and values of all layers
   struct Sampling {
     const float *temperature, *top_p, *min_p;
     const int32_t* top_k;

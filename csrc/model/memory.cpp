@@ -367,6 +367,18 @@ KVCache Decoder::new_cache(int64_t blocks, int32_t dtype) const {
   return c;
 }
 
+void Decoder::copy_block(KVCache& c, int64_t from, int64_t to) const {
+  const int64_t P = fd_numbers_per_word(c.dtype), scales = config_.n_kv_head * FD_KV_BLOCK;
+  auto copy = [&](Buffer& b, int64_t words) {
+    for (int64_t layer = 0; layer < config_.n_layer; ++layer) {
+      float* at = b.floats() + layer * c.blocks * words;
+      std::memcpy(at + to * words, at + from * words, words * sizeof(float));
+    }
+  };
+  copy(c.keys, key_words(config_, P)), copy(c.values, value_words(config_, P));
+  if (c.dtype == FD_I8) copy(c.key_scales, scales), copy(c.value_scales, scales);
+}
+
 KVCache::Layer Decoder::cache_layer(const KVCache& c, int64_t layer) const {
   const int64_t P = fd_numbers_per_word(c.dtype), G = config_.n_kv_head, D = config_.head_dim, T = FD_KV_BLOCK;
   const int64_t before = layer * c.blocks, W = (D + P - 1) / P;

@@ -192,7 +192,26 @@ def test_the_questions_blocks_are_read_once():
     made = engine(OURS)
     prompt = [int(i) for i in np.random.default_rng(0).integers(0, 256, 100)]
     sample(made, [prompt], 16, 4, 1.0, (OURS.im_end,), range(16))
-    assert made.stats.prefilled_tokens == 100 + 15 * (100 - 96)  # three blocks of 32 shared
+    assert made.stats.prefilled_tokens == 100 + 15  # and the last id of each, which the first one said comes from
+
+
+@pytest.mark.parametrize("dtype, cache", [("float32", "float32"), ("bfloat16", "bfloat16"), ("float32", "int8")])
+@pytest.mark.parametrize("rows", [64, 5])
+def test_a_group_is_what_its_members_are_alone(dtype: str, cache: str, rows: int):
+    """Reading the question once changes nothing, whatever its length beside the block of 32, with few rows, and when the cache is too small for all."""
+    model = engine(OURS, dtype=dtype, max_seqs=rows).model
+    rng = np.random.default_rng(1)
+    prompts = [[int(i) for i in rng.integers(0, 256, n)] for n in (1, 2, 31, 32, 33, 34, 64, 65, 70, 100)]
+    params, seeds = Params(12, 1.0, stop_ids=(OURS.im_end,)), list(range(50))
+    alone = Engine(model, OURS, kv_cache_dtype=cache).generate([p for p in prompts for _ in range(5)], seeds=seeds, max_new_tokens=12, stop_ids=params.stop_ids)
+    for tokens in (None, 400):
+        made = Engine(model, OURS, kv_cache_dtype=cache, cache_tokens=tokens)
+        found = made.groups(prompts, 5, params, seeds)
+        assert [c.ids for c in found] == [c.ids for c in alone]
+        assert all(np.array_equal(a.logprobs, b.logprobs) for a, b in zip(found, alone))
+        assert made.manager.free == made.manager.n
+    with pytest.raises(ValueError, match="outside the cache"):
+        model.copy_block(model.new_cache(2), 0, 2)
 
 
 def test_an_environment_rewards_and_is_seen_by_rewards():

@@ -62,6 +62,7 @@ def config(room: Path, out: Path, **changes: Any) -> RLConfig:
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {"lora_rank": 4, "algorithm": "grpo", "log_completions": True},
     "ppo": {"algorithm": "ppo", "target_kl": 0.5, "num_mini_batches": 2},
+    "ppo_lora": {"algorithm": "ppo", "lora_rank": 4, "num_generations": 1, "prompts_per_step": 8, "dtype": "bfloat16", "weights": "bfloat16", "vf_coef": 0.5},
     "dapo": {"algorithm": "dapo", "overlong_cache": 8, "num_mini_batches": 2},
     "environment": {"environment": "e.py:Talk", "reward": [], "max_completion_length": 24, "beta": 0.01, "kl_in": "reward"},
     "task": {"data": None, "eval_data": None, "task": ["sorting", "parity"], "task_size": 20, "eval_size": 6, "eval_samples": 4, "reward": ["task", "r.py:score"]},

@@ -76,6 +76,21 @@ class Engine:
             raise UserError(f"a seed is {bad[0]!r:.60}, it must be a whole number")
         requests = [self._request(p, params, sample_seed(seeds[i], j), i * n + j, i) for i, p in enumerate(prompts) for j in range(n)]
         self._submit(requests)
+        return self._finish(requests, on_finish)
+
+    def groups(self, prompts: Sequence[Sequence[int]], generations: int, params: Params, seeds: Sequence[int]) -> list[Completion]:
+        """`generations` completions of each prompt, those of one next to each other, with a seed each: the same as `generate` gives, but each
+        prompt is read once. The first of a group reads it; the others share its whole blocks and copy the end. Raises UserError as `generate`.
+        """
+        requests = [self._request(p, params, seeds[i * generations + j], i * generations + j, i) for i, p in enumerate(prompts) for j in range(generations)]
+        if params.prompt_logprobs is None:
+            for i, request in enumerate(requests):
+                request.twin = requests[i - i % generations] if i % generations else None
+        self._submit(sorted(requests, key=lambda r: r.twin is not None))
+        return self._finish(requests)
+
+    def _finish(self, requests: list[Request], on_finish: Callable[[int, Completion], None] | None = None) -> list[Completion]:
+        """Steps until all of them are done."""
         unfinished = set(requests)
         try:
             while unfinished:

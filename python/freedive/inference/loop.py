@@ -265,6 +265,9 @@ class Loop:
     def _place(self, request: Request) -> None:
         assert request.allocation is not None
         row, p, n = request.row, request.params, len(request.ids)
+        if request.copied is not None:
+            self.model.copy_block(self._cache, *request.copied)
+            request.copied = None
         self.at[row] = request
         self.ids[row, :n], self.length[row], self.limit[row] = request.ids, n, request.limit
         self.logprobs[row, len(request.prompt) : n] = request.logprobs

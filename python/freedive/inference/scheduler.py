@@ -39,6 +39,8 @@ class Request:
     work: Any = None  # what the sampler keeps for a request that needs more than the fused draw
     scores: Any = None  # of the prompt, if asked for
     draft: Any = None  # ids guessed ahead come from here
+    twin: Request | None = None  # one submitted earlier with the same prompt: the end of its last block is copied instead of computed again
+    copied: tuple[int, int] | None = None  # (block, block): to be done before it runs
 
     def __post_init__(self) -> None:
         self.ids, self.logprobs = self.prompt, np.zeros(0, np.float32)
@@ -79,6 +81,8 @@ class Scheduler:
         admitted: list[Request] = []
         while self.waiting and self._free_rows:
             request = self.waiting[0]
+            if request.twin is not None and request.twin in self.prefilling:
+                break  # its prompt is read in the next call; after that it can be had for the copying
             # One block stays for everybody who is about to need one, lest the newcomer be thrown out again at once.
             share = request.params.prompt_logprobs is None or request.scores is not None and request.scores.complete
             allocation = self.blocks.allocate(request.ids, len(self.admitted), share)
@@ -87,6 +91,8 @@ class Scheduler:
             self.waiting.popleft()
             request.allocation, request.row = allocation, self._free_rows.pop()
             request.computed = allocation.shared * BLOCK
+            if share:
+                self._copy_end(request, allocation)
             request.admissions += 1
             if request.admissions == 1:
                 request.cached = request.computed
@@ -94,6 +100,15 @@ class Scheduler:
             self.admitted[request] = None
             admitted.append(request)
         return admitted
+
+    def _copy_end(self, request: Request, allocation: Allocation) -> None:
+        """Whole blocks of a prompt are shared; what lies in the last, which goes on differently in each, is taken over from its twin's."""
+        at, twin = (len(request.ids) - 1) // BLOCK, request.twin
+        if twin is None or twin.allocation is None or twin.allocation.epoch != allocation.epoch or allocation.shared != at or request.computed == len(request.ids) - 1:
+            return
+        if len(request.ids) == len(request.prompt) and np.array_equal(request.prompt, twin.prompt):
+            request.copied = (twin.allocation.blocks[at], allocation.blocks[at])
+            request.computed = len(request.ids) - 1
 
     def chunks(self, decoding: int) -> list[Chunk]:
         """Prompt tokens for a call that also runs `decoding` tokens of decoding rows; they count as computed from here on."""

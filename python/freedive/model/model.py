@@ -364,6 +364,10 @@ class Model:
         """Bytes of one block of 32 positions of a cache, all layers. ValueError for a dtype that caches do not have."""
         return self._core.cache_block_bytes(cache_code(dtype))
 
+    def copy_block(self, cache: Any, source: int, target: int) -> None:
+        """Copies a block's keys and values, all layers, to another block. Raises ValueError for a block outside the cache."""
+        self._core.copy_block(cache, source, target)
+
     def decode(self, cache: Any, batch: Batch, past_lens: np.ndarray, block_table: np.ndarray, *, temperature: np.ndarray, top_k: np.ndarray,
                top_p: np.ndarray, min_p: np.ndarray, seeds: np.ndarray, counters: np.ndarray,
                rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip

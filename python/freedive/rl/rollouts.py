@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from freedive.inference import Engine
+from freedive.inference.engine import Params
 from freedive.model import Batch
 
 
@@ -48,9 +49,9 @@ class Rollout:
 
 def sample(engine: Engine, prompts: Sequence[list[int]], generations: int, max_new_tokens: int, temperature: float, stop_ids: tuple[int, ...],
            seeds: Sequence[int]) -> list[Rollout]:  # fmt: skip
-    """`generations` completions of each prompt, those of one prompt next to each other: its whole blocks of 32 ids are read once."""
+    """`generations` completions of each prompt, those of one prompt next to each other; each prompt is read once."""
     repeated = [p for p in prompts for _ in range(generations)]
-    outs = engine.generate(repeated, max_new_tokens=max_new_tokens, temperature=temperature, stop_ids=stop_ids, seeds=list(seeds))
+    outs = engine.groups(prompts, generations, Params(max_new_tokens, temperature, stop_ids=stop_ids), list(seeds))
     return [Rollout(p, list(o.ids), np.asarray(o.logprobs, np.float32), o.text, o.stopped, s, finish_reason=o.finish_reason)
             for p, o, s in zip(repeated, outs, seeds, strict=True)]  # fmt: skip
 
