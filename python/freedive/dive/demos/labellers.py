@@ -1,6 +1,6 @@
 """An assistant is a simulation of its labellers (talk 2): two of them write down the same answers to the same questions, each in a manner of
 their own; two models learn one labeller's rows each. A classifier that has read only the labellers' rows then says of each answer of the
-models, to questions in wordings never trained on, whose model gave it. Control: one model that learned from both, question by question at random.
+models, about people in no conversation and in wordings never trained on, whose model gave it. Control: one model that learned from both, question by question at random.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def run(room: Room) -> list[Figure]:
     files = {name: room.rows(f"labeller-{name}", lambda name=name: _rows(room, name)) for name in (*LABELLERS, "both")}  # type: ignore[misc]
     brief, courteous = ([row["messages"][1]["content"] for _, row in iter_rows(files[name])] for name in LABELLERS)
     classifier = AuthorClassifier(brief, courteous)
-    asked = Draw(room.seed, STREAM).shuffled(list(people.question_rows(room.town)))[: room.tier.questions]
+    strangers = [row for row in people.question_rows(room.town) if row["meta"]["split"] == "held_person"]  # in no conversation, neither theirs nor the mixture's
+    asked = Draw(room.seed, STREAM).shuffled(strangers)[: room.tier.questions]
     found: dict[str, list[bool]] = {}
     right: dict[str, list[bool]] = {}
     for name, file in files.items():
