@@ -1,6 +1,7 @@
 """An assistant is a simulation of its labellers (talk 2): two of them write down the same answers to the same questions, each in a manner of
 their own; two models learn one labeller's rows each. A classifier that has read only the labellers' rows then says of each answer of the
-models, about people in no conversation and in wordings never trained on, whose model gave it. Control: one model that learned from both, question by question at random.
+models, about people in no conversation and in wordings never trained on, whose model gave it. Control: one model that learned from both, question
+by question at random.
 """
 
 from __future__ import annotations
