@@ -102,7 +102,7 @@ def main() -> None:
         control = measure(formed, rows)
         report |= {"control": told(control), "control_gain": gain(control, before)}
     lines = [json.loads(line) for line in (solver / "metrics.jsonl").read_text().splitlines()]
-    report["sampler_trainer_logp_difference"] = max(r.get("sampling/sampling_logp_difference/max", 0.0) for r in lines)
+    report["sampler_trainer_logp_difference"] = max(r[key] for r in lines if (key := "sampling/sampling_logp_difference/max") in r)
     print(json.dumps(report))
 
 

@@ -61,7 +61,7 @@ class Turns(transformers.TrainerCallback):
 
 
 def reward(completions, **k):
-    return [float(len(set(c)) % 2) for c in completions]
+    return [float(len(set(c[0]["content"])) % 2) for c in completions]
 
 
 dtype = request["dtype"]

@@ -39,6 +39,14 @@ def test_trl():
 
     values = given(slow)
     assert values[0] == 1 and np.isnan(values[1])
+
+    async def few(completions, **kwargs):
+        return [1.0] * len(completions)
+
+    async def other(completions, answer):
+        return [float(c == a) for c, a in zip(completions, answer)]
+
+    assert given(few) == [1, 1] and given(other) == [1, 0]
     messages = [[{"role": "assistant", "content": "4"}]] * 2
     assert given(lambda prompts, completions, **kwargs: [float(c[0]["content"] == "4") for c in completions], messages) == [1, 1]
     assert given(lambda completions, **kwargs: [1.0] * len(completions)) == given(lambda *a, **k: [1.0, 1.0]) == [1, 1]

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from freedive.cli import main
+from freedive.inference import load_tokenizer
 from freedive.model import Model, from_depth, load_pretrained, read_adapter
 from freedive.objectives import PRESETS
 from freedive.pretrain import stage as pretrain
 from freedive.rl import stage as rl
 from freedive.rl.config import RLConfig, policy_spec
 from freedive.rl.evaluate import evaluate
-from freedive.rl.problems import Problem
+from freedive.rl.problems import Problem, made_problems
 from freedive.rl.rollouts import Rollout
 from freedive.rl.update import Learner
 from freedive.runs import Artefact, UserError, folder_hash
@@ -109,10 +110,30 @@ def test_what_a_run_with_an_adapter_leaves(room: Path, tmp_path: Path):
     assert (again / "adapter_config.json").is_file()
 
 
+def test_a_learning_rate_of_0_changes_nothing(room: Path, tmp_path: Path):
+    out = rl.run(config(room, tmp_path / "out", lr=0.0, steps=2, eval_data=None))
+    before, after = (load_pretrained(folder, max_tokens=64, max_seqs=4).state()["parameters"] for folder in (room / "chat", out))
+    assert np.array_equal(before, after)
+
+
+def test_the_first_problems_made_are_of_all_tasks(room: Path):
+    rows = [p.row for p in made_problems(["parity", "sorting", "reverse"], 0, 20, "held_out", load_tokenizer(room / "chat"))]
+    assert len(rows) == 20 and len({r["meta"]["task"] for r in rows[:3]}) == 3
+
+
 def learner(spec_changes: dict[str, Any], **changes: Any) -> tuple[Learner, Model]:
     model = Model(from_depth(1, 32, 64), max_tokens=changes.pop("max_tokens", 256), max_seqs=16, threads=1).init(3)
     c = RLConfig(model=Path("m"), data=Path("d"), num_generations=4, prompts_per_step=2, **changes)
     return Learner(c, dataclasses.replace(PRESETS["dr_grpo"], num_generations=4, max_completion_length=8, **spec_changes), model), model
+
+
+def test_mistakes_are_learned_from_and_what_was_cut_at_the_limit_is_not():
+    made, model = learner({"mask_truncated_completions": True})
+    cut, forged = (dataclasses.replace(r, stopped=False, finish_reason=reason, reward=1.0) for r, reason in zip(rollouts(model, [1, 1]), ("length", "forged")))
+    for other, learns in ((cut, False), (forged, True)):
+        group = [other, *rollouts(model, [0, 0, 0])]
+        parts = made._mini_batches(group, np.array([[1.0, 0, 0, 0]]), np.array([[1.0, -1, -1, -1]]), np.ones((1, 4), bool))
+        assert any(r is other for batch, _ in parts for r in batch) == learns
 
 
 def rollouts(model: Model, rewards: list[float]) -> list[Rollout]:

@@ -108,9 +108,32 @@ def test_where_no_function_applies_there_is_no_reward(file: Path):
     assert both[0].reward == both[0].parts["coin"]
 
 
+def test_functions_of_one_name_are_told_apart(tmp_path: Path):
+    for n in "abc":
+        (tmp_path / f"{n}.py").write_text(f"def compute_score(completions, **kw):\n    return [{ord(n)}.0] * len(completions)\n")
+    scorer = Scorer([f"{tmp_path / n}.py:compute_score" for n in "abc"])
+    out, metrics = scorer.score([Rollout([1], [2], [0.0], "x", True)], [{"prompt": "p"}])
+    assert out[0].reward == sum(map(ord, "abc")) and len(set(scorer.labels)) == 3
+    assert metrics["rewards/compute_score_3/mean"] == ord("c")
+
+
+def test_a_judge_leaves_out_what_the_environment_gives():
+    class Generous:
+        def get_reward(self):
+            return 1.0
+
+    rollout = Rollout([1], [2], [0.0], "wrong", True, environment=Generous())
+    rows = [{"prompt": "p", "answer": "right"}]
+    assert Scorer(["answer"])([rollout], rows)[0].reward == 1
+    assert Scorer(["answer"], environment=False)([rollout], rows)[0].reward == 0
+
+
 def test_long_completions_pay(file: Path):
     rollouts = [Rollout([1], [2] * n, [0.0] * n, "a", True) for n in (80, 81, 90, 100)]
     out, _ = Scorer(["answer"], overlong=(100, 20)).score(rollouts, [{"prompt": "p", "answer": "a"}] * 4)
     assert [r.reward for r in out] == pytest.approx([1, 0.95, 0.5, 0])
+    cut, _ = Scorer(["answer"], overlong=(100, 20)).score([Rollout([1], [2] * 100, [0.0] * 100, "a", False)], [{"prompt": "p", "answer": "a"}])
+    late, _ = Scorer(["answer"], overlong=(100, 20)).score([Rollout([1], [2] * 99, [0.0] * 99, "b", True)], [{"prompt": "p", "answer": "a"}])
+    assert cut[0].reward == -1 < late[0].reward, "an unfinished answer, even a right one, is never better than a finished one"
     with pytest.raises(UserError, match="2 weights"):
         Scorer(["answer"], [1.0, 2.0])

@@ -70,8 +70,8 @@ def _openrlhf(function: Callable[..., Any]) -> Reward:
 
 
 def _asynchronous(function: Callable[..., Any]) -> Reward:
-    def reward(prompts: list[Any], completions: list[Any], completion_ids: list[Any] | None = None, **columns: Any) -> list[float | None]:
-        return asyncio.run(function(prompts, completions, completion_ids, **columns))  # type: ignore[arg-type]
+    def reward(*given: Any, **named: Any) -> list[float | None]:
+        return asyncio.run(function(*given, **named))  # type: ignore[arg-type]
 
     reward.__name__ = getattr(function, "__name__", "reward")
     reward.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]  # so that it is given the columns it names

@@ -102,6 +102,10 @@ class RLConfig:
             if isinstance(getattr(self, name), str):
                 object.__setattr__(self, name, [getattr(self, name)])
 
+    def peak_lr(self, d_model: int) -> float:
+        """The policy's largest learning rate."""
+        return min(1e-3, 5e-4 * 128 / d_model) if self.lr is None else self.lr
+
     @property
     def start(self) -> Path:
         """The model to start from."""

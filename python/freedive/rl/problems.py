@@ -46,7 +46,9 @@ def read_problems(path: Path, tok: Tokenizer, tools: Any = None) -> list[Problem
 def made_problems(tasks: Sequence[str], seed: int, n: int, split: str, tok: Tokenizer, tools: Any = None) -> list[Problem]:
     """`n` problems of "train" or "held_out", of all tasks in equal parts. Raises UserError for a task that is not there or has too few."""
     sizes = [n // len(tasks) + (i < n % len(tasks)) for i in range(len(tasks))]
-    return rendered((row for task, size in zip(tasks, sizes) if size for row in task_rows(task, seed, size, split)), tok, tools)
+    by_task = [list(task_rows(task, seed, size, split)) for task, size in zip(tasks, sizes) if size]
+    in_turn = (rows[i] for i in range(max(map(len, by_task), default=0)) for rows in by_task if i < len(rows))  # so that the first ones are of all tasks too
+    return rendered(in_turn, tok, tools)
 
 
 def rendered(rows: Iterable[dict[str, Any]], tok: Tokenizer, tools: Any = None) -> list[Problem]:

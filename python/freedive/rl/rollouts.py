@@ -16,6 +16,8 @@ from freedive.inference import Engine
 from freedive.inference.engine import Params
 from freedive.model import Batch
 
+MISTAKES = ("forged", "malformed", "calls", "timeout")  # finish reasons of rollouts that an environment ended: not cut at a limit, and to be learned from
+
 
 @dataclass(frozen=True)
 class Rollout:

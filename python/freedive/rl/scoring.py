@@ -28,7 +28,7 @@ class Scorer:
     """Reward functions with weights. timeout 0: no limit, in this process; so are built-in ones that cannot hang."""
 
     def __init__(self, names: Sequence[str], weights: Sequence[float] = (), *, timeout: float = 0.0, workers: int = 2, overlong: tuple[int, int] | None = None,
-                 environment_timeout: float = 0.0):  # fmt: skip
+                 environment_timeout: float = 0.0, environment: bool = True):  # fmt: skip
         if weights and len(weights) != len(names):
             raise UserError(f"{len(names)} reward functions and {len(weights)} weights", hint="--reward-weights takes one number for each --reward")
         self.names = list(names)
@@ -36,6 +36,7 @@ class Scorer:
         self.functions: list[Reward] = [adapted(find_function(n, BUILT_IN, "reward")) for n in names]
         self.labels = _labels(self.names, self.functions)
         self.environment_timeout = environment_timeout
+        self.environment = environment  # whether what an environment gives its rollout counts
         self.overlong = overlong  # (longest completion, tokens before its end where the penalty begins)
         apart = [timeout > 0 and (n == "task" or n not in BUILT_IN and not n.startswith("freedive.")) for n in names]
         self._workers = [Workers(n, workers, timeout) if a else None for n, a in zip(names, apart)]
@@ -64,22 +65,22 @@ class Scorer:
                 metrics[f"rewards/{label}/timeouts"] = float(late)
             metrics |= {key: math.fsum(v) / len(v) for key, v in noted.items() if v}  # whatever order the processes answered in
         weights = dict(zip(self.labels, self.weights, strict=True))
-        if any(hasattr(r.environment, "get_reward") for r in rollouts):
+        if self.environment and any(hasattr(r.environment, "get_reward") for r in rollouts):
             values["environment"] = [_own(r, self.environment_timeout) for r in rollouts]
             weights["environment"] = 1.0
         if self.overlong:
             values["overlong"] = [soft_overlong(r.length, *self.overlong) for r in rollouts]
-            weights["overlong"] = 1.0
         return self._summed(rollouts, values, weights, metrics)
 
     def _summed(self, rollouts: list[Rollout], values: dict[str, list[float]], weights: dict[str, float], metrics: dict[str, float]) -> tuple[list[Rollout], dict[str, float]]:
         out = []
         for i, r in enumerate(rollouts):
             parts = {label: v[i] for label, v in values.items()}
-            said = [weights[label] * v for label, v in parts.items() if not math.isnan(v)]
-            judged = any(not math.isnan(v) for label, v in parts.items() if label != "overlong")
-            total = math.fsum(said) if judged else math.nan
-            out.append(dataclasses.replace(r, reward=total if r.stopped or math.isnan(total) else min(0.0, total), parts=parts))
+            said = [weights[label] * v for label, v in parts.items() if label != "overlong" and not math.isnan(v)]
+            earned = math.fsum(said) if said else math.nan
+            if not r.stopped and earned > 0:
+                earned = 0.0
+            out.append(dataclasses.replace(r, reward=earned + parts.get("overlong", 0.0), parts=parts))
         for label, v in values.items():
             if known := [x for x in v if not math.isnan(x)]:
                 metrics[f"rewards/{label}/mean"] = float(np.mean(known))
@@ -123,6 +124,10 @@ def _labels(names: Sequence[str], functions: Sequence[Reward]) -> list[str]:
     """A name for each function in the metrics: its own, with a number where two are equal."""
     labels: list[str] = []
     for name, function in zip(names, functions, strict=True):
-        label = getattr(function, "__name__", name.rpartition(":")[2])
-        labels.append(label if label not in labels else f"{label}_{sum(known.partition('_')[0] == label for known in labels) + 1}")
+        first = label = getattr(function, "__name__", name.rpartition(":")[2])
+        number = 1
+        while label in (*labels, "environment", "overlong"):
+            number += 1
+            label = f"{first}_{number}"
+        labels.append(label)
     return labels

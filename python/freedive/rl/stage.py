@@ -96,7 +96,8 @@ def _load(c: RLConfig) -> _Practice:
     timeout = 0.0 if c.environment else c.reward_timeout  # instances of environments live in this process
     scorer = Scorer(c.rewards, c.reward_weights, timeout=timeout, workers=c.reward_workers, overlong=(c.max_completion_length, c.overlong_cache) if c.overlong_cache else None,
                     environment_timeout=c.reward_timeout)  # fmt: skip
-    judge = Scorer([c.eval_reward] if c.eval_reward else c.rewards[:1], timeout=timeout, workers=c.reward_workers, environment_timeout=c.reward_timeout)
+    judge = Scorer([c.eval_reward] if c.eval_reward else c.rewards[:1], timeout=timeout, workers=c.reward_workers, environment_timeout=c.reward_timeout,
+                   environment=not c.eval_reward)  # fmt: skip
     factory = find_environment(c.environment) if c.environment else None
     if factory is not None and not c.rewards and not hasattr(factory(), "get_reward"):
         raise UserError(f"nothing rewards: {c.environment} has no get_reward(), and there is no --reward", hint="--reward file.py:function gets the instances as `environments`")
@@ -165,7 +166,7 @@ def _train(c: RLConfig, artefact: Artefact | None) -> None:
 
 def _practise(p: _Practice, artefact: Artefact) -> None:
     c, learner, model = p.c, p.learner, p.learner.model
-    lr = c.lr or min(1e-3, 5e-4 * 128 / model.config.d_model)
+    lr = c.peak_lr(model.config.d_model)
     order = shuffled(len(p.problems), c.seed, ORDER_STREAM)
     draws = c.dynamic_sampling or (4 if learner.spec.dynamic_sampling else 1)
     sequences = c.prompts_per_step * c.num_generations

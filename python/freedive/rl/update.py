@@ -31,7 +31,7 @@ from freedive.runs import UserError
 
 from .config import RLConfig
 from .groups import dead, group_metrics
-from .rollouts import Rollout, RolloutBatch, cuts, lay_out, micro_batches
+from .rollouts import MISTAKES, Rollout, RolloutBatch, cuts, lay_out, micro_batches
 from .values import ValueModel
 
 BAD_STEPS = 10  # non-finite updates in a row that end a run
@@ -104,7 +104,7 @@ class Learner:
         other_terms = spec.entropy_coef != 0 or (self.reference is not None and spec.kl_in == "loss") or spec.advantage in ("gae", "none")
         learn = np.repeat(~dead(shaped) | other_terms, G) & valid.reshape(-1)
         if spec.mask_truncated_completions:
-            learn &= [r.stopped for r in rollouts]
+            learn &= [r.stopped or r.finish_reason in MISTAKES for r in rollouts]
         if spec.advantage == "best":
             learn &= adv.reshape(-1) > 0
         learn &= [r.length > 0 for r in rollouts]
@@ -201,9 +201,11 @@ class Learner:
             told.append(part)
         merged = merge_metrics(told)
         merged["grad_norm"] = norm = model.adamw(lr, beta2=0.95, weight_decay=0.0, max_norm=c.max_grad_norm)
-        if self.value is not None:
-            scale = 1.0 if c.value_lr is None else c.value_lr / max(c.lr or lr, 1e-12)
-            merged["value/grad_norm"] = self.value.step(lr * scale, max_norm=c.max_grad_norm)
+        if self.value is not None and np.isfinite(norm):
+            peak = c.peak_lr(model.config.d_model)
+            rate = lr if c.value_lr is None else c.value_lr * (lr / peak if peak else 1.0)  # the same schedule
+            merged["value/grad_norm"] = self.value.step(rate, max_norm=c.max_grad_norm)
+            norm = max(norm, merged["value/grad_norm"]) if np.isfinite(merged["value/grad_norm"]) else merged["value/grad_norm"]
         self.bad = 0 if np.isfinite(norm) else self.bad + 1
         if not np.isfinite(norm):
             merged["skipped"] = 1.0
@@ -224,7 +226,7 @@ def length_metrics(rollouts: list[Rollout]) -> dict[str, float]:
         calls = sum(r.calls for r in rollouts)
         out["tools/call_frequency"] = calls / len(rollouts)
         out["tools/failure_frequency"] = sum(r.failed_calls for r in rollouts) / calls if calls else 0.0
-        for reason in ("forged", "malformed", "calls", "timeout"):
+        for reason in MISTAKES:
             if found := sum(r.finish_reason == reason for r in rollouts):
                 out[f"tools/{reason}_ratio"] = found / len(rollouts)
     return out

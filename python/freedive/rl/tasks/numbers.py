@@ -59,8 +59,9 @@ def countdown(draw: Draw, numbers: int = 3, largest: int = 20) -> Row:
 def check_countdown(reply: str, row: Row) -> float:
     """An expression of exactly the given numbers that has the target's value; a right-hand side "= 24" is read over."""
     text = answer_of(reply).partition("=")[0].replace("×", "*").replace("÷", "/").replace("−", "-").strip()
-    used = sorted(map(int, re.findall(r"\d+", text)))
-    if used != sorted(row["meta"]["numbers"]) or not re.fullmatch(r"[\d\s+\-*/()]{1,200}", text) or "//" in text or "**" in text:
+    if not re.fullmatch(r"[0-9\s+\-*/()]{1,200}", text) or "//" in text or "**" in text:
+        return 0.0
+    if sorted(map(int, re.findall(r"[0-9]+", text))) != sorted(row["meta"]["numbers"]):
         return 0.0
     return float(value_of(text) == row["meta"]["target"])
 

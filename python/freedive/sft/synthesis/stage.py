@@ -179,6 +179,7 @@ class _Run:
         self.pool = Pool([*(s.task for s in seeds), *self.made])
         self.turns = c.turns or (3 if c.kind == "dialogue" else 1)
         self.common = {"kind": c.kind, "generator": c.service_model or Path(c.generator).name, "prompts": prompts.VERSION, "temperature": c.temperature,
+                       **({"user": Path(c.user).name} if c.user else {}),
                        **({"persona": guidelines_hash(persona)} if persona else {}), **({"user_persona": guidelines_hash(user_persona)} if user_persona else {})}  # fmt: skip
 
     def all(self) -> None:
