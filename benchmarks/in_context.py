@@ -4,8 +4,8 @@
     python benchmarks/in_context.py --model DIVE/pretrain --questions DIVE/crawl/tasks/exam_base.jsonl --shots 0 1 2 4 --out in-context-town
 
 The base model reads "Question: France / Answer:" and examples of that form: no word says that a capital, an internet code or a continent is
-wanted. Data: facts/countries_with_capitals.json, facts/us_state_capitals.json, text/factbook.jsonl.gz of DATA_FOLDER, and MMLU (mmlu_val,
-examples of the same subject from mmlu_dev). --questions takes files of one's own instead. Exact match, greedy; 95 % intervals by bootstrap.
+wanted. Data, of DATA_FOLDER: sft/facts/countries_with_capitals.json, sft/facts/us_state_capitals.json, text/factbook.jsonl.gz; and MMLU
+(eval/mmlu_val, examples of the same subject from eval/mmlu_dev). --questions takes files of one's own instead. Exact match, greedy; 95 % intervals by bootstrap.
 Writes `freedive eval`'s report, the curve in it; the last line is JSON.
 """
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from freedive.data.texts import iter_rows
 from freedive.eval import hallucination
 from freedive.eval.hallucination import HallucinationConfig
 from freedive.sft import stage as sft
@@ -62,8 +63,7 @@ def write(path: Path, rows: Any) -> Path:
 def exam(folders: Sequence[Path], states: Path, unseen: int) -> Iterator[dict[str, Any]]:
     """Held-out countries by what the probe found, then trivia; invented countries, and capitals of US states."""
     for prefix, folder in zip(("", "trivia, "), folders):
-        for line in (folder / "held_out.jsonl").read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+        for _, row in iter_rows(folder / "held_out.jsonl"):
             yield row | {"meta": row["meta"] | {"class": prefix + row["meta"]["class"]}}
     for place in invented(unseen):
         for template in TEMPLATES:
@@ -108,7 +108,7 @@ def main() -> None:
     questions = before = None
     first, second = a.probe, None
     states = json.loads((a.data / "sft/facts/us_state_capitals.json").read_text())["capitals"]
-    book = [json.loads(line)["text"].split("\n")[0] for line in pages.read_text(encoding="utf-8").splitlines()]
+    book = [row["text"].split("\n")[0] for _, row in iter_rows(pages)]
     places = {line.split(" of ", 1)[1].split(":")[0] for line in book} | {s["state"] for s in states} | {s["capital"] for s in states}
     for name in ("honest", *(() if a.no_control else ("random",))):
         how: dict[str, Any] = {"model": a.model, "max_new_tokens": 24, "temperature": a.temperature, "hold_out": 0.35, "wordings": 3, "answers_per_refusal": 2.0,

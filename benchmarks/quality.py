@@ -55,7 +55,10 @@ def prepare(texts: list[Path], work: Path, vocabulary: int) -> None:
     """train.jsonl, the tokenizer for both sides and the held-out rows."""
     from freedive.tokenizer import train_tokenizer
 
+    made_of = json.dumps({"texts": [t.name for t in texts], "vocabulary": vocabulary})
     if (work / "rows.npz").is_file():
+        if (work / "made_of.json").read_text() != made_of:
+            sys.exit(f"{work} was prepared from other texts, or with another vocabulary: give another --work")
         return
     work.mkdir(parents=True, exist_ok=True)
     train, held = [], []
@@ -75,6 +78,7 @@ def prepare(texts: list[Path], work: Path, vocabulary: int) -> None:
     rows = np.full((len(ids), CONTEXT), -1, np.int32)
     for row, found in zip(rows, ids, strict=True):
         row[: len(found)] = found
+    (work / "made_of.json").write_text(made_of)
     np.savez(work / "rows.npz", rows=rows, bytes=sizes)
     (work / "ranks.json").write_text(
         json.dumps({"pattern": tok.pattern, "ranks": [token.hex() for token, _ in sorted(tok.tokens.items(), key=lambda t: t[1])]})

@@ -22,7 +22,7 @@ from freedive.eval.suites.rows import choices, code, pair, question
 from freedive.eval.suites.scoring import continuation_logprobs, next_token_logprobs, split
 from freedive.inference import LM, load
 from freedive.model import DecoderConfig, Model, save_pretrained
-from freedive.runs import UserError, read_json
+from freedive.runs import UserError, json_line, read_json
 from freedive.tokenizer import byte_tokenizer
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -206,6 +206,11 @@ def test_comparison_is_paired(tmp_path, folder):
     evaluate(folder, tmp_path / "b", f"mmlu:{file}", limit=6)
     (row,) = comparison([tmp_path / "a", tmp_path / "b"])
     assert row["differences"][0] == {"mean": 0.0, "interval_95": [0.0, 0.0], "items": 6}
+
+
+def test_records_with_line_separators_in_them_are_read_back(tmp_path):
+    (tmp_path / "r.jsonl").write_bytes(json_line({"reply": "one\u2028two\x85three"}) + json_line({"reply": "four"}))
+    assert [r["reply"] for r in runner._records(tmp_path / "r.jsonl")] == ["one\u2028two\x85three", "four"]
 
 
 def test_bad_input_is_told(tmp_path, folder, capsys):

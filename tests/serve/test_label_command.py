@@ -23,6 +23,7 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("alone.jsonl").write_text('{"prompt": "P"}\n')
     Path("half.jsonl").write_text('{"prompt": "P"\n')
     write(Path("begun"), [make_item([{"role": "user", "content": "Q"}], ["a", "b"])], [], seed=4, source={"name": "old.jsonl", "hash": "x"})
+    write(Path("many"), [make_item([{"role": "user", "content": "Q"}], [str(n) for n in range(11)])], [])
     Path("mine").mkdir()
     Path("mine/file").write_text("x")
     Path("empty.md").write_text(" ")
@@ -36,6 +37,7 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ([], "no prompts are named"),
         (["alone.jsonl"], "none of its 1 prompts has two answers"),
         (["half.jsonl"], "line 1 is no JSON object"),
+        (["--out", "many"], "more than 9 answers"),
         (["prompts.jsonl", "--out", "mine"], "is not a folder of labels"),
         (["prompts.jsonl", "--out", "begun"], "judgements about other prompts (old.jsonl)"),
         (["--out", "begun", "--seed", "5"], "was begun with seed 4"),

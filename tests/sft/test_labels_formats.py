@@ -17,7 +17,7 @@ from freedive.runs import UserError
 from freedive.sft.data import DataSource, iter_data
 from freedive.sft.labels import argilla, label_studio
 from freedive.sft.labels.exports import _write_all, merged, pair_rows, rank_rows, sft_rows
-from freedive.sft.labels.importing import write
+from freedive.sft.labels.importing import from_rows, write
 from freedive.sft.labels.items import make_item
 from freedive.sft.labels.store import FLAGS, Judgement, Labels
 from freedive.sft.rows import conversations, rankings
@@ -218,3 +218,15 @@ def test_what_cannot_be_exported_or_imported_is_told(tmp_path: Path, capsys: pyt
     with pytest.raises(UserError, match="exists"):
         _write_all(tmp_path / "z", {"a.json": [1]}, False)
     assert json.loads((tmp_path / "z" / "a.json").read_text()) == []
+
+
+def test_an_order_that_is_imported_is_its_labellers_alone(tmp_path: Path):
+    """and not once more the file's, with which she would agree entirely."""
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "p", "completions": ["a", "b", "c"], "ranks": [1, 0, 2]}) + "\n")
+    items, judged = from_rows(str(tmp_path / "rows.jsonl"), "ada")
+    assert [i.ranks for i in items] == [{}] and [sorted(j.ranks.values()) for j in judged] == [[0, 1, 2]]
+
+
+def test_both_forms_of_argillas_orders():
+    assert argilla._order(["right", "left"]) == argilla._order([{"value": "right", "rank": 1}, {"value": "left"}]) == ["right", "left"]
+    assert argilla._order([{"rank": 1}]) == argilla._order("right") == []

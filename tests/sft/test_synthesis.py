@@ -283,6 +283,40 @@ def test_a_key_of_its_own_and_another_model_as_user(tmp_path, seeds, service, mo
     assert all(users in b["messages"][-1]["content"] for b in other.bodies) and other.bodies and not any(users in b["messages"][-1]["content"] for b in service.bodies)
 
 
+def test_thoughts_are_no_part_of_an_answer(tmp_path, seeds, service):
+    service.say = lambda body: "<think>What would they like?</think>\n\nA short answer."
+    out = run(SynthesizeConfig(seeds, service.address, kind="answers", out=tmp_path / "out"))
+    assert {r["messages"][1]["content"] for r in rows(out / "sft.jsonl")} == {"A short answer."}
+
+
+def test_a_key_goes_nowhere_else(service):
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_response(302)
+            self.send_header("Location", service.address + "/chat/completions")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        with pytest.raises(UserError, match="302"):
+            asker.Service(f"http://127.0.0.1:{other.server_port}/v1").ask([[{"role": "user", "content": "Hello"}]])
+        other.shutdown()
+    assert not service.bodies
+
+
+def test_an_exam_in_a_form_that_is_not_read_is_an_error(tmp_path, seeds, service):
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text(json.dumps({"q": SEEDS[3], "a": "flour"}) + "\n")
+    out = run(SynthesizeConfig(seeds, service.address, kind="answers", keep_out=exam, out=tmp_path / "out"))
+    assert SEEDS[3] not in [r["messages"][0]["content"] for r in rows(out / "sft.jsonl")]
+    exam.write_text(json.dumps({"sentence": SEEDS[3]}) + "\n")
+    with pytest.raises(UserError, match="no instruction"):
+        run(SynthesizeConfig(seeds, service.address, kind="answers", keep_out=exam, out=tmp_path / "other"))
+
+
 def test_our_engine_answers_each_as_if_it_were_alone():
     tok = byte_tokenizer()
     config = DecoderConfig(n_layer=1, d_model=32, n_head=2, n_kv_head=1, head_dim=16, d_ff=64, vocab_size=tok.vocab_size, max_positions=256)

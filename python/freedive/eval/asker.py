@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from freedive.inference import LM, load
+from freedive.inference.thinking import answer_of
 from freedive.runs import UserError
 from freedive.tokenizer import END_OF_TEXT, render
 
@@ -66,7 +67,7 @@ class OurModel:
             if len(ids) < self.lm.model.config.max_positions:
                 fitting.append((i, ids))
         outs = self.lm.engine.generate([ids for _, ids in fitting], max_new_tokens=max_new_tokens, temperature=temperature, stop_ids=self.lm.tokenizer.stop_ids, seeds=[seeds[i] for i, _ in fitting])
-        found = {i: Reply(o.text.strip(), o.finish_reason) for (i, _), o in zip(fitting, outs)}
+        found = {i: Reply(answer_of(o.text).strip(), o.finish_reason) for (i, _), o in zip(fitting, outs)}
         return [found.get(i, Reply("", "refused")) for i in range(len(conversations))]
 
     def ask(self, conversations: Sequence[Sequence[Message]], *, n: int = 1, temperature: float = 0.0, max_new_tokens: int = 64,
@@ -78,6 +79,16 @@ class OurModel:
         outs = self.lm.engine.generate(prompts, max_new_tokens=max_new_tokens, temperature=temperature, stop_ids=stops, seeds=seeds, n=n, stop=ends)
         texts = [o.text.strip() for o in outs]
         return [texts[i : i + n] for i in range(0, len(texts), n)]
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """The key goes to the address that was given, and nowhere else."""
+
+    def redirect_request(self, *given: Any, **named: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 class Service:
@@ -128,9 +139,9 @@ class Service:
         for attempt in range(self.tries):
             try:
                 request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
-                with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+                with _OPENER.open(request, timeout=self.timeout) as answer:
                     choice = json.loads(answer.read(MAX_ANSWER))["choices"][0]
-                    return Reply(str(choice["message"]["content"] or "").strip(), str(choice.get("finish_reason") or "stop"))
+                    return Reply(answer_of(str(choice["message"]["content"] or "")).strip(), str(choice.get("finish_reason") or "stop"))
             except urllib.error.HTTPError as error:
                 problem = f"{error.code} {error.reason}: {error.read(300).decode('utf-8', 'replace')}"
                 if error.code not in (408, 409, 429) and error.code < 500:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from freedive.data.texts import iter_rows
 from freedive.runs import UserError, option, read_json
 
 from .card import measures
@@ -68,5 +69,4 @@ def _scores(folder: Path, suite: str, metric: str) -> dict[int, float]:
     path = folder / "items" / f"{suite}.jsonl"
     if not path.is_file():
         return {}
-    records = (json.loads(line) for line in path.read_text("utf-8").splitlines())
-    return {r["line"]: r["scores"][metric] for r in records if metric in r.get("scores", {})}
+    return {r["line"]: r["scores"][metric] for _, r in iter_rows(path) if metric in r.get("scores", {})}

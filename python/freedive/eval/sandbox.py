@@ -1,7 +1,8 @@
 """Running a program that a model wrote: bubblewrap, without network, files of the user or other processes, with limits of time and memory, and one
 process of one thread (a system call filter; RLIMIT_NPROC does not bind root, and counts what else a user runs).
 
-A program cannot pass by leaving early: what counts as passed is a word, made up for each run, that is written after the last line.
+A program does not pass by leaving early (`sys.exit`, `os._exit`): what counts as passed is a word, made up for each run, that is written after the
+last line. It keeps out accidents and no more: a program that looks for the word in its own process finds it, so this is no reward for practice.
 """
 
 from __future__ import annotations

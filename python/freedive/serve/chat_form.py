@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from freedive.inference import Grammar
+from freedive.inference.thinking import THINK, THINK_END
 from freedive.inference.tool_json import ANSWER, ANSWER_END, CALL, CALL_END, calls_as_json, opening, with_marks
 from freedive.inference.tool_loop import SLOTS, offered
 from freedive.tokenizer import Tokenizer, render
@@ -24,8 +25,6 @@ from freedive.tokenizer.chat import turn_header
 from .asking import one_line
 from .errors import APIError
 from .schemas import Message, NamedChoice, Tool
-
-THINK, THINK_END = "<think>", "</think>"
 
 
 @dataclass(frozen=True)

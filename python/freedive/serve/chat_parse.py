@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from freedive.inference.stops import StopText
+from freedive.inference.thinking import THINK, THINK_END
 from freedive.inference.tool_json import CALL, CALL_END
 from freedive.inference.tool_loop import SLOTS
 from freedive.tokenizer import StreamDecoder, Tokenizer
 
-from .chat_form import THINK, THINK_END, Offer, can_think
+from .chat_form import Offer, can_think
 
 
 @dataclass

@@ -13,7 +13,7 @@ from freedive.inference.load import load
 from freedive.runs import UserError, check_at_least, file_hash, option
 from freedive.sft.labels.guidelines import read_guidelines
 from freedive.sft.labels.importing import read_items
-from freedive.sft.labels.items import Item
+from freedive.sft.labels.items import Item, dense
 from freedive.sft.labels.store import Desk, Labels, at_work, check_name, make, work_by
 
 from .command import INSTALL, NEEDED, _listen, key_of, model_name
@@ -81,6 +81,8 @@ def begin(c: LabelConfig, sheet: str, sampled: bool) -> None:
         source = labels.head.get("source") or {}
         if c.prompts is not None and Path(c.prompts).is_file() and source.get("hash") not in (None, file_hash(c.prompts)):
             raise UserError(f"{c.out} has judgements about other prompts ({source.get('name')})", hint="choose another --out, or leave PROMPTS out to go on with it")
+        if any(len(i.answers) > MOST_ANSWERS for i in labels.items.values()):
+            raise UserError(f"{c.out} has prompts with more than {MOST_ANSWERS} answers, which the page has no letters for", hint="freedive label export still takes them")
         if c.seed is not None and c.seed != labels.seed:
             raise UserError(f"{c.out} was begun with seed {labels.seed}, and not {c.seed}", hint="leave --seed out")
         if c.dry_run:
@@ -112,8 +114,7 @@ def fit(item: Item) -> Item:
     if len(item.answers) <= MOST_ANSWERS:
         return item
     kept = item.answers[:MOST_ANSWERS]
-    order = {rank: n for n, rank in enumerate(sorted({item.ranks[a.id] for a in kept}))} if item.ranks else {}
-    return replace(item, answers=kept, ranks={a.id: order[item.ranks[a.id]] for a in kept} if item.ranks else {})
+    return replace(item, answers=kept, ranks=dict(zip((a.id for a in kept), dense([item.ranks[a.id] for a in kept]))) if item.ranks else {})
 
 
 def _service(path: Path, c: LabelConfig) -> Any:

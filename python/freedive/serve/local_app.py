@@ -55,7 +55,9 @@ def serve_local(app: FastAPI, listening: socket.socket) -> None:
     """Serve until Ctrl-C or SIGTERM."""
     import uvicorn
 
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1, server_header=False, ws_max_size=4 << 20)
+    from .protocol import HeaderLimits
+
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1, server_header=False, ws_max_size=4 << 20, http=HeaderLimits)
     try:
         uvicorn.Server(config).run(sockets=[listening])
     except KeyboardInterrupt:  # which uvicorn raises again once it has ended in order

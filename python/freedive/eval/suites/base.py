@@ -45,7 +45,6 @@ class Suite(ABC):
     metric = "accuracy"
     chunk = 64  # items measured between checkpoints
     takes_shots = True
-    generates = False
 
     def __init__(self, lm: LM, asking: Asking, examples: Sequence[Item] = ()):
         self.lm, self.asking = lm, asking

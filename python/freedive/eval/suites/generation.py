@@ -16,7 +16,6 @@ from .scoring import longest
 
 
 class Generates(Suite):
-    generates = True
     chunk = 32
 
     def plain(self) -> bool:

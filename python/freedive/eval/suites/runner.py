@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from freedive.data.texts import iter_rows
 from freedive.eval.statistics import interval
 from freedive.inference import LM
 from freedive.runs import Artefact, UserError, json_line, progress
@@ -108,4 +108,4 @@ def summary(p: Prepared, records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _records(path: Path) -> list[Record]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return [row for _, row in iter_rows(path)]

@@ -218,6 +218,7 @@ class Labelling:
                 with box("line"):
                     button("Try again", self._again, kind="second")
                     button("Skip", lambda: self.send({}, skipped=True), kind="second")
+                self.problem = box(role="alert")
 
     def _again(self) -> None:
         self.candidates.again(self.item)

@@ -15,6 +15,7 @@ from typing import Any
 
 from freedive.inference import Params
 from freedive.inference.stops import StopText
+from freedive.inference.thinking import THINK, THINK_END, Thinking
 from freedive.inference.tool_json import CALL, CALL_END
 from freedive.inference.tool_loop import SLOTS
 from freedive.inference.tools import Tool
@@ -25,7 +26,6 @@ from .calls import calls_of, system_turn
 from .conversations import Node
 
 MAX_CALLS = 8
-_THINK, _THOUGHT = "<think>", "</think>"
 
 
 @dataclass
@@ -60,45 +60,6 @@ class Settings:
         stops = tuple(line.replace("\\n", "\n") for line in self.stop.splitlines() if line)
         return Params(self.max_tokens, self.temperature, self.top_k, self.top_p, self.min_p, tuple(stop_ids), stop=stops,
                       repetition_penalty=self.repetition_penalty, logprobs=self.alternatives)  # fmt: skip
-
-
-class Thinking:
-    """Splits what a model says into reasoning, between <think> and </think> at its beginning, and the answer."""
-
-    def __init__(self) -> None:
-        self._state, self._held = "start", ""
-
-    def push(self, text: str, over: bool = False) -> tuple[str, str]:
-        """(answer, reasoning) of more text; what may be half of a mark is held back until it is known."""
-        self._held += text
-        answer = reasoning = ""
-        while self._held:
-            if self._state == "start":
-                begin = self._held.lstrip()
-                if begin.startswith(_THINK):
-                    self._state, self._held = "thinking", begin[len(_THINK) :].lstrip("\n")
-                elif _THINK.startswith(begin) and not over:
-                    break
-                else:
-                    self._state = "answer"
-            elif self._state == "thinking":
-                thought, mark, rest = self._held.partition(_THOUGHT)
-                if mark:
-                    reasoning += thought
-                    self._state, self._held = "after", rest
-                    continue
-                keep = 0 if over else next((n for n in range(len(_THOUGHT) - 1, 0, -1) if thought.endswith(_THOUGHT[:n])), 0)
-                reasoning += thought[: len(thought) - keep]
-                self._held = thought[len(thought) - keep :]
-                break
-            elif self._state == "after":
-                self._held = self._held.lstrip("\n")
-                if self._held:
-                    self._state = "answer"
-            else:
-                answer += self._held
-                self._held = ""
-        return answer, reasoning
 
 
 # ---- ours ------------------------------------------------------------------------------------------------------------
@@ -209,7 +170,7 @@ def spoken(tok: Tokenizer, tokens: Sequence[Sequence[Any]]) -> list[str]:
     """What an answer's tokens, as conversations.Node has them, say outside of tools' calls and answers: a text for each of its turns."""
     marks = [(SLOTS[name][0], SLOTS[name][1]) for name in SLOTS] + [(CALL, CALL_END)]
     opened = {tok.special_tokens[begin]: tok.special_tokens[end] for begin, end in marks if {begin, end} <= tok.special_tokens.keys()}
-    shown = {tok.special_tokens[t] for t in (_THINK, _THOUGHT) if t in tok.special_tokens}
+    shown = {tok.special_tokens[t] for t in (THINK, THINK_END) if t in tok.special_tokens}
     ends = tok.special_tokens.get(tok.chat.end) if tok.chat is not None else None
     turns: list[list[int]] = [[]]
     until = -1

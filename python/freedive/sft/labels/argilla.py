@@ -165,9 +165,11 @@ def _item(record: dict[str, Any]) -> tuple[Item, dict[str, str]]:
 
 def _order(value: Any) -> list[str]:
     """The options that a ranking's value names."""
-    if isinstance(value, list) and value and all(isinstance(v, dict) and "value" in v for v in value):
-        return [str(v["value"]) for v in value if "rank" in v or "value" in v]
-    return []
+    if not isinstance(value, list):
+        return []
+    if all(isinstance(v, str) for v in value):  # as its client saves an order
+        return value
+    return [str(v["value"]) for v in value] if all(isinstance(v, dict) and "value" in v for v in value) else []
 
 
 def _judgements(record: dict[str, Any], item: Item, answers: dict[str, str], names: dict[str, str]) -> list[Judgement]:

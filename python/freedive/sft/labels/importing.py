@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,4 +83,4 @@ def from_rows(file: str, labeller: str) -> tuple[list[Item], list[Judgement]]:
     judged = [Judgement(i.id, labeller, ranks=i.ranks, order=[a.id for a in i.answers]) for i in found if i.ranks]
     if not judged:
         raise UserError(f"{file} holds no order of answers", hint="to judge its prompts: freedive label FILE --out FOLDER")
-    return [i for i in found if i.ranks], judged
+    return [replace(i, ranks={}) for i in found if i.ranks], judged  # the order is the labeller's now, and not once more the file's

@@ -57,7 +57,7 @@ def instruction(row: dict[str, Any]) -> str:
         first = instances[0] if isinstance(instances, list) and instances else {}
         given = row.get("input", first.get("input") if isinstance(first, dict) else "")
         return "\n\n".join(part.strip() for part in (text, given) if isinstance(part, str) and part.strip())
-    for name in ("prompt", "question", "messages"):
+    for name in ("prompt", "question", "q", "ctx", "messages"):
         value = row.get(name)
         if isinstance(value, list):
             value = next((m.get("content") for m in value if isinstance(m, dict) and m.get("role") == "user"), None)

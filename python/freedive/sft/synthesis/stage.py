@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from freedive.data.texts import iter_rows
 from freedive.eval.asker import KEY, Message, OurModel, Reply, Service
 from freedive.inference import load
 from freedive.inference.load import DTYPE_HELP, WEIGHTS_HELP
@@ -29,7 +28,7 @@ from freedive.tasks.draw import Draw
 
 from . import filters, prompts
 from .novelty import Answers, Pool, words
-from .seeds import Seed, instruction, read_seeds
+from .seeds import Seed, read_seeds
 
 ROUND = 32  # requests between two checkpoints
 ALIKE = 0.7  # ROUGE-L from which on two instructions are one (Self-Instruct)
@@ -48,7 +47,7 @@ class SynthesizeConfig:
         positional=True,
     )
     generator: str = option(help="who writes: a model's folder or file, or the address of an OpenAI-compatible service")
-    service_model: str = option("", "the model's name at that service")
+    service_model: str = option("", "the model's name at that service, or at both")
     api_key_env: str = option(KEY, "environment variable that holds the service's key")
     parallel: int = option(8, "requests at a time to a service", hash=False)
     user: str = option("", "who plays the user of a dialogue: a folder, file or address (default: --generator)")
@@ -93,7 +92,7 @@ def run(c: SynthesizeConfig) -> Path:
     rules = filters.Rules(c.min_words, c.max_words, _patterns("require", c.require), _patterns("forbid", c.forbid), c.refusals)
     seeds = read_seeds(c.seeds)
     persona, user_persona = (read_guidelines(p) if p else "" for p in (c.persona, c.user_persona))
-    kept_out = [text for _, row in iter_rows(c.keep_out) if (text := instruction(row))] if c.keep_out else []
+    kept_out = [seed.text for seed in read_seeds(c.keep_out)] if c.keep_out else []
     writer = _writer(c, c.generator)
     user = _writer(c, c.user) if c.user else writer
     if c.dry_run:
@@ -178,9 +177,12 @@ class _Run:
         self.kept_out = Pool(kept_out)
         self.pool = Pool([*(s.task for s in seeds), *self.made])
         self.turns = c.turns or (3 if c.kind == "dialogue" else 1)
-        self.common = {"kind": c.kind, "generator": c.service_model or Path(c.generator).name, "prompts": prompts.VERSION, "temperature": c.temperature,
-                       **({"user": Path(c.user).name} if c.user else {}),
+        self.common = {"kind": c.kind, "generator": self._name(c.generator), "prompts": prompts.VERSION, "temperature": c.temperature,
+                       **({"user": self._name(c.user)} if c.user else {}),
                        **({"persona": guidelines_hash(persona)} if persona else {}), **({"user_persona": guidelines_hash(user_persona)} if user_persona else {})}  # fmt: skip
+
+    def _name(self, who: str) -> str:
+        return (self.c.service_model or who) if _remote(who) else Path(who).name
 
     def all(self) -> None:
         c, wanted = self.c, _wanted(self.c, self.seeds)
@@ -283,6 +285,7 @@ class _Run:
         c = self.c
         talks: list[list[Message]] = [[{"role": "user", "content": text}] for text, _, _ in openings]
         ended: dict[int, str] = {}
+        dropped: dict[int, str] = {}  # answers that were no good
         for turn in range(self.turns):
             alive = [i for i in range(len(talks)) if i not in ended]
             if turn:
@@ -308,19 +311,20 @@ class _Run:
                 break
             for i, (text, fault) in zip(alive, self._answers([talks[i] for i in alive], [openings[i][2] for i in alive], turn)):
                 if fault:
-                    ended[i] = fault
+                    ended[i], dropped[i] = fault, text
                     if turn:
                         talks[i].pop()  # the question that it could not answer
                 else:
                     talks[i].append({"role": "assistant", "content": text})
         for i, ((text, source, number), messages) in enumerate(zip(openings, talks)):
             if len(messages) < 2:
-                self._drop(ended[i], instruction=text)
+                self._drop(ended[i], instruction=text, **({"answer": dropped[i]} if i in dropped else {}))
                 continue
             if c.kind == "self-instruct" and self.answers.nearest(str(messages[1]["content"])) >= ALIKE:
                 self._drop("answer like one there is", instruction=text)
                 continue
-            self.answers.add(str(messages[1]["content"]))
+            if c.kind == "self-instruct":
+                self.answers.add(str(messages[1]["content"]))
             if i in ended:
                 self.counts[f"shortened, {ended[i]}"] += 1
             self.made.append(text)
