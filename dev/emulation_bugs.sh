@@ -23,16 +23,17 @@ notices() { ! "${fixed[@]}" "$root/emulation-$1/emulation_bugs" "$2" "$3" >"$log
 failed=0
 printf '%-38s %-7s %-8s %-7s\n' bug plain address thread
 for name in $("$root/emulation-plain/emulation_bugs" list); do
-  row=() caught=0
+  row=()
   for kind in plain address thread; do
     if notices "$kind" "$name" correct; then
       echo "$name without its bug fails ($kind):"
       head -20 "$log"
       failed=1
     fi
-    if notices "$kind" "$name" bug; then row+=(yes) caught=1; else row+=(-); fi
+    if notices "$kind" "$name" bug; then row+=(yes); else row+=(-); fi
   done
   printf '%-38s %-7s %-8s %-7s\n' "$name" "${row[@]}"
-  ((caught)) || { echo "$name: nobody noticed"; failed=1; }
+  # Blocks that race run one after the other here: that one is ThreadSanitizer's. All others the emulator itself must notice.
+  [[ ${row[$([[ $name == blocks_race ]] && echo 2 || echo 0)]} == yes ]] || { echo "$name: not noticed by whom it should be"; failed=1; }
 done
 exit $failed

@@ -21,7 +21,8 @@ def kernels(log: str) -> list[tuple[str, str, int, int, int, int]]:
     found = []
     for part in log.split("Compiling entry function ")[1:]:
         name, arch = re.match(r"'(\w+)' for '(\w+)'", part).groups()  # type: ignore[union-attr]
-        stack, stores, loads = (int(n) for n in re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part).groups())  # type: ignore[union-attr]
+        told = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)  # of it, and of functions not inlined
+        stack, stores, loads = (sum(map(int, column)) for column in zip(*told))
         registers = int(re.search(r"Used (\d+) registers", part).group(1))  # type: ignore[union-attr]
         shared = re.search(r"(\d+) bytes smem", part)
         found.append((name, arch, registers, int(shared.group(1)) if shared else 0, stack, stores + loads))

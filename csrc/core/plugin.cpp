@@ -1,6 +1,7 @@
 #include "plugin.h"
 
 #include <dlfcn.h>
+#include <unistd.h>
 
 #include <map>
 #include <mutex>
@@ -20,7 +21,10 @@ Opened open_plugin(const std::string& file) {
   std::string path = here.dli_fname;
   path = path.substr(0, path.rfind('/') + 1) + file;
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) return {nullptr, "this build has no " + file};
+  if (library == nullptr) {
+    const char* error = dlerror();
+    return {nullptr, access(path.c_str(), F_OK) == 0 && error != nullptr ? error : "this build has no " + file};
+  }
   auto* enter = reinterpret_cast<const fd_device_table* (*)(const char**)>(dlsym(library, "freedive_device"));
   if (enter == nullptr) return {nullptr, file + " is no device of this package"};
   const char* why = nullptr;

@@ -21,7 +21,10 @@ std::mutex error_in_use;
 // may touch it after synchronize() only.
 void* allocate(size_t bytes) {
   void* memory = nullptr;
-  if (cudaMallocManaged(&memory, bytes, cudaMemAttachGlobal) != cudaSuccess) return nullptr;
+  if (cudaMallocManaged(&memory, bytes, cudaMemAttachGlobal) != cudaSuccess) {
+    cudaGetLastError();  // told by the null pointer, and not once more by the next kernel
+    return nullptr;
+  }
   std::memset(memory, 0, bytes);
   return memory;
 }

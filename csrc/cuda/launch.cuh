@@ -1,7 +1,7 @@
 // launch.cuh: what every file of kernels is written with: how a kernel is launched, shared memory, views, and sums in a fixed order.
 //
 // nvcc compiles these files for a GPU; the C++ compiler compiles the same files for csrc/emulation. This is the only place where the two
-// differ: no kernel says <<<>>> or __shared__ itself, and none but this file and ptx.cuh knows FREEDIVE_CUDA_EMULATION.
+// differ: no kernel says <<<>>> or __shared__ itself, and where else FREEDIVE_CUDA_EMULATION is asked, it is for a name, a size, or the pointers within an argument.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>

@@ -4,7 +4,7 @@
 // barrier, in a warp's collective, or at its end. Which runs next is the schedule's choice, and the schedules are the test: what a kernel
 // may not rely on (the order of warps, when a copy arrives) is drawn anew. See README.md.
 //
-// This file is what include/cuda_runtime.h and include/ptx.h are made of; kernels include those, never this.
+// This file is what include/cuda_runtime.h and csrc/cuda/ptx.cuh are made of; kernels include those, never this.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -178,6 +178,7 @@ class Decoder {
   }
   TokenOutputs out(const TokenOutputs& host) { return {out(host.logprobs, n_ * k_), out(host.entropy, n_), out(host.lse, n_)}; }
   void* lend(void* host, size_t bytes, bool is_input);
+  void wait();
   void settle();
   Buffer buffer(size_t bytes, bool huge_pages = true) const { return Buffer(bytes, huge_pages, device_); }
   fd_tensor mask() const;

@@ -302,22 +302,29 @@ void* Decoder::lend(void* host, size_t bytes, bool is_input) {
     place = more_staging_.back().bytes();
   }
   staged_ += taken;
-  if (is_input)
+  if (is_input) {
+    wait();  // the host may not write to memory of the device while anything is under way
     std::memcpy(place, host, bytes);
-  else
+  } else {
     lent_.push_back({host, place, bytes});
+  }
   return place;
 }
 
-void Decoder::settle() {
+void Decoder::wait() {
   if (device_->synchronize == nullptr) return;
-  const char* error = device_->synchronize(&ctx_);
-  if (error == nullptr)
-    for (const Lent& l : lent_) std::memcpy(l.host, l.device, l.bytes);
+  if (const char* error = device_->synchronize(&ctx_)) {
+    lent_.clear(), staged_ = 0;
+    throw std::runtime_error(error);
+  }
+}
+
+void Decoder::settle() {
+  wait();
+  for (const Lent& l : lent_) std::memcpy(l.host, l.device, l.bytes);
   lent_.clear();
   if (!more_staging_.empty()) more_staging_.clear(), staging_ = buffer(staged_);
   staged_ = 0;
-  if (error != nullptr) throw std::runtime_error(error);
 }
 
 void Decoder::set_vocab_mask(const uint8_t* mask) {

@@ -93,8 +93,8 @@ float Decoder::muon(const float hyper[5], MuonScale rule, const float adamw_hype
   }
   float *norm = scalars_ + 1, *h = scalars_ + 3;
   fd_global_norm_args n{view(norm, 1), view(grads_.floats(), table_.total_floats)};
+  std::memcpy(h, hyper, 5 * sizeof(float));
   ops_.global_norm(&ctx_, &n);
-  std::memcpy(h, hyper, 5 * sizeof(float));  // nothing under way reads them
   for (const Parameter& p : table_.rows) {
     if (p.matrix && !takes_muon(p)) adamw_range(p.offset, p.size, adamw_hyper[p.name == "lm_head.weight" ? 2 : 1], true);
     if (!takes_muon(p)) continue;

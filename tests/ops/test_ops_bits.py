@@ -42,15 +42,15 @@ def test_a_long_product_in_parts_is_one_chain(compute):
         np.testing.assert_array_equal(whole[rows], ops.matmul_backward_input(dout[rows], weight, compute=compute))
 
 
-def test_matmul_in_halves_is_the_matmul():
+@pytest.mark.parametrize("how", hows("matmul_forward"))
+def test_matmul_in_halves_is_the_matmul(how):
     """The chain starts from out when accumulating: k = 0..a, then a..K, is the same chain"""
     r = rng()
     x, weight = normal(r, 19, 300), normal(r, 23, 300)
-    want = ops.matmul_forward(x, weight)
+    want = ops.matmul_forward(x, weight, device=how["device"])
     for cut in (1, 128, 256, 299):
-        for how in (p.values[0] for p in hows("matmul_forward")):
-            first = ops.matmul_forward(x[:, :cut], weight[:, :cut], **how)
-            np.testing.assert_array_equal(ops.matmul_forward(x[:, cut:], weight[:, cut:], out=first, **how), want)
+        first = ops.matmul_forward(x[:, :cut], weight[:, :cut], **how)
+        np.testing.assert_array_equal(ops.matmul_forward(x[:, cut:], weight[:, cut:], out=first, **how), want)
 
 
 @pytest.mark.parametrize("how", hows("matmul_forward"))
@@ -128,7 +128,7 @@ def cached_whole(x, dtype, **how):
     L, G, D = k.shape
     where = np.array([0, L], np.int32), np.zeros(1, np.int32), np.arange(-(-L // ops.KV_BLOCK), dtype=np.int32)[None]
     k_cache, v_cache, *scales = ops.new_cache(where[2].size, G, D, dtype)
-    ops.kv_cache_write(k_cache, v_cache, k, v, *where, *scales)
+    ops.kv_cache_write(k_cache, v_cache, k, v, *where, *scales, device=how["device"])
     return ops.attention_cached(q, k_cache, v_cache, *where, None, *scales, **how)
 
 
@@ -161,7 +161,7 @@ def test_cut_and_neighbours_change_no_bit(how, chunks, compute, dtype):
         sizes = [chunks[step - late] if 0 <= step - late < len(chunks) else 0 for late in (0, 1)]
         q, k, v = (np.concatenate([sequences[s][i][at[s] : at[s] + sizes[s]] for s in (0, 1)]) for i in range(3))
         where = (lengths_to_cu(tuple(sizes)), np.array(at, np.int32), table)
-        ops.kv_cache_write(k_cache, v_cache, k, v, *where, *scales)
+        ops.kv_cache_write(k_cache, v_cache, k, v, *where, *scales, device=how["device"])
         out = ops.attention_cached(q, k_cache, v_cache, *where, None, *scales, **how, compute=compute, threads=1 + step % 2)
         np.testing.assert_array_equal(out[: sizes[0]], want[0][at[0] : at[0] + sizes[0]])
         np.testing.assert_array_equal(out[sizes[0] :], want[1][at[1] : at[1] + sizes[1]])
@@ -191,40 +191,40 @@ def test_int8_keeps_each_number_within_half_a_step(how):
     assert np.isnan(out[3:, 1]).all() and np.isnan(out[4:, 0]).all()
 
 
-def test_attention_with_scores_far_apart():
+@pytest.mark.parametrize("how", ATTENTION)
+def test_attention_with_scores_far_apart(how):
     """Softmax must not overflow, nor lose a row when the largest score comes last or first"""
     q, k, v = qkv(rng(3), 80)
     q *= 60
     cu = np.array([0, 80], np.int32)
     want, _ = reference.attention_forward(q, k, v, cu, 0.25)
-    for how in (p.values[0] for p in ATTENTION):
-        out, _ = ops.attention_forward(q, k, v, cu, 0.25, **how)
-        assert np.linalg.norm(out - want) < 1e-4 * np.linalg.norm(want)
+    out, _ = ops.attention_forward(q, k, v, cu, 0.25, **how)
+    assert np.linalg.norm(out - want) < 1e-4 * np.linalg.norm(want)
 
 
 # ---- head ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("how", hows("head_forward_backward"))
 @pytest.mark.parametrize("case", op_cases.CASES["head_forward_backward"], ids=lambda case: case.name)
-def test_one_pass_is_two_passes(case):
-    for how in (p.values[0] for p in hows("head_forward_backward")):
-        inputs = {key: value for key, value in case.arguments(how["device"]).items() if key in case.inputs}
-        temperature, dlogprobs, dweight = float(inputs.pop("temperature")[0]), inputs.pop("dlogprobs"), inputs.pop("dweight")
-        both = ops.head_forward_backward(
-            **inputs, temperature=temperature, dlogprobs=dlogprobs, dweight=dweight.copy(), **how
-        )
-        logprobs, entropy, lse = ops.head_forward(**inputs, temperature=temperature, **how)
-        gradients = ops.head_backward(
-            **inputs,
-            temperature=temperature,
-            lse=lse,
-            entropy=entropy,
-            dlogprobs=dlogprobs,
-            dweight=dweight.copy(),
-            **how,
-        )
-        for got, want in zip(both, (logprobs, entropy, lse, *gradients)):
-            np.testing.assert_array_equal(got, want)
+def test_one_pass_is_two_passes(case, how):
+    inputs = {key: value for key, value in case.arguments(how["device"]).items() if key in case.inputs}
+    temperature, dlogprobs, dweight = float(inputs.pop("temperature")[0]), inputs.pop("dlogprobs"), inputs.pop("dweight")
+    both = ops.head_forward_backward(
+        **inputs, temperature=temperature, dlogprobs=dlogprobs, dweight=dweight.copy(), **how
+    )
+    logprobs, entropy, lse = ops.head_forward(**inputs, temperature=temperature, **how)
+    gradients = ops.head_backward(
+        **inputs,
+        temperature=temperature,
+        lse=lse,
+        entropy=entropy,
+        dlogprobs=dlogprobs,
+        dweight=dweight.copy(),
+        **how,
+    )
+    for got, want in zip(both, (logprobs, entropy, lse, *gradients)):
+        np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("how", hows("head_forward"))

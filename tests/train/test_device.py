@@ -32,7 +32,7 @@ def test_a_tiny_dive_agrees_with_the_cpu(device: str, tmp_path: Path):
     for stage in ("base", "chat"):
         want, got = (losses(tmp_path / f"{stage}-{where}") for where in ("cpu", device))
         assert len(got) > 3
-        np.testing.assert_allclose(got, want, rtol=1e-3)
+        np.testing.assert_allclose(got, want, rtol=1e-5)
     for name in ("first", "again"):  # what is sampled may part from the CPU's where two ids are nearly equal: the device must agree with itself
         rl.run(rl_config(tmp_path / "chat-cpu", problems, tmp_path / name, device=device))
     assert np.isfinite(losses(tmp_path / "first")).all()

@@ -92,7 +92,7 @@ class Meter:
 
     def __init__(self, model: Model):
         self.config, self.threads, self.dtype, self.frozen = model.config, model.threads, model.dtype, model.lora is not None
-        self.peak = 0.0
+        self.device, self.peak = model.device, 0.0
         self.tokens, self.flops, self.since = 0, 0.0, time.perf_counter()
 
     def count(self, batch: Batch) -> None:
@@ -102,17 +102,22 @@ class Meter:
         self.flops += self.config.train_flops(batch.n_tokens, int((batch.targets >= 0).sum()), float((lengths**2).sum() / max(1, batch.n_tokens)), self.frozen)
 
     def read(self) -> dict[str, float]:
+        seconds = max(1e-9, time.perf_counter() - self.since)
+        out = {"tokens_per_second": round(self.tokens / seconds, 1), "seconds": round(seconds, 4)}
+        if self.device == "cpu":
+            out["peak_share"] = round(self.flops / seconds / self._peak(), 4)
+        self.tokens, self.flops, self.since = 0, 0.0, time.perf_counter()
+        return out
+
+    def _peak(self) -> float:
         from freedive import _core
 
-        seconds = max(1e-9, time.perf_counter() - self.since)
         if not self.peak:
             self.peak = machine_peak(self.threads, self.dtype)
         now = _core.measure_peak(self.threads, 2, compute_code(self.dtype))
         if now > self.peak:
             self.peak = seen(self.threads, self.dtype, now)
-        out = {"tokens_per_second": round(self.tokens / seconds, 1), "seconds": round(seconds, 4), "peak_share": round(self.flops / seconds / self.peak, 4)}
-        self.tokens, self.flops, self.since = 0, 0.0, time.perf_counter()
-        return out
+        return self.peak
 
 
 def supervised_loop(run: Artefact, model: Model, loader: SequenceLoader | PackedLoader, s: Settings, name: str,
@@ -170,7 +175,7 @@ def supervised_loop(run: Artefact, model: Model, loader: SequenceLoader | Packed
             run.log(step=step, loss=loss, lr=lr, grad_norm=norm if np.isfinite(norm) else None, epoch=loader.epoch, **evaluated)
             now = meter.read()
             run.time(step=step, **now)
-            bar.advance(0, text=f"loss {loss:.3f}, {now['tokens_per_second']:,.0f} tokens/s, {100 * now['peak_share']:.0f} % of peak")
+            bar.advance(0, text=f"loss {loss:.3f}, {now['tokens_per_second']:,.0f} tokens/s" + (f", {100 * now['peak_share']:.0f} % of peak" if "peak_share" in now else ""))
             loss_sum = weight_sum = 0.0
         if step == s.steps or stopped:
             run.summary(**evaluated, **({"best_step": best.step, "best_val_loss": best.loss} if s.keep_best else {}))  # kept by the last checkpoint, so a kill after it loses no evaluation
