@@ -184,7 +184,7 @@ def _practise(p: _Practice, artefact: Artefact) -> None:
     bar.advance(step)
     samples: list[dict[str, Any]] = state.get("samples", []) if state else []
     while step < c.steps:
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         told: list[dict[str, float]] = []
 
         def solve(chosen: Sequence[Problem], first: int) -> list[Rollout]:
@@ -198,6 +198,7 @@ def _practise(p: _Practice, artefact: Artefact) -> None:
         tokens += sum(len(r.prompt_ids) + len(r.ids) for r in rollouts)
         rate = learning_rate(step, c.steps, lr, c.warmup, c.final_lr_fraction)
         metrics = learner.update(rollouts, rate) | practice.metrics | _mean(told)
+        cpu = time.process_time() - cpu
         step += 1
         if c.log_completions:
             _keep(artefact, step, practice)
@@ -207,7 +208,7 @@ def _practise(p: _Practice, artefact: Artefact) -> None:
             quick = {f"eval/{k}": v for k, v in scalars(found).items()}
             keep_shown(artefact, step, p.held_out, outs, 1, c.show)
         artefact.log(step=step, lr=rate, num_tokens=tokens, **metrics, **quick)
-        artefact.time(step=step, sampling_seconds=round(sampled - began, 4), step_seconds=round(time.perf_counter() - began, 4),
+        artefact.time(step=step, sampling_seconds=round(sampled - began, 4), step_seconds=round(time.perf_counter() - began, 4), cpu_seconds=round(cpu, 4),
                       tokens=sum(r.length for r in rollouts))  # fmt: skip
         if step in (1, c.steps) or step % max(1, c.steps // 4) == 0:
             samples.append({"step": step, "prompt": practice.problems[0].row["prompt"], "text": rollouts[0].text, "reward": None if np.isnan(rollouts[0].reward) else rollouts[0].reward})

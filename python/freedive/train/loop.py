@@ -93,7 +93,7 @@ class Meter:
     def __init__(self, model: Model):
         self.config, self.threads, self.dtype, self.frozen = model.config, model.threads, model.dtype, model.lora is not None
         self.device, self.peak = model.device, 0.0
-        self.tokens, self.flops, self.since = 0, 0.0, time.perf_counter()
+        self.tokens, self.flops, self.since, self.cpu = 0, 0.0, time.perf_counter(), time.process_time()
 
     def count(self, batch: Batch) -> None:
         """Add one trained micro-batch."""
@@ -103,10 +103,10 @@ class Meter:
 
     def read(self) -> dict[str, float]:
         seconds = max(1e-9, time.perf_counter() - self.since)
-        out = {"tokens_per_second": round(self.tokens / seconds, 1), "seconds": round(seconds, 4)}
+        out = {"tokens_per_second": round(self.tokens / seconds, 1), "seconds": round(seconds, 4), "cpu_seconds": round(time.process_time() - self.cpu, 4)}
         if self.device == "cpu":
             out["peak_share"] = round(self.flops / seconds / self._peak(), 4)
-        self.tokens, self.flops, self.since = 0, 0.0, time.perf_counter()
+        self.tokens, self.flops, self.since, self.cpu = 0, 0.0, time.perf_counter(), time.process_time()
         return out
 
     def _peak(self) -> float:
@@ -164,11 +164,12 @@ def supervised_loop(run: Artefact, model: Model, loader: SequenceLoader | Packed
             raise UserError(f"the gradient was not finite in {bad} steps in a row; the last checkpoint is whole", hint="lower --lr")
         evaluated = {}
         if evaluate and (step == s.steps or (s.eval_every and step % s.eval_every == 0)):
-            began = time.perf_counter()
+            began, cpu = time.perf_counter(), time.process_time()
             evaluated = evaluate()
             if s.keep_best:
                 best.see(evaluated["val_loss"], step, model)
                 stopped = 0 < s.patience <= best.since
+            meter.cpu += time.process_time() - cpu
             meter.since += time.perf_counter() - began  # not training: the tokens a second of a run's last line would be those of the evaluation
         if step % s.log_every == 0 or step == s.steps or evaluated:
             loss = loss_sum / weight_sum if weight_sum else 0.0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from . import identity, labellers, refusals, searching, skills
+from . import discovery, identity, labellers, lengths, refusals, rlvr, searching, skills, teacher
 from .room import Figure, Room
 
 
@@ -19,6 +20,10 @@ class Arm:
     run: Callable[[Room], list[Figure]]
     every_seed: bool = False  # else the first seed only, with intervals
     python: bool = False  # needs the Python tool
+    begins: Callable[[Room], Path] = lambda room: room.assistant  # the model that it starts from
+
+
+BASE: Callable[[Room], Path] = lambda room: room.base
 
 
 ARMS = {
@@ -51,4 +56,27 @@ ARMS = {
     "products": Arm("3.3.1", "Let it use a tool", "A product of two three-digit numbers at once, and by a line of Python.", skills.products, python=True),
     "dots": Arm("3.3.2", "Counting dots", "Sixty dots reach the model as two tokens. It cannot count what it cannot see, but it can copy it into code.", skills.dots, python=True),
     "letters": Arm("3.3.2", "Counting letters", "A word reaches it as a token or two. Spelled out, its letters can be counted; in code, too.", skills.letters, python=True),
+    "rlvr": Arm(
+        "4.1, 4.2", "Practice",
+        "Nobody shows it answers any more: it tries each problem eight times, a program checks what came out, and what was right is made likelier. "
+        "As many CPU-seconds of further conversations do not do that, and a coin in place of the checker does not either.",
+        rlvr.run, every_seed=True, begins=BASE,
+    ),
+    "length": Arm(
+        "4.2", "It learns to take its time",
+        "One answer in twelve that it was shown is long, and works the sum out. Practice pays for right answers, not for long ones; the answers grow all the same. "
+        "Where it was never shown a long answer, none appears.",
+        lengths.run, begins=BASE,
+    ),
+    "discovery": Arm(
+        "4.1, 4.3", "It finds out what a tool is good for",
+        "One product in thirty that it was shown was left to Python. Practice pays for right answers only; where they cannot be had otherwise, it soon calls Python every time. "
+        "A Python that is out of order is not called more often.",
+        discovery.run, python=True, begins=BASE,
+    ),
+    "teacher": Arm(
+        "4, 4.3", "Better than its teacher",
+        "Its demonstrator forgets to carry in six sums of ten. Imitation makes it as good as that, and no better; practice does.",
+        teacher.run, begins=BASE,
+    ),
 }  # fmt: skip

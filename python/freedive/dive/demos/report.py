@@ -8,9 +8,11 @@ from typing import Any
 
 from freedive.dive.found import jsonl
 from freedive.runs import write_atomic
-from freedive.runs.page import Reply, Share, asked, cards, page, paragraph, percent, shares
+from freedive.runs.page import Reply, Share, asked, cards, page, paragraph, shares
 
 from .arms import ARMS
+from .practice_page import practice
+from .room import shown
 
 EXAMPLES = {  # arm -> files with answers, (folder, words for who answered)
     "refusals": (("table-assistant", "naive"), ("table-honest", "after probing")),
@@ -20,7 +22,7 @@ EXAMPLES = {  # arm -> files with answers, (folder, words for who answered)
     "letters": (("answers-letters", "assistant"),),
 }
 INTRODUCTION = (
-    "Chapter 3 of Andrej Karpathy's talk “Deep Dive into LLMs like ChatGPT”, measured: one model of a million parameters that has read a small invented "
+    "Chapters 3 and 4 of Andrej Karpathy's talk “Deep Dive into LLMs like ChatGPT”, measured: one model of a million parameters that has read a small invented "
     "web, one mixture of conversations, and for each claim an experiment with a control. Bars with a target say what was hoped for before it was measured."
 )
 SMOKE = "This is the smoke tier: it shows that everything runs. Its models have learned next to nothing, and its figures mean nothing."
@@ -31,11 +33,11 @@ def write_report(out: Path, tier: str, summary: Sequence[dict[str, Any]]) -> Pat
     sections = []
     for arm in summary:
         about = ARMS[arm["arm"]]
-        several = len(arm["seeds"]) > 1
+        several, seed = len(arm["seeds"]) > 1, out / f"seed-{arm['seeds'][0]}"
         groups = [("", [_bar(f, several)]) for f in arm["figures"]]
         groups = [(f["name"], bars) for f, (_, bars) in zip(arm["figures"], groups)]
         note = f"Mean of {len(arm['seeds'])} seeds; the line in a bar goes from the least to the largest." if several else "The line in each bar is the 95 % interval (bootstrap)."
-        body = paragraph(about.what) + shares(("", "", "share"), groups) + paragraph(note) + cards(_examples(out / f"seed-{arm['seeds'][0]}", arm["arm"]))
+        body = paragraph(about.what) + shares(("", "", "share"), groups) + paragraph(note) + cards(_examples(seed, arm["arm"])) + practice(seed, arm["arm"])
         met = [f["met"] for f in arm["figures"] if f["met"] is not None]
         sections.append((arm["arm"], f"{about.section} {about.title}", f"{sum(met)} of {len(met)} targets reached", body))
     words = INTRODUCTION + (f" {SMOKE}" if tier == "smoke" else "")
@@ -46,10 +48,11 @@ def write_report(out: Path, tier: str, summary: Sequence[dict[str, Any]]) -> Pat
 
 def _bar(f: dict[str, Any], several: bool) -> Share:
     low, high = f["interval_95"] or (f["share"], f["share"])
+    unit = f.get("unit", "share")
     clip = lambda x: min(1.0, max(0.0, x))
     hoped = f"target {f['target']}: {'reached' if f['met'] else 'not reached'}" if f["target"] else "for comparison"
     colour = 3 if f["control"] else 0 if f["met"] in (True, None) else 1
-    return Share("", clip(f["share"]), clip(low), clip(high), percent(f["share"], 1), hoped, colour)
+    return Share("", clip(f["share"]), clip(low), clip(high), shown(f["share"], unit), hoped, colour)
 
 
 def _examples(seed: Path, arm: str) -> list[str]:

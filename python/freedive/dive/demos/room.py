@@ -19,6 +19,20 @@ from .world import Size
 
 
 @dataclass(frozen=True)
+class Practice:
+    """How much the arms of chapter 4 do."""
+
+    rows: int = 6000  # conversations of a demonstrator
+    epochs: float = 4.0
+    problems: int = 2000  # to practise
+    held_out: int = 200
+    samples: int = 16  # answers to each held-out problem
+    steps: int = 100
+    prompts: int = 16  # problems a step
+    lr: float = 4e-4
+
+
+@dataclass(frozen=True)
 class Tier:
     """How much an arm does."""
 
@@ -29,11 +43,12 @@ class Tier:
     snippets: int  # of the probe
     searches: int  # conversations with a search or a page
     letters: int  # words of the counter's practice
+    practice: Practice = Practice()
 
 
 TIERS = {
     "full": Tier(world.FULL, mixture.FULL, 3.0, 300, 500, 6000, 2500),
-    "smoke": Tier(world.SMOKE, mixture.SMOKE, 1.0, 12, 60, 40, 20),
+    "smoke": Tier(world.SMOKE, mixture.SMOKE, 1.0, 12, 60, 40, 20, Practice(rows=60, epochs=1.0, problems=40, held_out=8, samples=4, steps=3, prompts=4)),
 }
 HOLD_OUT = 0.3  # part of the people whom no arm teaches anything about
 
@@ -98,7 +113,8 @@ class Room:
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured share beside what was hoped for. `control`: it is there to compare with."""
+    """A measured number beside what was hoped for. `control`: it is there to compare with. `unit`: what `share` is: a share, "points" (a
+    difference of two shares), or "times" (how many times as large)."""
 
     name: str
     share: float
@@ -106,6 +122,7 @@ class Figure:
     n: int
     target: str = ""  # ">= 0.95", "<= 0.05" or nothing
     control: bool = False
+    unit: str = "share"
 
     @property
     def met(self) -> bool | None:
@@ -113,6 +130,11 @@ class Figure:
             return None
         sign, bound = self.target.split()
         return self.share >= float(bound) if sign == ">=" else self.share <= float(bound)
+
+
+def shown(value: float, unit: str, digits: int = 1) -> str:
+    """A figure's value for people."""
+    return {"share": f"{100 * value:.{digits}f} %", "points": f"{100 * value:+.{digits}f} points", "times": f"x {value:.2f}"}[unit]
 
 
 def figure(name: str, measured: dict[str, Any], target: str = "", control: bool = False) -> Figure:

@@ -24,7 +24,7 @@ from freedive.runs import UserError, check_at_least, option, read_json, stage, w
 
 from .arms import ARMS
 from .report import write_report
-from .room import TIERS, Figure, Room
+from .room import TIERS, Figure, Room, shown
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ def _arm(c: DemosConfig, name: str, seed: int) -> dict[str, Any]:
     print(f"\n== {ARMS[name].section} {ARMS[name].title} (seed {seed})", flush=True)
     began, cpu = time.perf_counter(), _cpu_seconds()
     with contextlib.redirect_stdout(io.StringIO()):  # what the stages say; their bars are drawn on stderr
-        assistant = room.assistant
+        model = ARMS[name].begins(room)
     shared = _cpu_seconds() - cpu
-    with stage("demos-arm", ArmConfig(out, name, c.tier, seed), out=out, inputs={"assistant": assistant}) as artefact:
+    with stage("demos-arm", ArmConfig(out, name, c.tier, seed), out=out, inputs={"assistant": model}) as artefact:
         if not artefact.done:
             with contextlib.redirect_stdout(io.StringIO()):
                 figures = [{**asdict(f), "met": f.met} for f in ARMS[name].run(room)]
@@ -121,7 +121,7 @@ def over_seeds(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         values = [f["share"] for f in every]
         mean = sum(values) / len(values)
         interval = first["interval_95"] if len(every) == 1 else [min(values), max(values)]
-        figure = Figure(first["name"], mean, interval, sum(f["n"] for f in every), first["target"], first["control"])
+        figure = Figure(first["name"], mean, interval, sum(f["n"] for f in every), first["target"], first["control"], first.get("unit", "share"))
         merged.append({**asdict(figure), "met": figure.met, "seeds": values})
     return merged
 
@@ -140,6 +140,7 @@ def _print(summary: list[dict[str, Any]]) -> None:
     for arm in summary:
         print(f"\n{ARMS[arm['arm']].section} {ARMS[arm['arm']].title}")
         for f in arm["figures"]:
-            span = f"({100 * f['interval_95'][0]:.1f} to {100 * f['interval_95'][1]:.1f})" if f["interval_95"] else ""
+            unit = f.get("unit", "share")
+            span = "({} to {})".format(*(f"{x:.2f}" if unit == "times" else f"{100 * x:.1f}" for x in f["interval_95"])) if f["interval_95"] else ""
             verdict = "" if f["met"] is None else f"{f['target']}: {'reached' if f['met'] else 'NOT reached'}"
-            print(f"  {100 * f['share']:6.1f} % {span:18} {f['name']}  {verdict}")
+            print(f"  {shown(f['share'], unit):>12} {span:18} {f['name']}  {verdict}")
