@@ -94,6 +94,18 @@ VERBS = {
         "reinforcement learning on problems whose answers can be checked",
         "freedive rl runs/assistant --task countdown --algorithm grpo --out runs/thinker",
     ),
+    "reward": Verb(
+        "freedive.rlhf.reward_stage",
+        "RewardConfig",
+        "a reward model from preferences: what people would say of an answer, as a number",
+        "freedive reward runs/assistant --data pairs.jsonl --val-fraction 0.1 --out runs/reward",
+    ),
+    "dpo": Verb(
+        "freedive.rlhf.dpo",
+        "DPOConfig",
+        "preferences straight into an assistant, without a reward model (DPO, IPO)",
+        "freedive dpo runs/assistant --data pairs.jsonl --val-fraction 0.1 --out runs/preferred",
+    ),
     "eval": Verb(
         "freedive.eval.stage",
         "EvalConfig",

@@ -20,6 +20,9 @@ r = exp(l - b), w = the token's share of the loss (see `aggregation` below), H =
 | KL k3_is                     | w beta r k3, r not frozen             | w beta r (k3 + 1 - exp(-d))  (grad KL(now, ref))       |
 | entropy bonus                | -w entropy_coef H                     | by H: -w entropy_coef                                  |
 | PPO's value loss (by V)      | w vf_coef/2 max((V-R)^2, (clip V - R)^2) | w vf_coef (V - R), or 0 where the clipped branch is larger and flat |
+| reward model (by scores r)   | mean over lists, over pairs of -log sigmoid(r_better - r_worse) | -sigmoid(-(r_better - r_worse)) for better, + for worse, shared out |
+| DPO, h = log-ratio chosen - rejected | -log sigmoid(beta h) / pairs  | -+ beta sigmoid(-beta h) / pairs on each trained token |
+| IPO, h of means              | (h - 1/(2 beta))^2 / pairs            | +- 2 (h - 1/(2 beta)) / (L pairs)                      |
 
 A rollout correction (TIS, MIS) multiplies the policy term by a constant. Denominators are counted over the whole optimizer
 step before the first forward, so cutting a step into micro-batches changes neither loss nor gradient.
@@ -28,6 +31,7 @@ step before the first forward, so cutting a step into micro-batches changes neit
 from .advantages import ADVANTAGES, advantages, reward_metrics, zero_std
 from .policy import PRESETS, PolicySpec, Totals, count, kl_in_reward, merge_metrics, policy_loss
 from .ppo import AdaptiveKL, gae, token_rewards, value_loss, whiten
+from .preference import dpo_loss, ranking_loss, sequence_logps
 from .rewards import best_of_n_kl, cosine_reward, pass_at_k, repetition_penalty, soft_overlong
 from .supervised import sft_weights
 
@@ -41,13 +45,16 @@ __all__ = [
     "best_of_n_kl",
     "cosine_reward",
     "count",
+    "dpo_loss",
     "gae",
     "kl_in_reward",
     "merge_metrics",
     "pass_at_k",
     "policy_loss",
+    "ranking_loss",
     "repetition_penalty",
     "reward_metrics",
+    "sequence_logps",
     "sft_weights",
     "soft_overlong",
     "token_rewards",

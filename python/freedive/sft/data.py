@@ -163,7 +163,7 @@ def read_data(data: DataSource, tok: Tokenizer, context: int, val_fraction: floa
             report.wrong(here, str(error))
             continue
         for messages in found:
-            _one(messages, row.get("tools"), here, tok, context, report, held if _is_held_out(messages, val_fraction, seed) else train)
+            _one(messages, row.get("tools"), here, tok, context, report, held if is_held_out(messages, val_fraction, seed) else train)
     report.held_out = len(held)
     return Read(report, train, held, report.problems)
 
@@ -212,7 +212,7 @@ def _writable(messages: list[Message], tok: Tokenizer, report: Report) -> list[M
     return out
 
 
-def _is_held_out(messages: list[Message], fraction: float, seed: int) -> bool:
+def is_held_out(messages: list[Message], fraction: float, seed: int) -> bool:
     """By the first message, so that conversations of one tree stay together; a file's other rows change nothing."""
     if fraction <= 0:
         return False

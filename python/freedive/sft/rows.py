@@ -94,7 +94,7 @@ def rankings(row: dict[str, Any]) -> list[Ranking]:
         if len(row["completions"]) != len(row["ranks"]):
             raise ValueError(f"{len(row['completions'])} completions have {len(row['ranks'])} ranks")
         return [Ranking(_part(row["prompt"], "user"), [_part(c, "assistant") for c in row["completions"]], [int(r) for r in row["ranks"]])]
-    if form_of(row) != "tree":
+    if not isinstance(row.get("prompt"), dict) or "replies" not in row["prompt"]:
         raise ValueError("no order of answers: a row needs chosen and rejected, completions and ranks, or to be an OASST tree")
     return list(_ranked(row["prompt"], []))
 
