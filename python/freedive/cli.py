@@ -88,6 +88,12 @@ VERBS = {
         "a page on which people write ideal answers and rank several",
         "freedive label prompts.jsonl --model runs/assistant --answers 4 --labeller ada --out runs/labels",
     ),
+    "arena": Verb(
+        "freedive.serve.arena",
+        "ArenaConfig",
+        "models against each other: anonymous votes on a page, or judges; ratings with intervals",
+        "freedive arena runs/sft runs/rl model.gguf --prompts prompts.jsonl --out runs/arena",
+    ),
     "rl": Verb(
         "freedive.rl.stage",
         "RLConfig",

@@ -4,6 +4,7 @@ Face folder, a GGUF file, a llama2.c checkpoint with its tokenizer beside it. Ev
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,14 @@ def _beside(path: Path) -> Path:
 def stage_of(path: Path) -> str:
     """Name of our stage that wrote a model folder; "" for any other model."""
     return str(read_json(path / "run.json").get("stage", "")) if (path / "run.json").is_file() else ""
+
+
+def model_name(path: Path) -> str:
+    """A file's name without .gguf; a folder's name, with its parent's where that alone says little (sft, rl, pretrain)."""
+    path = Path(os.path.abspath(path))  # a link has the name people know: Hugging Face's cache links to hashes
+    if path.is_file():
+        return path.name.removesuffix(".gguf").removesuffix(".bin")
+    return f"{path.parent.name}/{path.name}" if path.name in ("pretrain", "sft", "rl") else path.name
 
 
 def chat_tokens_untrained(path: Path) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from freedive.inference.chat import find_model
-from freedive.inference.folder import chat_tokens_untrained
+from freedive.inference.folder import chat_tokens_untrained, model_name  # noqa: F401 - others take it from here
 from freedive.inference.load import DTYPE_HELP, KV_CACHE_HELP, WEIGHTS_HELP, load
 from freedive.runs import UserError, check_at_least, option
 
@@ -112,14 +112,6 @@ def _page_settings(c: ServeConfig, path: Path) -> dict[str, Any]:
     from .security import LOOPBACK
 
     return {"conversations": c.conversations, "base": chat_tokens_untrained(path), "remote": c.host in LOOPBACK}
-
-
-def model_name(path: Path) -> str:
-    """A file's name without .gguf; a folder's name, with its parent's where that alone says little (sft, rl, pretrain)."""
-    path = Path(os.path.abspath(path))  # a link has the name people know: Hugging Face's cache links to hashes
-    if path.is_file():
-        return path.name.removesuffix(".gguf").removesuffix(".bin")
-    return f"{path.parent.name}/{path.name}" if path.name in ("pretrain", "sft", "rl") else path.name
 
 
 def _pages_can_be_had() -> bool:

@@ -279,14 +279,14 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def append(path: Path, record: dict[str, Any]) -> None:
-    """One line at the end of a file, in one write, on the disk when this returns. What a killed process left half-written stays a line by itself."""
+def append(path: Path, *records: dict[str, Any]) -> None:
+    """A line for each record at the end of a file, in one write, on the disk when this returns. What a killed process left half-written stays a line by itself."""
     new = not path.exists()
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         size = os.fstat(descriptor).st_size
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        write_all(descriptor, b"\n" * torn + json_line(record))
+        write_all(descriptor, b"\n" * torn + b"".join(map(json_line, records)))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

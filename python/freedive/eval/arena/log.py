@@ -1,0 +1,200 @@
+"""The log of battles: one JSON object a line, in the form that LMSYS publishes, with what is ours beside.
+
+    {"model_a", "model_b", "winner"}      winner: model_a, model_b, tie, tie (bothbad); model_a stood left, or first
+    "conversation_a", "conversation_b"    messages, prompt and answer, for style control and for readers
+    "judge", "prompt_id", "id", "time"    who said so, about what (battles of one prompt are not independent), the battle's name, UTC
+
+A judge may say it again: the last line of an id by a judge counts.
+
+Other people's logs are read too: JSON Lines, parquet, a JSON list, CSV; winner_model_a, winner_model_b and winner_tie instead of winner; LMSYS's
+counts of style where there are no conversations.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from freedive.data.texts import iter_rows
+from freedive.eval.ratings import Battles
+from freedive.runs import UserError
+
+from .form import differences, form
+
+WINNERS = ("model_a", "model_b", "tie", "tie (bothbad)")
+SCORES = {"model_a": 1.0, "model_b": 0.0, "tie": 0.5, "tie (bothbad)": 0.5}
+_OTHER_NAMES = {"a": "model_a", "b": "model_b", "left": "model_a", "right": "model_b", "both": "tie", "bothbad": "tie (bothbad)", "both_bad": "tie (bothbad)", "tie_bothbad": "tie (bothbad)",
+                "both bad": "tie (bothbad)", "draw": "tie"}  # fmt: skip
+_COUNTS = ("header_count", "list_count", "bold_count")
+
+
+@dataclass(frozen=True)
+class Battle:
+    """One line, as far as ratings need it. `forms`: what the answers look like, where that is known."""
+
+    model_a: str
+    model_b: str
+    winner: str
+    judge: str = ""
+    prompt: str = ""  # what tells prompts apart
+    forms: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    id: str = ""
+
+
+def read_log(path: Path) -> tuple[list[Battle], list[str]]:
+    """(battles, what is wrong with lines that are none). UserError for a file that cannot be read, and for one without a battle."""
+    if not path.is_file():
+        raise UserError(f"no such log of battles: {path}", hint="a JSON Lines file with model_a, model_b and winner in each line; freedive arena A B --out FOLDER writes FOLDER/battles.jsonl")
+    found: dict[Any, Battle] = {}
+    wrong = []
+    for number, row in _rows(path):
+        try:
+            one = battle(row)
+            found[(one.id, one.judge) if one.id else number] = one
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+            wrong.append(f"{path}, line {number}: {error}" if isinstance(error, ValueError) else f"{path}, line {number} is in no form known here ({type(error).__name__}: {error})")
+    if not found:
+        raise UserError(wrong[0] if wrong else f"{path} holds no battle", hint='each line: {"model_a": "x", "model_b": "y", "winner": "model_a", "model_b", "tie" or "tie (bothbad)"}')
+    return list(found.values()), wrong
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line, object) of any of the kinds of file. A torn last line of JSON Lines is passed over: somebody may be writing it, or was killed."""
+    lower = path.name.lower()
+    if lower.endswith(".csv"):
+        try:
+            with open(path, encoding="utf-8-sig", newline="") as file:
+                yield from enumerate(csv.DictReader(file), 2)
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"{path} could not be read: {error}") from None
+        return
+    if lower.endswith((".parquet", ".gz", ".zst")):
+        yield from iter_rows(path)
+        return
+    data = path.read_bytes()
+    if data.lstrip()[:1] == b"[":
+        try:
+            rows = json.loads(data)
+        except ValueError as error:
+            raise UserError(f"{path} is not valid JSON: {error}") from None
+        yield from ((n, row if isinstance(row, dict) else {}) for n, row in enumerate(rows, 1))
+        return
+    lines = data.split(b"\n")
+    for number, raw in enumerate(lines, 1):
+        if not raw.strip():
+            continue
+        try:
+            row = json.loads(raw.decode("utf-8", "surrogatepass"))
+        except ValueError:
+            row = None
+        if isinstance(row, dict) or number < len(lines):
+            yield number, row if isinstance(row, dict) else {}
+
+
+def battle(row: dict[str, Any]) -> Battle:
+    """A line. ValueError saying what it lacks."""
+    if not row:
+        raise ValueError("it is no JSON object")
+    a, b = row.get("model_a"), row.get("model_b")
+    if not isinstance(a, str) or not isinstance(b, str) or not a or not b:
+        raise ValueError("model_a and model_b are to be names")
+    if a == b:
+        raise ValueError(f"{a} against itself says nothing")
+    winner = _winner(row, a, b)
+    forms = _forms(row)
+    prompt = row.get("prompt_id") or row.get("question_id") or _prompt(row)
+    return Battle(a, b, winner, str(row.get("judge") or ""), str(prompt or ""), forms, str(row.get("id") or ""))
+
+
+def _winner(row: dict[str, Any], a: str, b: str) -> str:
+    told = row.get("winner")
+    if told is None and "winner_model_a" in row:
+        chosen = [w for w, key in zip(WINNERS, ("winner_model_a", "winner_model_b", "winner_tie")) if float(row.get(key) or 0) == 1]
+        if len(chosen) != 1:
+            raise ValueError("of winner_model_a, winner_model_b and winner_tie one is to be 1")
+        return chosen[0]
+    if not isinstance(told, str):
+        raise ValueError(f"winner is {told!r}")
+    plain = told.strip().lower()
+    if plain in WINNERS:
+        return plain
+    if told in (a, b):
+        return "model_a" if told == a else "model_b"
+    if plain in _OTHER_NAMES:
+        return _OTHER_NAMES[plain]
+    raise ValueError(f"winner is {told!r:.60}, it must be one of {', '.join(WINNERS)}")
+
+
+def _forms(row: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    answers = [row.get("conversation_a") or row.get("response_a"), row.get("conversation_b") or row.get("response_b")]
+    if all(answers):
+        return tuple(form(answer_text(side)) for side in answers)  # type: ignore[return-value]
+    told = row.get("conv_metadata")
+    if isinstance(told, str):
+        told = json.loads(told)
+    if not isinstance(told, dict) or f"sum_assistant_{'a'}_tokens" not in told:
+        return None
+    total = lambda value: float(sum(value.values()) if isinstance(value, dict) else value)
+    return tuple((float(told[f"sum_assistant_{side}_tokens"]), *(total(told[f"{name}_{side}"]) for name in _COUNTS)) for side in "ab")  # type: ignore[return-value]
+
+
+def answer_text(value: Any) -> str:
+    """What the assistant said, of messages or of a text; CSV files hold messages as JSON."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return str(value)
+    if isinstance(value, str):
+        return value
+    if all(isinstance(m, str) for m in value):
+        return "\n".join(value)
+    return "\n".join(str(m.get("content") or "") for m in value if m.get("role") == "assistant")
+
+
+def _prompt(row: dict[str, Any]) -> str:
+    said = row.get("conversation_a") or row.get("prompt")
+    if isinstance(said, list) and said and isinstance(said[0], dict):
+        said = [m.get("content") for m in said if m.get("role") != "assistant"]
+    return json.dumps(said, ensure_ascii=False, default=str) if said else ""
+
+
+def to_battles(found: Sequence[Battle], style: bool = False) -> Battles:
+    """Arrays for ratings; battles of one prompt are a cluster. UserError where style is asked for and no answers are there."""
+    models = tuple(sorted({name for b in found for name in (b.model_a, b.model_b)}))
+    place = {name: i for i, name in enumerate(models)}
+    numbers: dict[str, int] = {}
+    cluster = np.array([numbers.setdefault(b.prompt or f"\0{i}", len(numbers)) for i, b in enumerate(found)], np.int64)
+    drawn, names = None, ()
+    if style:
+        if not all(b.forms for b in found):
+            raise UserError(f"{sum(not b.forms for b in found):,} of {len(found):,} battles have no answers, so their style is not known", hint="leave --style-control out, or give a log with conversation_a and conversation_b")
+        drawn, names = differences([b.forms for b in found if b.forms])  # type: ignore[assignment]
+        if not names:
+            raise UserError("all answers look the same: there is no style to control for", hint="leave --style-control out")
+    of = lambda pick: np.array([place[pick(b)] for b in found], np.int64)
+    score = np.array([SCORES[b.winner] for b in found])
+    return Battles(models, of(lambda b: b.model_a), of(lambda b: b.model_b), score, cluster, drawn, names)
+
+
+def agreement(found: Iterable[Battle]) -> list[tuple[str, str, int, int, int]]:
+    """(judge, other judge, battles that both judged, of which both say the same, of which each has another winner), for all pairs of judges."""
+    by: dict[str, dict[str, str]] = {}
+    for b in found:
+        if b.id:
+            by.setdefault(b.judge, {})[b.id] = {"model_a": b.model_a, "model_b": b.model_b}.get(b.winner, "tie")
+    out = []
+    for one, other in combinations(sorted(by), 2):
+        both = by[one].keys() & by[other].keys()
+        same = sum(by[one][n] == by[other][n] for n in both)
+        against = sum(by[one][n] != by[other][n] and "tie" not in (by[one][n], by[other][n]) for n in both)
+        if both:
+            out.append((one, other, len(both), same, against))
+    return out

@@ -1,0 +1,318 @@
+"""Who is better, from battles between two: Bradley-Terry by maximum likelihood with intervals, and Elo beside it to see why not.
+
+P(a beats b) = 1 / (1 + exp(beta_b - beta_a - gamma . style)). A tie, of either kind, is half a win for each: the likelihood is then a
+quasi-likelihood, whose own curvature says nothing true about the spread. The intervals are therefore the sandwich's, H^-1 C H^-1 with H the
+curvature and C the outer products of the scores (Huber 1967; White 1982), summed within a cluster first where battles share a prompt. A rating is
+1000 + 400 / ln 10 * (beta - mean beta): 400 points are odds of ten to one, as in chess.
+
+A finite maximum exists if and only if every model reaches every other by a chain of wins or ties (Ford 1957). Models that no chain of battles joins
+cannot be compared: an error. Where some models never lose to the others, the distance is not in the data: those are named, and all are rated by the
+likelihood with Jeffreys' prior (Firth 1993), which is finite, with intervals of its own curvature.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from freedive.runs import UserError
+
+POINTS = 400 / math.log(10)  # a nat of log-odds in rating points
+BASE = 1000.0
+Z = 1.959963984540054  # of a 95 % interval
+FAR = 12.0  # nats; beyond, a style that tells winners from losers exactly
+
+
+@dataclass(frozen=True)
+class Battles:
+    """n battles among `models`. score 1: the first won, 0: the second, 0.5: a tie. cluster: what is not independent has the same number.
+    style [n, F]: how much more of something the first answer has (freedive.eval.arena.form)."""
+
+    models: tuple[str, ...]
+    first: np.ndarray  # int [n], places in models
+    second: np.ndarray  # int [n]
+    score: np.ndarray  # float64 [n]
+    cluster: np.ndarray | None = None  # int [n]
+    style: np.ndarray | None = None  # float64 [n, F]
+    style_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    @staticmethod
+    def of(rows: Sequence[tuple[str, str, float]]) -> Battles:
+        """From (first, second, score), models by their names in order."""
+        models = tuple(sorted({name for a, b, _ in rows for name in (a, b)}))
+        place = {name: i for i, name in enumerate(models)}
+        first, second = np.array([place[a] for a, _, _ in rows], np.int64), np.array([place[b] for _, b, _ in rows], np.int64)
+        return Battles(models, first, second, np.array([row[2] for row in rows], np.float64))
+
+
+@dataclass(frozen=True)
+class Rating:
+    """A model's place. `rank`: 1 and one more for each model that is better beyond doubt (95 % of the difference, both errors counted)."""
+
+    model: str
+    rating: float
+    interval_95: tuple[float, float]
+    rank: int
+    battles: int
+    win_rate: float  # ties count half
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Of one unit of a style, which is a standard deviation between two answers: the factor on the odds of winning is exp(coefficient)."""
+
+    name: str
+    coefficient: float  # nats
+    interval_95: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Ratings:
+    """Models from the best, what style did, and what is to be said about it."""
+
+    ratings: tuple[Rating, ...]
+    effects: tuple[Effect, ...]
+    warnings: tuple[str, ...]
+    separated: bool  # some model never loses to some others: distances between those are the prior's
+    beta: np.ndarray  # float64 [K], in the order of Battles.models, mean 0
+    covariance: np.ndarray  # float64 [K + F, K + F], of beta and of the coefficients
+
+    def order(self) -> list[str]:
+        return [r.model for r in self.ratings]
+
+
+def rate(battles: Battles, anchor: str | None = None) -> Ratings:
+    """Bradley-Terry ratings. `anchor`: this model has exactly 1000, instead of the mean of all.
+
+    UserError for models that no chain of battles joins, naming them, and for styles that cannot be told from the models.
+    """
+    count = len(battles.models)
+    if count < 2 or not len(battles):
+        raise UserError(f"there are {len(battles):,} battles of {count} models; ratings need two models that met")
+    if anchor is not None and anchor not in battles.models:
+        raise UserError(f"the anchor {anchor!r} is in no battle", hint=f"models: {', '.join(battles.models)}")
+    groups = parts(battles)
+    if len(groups) > 1:
+        told = "; ".join(" and ".join(", ".join(g) for g in (groups[0], group)) for group in groups[1:3])
+        raise UserError(f"these never met, not even through others, and cannot be compared: {told}", hint="more battles between them, or rate each group alone: --only MODEL ...")
+    theta, cov, firth, warnings = _fit(battles)
+    beta = theta[:count]
+    shift = np.full(count, 1 / count) if anchor is None else np.eye(count)[battles.models.index(anchor)]
+    to = np.eye(count) - shift  # beta - what is set to 0
+    of_beta = cov[:count, :count]
+    spread = np.sqrt(np.maximum(np.diag(to @ of_beta @ to.T), 0))
+    centre = to @ beta
+    difference = beta[None, :] - beta[:, None]
+    errors = np.sqrt(np.maximum(np.diag(of_beta)[None, :] + np.diag(of_beta)[:, None] - 2 * of_beta, 0))
+    ranks = 1 + (difference > Z * errors + 1e-12).sum(1)
+    wins, games = table(battles)
+    points = lambda nats: float(BASE + POINTS * nats)
+    made = [Rating(name, points(centre[i]), (points(centre[i] - Z * spread[i]), points(centre[i] + Z * spread[i])), int(ranks[i]), int(games[i].sum()),
+                   float(wins[i].sum() / games[i].sum())) for i, name in enumerate(battles.models)]  # fmt: skip
+    effects = []
+    for f, name in enumerate(battles.style_names):
+        c, s = float(theta[count + f]), math.sqrt(max(float(cov[count + f, count + f]), 0))
+        effects.append(Effect(name, c, (c - Z * s, c + Z * s)))
+    return Ratings(tuple(sorted(made, key=lambda r: -r.rating)), tuple(effects), tuple(warnings), firth, beta, cov)
+
+
+def parts(battles: Battles) -> list[list[str]]:
+    """Groups of models joined by battles, the one with the most battles first."""
+    _, games = table(battles)
+    return _groups(battles, _closure(games > 0), games)
+
+
+def _groups(battles: Battles, joined: np.ndarray, games: np.ndarray) -> list[list[str]]:
+    """Models by whom they are joined with, both ways."""
+    same = joined & joined.T
+    found: dict[bytes, list[int]] = {}
+    for i in range(len(battles.models)):
+        found.setdefault(same[i].tobytes(), []).append(i)
+    order = sorted(found.values(), key=lambda g: -games[g].sum())
+    return [[battles.models[i] for i in g] for g in order]
+
+
+def _closure(edges: np.ndarray) -> np.ndarray:
+    """[K, K]: is there a way from i to j?"""
+    reach = edges | np.eye(len(edges), dtype=bool)
+    while True:
+        more = (reach.astype(np.int64) @ reach.astype(np.int64)) > 0
+        if (more == reach).all():
+            return reach
+        reach = more
+
+
+def table(battles: Battles) -> tuple[np.ndarray, np.ndarray]:
+    """(wins, games), float64 [K, K]: of the row's model against the column's; a tie is half a win."""
+    k = len(battles.models)
+    at, back = battles.first * k + battles.second, battles.second * k + battles.first
+    count = lambda where, weight: np.bincount(where, weight, k * k).reshape(k, k)
+    wins = count(at, battles.score) + count(back, 1 - battles.score)
+    games = count(at, np.ones(len(battles))) + count(back, np.ones(len(battles)))
+    return wins, games
+
+
+def win_rates(battles: Battles) -> np.ndarray:
+    """[K, K] share of wins of the row's model against the column's, ties half; NaN where they did not meet."""
+    wins, games = table(battles)
+    return np.divide(wins, games, out=np.full(wins.shape, np.nan), where=games > 0)
+
+
+# The fit
+
+
+def _fit(battles: Battles) -> tuple[np.ndarray, np.ndarray, bool, list[str]]:
+    """(theta [K + F], covariance, whether Jeffreys' prior was needed, warnings)."""
+    wins, games = table(battles)
+    k = len(battles.models)
+    separate = _groups(battles, _closure(wins > 0), games)
+    warnings = []
+    if len(separate) > 1:
+        place = {name: i for i, name in enumerate(battles.models)}
+        reach = _closure(wins > 0)
+        for group in separate[1:]:
+            above = not reach[place[separate[0][0]], place[group[0]]]
+            whom = "all the others" if len(separate) == 2 else "some others"
+            what = "never lost to" if above else "never won against"
+            warnings.append(f"{', '.join(group)} {what} {whom}: how far {'above' if above else 'below'} is not in the battles; the rating given is that of Jeffreys' prior")
+    design = _Design(battles)
+    if not separate[1:]:
+        theta = _newton(design, battles.score, firth=False)
+        if theta is not None:
+            weights, residual = design.weights(theta, battles.score)
+            inverse = design.inverse(weights)
+            return theta, inverse @ design.meat(residual, battles.cluster) @ inverse, False, warnings
+        warnings.append("a style tells winners from losers (almost) without a mistake; the likelihood has Jeffreys' prior")
+    theta = _newton(design, battles.score, firth=True)
+    if theta is None:
+        raise UserError("the ratings cannot be computed from these battles", hint="leave --style-control out")
+    inverse = design.inverse(design.weights(theta, battles.score)[0])
+    flat = np.zeros(len(theta))
+    flat[:k] = 1 / math.sqrt(k)
+    return theta, inverse - np.outer(flat, flat) @ inverse, True, warnings
+
+
+class _Design:
+    """Rows e_first - e_second with the style beside, never made whole: [n, K + F] would not fit for a million battles of hundreds of models.
+
+    The direction that nothing measures, all ratings moving together, has curvature 1 here; scores have no part in it, so it stays at 0.
+    """
+
+    def __init__(self, battles: Battles):
+        self.a, self.b, self.z = battles.first, battles.second, battles.style
+        self.k, self.f = len(battles.models), 0 if battles.style is None else battles.style.shape[1]
+        if self.f:
+            values = np.linalg.eigvalsh(self.curvature(np.full(len(battles), 0.25)) / max(1, len(battles)) + self._flat())
+            if values[0] < 1e-9 * values[-1]:
+                raise UserError("the styles cannot be told from the models: each model has always the same", hint="leave --style-control out")
+
+    def _flat(self) -> np.ndarray:
+        out = np.zeros((self.k + self.f, self.k + self.f))
+        out[: self.k, : self.k] = 1 / self.k
+        return out
+
+    def weights(self, theta: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(p (1 - p), score - p) of each battle."""
+        p = 1 / (1 + np.exp(-self.odds(theta)))
+        return p * (1 - p), score - p
+
+    def odds(self, theta: np.ndarray) -> np.ndarray:
+        """Log-odds that the first wins [n]."""
+        told = theta[self.a] - theta[self.b]
+        return told if self.z is None else told + self.z @ theta[self.k :]
+
+    def gradient(self, residual: np.ndarray) -> np.ndarray:
+        """Sum of residual times row."""
+        of_models = np.bincount(self.a, residual, self.k) - np.bincount(self.b, residual, self.k)
+        return of_models if self.z is None else np.concatenate([of_models, self.z.T @ residual])
+
+    def curvature(self, weights: np.ndarray) -> np.ndarray:
+        """Sum of weight times row times row transposed."""
+        k, a, b = self.k, self.a, self.b
+        out = np.zeros((k + self.f, k + self.f))
+        pairs = np.bincount(a * k + b, weights, k * k).reshape(k, k)
+        out[:k, :k] = np.diag(pairs.sum(0) + pairs.sum(1)) - pairs - pairs.T
+        if self.z is not None:
+            for f in range(self.f):
+                of_models = weights * self.z[:, f]
+                out[:k, k + f] = out[k + f, :k] = np.bincount(a, of_models, k) - np.bincount(b, of_models, k)
+            out[k:, k:] = self.z.T @ (weights[:, None] * self.z)
+        return out
+
+    def inverse(self, weights: np.ndarray) -> np.ndarray:
+        return np.linalg.inv(self.curvature(weights) + self._flat())
+
+    def leverage(self, inverse: np.ndarray) -> np.ndarray:
+        """row . inverse . row of each battle [n]."""
+        a, b, k = self.a, self.b, self.k
+        out = inverse[a, a] + inverse[b, b] - 2 * inverse[a, b]
+        if self.z is not None:
+            out = out + 2 * ((inverse[a, k:] - inverse[b, k:]) * self.z).sum(1) + ((self.z @ inverse[k:, k:]) * self.z).sum(1)
+        return out
+
+    def meat(self, residual: np.ndarray, cluster: np.ndarray | None) -> np.ndarray:
+        """Outer products of the scores, of each cluster's sum. Few clusters know too little of themselves: G / (G - 1)."""
+        if cluster is None:
+            n = len(residual)
+            return self.curvature(residual**2) * (n / max(1, n - 1))
+        _, of = np.unique(cluster, return_inverse=True)
+        groups = int(of.max()) + 1
+        if groups == len(residual):
+            return self.meat(residual, None)
+        sums = np.zeros((groups, self.k + self.f))
+        np.add.at(sums, (of, self.a), residual)
+        np.add.at(sums, (of, self.b), -residual)
+        if self.z is not None:
+            np.add.at(sums[:, self.k :], of, residual[:, None] * self.z)
+        return sums.T @ sums * (groups / max(1, groups - 1))
+
+
+def _newton(design: _Design, score: np.ndarray, firth: bool) -> np.ndarray | None:
+    """The maximum, from 0, by Newton's steps of at most 2 nats; None where it runs off to infinity. Without the prior the function is concave."""
+    theta = np.zeros(design.k + design.f)
+    for _ in range(500):
+        weights, residual = design.weights(theta, score)
+        inverse = design.inverse(np.maximum(weights, 1e-12))
+        if firth:  # the score that Jeffreys' prior adds: h (1/2 - p)
+            residual = residual + weights * design.leverage(inverse) * (0.5 - (score - residual))
+        step = inverse @ design.gradient(residual)
+        longest = float(np.abs(step).max())
+        theta = theta + step * min(1.0, 2 / max(longest, 1e-300))
+        if longest < 1e-10:
+            return theta
+        if not firth and design.f and np.abs(theta[design.k :]).max() > FAR:
+            return None
+    return None
+
+
+# Elo
+
+
+def elo(battles: Battles, k: float = 4.0, base: float = BASE) -> np.ndarray:
+    """Ratings [K] after going through the battles in their order: each moves both by k (result - expected). Depends on the order."""
+    return _online(battles, np.arange(len(battles))[None, :], k, base)[0]
+
+
+def elo_spread(battles: Battles, k: float = 4.0, shuffles: int = 100, seed: int = 0, base: float = BASE) -> np.ndarray:
+    """Ratings [shuffles, K] after the same battles in other orders."""
+    rng = np.random.Generator(np.random.Philox(key=[seed, 34]))
+    return _online(battles, np.stack([rng.permutation(len(battles)) for _ in range(shuffles)]), k, base)
+
+
+def _online(battles: Battles, orders: np.ndarray, k: float, base: float) -> np.ndarray:
+    """All orders [S, n] side by side."""
+    told = np.full((len(orders), len(battles.models)), base)
+    rows = np.arange(len(orders))
+    for at in orders.T:
+        a, b = battles.first[at], battles.second[at]
+        expected = 1 / (1 + 10 ** ((told[rows, b] - told[rows, a]) / 400))
+        move = k * (battles.score[at] - expected)
+        told[rows, a] += move
+        told[rows, b] -= move
+    return told
