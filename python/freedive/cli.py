@@ -43,7 +43,7 @@ VERBS = {
     "demos": Verb(
         "freedive.dive.demos.stage",
         "DemosConfig",
-        "hallucination, search, identity, tokens to think, counting: each shown with numbers and a control",
+        "hallucination, search, identity, tokens to think, counting, practice: each shown with numbers and a control",
         "freedive demos --only refusals --seeds 0 --out runs/demos",
     ),
     "data": Verb(

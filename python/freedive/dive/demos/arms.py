@@ -64,13 +64,13 @@ ARMS = {
     ),
     "length": Arm(
         "4.2", "It learns to take its time",
-        "One answer in twelve that it was shown is long, and works the sum out. Practice pays for right answers, not for long ones; the answers grow all the same. "
+        "One answer in ten that it was shown is long, and works the sum out. Practice pays for right answers, not for long ones; the answers grow all the same. "
         "Where it was never shown a long answer, none appears.",
         lengths.run, begins=BASE,
     ),
     "discovery": Arm(
         "4.1, 4.3", "It finds out what a tool is good for",
-        "One product in thirty that it was shown was left to Python. Practice pays for right answers only; where they cannot be had otherwise, it soon calls Python every time. "
+        "One product in twenty that it was shown was left to Python. Practice pays for right answers only; where they cannot be had otherwise, it soon calls Python every time. "
         "A Python that is out of order is not called more often.",
         discovery.run, python=True, begins=BASE,
     ),

@@ -1,4 +1,4 @@
-"""A tool found out about (talk 4.1, 4.3). A demonstrator calls Python for one product in thirty, whatever the numbers are, and writes the others
+"""A tool found out about (talk 4.1, 4.3). A demonstrator calls Python for one product in twenty, whatever the numbers are, and writes the others
 down at once, which a model of this size cannot do for three digits. Practice is rewarded for right answers, never for a call. Control: the same
 model, problems and practice with a Python that is out of order: calls do not pay, and do not spread.
 """
@@ -13,9 +13,9 @@ from freedive.tasks import demonstrators
 from .practice import Answers, answers, points, practised, problems, share_of, taught
 from .room import Figure, Room
 
-P_PYTHON = 1 / 30
+P_PYTHON = 1 / 20
 TOKENS = 32
-STEPS = 1.5  # times the tier's: at first one attempt in thirty can be right
+STEPS = 1.5  # times the tier's: at first one attempt in twenty can be right
 _PYTHON: list[Python] = []  # one worker process for all rollouts
 
 
@@ -50,7 +50,7 @@ class OutOfOrder(Calculator):
 
 def run(room: Room) -> list[Figure]:
     of = problems(room, "discovery", demonstrators.product_problems)
-    start = taught(room, "discovery-taught", lambda: demonstrators.seldom_python(room.seed, room.tier.practice.rows, P_PYTHON))
+    start = taught(room, "discovery-taught", lambda: demonstrators.seldom_python(room.seed, 2 * room.tier.practice.rows, P_PYTHON))
     works, broken = f"{__name__}:{Calculator.__name__}", f"{__name__}:{OutOfOrder.__name__}"
     try:
         after = practised(room, "discovery-practised", start, of, TOKENS, STEPS, environment=works)

@@ -29,7 +29,7 @@ class Practice:
     samples: int = 16  # answers to each held-out problem
     steps: int = 100
     prompts: int = 16  # problems a step
-    lr: float = 4e-4
+    lr: float = 1.5e-4
 
 
 @dataclass(frozen=True)

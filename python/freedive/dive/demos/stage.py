@@ -1,4 +1,4 @@
-"""`freedive demos`: what chapter 3 of the talk says of models, shown on one that was trained here, each claim with a number and a control.
+"""`freedive demos`: what chapters 3 and 4 of the talk say of models, shown on one that was trained here, each claim with a number and a control.
 
 One base model and one assistant for each seed; an arm teaches the assistant something, or only asks it. Every step is an artefact below OUT,
 so an interrupted run goes on where it was. The figures go to OUT/demos.json and OUT/demos.html; --results FILE also appends them to a JSON
@@ -29,12 +29,12 @@ from .room import TIERS, Figure, Room, shown
 
 @dataclass(frozen=True)
 class DemosConfig:
-    """Hallucination, search, identity, tokens to think, counting: measured on a model trained for it."""
+    """Hallucination, search, identity, tokens to think, counting, practice: measured on a model trained for it."""
 
     out: Path = option(Path("runs/demos"), "folder to write")
     only: tuple[str, ...] = option((), f"these demonstrations only: {', '.join(ARMS)}")
     tier: Literal["full", "smoke"] = option("full", "full: about an hour on 2 cores; smoke: a minute or two, to see that everything works, with figures that mean nothing")
-    seeds: tuple[int, ...] = option((0, 1, 2), "seeds; demonstrations that are not about refusals use the first")
+    seeds: tuple[int, ...] = option((0, 1, 2), "seeds; all of them for those marked so in the list (--dry-run), else the first")
     results: Path | None = option(None, "JSON file to append the figures to")
     threads: int | None = option(None, "CPU threads (default: all)")
     dry_run: bool = option(False, "list what would be done, and stop")

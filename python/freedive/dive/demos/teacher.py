@@ -33,8 +33,8 @@ def run(room: Room) -> list[Figure]:
         share_of("imitates the demonstrator: right at the first try", found["taught"]),
         than("imitation beside the demonstrator", found["taught"], s, "<= 0.02", control=True),
         than("imitation, as many CPU-seconds more as practice took, beside the demonstrator", found["more"], s, "<= 0.02", control=True),
-        than("the same, the likeliest answer", greedy["more"], s, "<= 0.02", control=True),
+        than("imitation's likeliest answer beside the demonstrator", greedy["more"], s, "<= 0.02", control=True),
         share_of("after practice: right at the first try", found["practised"]),
         than("practice beside the demonstrator", found["practised"], s, ">= 0.1"),
-        than("the same, the likeliest answer", greedy["practised"], s, ">= 0.1"),
+        than("practice's likeliest answer beside the demonstrator", greedy["practised"], s, ">= 0.1"),
     ]
