@@ -119,9 +119,9 @@ def test_who_always_wins_is_rated_finitely_and_named():
     one = found.ratings[0]
     assert one.rating < 2000 and one.interval_95[0] < one.rating < one.interval_95[1]
     assert not rate(Battles.of([*rows, ("a", "king", 0.5)])).separated  # one tie is enough
-    # Firth's estimate of two models, w wins of n: log((w + 1/2) / (n - w + 1/2))
-    two = rate(Battles.of([("a", "b", 1.0)] * 5))
-    assert abs(two.beta[0] - two.beta[1] - np.log(5.5 / 0.5)) < 1e-8
+    for n in (1, 2, 5, 400):  # Firth's estimate of two models, w wins of n: log((w + 1/2) / (n - w + 1/2))
+        two = rate(Battles.of([("a", "b", 1.0)] * n))
+        assert abs(two.beta[0] - two.beta[1] - np.log((n + 0.5) / 0.5)) < 1e-8
 
 
 def test_style_control_takes_out_what_style_does():

@@ -279,8 +279,10 @@ def _newton(design: _Design, score: np.ndarray, firth: bool) -> np.ndarray | Non
     for _ in range(500):
         weights, residual = design.weights(theta, score)
         inverse = design.inverse(np.maximum(weights, 1e-12))
-        if firth:  # the score that Jeffreys' prior adds: h (1/2 - p)
-            residual = residual + weights * design.leverage(inverse) * (0.5 - (score - residual))
+        if firth:  # the score that Jeffreys' prior adds, h (1/2 - p), falls by h p (1 - p): a step that left that out would be too long
+            h = weights * design.leverage(inverse)
+            residual = residual + h * (0.5 - (score - residual))
+            inverse = design.inverse(np.maximum(weights * (1 + h), 1e-12))
         step = inverse @ design.gradient(residual)
         longest = float(np.abs(step).max())
         theta = theta + step * min(1.0, 2 / max(longest, 1e-300))

@@ -151,8 +151,6 @@ def _rate(c: ArenaConfig, log: Path, out: Path | None) -> None:
 
 def _voted(c: ArenaConfig, contestants: Sequence[Contestant], prompts: Sequence[Prompt]) -> int:
     """The page."""
-    if importlib.util.find_spec("freedive.serve.pages.arena") is None:
-        raise UserError("this version of freedive has no page of votes yet", hint="--judge plays without a page")
     if missing := [n for n in PAGE_NEEDS if importlib.util.find_spec(n) is None]:
         raise UserError(f"the page needs the Python package {missing[0].replace('_', '-')}, which is not installed", hint=INSTALL)
     voter = check_name(c.voter if c.voter is not None else _user())
@@ -167,9 +165,9 @@ def _voted(c: ArenaConfig, contestants: Sequence[Contestant], prompts: Sequence[
 
 
 def _serve(c: ArenaConfig, room: Room, prompts: Sequence[Prompt], voter: str, listening: Any, key: str | None) -> None:
-    from .arena_desk import Desk, writers  # type: ignore[import-not-found]
+    from .arena_desk import Desk, writers
     from .local_app import create_local_app, serve_local
-    from .pages import arena  # type: ignore[attr-defined]
+    from .pages import arena
 
     services, written_by = writers(room, c.threads)
     desk = Desk(room, prompts, voter, written_by, c.limit)
