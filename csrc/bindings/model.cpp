@@ -71,7 +71,8 @@ struct PyDecoder {
       if (r < 0 || r >= n_tokens) throw py::value_error("row " + std::to_string(r) + " is outside of the batch");
   }
 
-  BatchView batch(const I32& tokens, const I32& targets, const I32& positions, const I32& cu, bool need_targets) {
+  BatchView batch(const I32& tokens, const I32& targets, const I32& positions, const I32& cu, bool need_targets,
+                  const std::optional<I32>& prefixes = std::nullopt) {
     const int64_t N = tokens.size(), S = cu.size() - 1, K = targets.ndim() == 2 ? targets.shape(1) : 1;
     auto bad = [](const std::string& why) { throw py::value_error(why); };
     if (tokens.ndim() != 1 || N < 1) bad("a batch needs tokens: int32[N], N >= 1");
@@ -100,7 +101,16 @@ struct PyDecoder {
         if (g[i] < -1 || g[i] >= config.vocab_size)
           bad("target id " + std::to_string(g[i]) + " is outside the vocabulary (and is not -1)");
     }
-    return {t, need_targets ? targets.data() : nullptr, p, cu.data(), N, S, need_targets ? K : 1};
+    if (prefixes) {
+      if (prefixes->ndim() != 2 || prefixes->shape(0) != S || prefixes->shape(1) != 2) bad("prefixes must be int32[S, 2]");
+      for (int64_t s = 0; s < S; ++s) {
+        const int64_t from = prefixes->at(s, 0), count = prefixes->at(s, 1);
+        if (count < 0 || from < 0 || from > s || (count > 0 && from == s)) bad("a prefix is a number of rows of an earlier sequence");
+        if (count > 0 && (prefixes->at(from, 1) > 0 || count > cu.at(from + 1) - cu.at(from)))
+          bad("a prefix must be whole in the rows of its sequence, which has none itself");
+      }
+    }
+    return {t, need_targets ? targets.data() : nullptr, p, cu.data(), N, S, need_targets ? K : 1, prefixes ? prefixes->data() : nullptr};
   }
 };
 
@@ -196,12 +206,15 @@ void bind_model(py::module_& m) {
              if (mask.size() != d.config.vocab_size) throw py::value_error("vocab_mask must be uint8[vocab_size]");
              d.decoder.set_vocab_mask(mask.data());
            })
-      .def("forward",
-           [](PyDecoder& d, const I32& tokens, const I32& targets, const I32& positions, const I32& cu, float temperature,
-              bool keep) {
-             const BatchView b = d.batch(tokens, targets, positions, cu, true);
-             return outputs(d, b, shape_of(targets), [&](const TokenOutputs& o) { d.decoder.forward(b, temperature, keep, o); });
-           })
+      .def(
+          "forward",
+          [](PyDecoder& d, const I32& tokens, const I32& targets, const I32& positions, const I32& cu, float temperature, bool keep,
+             const std::optional<I32>& prefixes) {
+            const BatchView b = d.batch(tokens, targets, positions, cu, true, prefixes);
+            return outputs(d, b, shape_of(targets), [&](const TokenOutputs& o) { d.decoder.forward(b, temperature, keep, o); });
+          },
+          py::arg("tokens"), py::arg("targets"), py::arg("positions"), py::arg("cu_seqlens"), py::arg("temperature"), py::arg("keep"),
+          py::arg("prefixes") = py::none())
       .def(
           "backward",
           [](PyDecoder& d, const std::optional<F32>& dlogprobs, const std::optional<F32>& dentropy,
@@ -220,14 +233,17 @@ void bind_model(py::module_& m) {
           },
           py::arg("dlogprobs") = py::none(), py::arg("dentropy") = py::none(), py::arg("dlse") = py::none(),
           py::arg("dhidden") = py::none())
-      .def("forward_backward",
-           [](PyDecoder& d, const I32& tokens, const I32& targets, const I32& positions, const I32& cu, const F32& dlogprobs,
-              float temperature) {
-             const BatchView b = d.batch(tokens, targets, positions, cu, true);
-             if (dlogprobs.size() != b.n_tokens * b.n_targets) throw py::value_error("dlogprobs must have the shape of targets");
-             return outputs(d, b, shape_of(targets),
-                            [&](const TokenOutputs& o) { d.decoder.forward_backward(b, temperature, dlogprobs.data(), o); });
-           })
+      .def(
+          "forward_backward",
+          [](PyDecoder& d, const I32& tokens, const I32& targets, const I32& positions, const I32& cu, const F32& dlogprobs,
+             float temperature, const std::optional<I32>& prefixes) {
+            const BatchView b = d.batch(tokens, targets, positions, cu, true, prefixes);
+            if (dlogprobs.size() != b.n_tokens * b.n_targets) throw py::value_error("dlogprobs must have the shape of targets");
+            return outputs(d, b, shape_of(targets),
+                           [&](const TokenOutputs& o) { d.decoder.forward_backward(b, temperature, dlogprobs.data(), o); });
+          },
+          py::arg("tokens"), py::arg("targets"), py::arg("positions"), py::arg("cu_seqlens"), py::arg("dlogprobs"), py::arg("temperature"),
+          py::arg("prefixes") = py::none())
       .def("hidden",
            [](PyDecoder& d) {
              F32 out({static_cast<py::ssize_t>(d.last_tokens), static_cast<py::ssize_t>(d.config.d_model)});

@@ -153,6 +153,8 @@ void Decoder::attention_forward(int64_t layer, Activations& a, const Cached* cac
     ops_.kv_cache_write(&ctx_, &wr);
     fd_attention_cached_args at{out, q, c.keys, c.values, c.key_scales, c.value_scales, cu, past, table, scale, compute_};
     ops_.attention_cached(&ctx_, &at);
+  } else if (!pieces_.empty()) {
+    shared_attention_forward(a, q, k, v);
   } else {
     fd_attention_forward_args at{out, view(a.lse, n_, H), q, k, v, cu, scale, compute_};
     ops_.attention_forward(&ctx_, &at);
@@ -213,9 +215,13 @@ void Decoder::attention_backward(int64_t layer, Activations& a) {
     q2 = heads(a.qk, n_, H, D, R), k2 = heads(a.qk + H * D, n_, G, D, R);
     dq2 = heads(dqk_, n_, H, D, R), dk2 = heads(dqk_ + H * D, n_, G, D, R);
   }
-  fd_attention_backward_args at{dq2, dk2, dv, view(dattention_, n_, H, D), view(a.attention, n_, H, D), view(a.lse, n_, H),
-                                q2,  k2,  v,  view(cu_seqlens_, s_ + 1),   attention_scale(D),          compute_};
-  ops_.attention_backward(&ctx_, &at);
+  if (pieces_.empty()) {
+    fd_attention_backward_args at{dq2, dk2, dv, view(dattention_, n_, H, D), view(a.attention, n_, H, D), view(a.lse, n_, H),
+                                  q2,  k2,  v,  view(cu_seqlens_, s_ + 1),   attention_scale(D),          compute_};
+    ops_.attention_backward(&ctx_, &at);
+  } else {
+    shared_attention_backward(a, dq2, dk2, dv, q2, k2, v);
+  }
   if (a.qk) {
     if (!config_.learned_positions) {
       const fd_tensor cos = view(cos_.floats(), config_.max_positions, D / 2),

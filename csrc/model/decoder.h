@@ -19,6 +19,7 @@ namespace freedive {
 struct BatchView {
   const int32_t *tokens, *targets, *positions, *cu_seqlens;  // targets may be null when decoding
   int64_t n_tokens, n_seqs, n_targets;                       // n_targets = K candidate ids per token
+  const int32_t* prefixes = nullptr;  // [S, 2], training only: the sequence whose first rows come before this one's, how many; see shared_prefix.cpp
 };
 
 struct TokenOutputs {
@@ -149,6 +150,22 @@ class Decoder {
     const int32_t *past_lens, *block_table;
     int64_t blocks_per_seq;
   };
+  // Of a batch with prefixes, what attention sees at once: copies of rows, end to end in `seqs` sequences.
+  struct Piece {
+    int64_t row, rows, copies, seqs;      // own rows of the batch, the first and how many; copies of rows
+    int32_t *from, *own, *starts;         // [copies]: the row of the batch; [rows]: where its own copy is; [seqs + 1]
+  };
+  struct Copies {
+    fd_tensor q, k, v, out, lse, zero, dq, dk, dv, dout, cu_seqlens;
+  };
+  void plan_shared(const int32_t* prefixes);
+  Copies copies(const Piece& piece) const;
+  void copy_rows(const fd_tensor& out, const fd_tensor& table, const int32_t* rows);
+  void add_rows(const fd_tensor& table, const fd_tensor& from, const int32_t* rows);
+  void zero_rows(const fd_tensor& out, const fd_tensor& zero);
+  void shared_attention_forward(Activations& a, const fd_tensor& q, const fd_tensor& k, const fd_tensor& v);
+  void shared_attention_backward(const Activations& a, const fd_tensor& dq, const fd_tensor& dk, const fd_tensor& dv, const fd_tensor& q,
+                                 const fd_tensor& k, const fd_tensor& v);
   // The two halves of a layer, forward and backward; each reads like the maths.
   void attention_forward(int64_t layer, Activations& a, const Cached* cached);
   void mlp_forward(int64_t layer, Activations& a, float* x_next);
@@ -244,6 +261,9 @@ class Decoder {
   float* scalars_;  // temperature, norm, a matrix's norm, Muon's hyper[5], AdamW's hyper[8]
   Buffer muon_;     // scratch of its step, taken at the first
   int64_t muon_matrix_ = 0, muon_square_ = 0;
+  std::vector<Piece> pieces_;  // of the batch at work; none: nothing is shared
+  Buffer shared_, shared_rows_;
+  int32_t* zeros_ = nullptr;
   int64_t n_ = 0, s_ = 0, k_ = 1;
   bool kept_ = false;
 

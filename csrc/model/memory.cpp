@@ -348,6 +348,7 @@ void Decoder::accept(const BatchView& b) {
   std::memcpy(positions_, b.positions, n_ * sizeof(int32_t));
   std::memcpy(cu_seqlens_, b.cu_seqlens, (s_ + 1) * sizeof(int32_t));
   if (b.targets) std::memcpy(targets_, b.targets, n_ * k_ * sizeof(int32_t));
+  plan_shared(b.prefixes);
 }
 
 // The words of a block and a layer, and of it the scales' one.

@@ -238,16 +238,16 @@ class Model:
         temperature divides the logits; it must be positive and finite. Raises ValueError for a temperature or batch that cannot be,
         RuntimeError if the model is not trainable.
         """
-        return Outputs(*self._core.forward(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, _positive(temperature), True))
+        return Outputs(*self._core.forward(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, _positive(temperature), True, batch.prefixes))
 
     def score(self, batch: Batch, temperature: float = 1.0) -> Outputs:
         """The same numbers as `forward`, bit for bit, keeping nothing: a `backward` that was due is no longer possible. Raises as `forward`."""
-        return Outputs(*self._core.forward(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, _positive(temperature), False))
+        return Outputs(*self._core.forward(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, _positive(temperature), False, batch.prefixes))
 
     def hidden(self, batch: Batch) -> np.ndarray:
         """The final hidden states, after the last norm: float32 [N, d_model]. Targets are not read; keeps nothing. Raises as `score`."""
         none = np.full(len(batch.tokens), -1, np.int32)
-        self._core.forward(batch.tokens, none, batch.positions, batch.cu_seqlens, 1.0, False)
+        self._core.forward(batch.tokens, none, batch.positions, batch.cu_seqlens, 1.0, False, batch.prefixes)
         return self._core.hidden()
 
     def last_hidden(self) -> np.ndarray:
@@ -273,7 +273,7 @@ class Model:
         the same bits added as by the two calls. Raises as they do.
         """
         d = np.ascontiguousarray(dlogprobs, np.float32)
-        return Outputs(*self._core.forward_backward(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, d, _positive(temperature)))
+        return Outputs(*self._core.forward_backward(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, d, _positive(temperature), batch.prefixes))
 
     def zero_grad(self) -> None:
         """Set all gradients to 0. Raises ValueError if the model is not trainable."""

@@ -20,6 +20,20 @@ Array = np.ndarray
 Named = dict[str, Array]
 
 
+def repeated(batch: Any) -> tuple[Array, Array, Array]:
+    """rows, cu, own: the batch's rows laid out so that each sequence has its prefix before it, where those begin, and where each row's own copy is."""
+    cu = np.asarray(batch.cu_seqlens)
+    prefixes = getattr(batch, "prefixes", None)
+    pieces: list[Array] = []
+    lengths, own = [0], []
+    for s, (a, b) in enumerate(zip(cu[:-1], cu[1:])):
+        parent, before = (0, 0) if prefixes is None else prefixes[s]
+        own.append(lengths[-1] + before + np.arange(b - a))
+        pieces += [np.arange(cu[parent], cu[parent] + before), np.arange(a, b)]
+        lengths.append(lengths[-1] + before + b - a)
+    return np.concatenate(pieces), np.array(lengths), np.concatenate(own)
+
+
 @dataclass
 class Outputs:
     logprobs: Array  # [N] or [N, K], nats
@@ -163,7 +177,8 @@ class Decoder:
             if c.position == "rope":
                 q = ops.rope(q, self.cos, self.sin, batch.positions)
                 k = ops.rope(k, self.cos, self.sin, batch.positions)
-            attended, lse = ops.attention_forward(q, k, v, batch.cu_seqlens, self.scale)
+            rows, cu, own = repeated(batch)
+            attended, lse = (a[own] for a in ops.attention_forward(q[rows], k[rows], v[rows], cu, self.scale))
             keep.update(normed=normed, q=q, k=k, v=v, attended=attended, lse=lse)
             x = self.linear(layer + "o_proj", attended.reshape(N, H * D), residual=x)
 
@@ -211,9 +226,13 @@ class Decoder:
             dx = dx + self.norm_backward(layer + "mlp_norm", dnormed, keep["mlp_norm"], g)
 
             dattended = self.linear_backward(layer + "o_proj", dx, keep["attended"].reshape(N, H * D), g).reshape(N, H, D)
-            dq, dk, dv = ops.attention_backward(
-                dattended, keep["attended"], keep["lse"], keep["q"], keep["k"], keep["v"], batch.cu_seqlens, self.scale
-            )
+            rows, cu, own = repeated(batch)
+            dout = np.zeros_like(dattended[rows])
+            dout[own] = dattended
+            attended, lse, q, k, v = (keep[name][rows] for name in ("attended", "lse", "q", "k", "v"))
+            dq, dk, dv = (np.zeros_like(keep[name]) for name in "qkv")
+            for total, parts in zip((dq, dk, dv), ops.attention_backward(dout, attended, lse, q, k, v, cu, self.scale)):
+                np.add.at(total, rows, parts)
             if c.position == "rope":
                 dq = ops.rope(dq, self.cos, self.sin, batch.positions, inverse=True)
                 dk = ops.rope(dk, self.cos, self.sin, batch.positions, inverse=True)

@@ -69,11 +69,18 @@ class RolloutBatch:
 
 
 def lay_out(rollouts: Sequence[Rollout], advantages: Sequence[float]) -> RolloutBatch:
-    """Prompts and completions end to end. Targets are set on what the model said only, so the head is computed for nothing else."""
-    sequences, mask, behaviour, advantage = [], [], [], []
-    for r, a in zip(rollouts, advantages, strict=True):
+    """Prompts and completions end to end. Targets are set on what the model said only, so the head is computed for nothing else.
+
+    A prompt that rollouts next to each other share is there once, with the first of them; its last id begins each of the others.
+    """
+    sequences, prefixes, mask, behaviour, advantage = [], [], [], [], []
+    first = 0
+    for number, (r, a) in enumerate(zip(rollouts, advantages, strict=True)):
         ids = [*r.prompt_ids, *r.ids]
-        n, p = len(ids) - 1, len(r.prompt_ids) - 1
+        shared = _shared(rollouts, number) if number else 0
+        if not shared:
+            first = number
+        n, p = len(ids) - 1 - shared, len(r.prompt_ids) - 1 - shared
         mine = r.sampled
         m = np.zeros(n, np.float32)
         m[p:] = mine
@@ -81,11 +88,19 @@ def lay_out(rollouts: Sequence[Rollout], advantages: Sequence[float]) -> Rollout
         b[p:] = np.where(mine, r.logprobs, 0)
         targets = np.full(n, -1, np.int32)
         targets[p:] = np.where(mine, np.asarray(r.ids, np.int32), -1)
-        sequences.append((ids[:-1], targets))
+        sequences.append((ids[shared:-1], targets))
+        prefixes.append((first, shared))
         mask.append(m)
         behaviour.append(b)
         advantage.append(np.full(n, a, np.float32))
-    return RolloutBatch(Batch.pack(sequences), np.concatenate(mask), np.concatenate(behaviour), np.concatenate(advantage))
+    batch = Batch.pack(sequences, prefixes if any(n for _, n in prefixes) else None)
+    return RolloutBatch(batch, np.concatenate(mask), np.concatenate(behaviour), np.concatenate(advantage))
+
+
+def _shared(rollouts: Sequence[Rollout], number: int) -> int:
+    """Ids of the prompt that a rollout need not repeat, where the one before it has the same."""
+    own, before = rollouts[number].prompt_ids, rollouts[number - 1].prompt_ids
+    return len(own) - 1 if own is before or own == before else 0
 
 
 def micro_batches(rollouts: Sequence[Rollout], advantages: Sequence[float], max_tokens: int, max_seqs: int) -> list[RolloutBatch]:
@@ -99,7 +114,7 @@ def cuts(rollouts: Sequence[Rollout], max_tokens: int, max_seqs: int) -> list[tu
     while at < len(rollouts):
         end, size = at, 0
         while end < len(rollouts) and end - at < max_seqs:
-            length = len(rollouts[end].prompt_ids) + len(rollouts[end].ids) - 1
+            length = len(rollouts[end].prompt_ids) + len(rollouts[end].ids) - 1 - (_shared(rollouts, end) if end > at else 0)
             if end > at and size + length > max_tokens:
                 break
             size, end = size + length, end + 1

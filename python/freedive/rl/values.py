@@ -58,7 +58,7 @@ class ValueModel:
 
     def values(self, batch: Batch, keep: bool = False) -> np.ndarray:
         """keep: for one `backward`. Targets are not read, so the vocabulary's head is not computed."""
-        blank = Batch(batch.tokens, np.full(len(batch.tokens), -1, np.int32), batch.positions, batch.cu_seqlens)
+        blank = Batch(batch.tokens, np.full(len(batch.tokens), -1, np.int32), batch.positions, batch.cu_seqlens, batch.prefixes)
         (self.model.forward if keep else self.model.score)(blank)
         hidden = self.model.last_hidden()
         self._hidden = hidden if keep else None
