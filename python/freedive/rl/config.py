@@ -31,7 +31,7 @@ class RLConfig:
     data: Path | None = option(None, 'JSONL of problems: {"prompt": text or messages, "answer": "..."}; other keys go to the reward too')
     out: Path = option(Path("runs/rl"), "folder to write")
     eval_data: Path | None = option(None, "held-out problems, same form")
-    reward: list[str] = option([], f"built in: {', '.join(BUILT_IN)}; or package.module:function, or file.py:function, in the form of TRL, verl or OpenRLHF; "
+    reward: list[str] = option([], f"built in: {', '.join(BUILT_IN)}; or package.module:function, or file.py:function, in the form of TRL, verl or OpenRLHF; or a reward model's folder, or judge:MODEL (docs/rlhf.md); "
                                "several are added up (default: the task's checker; for --data answer)")  # fmt: skip
     reward_weights: list[float] = option([], "a number for each --reward (default: 1)")
     reward_timeout: float = option(10.0, "seconds that a reward function of yours may take for the completions of one problem; then its process is killed and they have no reward; and for a method of an environment (0: no limit, in this process)")
@@ -84,6 +84,16 @@ class RLConfig:
     cliprange_value: float | None = option(None, "ppo: how far a value may move in an update")
     value_lr: float | None = option(None, "ppo: learning rate of the value model (default: that of the policy)")
     target_kl: float | None = option(None, "ppo and KL in the reward: beta adapts so that the KL of a completion stays about here (Ziegler et al. 2019)")
+    horizon: int = option(10_000, "target_kl: completions over which beta adapts; fewer is faster")
+    whiten_rewards: bool = option(False, "ppo: divide each token's reward by the deviation over the step's (the mean stays)")
+    missing_eos_penalty: float = option(0.0, "taken off the reward of a completion that did not end by itself (and earns nothing)")
+    ptx_coef: float = option(0.0, "weight of the language-model loss on --ptx-data beside every update, a mean over tokens (PPO-ptx)")
+    ptx_data: Path | None = option(None, "text, or a folder of `freedive data`, for --ptx-coef: what was read stays known")
+    ptx_tokens: int = option(1024, "tokens of that text in an update")
+    gold_reward: str = option("", "monitor of over-optimisation: a reward that is not practised, measured with the one that is, and with the KL, every eval_every steps on held-out problems (docs/rlhf.md)")
+    monitor_samples: int = option(1, "monitor: answers to each of the eval_problems")
+    early_stop: int = option(0, "monitor: stop when gold was significantly below its peak so often in a row, for example 3, and keep the weights of the peak (0: never; they are in peak/ then)")
+    max_kl: float = option(0.0, "monitor: stop when the KL of a completion exceeds this, for who has no --gold-reward (0: no limit)")
     eval_every: int = option(20, "steps between quick evaluations (0: only before and after)")
     eval_problems: int = option(128, "held-out problems of a quick evaluation; all are used before and after")
     show: int = option(4, "held-out problems whose answers are kept at every evaluation, in trajectories.jsonl")
@@ -113,6 +123,11 @@ class RLConfig:
         if found is None:
             raise UserError("which model?", hint="freedive rl runs/assistant --task countdown")
         return found
+
+    @property
+    def monitored(self) -> bool:
+        """Whether over-optimisation is measured."""
+        return bool(self.gold_reward or self.max_kl)
 
     @property
     def rewards(self) -> list[str]:
@@ -179,4 +194,16 @@ def check(c: RLConfig) -> PolicySpec:
         raise UserError("--task makes its own problems; --data was given too", hint="give one of them")
     if not c.task and c.data is None:
         raise UserError("no problems: neither --task nor --data was given", hint='--task countdown, or --data FILE of {"prompt": "...", "answer": "..."}')
+    check_at_least(c, 1, "horizon", "ptx_tokens", "monitor_samples")
+    check_at_least(c, 0, "missing_eos_penalty", "ptx_coef", "early_stop", "max_kl")
+    if c.whiten_rewards and spec.advantage != "gae":
+        raise UserError("--whiten-rewards is PPO's: it is of the rewards of single tokens", hint="--algorithm ppo")
+    if bool(c.ptx_coef) != (c.ptx_data is not None):
+        raise UserError("--ptx-coef and --ptx-data go together", hint="--ptx-coef 0.5 --ptx-data runs/data")
+    if c.early_stop and not (c.gold_reward or c.max_kl):
+        raise UserError("--early-stop needs something to stop by", hint="--gold-reward file.py:function, or --max-kl 20")
+    if c.monitored and not (c.task or c.eval_data):
+        raise UserError("the monitor needs held-out problems", hint="--eval-data FILE")
+    if c.monitored and not c.eval_every:
+        raise UserError("the monitor measures every --eval-every steps, and that is 0", hint="--eval-every 10")
     return spec

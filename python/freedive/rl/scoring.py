@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from freedive.objectives import soft_overlong
+from freedive.rlhf.rewards import learned_reward
 from freedive.runs import UserError, find_function
 
 from .adapters import adapted
@@ -28,17 +29,20 @@ class Scorer:
     """Reward functions with weights. timeout 0: no limit, in this process; so are built-in ones that cannot hang."""
 
     def __init__(self, names: Sequence[str], weights: Sequence[float] = (), *, timeout: float = 0.0, workers: int = 2, overlong: tuple[int, int] | None = None,
-                 environment_timeout: float = 0.0, environment: bool = True):  # fmt: skip
+                 environment_timeout: float = 0.0, environment: bool = True, missing_eos_penalty: float = 0.0, threads: int | None = None, device: str = "cpu",
+                 dtype: str = "auto"):  # fmt: skip
         if weights and len(weights) != len(names):
             raise UserError(f"{len(names)} reward functions and {len(weights)} weights", hint="--reward-weights takes one number for each --reward")
         self.names = list(names)
         self.weights = list(weights) or [1.0] * len(names)
-        self.functions: list[Reward] = [adapted(find_function(n, BUILT_IN, "reward")) for n in names]
+        learned = [None if n in BUILT_IN else learned_reward(n, threads, device, dtype) for n in names]
+        self.functions: list[Reward] = [found or adapted(find_function(n, BUILT_IN, "reward")) for n, found in zip(names, learned)]
+        self.missing_eos_penalty = missing_eos_penalty  # taken off what a completion that was cut off has
         self.labels = _labels(self.names, self.functions)
         self.environment_timeout = environment_timeout
         self.environment = environment  # whether what an environment gives its rollout counts
         self.overlong = overlong  # (longest completion, tokens before its end where the penalty begins)
-        apart = [timeout > 0 and (n == "task" or n not in BUILT_IN and not n.startswith("freedive.")) for n in names]
+        apart = [timeout > 0 and found is None and (n == "task" or n not in BUILT_IN and not n.startswith("freedive.")) for n, found in zip(names, learned)]
         self._workers = [Workers(n, workers, timeout) if a else None for n, a in zip(names, apart)]
 
     def __call__(self, rollouts: list[Rollout], rows: Sequence[dict[str, Any]], group: int = 1) -> list[Rollout]:
@@ -78,8 +82,8 @@ class Scorer:
             parts = {label: v[i] for label, v in values.items()}
             said = [weights[label] * v for label, v in parts.items() if label != "overlong" and not math.isnan(v)]
             earned = math.fsum(said) if said else math.nan
-            if not r.stopped and earned > 0:
-                earned = 0.0
+            if not r.stopped:
+                earned = min(earned, 0.0) - self.missing_eos_penalty
             out.append(dataclasses.replace(r, reward=earned + parts.get("overlong", 0.0), parts=parts))
         for label, v in values.items():
             if known := [x for x in v if not math.isnan(x)]:

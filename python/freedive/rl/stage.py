@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from freedive.data.texts import iter_texts
 from freedive.inference import Engine, load_model, load_tokenizer, save_model_folder
 from freedive.inference.engine import Params
 from freedive.inference.folder import base_and_adapter, chat_tokens_untrained
@@ -23,9 +24,11 @@ from freedive.model import LoRA, Model, init_adapter, is_adapter, open_weights, 
 from freedive.model.lora import check_lora, check_saveable
 from freedive.model.packed import check_weights
 from freedive.objectives.policy import PolicySpec
+from freedive.rlhf.monitor import Monitor, StopRule, fit, kl_of
+from freedive.rlhf.rewards import reward_inputs
 from freedive.runs import Artefact, UserError, function_file, json_line, progress, stage, write_json_atomic
-from freedive.tokenizer import Tokenizer
-from freedive.train import learning_rate, restore
+from freedive.tokenizer import Tokenizer, encode_documents
+from freedive.train import Documents, PackedLoader, learning_rate, restore
 
 from .config import RLConfig, check
 from .environments import find_environment, schema, tools_of
@@ -37,7 +40,7 @@ from .scoring import Scorer
 from .update import Learner
 from .values import ValueModel
 
-ORDER_STREAM = 31
+ORDER_STREAM, MONITOR_STREAM = 31, 42
 __all__ = ["Learner", "Problem", "RLConfig", "evaluate", "read_problems", "run"]
 
 
@@ -52,9 +55,10 @@ def run(c: RLConfig) -> Path:
         _train(c, None)
         return c.out
     base, adapter = base_and_adapter(c.start, None)  # practice of an adapter moves it alone
-    files = [f for name in [*c.rewards, c.eval_reward] if (f := function_file(name)) is not None]
+    files = [f for name in [*c.rewards, c.eval_reward, c.gold_reward] if (f := function_file(name)) is not None]
     tasks = [f for t in c.task if t.startswith("gsm8k:") and (f := Path(t.removeprefix("gsm8k:"))).is_file()]
-    inputs: dict[str, Any] = {"model": base, "adapter": adapter, "data": c.data, "eval_data": c.eval_data, "reward_file": files or None, "task_file": tasks or None,
+    learned = reward_inputs([*c.rewards, c.eval_reward, c.gold_reward])
+    inputs: dict[str, Any] = {"model": base, "adapter": adapter, "data": c.data, "eval_data": c.eval_data, "ptx_data": c.ptx_data, "reward_model": learned or None, "reward_file": files or None, "task_file": tasks or None,
               "environment_file": function_file(c.environment) if c.environment else None}  # fmt: skip
     with stage("rl", c, out=c.out, inputs=inputs, force=c.force) as artefact:
         if not artefact.done:
@@ -75,6 +79,8 @@ class _Practice:
     episodes: Episodes | None
     scorer: Scorer
     judge: Scorer  # of held-out problems
+    monitor: Monitor | None = None
+    gold: Scorer | None = None  # what the monitor measures beside
 
     def solve(self, chosen: Sequence[Problem], generations: int, seeds: Sequence[int], temperature: float, scorer: Scorer) -> tuple[list[Rollout], dict[str, float]]:
         """`generations` completions of each problem, rewarded, and the metrics of the rewards."""
@@ -93,11 +99,13 @@ class _Practice:
 def _load(c: RLConfig) -> _Practice:
     """Everything loaded and checked. Raises UserError."""
     spec = check(c)
+    where = {"threads": c.threads, "device": c.device, "dtype": c.dtype}  # of reward models
     timeout = 0.0 if c.environment else c.reward_timeout  # instances of environments live in this process
     scorer = Scorer(c.rewards, c.reward_weights, timeout=timeout, workers=c.reward_workers, overlong=(c.max_completion_length, c.overlong_cache) if c.overlong_cache else None,
-                    environment_timeout=c.reward_timeout)  # fmt: skip
-    judge = Scorer([c.eval_reward] if c.eval_reward else c.rewards[:1], timeout=timeout, workers=c.reward_workers, environment_timeout=c.reward_timeout,
-                   environment=not c.eval_reward)  # fmt: skip
+                    environment_timeout=c.reward_timeout, missing_eos_penalty=c.missing_eos_penalty, **where)  # type: ignore[arg-type]  # fmt: skip
+    other = c.eval_reward or c.gold_reward
+    judge = Scorer([other] if other else c.rewards[:1], timeout=timeout, workers=c.reward_workers, environment_timeout=c.reward_timeout, environment=not other, **where)  # type: ignore[arg-type]
+    gold = Scorer([c.gold_reward], timeout=timeout, workers=c.reward_workers, environment_timeout=c.reward_timeout, environment=False, **where) if c.gold_reward else None  # type: ignore[arg-type]
     factory = find_environment(c.environment) if c.environment else None
     if factory is not None and not c.rewards and not hasattr(factory(), "get_reward"):
         raise UserError(f"nothing rewards: {c.environment} has no get_reward(), and there is no --reward", hint="--reward file.py:function gets the instances as `environments`")
@@ -118,7 +126,36 @@ def _load(c: RLConfig) -> _Practice:
     engine = Engine(model, tok)
     episodes = Episodes(engine, factory, max_calls=c.max_tool_calls, timeout=c.reward_timeout) if factory is not None else None
     value = ValueModel(_model(c, tok, model.max_tokens)) if spec.advantage == "gae" else None
-    return _Practice(c, tok, problems, held_out, Learner(c, spec, model, _reference(c, tok, spec, model), value), engine, episodes, scorer, judge)
+    reference = _reference(c, tok, spec, model)
+    learner = Learner(c, spec, model, reference if spec.beta else None, value, _ptx(c, tok))
+    practice = _Practice(c, tok, problems, held_out, learner, engine, episodes, scorer, judge)
+    if c.monitored:
+        assert reference is not None
+        practice.gold, practice.monitor = gold, _monitor(practice, gold, reference)
+    return practice
+
+
+def _monitor(p: _Practice, gold: Scorer | None, reference: Model) -> Monitor:
+    """Over-optimisation, measured on the first held-out problems; always with the same seeds."""
+    c, chosen = p.c, p.held_out[: p.c.eval_problems]
+    rows = [q.row for q in chosen for _ in range(c.monitor_samples)]
+    seeds = [(c.seed + 1) * 7_000_003 + (MONITOR_STREAM << 40) + i for i in range(len(rows))]
+    frozen = reference is p.learner.model
+    return Monitor(
+        lambda: p.solve(chosen, c.monitor_samples, seeds, c.temperature, p.scorer)[0],
+        None if gold is None else lambda rollouts: [r.reward for r in gold.score(rollouts, rows, c.monitor_samples)[0]],
+        lambda rollouts: kl_of(rollouts, reference, c.temperature, frozen, p.learner.model.max_tokens),
+        c.monitor_samples, StopRule(c.early_stop or 3), c.max_kl,
+    )  # fmt: skip
+
+
+def _ptx(c: RLConfig, tok: Tokenizer) -> PackedLoader | None:
+    """The text whose language-model loss goes into every update."""
+    if c.ptx_data is None:
+        return None
+    context = min(256, c.ptx_tokens, c.micro_tokens)
+    documents = Documents(encode_documents(tok, list(iter_texts(c.ptx_data))), context, tok.special_tokens.get(tok.bos), c.seed)
+    return PackedLoader(documents, c.ptx_tokens, min(c.ptx_tokens, c.micro_tokens), 64, c.seed)
 
 
 def _model(c: RLConfig, tok: Tokenizer, max_tokens: int) -> Model:
@@ -142,7 +179,7 @@ def _model(c: RLConfig, tok: Tokenizer, max_tokens: int) -> Model:
 
 def _reference(c: RLConfig, tok: Tokenizer, spec: PolicySpec, model: Model) -> Model | None:
     """What a KL is measured to: the model as it was. Beside a new adapter that is the model without it; else a second copy."""
-    if not spec.beta:
+    if not spec.beta and not c.monitored:
         return None
     if model.lora is not None and not is_adapter(c.start):
         return model
@@ -154,7 +191,7 @@ def _train(c: RLConfig, artefact: Artefact | None) -> None:
     """The whole stage; without an artefact (a dry run) it ends when everything is loaded and checked."""
     p = _load(c)
     model = p.learner.model
-    with closing(p.scorer), closing(p.judge):
+    with closing(p.scorer), closing(p.judge), closing(p.gold) if p.gold else nullcontext():
         if artefact is None:
             longest = max(len(q.ids) for q in p.problems + p.held_out) + c.max_completion_length
             print(f"{len(p.problems):,} problems, {len(p.held_out):,} held out, up to {longest} tokens with their completions; model: {model.config.n_params():,} parameters")
@@ -172,18 +209,40 @@ def _practise(p: _Practice, artefact: Artefact) -> None:
     sequences = c.prompts_per_step * c.num_generations
     state = restore(artefact, model)
     step, drawn, tokens = (state["step"], state["drawn"], state["num_tokens"]) if state else (0, 0, 0)
+    peak: np.ndarray | None = None  # the weights where gold was highest
+
+    def measure() -> str:
+        nonlocal peak
+        if p.monitor is None:
+            return ""
+        point, best = p.monitor.measure(step)
+        artefact.append("monitor.jsonl", json_line(point))
+        if best:
+            peak = model.trained().copy()
+        return f", gold {point['gold']:.2f}" if "gold" in point else ""
+
+    def save() -> None:
+        state = {"step": step, "drawn": drawn, "num_tokens": tokens, "samples": samples, "monitor": p.monitor and p.monitor.state()}
+        _save(artefact, learner, state, {} if peak is None else {"monitor.peak": peak})
+
+    samples: list[dict[str, Any]] = state.get("samples", []) if state else []
     if state:
         _restore(learner, state, artefact.arrays)
+        if p.monitor is not None and state["monitor"]:
+            p.monitor.load_state(state["monitor"])
+            peak = artefact.arrays["monitor.peak"].copy() if "monitor.peak" in artefact.arrays else None
     elif p.held_out:
         before, outs = p.evaluate(p.held_out, c.eval_samples)
         artefact.summary(**{f"before/{k}": v for k, v in before.items()})
         artefact.log(step=0, **{f"eval/{k}": v for k, v in scalars(before).items()})
         keep_shown(artefact, 0, p.held_out, outs, c.eval_samples, c.show)
-        _save(artefact, learner, {"step": 0, "drawn": 0, "num_tokens": 0})  # the evaluation need not be made again
+        measure()
+        save()  # the evaluation need not be made again
     bar = progress.bar(c.steps, "rl")
     bar.advance(step)
-    samples: list[dict[str, Any]] = state.get("samples", []) if state else []
-    while step < c.steps:
+    stopping = lambda: p.monitor is not None and bool(c.early_stop or c.max_kl) and p.monitor.rule.stop_step is not None
+    note = ""
+    while step < c.steps and not stopping():
         began, cpu = time.perf_counter(), time.process_time()
         told: list[dict[str, float]] = []
 
@@ -203,7 +262,9 @@ def _practise(p: _Practice, artefact: Artefact) -> None:
         if c.log_completions:
             _keep(artefact, step, practice)
         quick = {}
-        if p.held_out and c.eval_every and step % c.eval_every == 0 and step < c.steps:
+        if p.monitor is not None and (step % c.eval_every == 0 or step == c.steps):
+            note = measure()
+        elif p.held_out and c.eval_every and step % c.eval_every == 0 and step < c.steps:
             found, outs = p.evaluate(p.held_out[: c.eval_problems], 1)
             quick = {f"eval/{k}": v for k, v in scalars(found).items()}
             keep_shown(artefact, step, p.held_out, outs, 1, c.show)
@@ -212,10 +273,12 @@ def _practise(p: _Practice, artefact: Artefact) -> None:
                       tokens=sum(r.length for r in rollouts))  # fmt: skip
         if step in (1, c.steps) or step % max(1, c.steps // 4) == 0:
             samples.append({"step": step, "prompt": practice.problems[0].row["prompt"], "text": rollouts[0].text, "reward": None if np.isnan(rollouts[0].reward) else rollouts[0].reward})
-        bar.advance(1, text=f"reward {metrics['reward']:.2f}, length {metrics['completions/mean_length']:.0f}, entropy {metrics.get('entropy', 0):.2f}")
-        if step % c.save_every == 0 or step == c.steps:
-            _save(artefact, learner, {"step": step, "drawn": drawn, "num_tokens": tokens, "samples": samples})
+        bar.advance(1, text=f"reward {metrics['reward']:.2f}, length {metrics['completions/mean_length']:.0f}, entropy {metrics.get('entropy', 0):.2f}{note}")
+        if step % c.save_every == 0 or step == c.steps or stopping():
+            save()
     bar.close()
+    if p.monitor is not None:
+        _conclude(p, artefact, peak, step)
     if p.held_out:
         after, outs = p.evaluate(p.held_out, c.eval_samples)
         artefact.summary(**{f"after/{k}": v for k, v in after.items()})
@@ -224,18 +287,51 @@ def _practise(p: _Practice, artefact: Artefact) -> None:
     write_json_atomic(artefact.work / "samples.json", samples)
 
 
+def _conclude(p: _Practice, artefact: Artefact, peak: np.ndarray | None, step: int) -> None:
+    """What the monitor found, and the weights of the peak: the run's own where it was to stop early, else in peak/."""
+    monitor, model, c = p.monitor, p.learner.model, p.c
+    assert monitor is not None
+    first, rule = monitor.points[0], monitor.rule
+    by_gold = monitor.gold is not None
+    told: dict[str, Any] = {"monitor/stop_step": rule.stop_step, "monitor/final_kl": monitor.points[-1]["kl"], "monitor/proxy": [first["proxy"], monitor.points[-1]["proxy"]]}
+    if by_gold:
+        told |= {"monitor/peak_step": rule.peak_step, "monitor/gold": [first["gold"], monitor.points[-1]["gold"]], "monitor/peak_gold": max(q["gold"] for q in monitor.points)}
+        told |= {f"monitor/fit_{k}": v for k, v in fit([q["kl"] for q in monitor.points], [q["gold"] - first["gold"] for q in monitor.points]).items()}
+        at = monitor.gamed()
+        if at is not None:
+            row = p.held_out[at // c.monitor_samples].row
+            write_json_atomic(artefact.work / "gamed.json", {"prompt": row["prompt"], **monitor.last[at], "proxy_at_the_start": first["proxy"], "gold_at_the_start": first["gold"]})
+            print(f"an answer that games the reward (proxy {monitor.last[at]['proxy']:.2f}, at the start {first['proxy']:.2f} on average; gold {monitor.last[at]['gold']:.2f}, "
+                  f"at the start {first['gold']:.2f}): {monitor.last[at]['text'][:300]!r}")  # fmt: skip
+    artefact.summary(**told)
+    if peak is None or (by_gold and rule.peak_step == step):
+        return
+    now = model.trained().copy()
+    model.trained()[...] = peak
+    model.touch()
+    if c.early_stop or c.max_kl:
+        print(f"the weights of step {rule.peak_step}, where gold was highest, are kept; ended at step {step}" if by_gold else f"ended at step {step}; the last weights within --max-kl are kept")
+        return
+    save_model_folder(model, p.tok, artefact.work / "peak", p.tok.im_end, trained_from=c.start)
+    model.trained()[...] = now
+    model.touch()
+
+
 def _seed(seed: int, step: int, i: int) -> int:
     """One number per rollout of the whole run."""
     return (seed * 1_000_003 + step) * 65_536 + i
 
 
-def _save(artefact: Artefact, learner: Learner, state: dict[str, Any]) -> None:
+def _save(artefact: Artefact, learner: Learner, state: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     more = {} if learner.value is None else learner.value.state()
-    artefact.checkpoint(state | {"bad": learner.bad, "beta": learner.spec.beta}, learner.model.state() | more)
+    state |= {"bad": learner.bad, "beta": learner.spec.beta, "ptx": learner.ptx and learner.ptx.state()}
+    artefact.checkpoint(state, learner.model.state() | more | arrays)
 
 
 def _restore(learner: Learner, state: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     learner.bad = state["bad"]
+    if learner.ptx is not None:
+        learner.ptx.load_state(state["ptx"])
     if learner.value is not None:
         learner.value.load_state(arrays)
     if learner.adaptive is not None:

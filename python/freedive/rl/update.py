@@ -22,12 +22,14 @@ from freedive.objectives import (
     kl_in_reward,
     merge_metrics,
     policy_loss,
+    sft_weights,
     token_rewards,
     value_loss,
     whiten,
 )
 from freedive.objectives.policy import PolicySpec, check_batch, sampling_metrics
 from freedive.runs import UserError
+from freedive.train import PackedLoader
 
 from .config import RLConfig
 from .groups import dead, group_metrics
@@ -51,9 +53,10 @@ class _Part:
 class Learner:
     """What learns: the policy, for a KL its reference, for PPO its value model. `reference` may be `model` itself: then without its adapter."""
 
-    def __init__(self, c: RLConfig, spec: PolicySpec, model: Model, reference: Model | None = None, value: ValueModel | None = None):
-        self.c, self.spec, self.model, self.reference, self.value = c, spec, model, reference, value
-        self.adaptive = AdaptiveKL(spec.beta, c.target_kl) if c.target_kl is not None else None
+    def __init__(self, c: RLConfig, spec: PolicySpec, model: Model, reference: Model | None = None, value: ValueModel | None = None,
+                 ptx: PackedLoader | None = None):  # fmt: skip
+        self.c, self.spec, self.model, self.reference, self.value, self.ptx = c, spec, model, reference, value, ptx
+        self.adaptive = AdaptiveKL(spec.beta, c.target_kl, c.horizon) if c.target_kl is not None else None
         self.bad = 0
 
     def update(self, rollouts: list[Rollout], lr: float) -> dict[str, float]:
@@ -150,11 +153,14 @@ class Learner:
         """
         assert self.value is not None
         spec, kls, every = self.spec, [], [part for mini in minis for part in mini]
-        for part in every:
+        earned = [token_rewards(p.b.advantages[p.b.batch.cu_seqlens[:-1]], p.b.behaviour_logprobs, p.reference, p.b.mask, p.b.batch.cu_seqlens,
+                                spec.beta if p.reference is not None else 0.0) for p in every]  # fmt: skip
+        if self.c.whiten_rewards and every:
+            inside = np.concatenate([r[p.b.mask > 0] for r, p in zip(earned, every)])
+            earned = [r / np.sqrt(inside.var(ddof=1) + 1e-8) for r in earned] if len(inside) > 1 else earned
+        for part, rewards in zip(every, earned):
             b, cu = part.b, part.b.batch.cu_seqlens
             part.values = self.value.values(b.batch)
-            scores = b.advantages[cu[:-1]]
-            rewards = token_rewards(scores, b.behaviour_logprobs, part.reference, b.mask, cu, spec.beta if part.reference is not None else 0.0)
             adv, part.returns = gae(rewards, part.values, b.mask, cu, spec.gamma, spec.lam)
             part.b = dataclasses.replace(b, advantages=adv.astype(np.float32))
             if part.reference is not None:
@@ -200,6 +206,11 @@ class Learner:
                 part |= more
             told.append(part)
         merged = merge_metrics(told)
+        if self.ptx is not None:  # PPO-ptx (arXiv:2203.02155): the language-model loss of other text in the same step
+            other = self.ptx.next_step()
+            total = float(sum(m.weights.sum(dtype=np.float64) for m in other))
+            outs = [(m, model.forward_backward(m.batch, (c.ptx_coef * sft_weights(m.weights, total)).astype(np.float32))) for m in other]
+            merged["loss/ptx"] = -sum(float(np.dot(out.logprobs.astype(np.float64), m.weights)) for m, out in outs) / total
         merged["grad_norm"] = norm = model.adamw(lr, beta2=0.95, weight_decay=0.0, max_norm=c.max_grad_norm)
         if self.value is not None and np.isfinite(norm):
             peak = c.peak_lr(model.config.d_model)
