@@ -14,6 +14,7 @@ from freedive.inference import load_model, load_tokenizer, save_model_folder
 from freedive.inference.samples import draw_samples
 from freedive.model import DecoderConfig, Model, check_device, check_fits, from_depth, open_weights, plan, preset
 from freedive.runs import Artefact, UserError, check_at_least, option, stage, write_json_atomic
+from freedive.runs.reporting import REPORT_HELP
 from freedive.train import SequenceLoader, Settings, supervised_loop
 from freedive.train.evaluate import held_out_loss
 
@@ -58,6 +59,7 @@ class PretrainConfig:
     val_fraction: float = option(0.1, "held-out part, when --text is given")
     eval_every: int = option(0, "steps between evaluations on held-out text (0: at the end)")
     save_every: int = option(200, "steps between checkpoints", hash=False)
+    report_to: str = option("", REPORT_HELP, hash=False)
     log_every: int = option(10, "steps between lines of metrics.jsonl")
     samples: int = option(4, "samples drawn at the end, from an empty document")
     prompts: list[str] = option([], "texts for the model to continue at the end")

@@ -10,6 +10,7 @@ from typing import Any
 from freedive.objectives import ADVANTAGES, PRESETS
 from freedive.objectives.policy import CORRECTIONS, KL_ESTIMATORS, PolicySpec
 from freedive.runs import UserError, check_at_least, option
+from freedive.runs.reporting import REPORT_HELP
 
 from .rewards import BUILT_IN
 
@@ -99,6 +100,7 @@ class RLConfig:
     show: int = option(4, "held-out problems whose answers are kept at every evaluation, in trajectories.jsonl")
     log_completions: bool = option(False, "keep every rollout in completions.jsonl: ids, mask, log-probs, reward, advantage")
     save_every: int = option(20, "steps between checkpoints", hash=False)
+    report_to: str = option("", REPORT_HELP, hash=False)
     micro_tokens: int = option(8192, "tokens of one forward pass")
     seed: int = option(0, "of problems and samples")
     device: str = option("cpu", "cpu, or cuda where the build and the machine have it")

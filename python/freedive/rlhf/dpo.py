@@ -21,6 +21,7 @@ from freedive.model.lora import check_lora, check_saveable
 from freedive.model.packed import check_weights
 from freedive.objectives import dpo_loss, merge_metrics, sequence_logps
 from freedive.runs import Artefact, UserError, check_at_least, option, progress, stage, write_json_atomic
+from freedive.runs.reporting import REPORT_HELP
 from freedive.sft.data import parse_data, remote_sources
 
 from .loop import Settings, micro_batches, preference_loop
@@ -58,6 +59,7 @@ class DPOConfig:
     eval_every: int | None = option(None, "steps between measurements on what is held out (default: ten in a run)")
     patience: int = option(0, "stop when the held-out loss has not fallen for so many measurements (0: never); the best weights are kept in any case")
     save_every: int = option(100, "steps between checkpoints", hash=False)
+    report_to: str = option("", REPORT_HELP, hash=False)
     log_every: int = option(10, "steps between lines of metrics.jsonl")
     micro_tokens: int = option(4096, "tokens of one forward pass")
     seed: int = option(0, "of the order and the adapter")

@@ -23,6 +23,7 @@ from freedive.objectives import merge_metrics, ranking_loss
 from freedive.objectives.preference import RANKING_LOSSES
 from freedive.rl.values import Head, ValueModel
 from freedive.runs import Artefact, UserError, check_at_least, json_line, option, progress, stage, write_json_atomic
+from freedive.runs.reporting import REPORT_HELP
 from freedive.sft.data import parse_data, remote_sources
 from freedive.sft.stage import initialise_chat_tokens
 
@@ -60,6 +61,7 @@ class RewardConfig:
     eval_every: int | None = option(None, "steps between measurements on what is held out (default: ten in a run)")
     patience: int = option(0, "stop when the held-out loss has not fallen for so many measurements (0: never); the best weights are kept in any case")
     save_every: int = option(100, "steps between checkpoints", hash=False)
+    report_to: str = option("", REPORT_HELP, hash=False)
     log_every: int = option(10, "steps between lines of metrics.jsonl")
     micro_tokens: int = option(4096, "tokens of one forward pass")
     seed: int = option(0, "of the order and the adapter")

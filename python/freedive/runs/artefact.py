@@ -19,16 +19,17 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from . import checkpoint as slots
-from .atomic import fsync_file, fsync_folder, json_line, read_json, write_json_atomic
+from .atomic import fsync_file, fsync_folder, json_line, plain, read_json, write_json_atomic
 from .config import config_json, differences, input_paths, told
 from .errors import UserError, disk_full, is_disk_full
 from .hashing import files_below, folder_hash
 from .lock import locked
+from .reporting import parse, reporting
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +48,8 @@ class Artefact:
         self.resume: dict[str, Any] | None = None  # the state of the last checkpoint
         self.arrays: dict[str, np.ndarray] = {}  # its arrays; writable; forgotten at the next checkpoint
         self.metrics: dict[str, Any] = {}  # what summary() gathered
+        self.lines = 0  # of metrics.jsonl
+        self.listeners: list[Callable[[int, dict[str, Any]], None]] = []  # of (line's number from 1, line): reporting.py
         self._identity, self._seed = identity, seed
         self._sequence = 0
         self._slot: str | None = None  # the latest
@@ -57,8 +60,12 @@ class Artefact:
 
     def log(self, **numbers: Any) -> None:
         """Appends one line to metrics.jsonl. Deterministic values only: they are part of the artefact's hash."""
-        self.append(METRICS, json_line(numbers))
+        row = plain(numbers)
+        self.append(METRICS, json_line(row))
         self._files[METRICS].flush()  # somebody may be watching
+        self.lines += 1
+        for listener in self.listeners:
+            listener(self.lines, row)
 
     def time(self, **numbers: Any) -> None:
         """Appends one line to timings.jsonl: wall-clock numbers, not hashed, not cut back on resume."""
@@ -272,6 +279,7 @@ def stage(
     or None.
     UserError: an input is missing, OUT belongs to other settings and not `force`, another process writes OUT, the disk is full.
     """
+    names = parse(getattr(config, "report_to", ""))  # before anything is read
     inputs = dict(inputs or {})
     folder = Path(os.path.realpath(out))
     hashes = {key: {"hash": _input_hash(key, value)} for key, value in inputs.items() if value is not None}
@@ -287,7 +295,13 @@ def stage(
         with locked(folder):
             run._start(force)
             try:
-                yield run
+                if run.done:
+                    yield run
+                else:
+                    metrics = run.work / METRICS
+                    run.lines = metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
+                    with reporting(run, names, identity["config"]):
+                        yield run
                 if not run.done:
                     run._finish()
                     run.done = True

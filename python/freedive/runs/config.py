@@ -28,7 +28,7 @@ from .errors import UserError
 
 Config = TypeVar("Config")
 
-NEVER_HASHED = frozenset({"out", "force", "dry_run", "threads", "quiet"})
+NEVER_HASHED = frozenset({"out", "force", "dry_run", "threads", "quiet", "report_to"})
 
 
 def option(default: Any = dataclasses.MISSING, help: str = "", *, hash: bool = True, positional: bool = False) -> Any:

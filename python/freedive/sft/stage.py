@@ -19,6 +19,7 @@ from freedive.model import LoRA, Model, init_adapter, is_adapter, open_weights, 
 from freedive.model.lora import check_lora, check_saveable
 from freedive.model.packed import check_weights
 from freedive.runs import Artefact, UserError, check_at_least, json_line, option, stage, write_json_atomic
+from freedive.runs.reporting import REPORT_HELP
 from freedive.tokenizer import Tokenizer, encode_documents, render
 from freedive.train import Blend, Documents, Mixture, PackedLoader, Rows, Settings, supervised_loop
 from freedive.train.evaluate import rows_loss
@@ -57,6 +58,7 @@ class SFTConfig:
     replay: Path | None = option(None, "text, or a folder of `freedive data`, to go on learning beside the conversations, against forgetting")
     replay_fraction: float = option(0.25, "part of the tokens that is replayed text, when --replay is given")
     save_every: int = option(200, "steps between checkpoints", hash=False)
+    report_to: str = option("", REPORT_HELP, hash=False)
     log_every: int = option(10, "steps between lines of metrics.jsonl")
     samples: list[str] = option(["Hello!", "Who are you?"], "questions answered at every measurement and at the end")
     seed: int = option(0, "of the order and samples")
