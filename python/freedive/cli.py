@@ -178,6 +178,12 @@ WORDS = {
         "right, made up, refused: for what a model should know and cannot know",
         "freedive eval hallucination runs/honest --data runs/probe/held_out.jsonl --out runs/after --reference runs/before",
     ),
+    "generate best": Verb(
+        "freedive.rlhf.best_of",
+        "BestConfig",
+        "the best of n answers, by a reward model, a judge or a function",
+        'freedive generate best runs/assistant --reward runs/reward --n 8 --prompt "Tell me a joke."',
+    ),
     "sft check": Verb("freedive.sft.check", "CheckConfig", "what is in files of conversations, and what is wrong with them", "freedive sft check chats.jsonl --model runs/base"),
     "label export": Verb(
         "freedive.sft.labels.exports",

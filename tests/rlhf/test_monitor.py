@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from freedive.cli import main
 from freedive.inference import load_model, load_tokenizer
 from freedive.rl import stage as rl
 from freedive.rl.config import RLConfig
@@ -218,3 +219,12 @@ def test_wrong_settings_are_one_sentence(room: Path, practice: Path, tmp_path: P
 
 def test_loss_of_equal_scores_is_log_2_at_the_start(room: Path, practice: Path):
     assert json.loads((practice / "rm" / "run.json").read_text())["metrics"]["lists"] == 40 and math.isfinite(json.loads((practice / "rm" / "reward.json").read_text())["std"])
+
+
+def test_the_best_of_n_is_the_one_with_the_highest_reward(room: Path, practice: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["generate", "best", str(room / "chat"), "--prompt", "Say 3", "--n", "6", "--max-new-tokens", "8", "--threads", "1"]
+    assert main([*arguments, "--reward", str(practice / "rm"), "--jsonl"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["reward"] == max(a["reward"] for a in row["answers"]) and len(row["answers"]) == 6 and row["kl"] == pytest.approx(math.log(6) - 5 / 6)
+    assert main([*arguments, "--reward", f"{practice}/gold.py:long"]) == 0 and "reward" in capsys.readouterr().out
+    assert main([*arguments, "--reward", "gone"]) == 2 and main([*arguments, "--reward", str(practice / "rm"), "--temperature", "0"]) == 2

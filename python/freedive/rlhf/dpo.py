@@ -77,14 +77,18 @@ def pairs_of(lists: Sequence[Ranked]) -> list[Pair]:
 
 def lay_out(pairs: Sequence[Pair]) -> tuple[Batch, np.ndarray]:
     """(batch, mask float32 [N]): chosen, rejected, chosen, ...; targets are the answers' tokens alone."""
-    sequences, mask = [], []
+    sequences: list[tuple[Any, Any]] = []
+    prefixes: list[tuple[int, int]] = []
+    mask = []
     for prompt, chosen, rejected, _ in pairs:
-        for answer in (chosen, rejected):
-            ids = np.array([*prompt, *answer], np.int32)
-            mine = np.arange(1, len(ids)) >= len(prompt)
+        shared = len(prompt) - 1  # the prompt is there once, its last id before each answer
+        for begin, answer in ((0, chosen), (shared, rejected)):
+            ids = np.array([*prompt[begin:], *answer], np.int32)
+            mine = np.arange(1, len(ids)) >= len(prompt) - begin
+            prefixes.append((len(sequences) - 1, shared) if begin else (0, 0))
             sequences.append((ids[:-1], np.where(mine, ids[1:], -1)))
             mask.append(mine.astype(np.float32))
-    return Batch.pack(sequences), np.concatenate(mask)
+    return Batch.pack(sequences, prefixes if any(n for _, n in prefixes) else None), np.concatenate(mask)
 
 
 class DPOLearner:
@@ -92,7 +96,7 @@ class DPOLearner:
 
     def __init__(self, c: DPOConfig, model: Model, pairs: Sequence[Pair], n_train: int):
         self.c, self.model, self.pairs, self.n_train = c, model, pairs, n_train
-        self.tokens = [2 * len(p) + len(a) + len(b) - 2 for p, a, b, _ in pairs]
+        self.tokens = [len(p) - 1 + len(a) + len(b) for p, a, b, _ in pairs]
         self.reference = np.zeros((0, 2))  # float64 [pairs, 2]: log-probs of chosen and rejected, as the loss takes them
 
     def refer(self) -> None:

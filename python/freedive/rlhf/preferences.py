@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from freedive.data.sources import is_remote
+from freedive.model import Batch
 from freedive.runs import UserError
 from freedive.sft.data import TOLD, DataSource, is_held_out, iter_data, parse_data
 from freedive.sft.rows import Message, Ranking, rankings, trees
@@ -43,7 +44,8 @@ class Ranked:
 
     @property
     def tokens(self) -> int:
-        return sum(len(self.prompt) + len(a) for a in self.answers)
+        """Of a batch: the prompt is there once, its last id before every answer."""
+        return len(self.prompt) - 1 + sum(1 + len(a) for a in self.answers)
 
     def pairs(self) -> list[tuple[int, int]]:
         """(better, worse) of every two answers that are no tie."""
@@ -192,6 +194,19 @@ def _one(ranking: Ranking, margin: float, tok: Tokenizer, context: int, report: 
     if len(set(ranks)) < 2:
         return None
     return Ranked(prompt, answers, ranks, str(ranking.prompt[0]["content"]), margin, {"prompt": ranking.prompt, "completions": texts, "ranks": ranks})
+
+
+def packed(lists: Sequence[Ranked]) -> Batch:
+    """All answers as one batch without targets; the answers of a list share its prompt. A sequence's last entry is its end-of-turn token."""
+    sequences: list[tuple[Any, Any]] = []
+    prefixes: list[tuple[int, int]] = []
+    for r in lists:
+        first, shared = len(sequences), len(r.prompt) - 1
+        for number, answer in enumerate(r.answers):
+            ids = [*r.prompt, *answer] if number == 0 else [r.prompt[-1], *answer]
+            sequences.append((ids, np.full(len(ids), -1, np.int32)))
+            prefixes.append((first, shared if number else 0))
+    return Batch.pack(sequences, prefixes if any(n for _, n in prefixes) else None)
 
 
 def longer_is_better(lists: Sequence[Ranked]) -> np.ndarray:

@@ -28,8 +28,8 @@ from freedive.sft.data import parse_data, remote_sources
 from freedive.sft.stage import initialise_chat_tokens
 
 from .loop import Settings, micro_batches, preference_loop
-from .preferences import Ranked, longer_is_better, read_preferences
-from .reward_model import MAX_SEQS, in_batches, last_hidden, save_reward_model
+from .preferences import Ranked, longer_is_better, packed, read_preferences
+from .reward_model import MAX_SEQS, save_reward_model
 
 EXAMPLES = 8  # held-out lists told with their scores
 
@@ -108,7 +108,7 @@ class LearnedScores:
 
     def _batch(self, part: Sequence[int]) -> tuple[Batch, list[Ranked]]:
         lists = [self.lists[i] for i in part]
-        return Batch.pack((s, np.full(len(s), -1, np.int32)) for r in lists for s in r.sequences), lists
+        return packed(lists), lists
 
     def state(self) -> dict[str, np.ndarray]:
         return self.value.state()
@@ -133,12 +133,14 @@ class FrozenScores:
 
     def __init__(self, c: RewardConfig, model: Model, lists: Sequence[Ranked], n_train: int):
         self.c, self.lists, self.head = c, lists, Head(model.config.d_model)
-        sequences = [s for r in lists for s in r.sequences]
-        hidden = np.zeros((len(sequences), model.config.d_model), np.float32)
-        with progress.bar(len(sequences), "reading") as bar:
-            for part in in_batches(sequences, model.max_tokens, model.max_seqs):
-                hidden[part] = last_hidden(model, [sequences[i] for i in part])
+        found = []
+        parts = micro_batches(range(len(lists)), [r.tokens for r in lists], [len(r.answers) for r in lists], model.max_tokens, model.max_seqs)
+        with progress.bar(len(lists), "reading") as bar:
+            for part in parts:
+                batch = packed([lists[i] for i in part])
+                found.append(model.hidden(batch)[batch.cu_seqlens[1:] - 1])
                 bar.advance(len(part))
+        hidden = np.concatenate(found)
         self.cu = np.cumsum([0, *(len(r.answers) for r in lists)])
         known = hidden[: self.cu[n_train]].astype(np.float64)
         self.mean, self.std = known.mean(0), np.maximum(known.std(0), 1e-3 * max(float(known.std()), 1e-6))
