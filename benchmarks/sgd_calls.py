@@ -8,7 +8,7 @@ functions of its services as the corpus describes them, a line each; calls stand
 is trained on up to its last call. Training: `freedive sft
 --lora-rank`, resumable. Measured, before and after, at every call of the held-out dialogues, the true dialogue up to it given: is the answer
 a call, of the right function, with exactly the right arguments; F1 of the arguments (pairs of name and value, summed over all calls); and how often
-a call comes where the corpus has words. Greedy. The last line is JSON. Time of training: as printed by the run; 2 cores, busy or not.
+a call comes where the corpus has words. Greedy; intervals resample dialogues. The last line is JSON. Time of training: as printed by the run; 2 cores, busy or not.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 
 import freedive
 from freedive.data.texts import iter_rows
+from freedive.eval.statistics import interval
 from freedive.inference import LM
 from freedive.sft.rows import tool_messages
 from freedive.sft.stage import SFTConfig, run
@@ -87,7 +88,7 @@ def questions(held_out: list[dict[str, Any]], schema: list[dict[str, Any]], unse
             if message["role"] == "assistant" and said[i - 1]["role"] != "tool":  # after an answer comes what it is told
                 call = message["tool_calls"][0]["function"] if message.get("tool_calls") else None
                 service = next(turns)["call"]["service"] if call else ""
-                yield {"before": said[:i], "call": call, "kind": "" if call is None else "unseen" if service in unseen else "seen"}
+                yield {"dialogue": dialogue["id"], "before": said[:i], "call": call, "kind": "" if call is None else "unseen" if service in unseen else "seen"}
 
 
 def measure(lm: LM, asked: list[dict[str, Any]], context: int, path: Path) -> dict[str, Any]:
@@ -97,6 +98,7 @@ def measure(lm: LM, asked: list[dict[str, Any]], context: int, path: Path) -> di
     began, cpu = time.perf_counter(), cpu_seconds()
     out = lm.engine.generate([p for _, p in kept], max_new_tokens=128, temperature=0.0, stop_ids=lm.tokenizer.stop_ids)
     count: dict[str, dict[str, int]] = {}
+    exact: list[tuple[str, str, bool]] = []  # kind, dialogue, whether the call was
     with path.open("w", encoding="utf-8") as file:
         for (q, _), o in zip(kept, out, strict=True):
             got = parse_call(o.text)
@@ -109,12 +111,15 @@ def measure(lm: LM, asked: list[dict[str, Any]], context: int, path: Path) -> di
                 right = got is not None and got[0] == q["call"]["name"]
                 c["function"] += right
                 c["exact"] += right and given == want
+                exact.append((q["kind"], q["dialogue"], right and given == want))
                 c["hits"], c["given"], c["wanted"] = c["hits"] + len(want & given), c["given"] + len(given), c["wanted"] + len(want)
             file.write(json.dumps({"kind": q["kind"], "want": q["call"], "said": o.text}, ensure_ascii=False) + "\n")
     calls = {kind: c for kind, c in count.items() if kind != "words"}
     count["all"] = {key: sum(c[key] for c in calls.values()) for key in next(iter(calls.values()))}
     told = {kind: {"calls": c["n"], "called": share(c["called"], c["n"]), "function": share(c["function"], c["n"]), "exact": share(c["exact"], c["n"]),
                    "argument_f1": share(2 * c["hits"], c["given"] + c["wanted"])} for kind, c in count.items() if kind != "words"}  # fmt: skip
+    for kind in (*calls, "all"):  # the calls of a dialogue are not independent
+        told[kind]["exact_95"] = [round(x, 4) for x in interval([e for k, _, e in exact if kind in (k, "all")], [d for k, d, _ in exact if kind in (k, "all")])]
     if words := count.get("words"):
         told["false_calls"] = {"turns": words["n"], "called": share(words["called"], words["n"])}
     return told | {"too_long": len(asked) - len(kept), "seconds": round(time.perf_counter() - began), "cpu_seconds": round(cpu_seconds() - cpu)}

@@ -81,6 +81,8 @@ def test_input_that_cannot_be_used(tmp_path, monkeypatch):
     data.write_text('{"prompt": "Another?", "answer": "x"}\n')
     with pytest.raises(UserError, match="answers none of the questions"):
         hallucination.run(HallucinationConfig(model=tmp_path / "model", data=data, out=tmp_path / "o", reference=before))
+    with pytest.raises(UserError, match="no question of .* has 'nope'"):
+        hallucination.run(HallucinationConfig(model=tmp_path / "model", data=data, out=tmp_path / "o", by="nope"))
     assert not (tmp_path / "o").exists()
 
 

@@ -200,12 +200,15 @@ def test_a_stopped_evaluation_goes_on_with_the_same_result(tmp_path, folder, mon
     assert sum(calls) == 40 + 4, "only the part that was cut is measured again"
 
 
-def test_comparison_is_paired(tmp_path, folder):
+def test_comparison_is_paired(tmp_path, folder, capsys):
     file = write(tmp_path / "choice.jsonl", mc(12))
     evaluate(folder, tmp_path / "a", f"mmlu:{file}")
     evaluate(folder, tmp_path / "b", f"mmlu:{file}", limit=6)
     (row,) = comparison([tmp_path / "a", tmp_path / "b"])
     assert row["differences"][0] == {"mean": 0.0, "interval_95": [0.0, 0.0], "items": 6}
+    assert main(["eval", "compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    told = capsys.readouterr().out
+    assert ", 6 items)" in told and "note: they were made with different --limit: " in told
 
 
 def test_records_with_line_separators_in_them_are_read_back(tmp_path):

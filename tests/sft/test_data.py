@@ -109,8 +109,11 @@ def test_rows_with_problems_are_named_by_line(row: dict[str, Any], said: str, tm
 
 def test_nothing_left_is_an_error(tmp_path: Path):
     path = written(tmp_path / "a.jsonl", [talk("hi", "x" * 400)])
-    with pytest.raises(UserError, match="all 1 are longer than 50"):
+    with pytest.raises(UserError, match=": 1 longer than 50 tokens"):
         checked([read_data(DataSource(str(path)), TOK, 50)], 50)
+    for rows, said in (([], "it holds no row"), ([talk("hi", " \n")], "1 with an empty turn")):
+        with pytest.raises(UserError, match=said):
+            checked([read_data(DataSource(str(written(path, rows))), TOK, 50)], 50)
 
 
 def test_what_is_held_out_does_not_depend_on_the_other_rows(tmp_path: Path):
@@ -123,6 +126,11 @@ def test_what_is_held_out_does_not_depend_on_the_other_rows(tmp_path: Path):
     assert {key(e) for e in fewer.held_out} <= {key(e) for e in both.held_out} and not {key(e) for e in fewer.train} & {key(e) for e in both.held_out}
     other = read_data(DataSource(str(tmp_path / "a.jsonl")), TOK, 100, 0.2, seed=1)
     assert {key(e) for e in other.held_out} != {key(e) for e in both.held_out}
+
+
+def test_a_system_message_of_all_rows_does_not_decide_what_is_held_out(tmp_path: Path):
+    rows = [{"messages": [{"role": "system", "content": "Be brief."}, *talk(f"question {i}", "yes")["messages"]]} for i in range(200)]
+    assert 20 < len(read_data(DataSource(str(written(tmp_path / "a.jsonl", rows))), TOK, 100, 0.2).held_out) < 60
 
 
 # ---- tool calls as JSON ----------------------------------------------------------------------------------------

@@ -226,7 +226,7 @@ def test_items_of_rows(row, wanted):
 
 @pytest.mark.parametrize("row, told", [({"prompt": ""}, "empty"), ({"x": 1}, "needs 'messages'"), ({"prompt": "Q", "completions": ["a"], "ranks": [0, 1]}, "2 ranks"),
                                        ({"prompt": "Q", "completions": [3]}, "one text"), ({"messages": []}, "empty"), ({"chosen": "a", "rejected": "b"}, "in common"),
-                                       ({"prompt": {"replies": 3}}, "form")])  # fmt: skip
+                                       ({"prompt": {"replies": 3}}, "a message of the tree"), ({"prompt": {"text": "Q", "replies": 3}}, "list of messages")])  # fmt: skip
 def test_rows_that_are_none_are_told(row, told):
     [(_, found)] = items([(1, row)])
     assert isinstance(found, str) and told in found

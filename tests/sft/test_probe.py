@@ -160,6 +160,13 @@ def test_an_earlier_probe_is_decided_anew_without_asking(tmp_path, as_model):
     assert as_model.asked == 0 and {row["decision"] for row in rows(again / "refusals.jsonl")} == {"refusal"} and len(rows(again / "sft.jsonl")) == 2 * len(CITIES)
     with pytest.raises(UserError, match="has no questions.jsonl"):
         probe.run(ProbeConfig(model=tmp_path / "model", reuse=tmp_path / "model", out=tmp_path / "o"))
+    (tmp_path / "model" / "weights").write_text("others")
+    with pytest.raises(UserError, match="another model said"):
+        probe.run(ProbeConfig(model=tmp_path / "model", reuse=first, out=tmp_path / "o"))
+    (tmp_path / "phrases").write_text("I don't know {city}.\n")
+    with pytest.raises(UserError, match=r"only \{entity\} is filled in"):
+        probe.run(config(tmp_path, refusals=tmp_path / "phrases", out=tmp_path / "o"))
+    assert not (tmp_path / "o").exists()
 
 
 def test_other_models_are_asked_whether_they_agree(tmp_path, as_model):

@@ -23,6 +23,8 @@ TALK = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "He
         {"chosen": TALK, "rejected": TALK[:1]},
         {"id": "0", "data": ["Hi.", "Hello!"]},
         {"instruction": "Hi.", "input": "", "output": "Hello!"},
+        {"question": "Hi.", "answer": "Hello!"},
+        {"cat": "talk", "q": "Hi.", "a": "Hello!", "options": ["Hello!", "No."]},
         {"instruction": "Hi.", "instances": [{"input": "", "output": "Hello!"}]},
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi."}]}, TALK[1]]},
         {"prompt": {"text": "Hi.", "role": "prompter", "replies": [{"text": "Hello!", "role": "assistant", "replies": []}]}},
@@ -67,6 +69,11 @@ def test_flat_rows_become_the_tree():
     assert order.ranks == [0, 1] and [c[0]["content"] for c in order.completions] == ["A", "B"] and order.prompt == [{"role": "user", "content": "Q"}]
 
 
+def test_a_prompt_that_was_taken_back_teaches_nothing():
+    tree = {"prompt": {"text": "q", "deleted": True, "replies": [{"text": "a", "rank": 0}, {"text": "b", "rank": 1}]}}
+    assert conversations(tree) == [] and rankings(tree) == []
+
+
 def test_orders_of_preference():
     (pair,) = rankings({"prompt": "Hi.", "chosen": "Hello!", "rejected": "No."})
     assert pair.prompt == TALK[:1] and pair.completions == [TALK[1:], [{"role": "assistant", "content": "No."}]] and pair.ranks == [0, 1]
@@ -74,12 +81,18 @@ def test_orders_of_preference():
     assert implicit == pair
     (many,) = rankings({"prompt": "Hi.", "completions": ["a", "b", "c"], "ranks": [1, 0, 1]})
     assert many.ranks == [1, 0, 1] and len(many.completions) == 3
-    for wrong in ({"messages": TALK}, {"prompt": "x", "completions": ["a"], "ranks": []}):
+    (many,) = rankings({"prompt": "Hi.", "completions": ["a", "b", "c"], "ranks": [0.6, 0.4, 0.6]})
+    assert many.ranks == [1, 0, 1]
+    answer = {"text": "a", "role": "assistant"}
+    for wrong in ({"messages": TALK}, {"prompt": "x", "completions": ["a"], "ranks": []}, {"prompt": "x", "completions": ["a", "b"], "ranks": ["1", 0]}, {"prompt": "x", "completions": 3, "ranks": [1]},
+                  {"prompt": {"text": "q", "replies": [{**answer, "rank": "0"}, {**answer, "rank": 1}]}}, {"prompt": {"text": "q", "replies": [1]}}):  # fmt: skip
         with pytest.raises(ValueError):
             rankings(wrong)
 
 
-@pytest.mark.parametrize("row", [{}, {"text": "x"}, {"messages": []}, {"messages": "x"}, {"turns": [{"role": "user"}]}, {"conversations": [1]}])
+@pytest.mark.parametrize("row", [{}, {"text": "x"}, {"messages": []}, {"messages": "x"}, {"turns": [{"role": "user"}]}, {"conversations": [1]}, {"prompt": {"text": "q", "replies": 5}}, {"prompt": {"text": "q", "replies": [5]}},
+                                 {"prompt": {"replies": [{"text": "a"}]}}, {"prompt": {"text": "q", "replies": [{"text": "a", "rank": "0"}]}}, {"instruction": "x", "instances": ["x"]},
+                                 {"instruction": "x", "instances": 5}, {"instruction": "x", "instances": [{}]}])  # fmt: skip
 def test_what_is_no_conversation(row):
     with pytest.raises(ValueError):
         conversations(row)

@@ -116,7 +116,16 @@ def test_early_stopping_keeps_the_best_weights(rank: int, room: Path, tmp_path: 
     held = read_data(DataSource(str(room / "chats.jsonl")), tok, 96, 0.25).held_out
     assert abs(rows_loss(load_model(out, tok, max_tokens=128, max_seqs=64), held) - measured[best]) < 1e-6
     said = [json.loads(line) for line in (out / "conversations.jsonl").read_text().splitlines()]
-    assert len(said) == len(measured) and all("What is 1+1?" in s["prompt"] for s in said)
+    assert [s["step"] for s in said] == list(measured) and all("What is 1+1?" in s["prompt"] for s in said)
+
+
+def test_samples_without_held_out_conversations_and_a_rate_that_ruins_the_weights(room: Path, tmp_path: Path):
+    out = run(config(room, tmp_path / "a", eval_every=2))
+    said = [json.loads(line) for line in (out / "conversations.jsonl").read_text().splitlines()]
+    assert len(said) >= 2 and said[0]["step"] == 2 and "val_loss" not in said[0]
+    with pytest.raises(UserError, match="not finite in the last"):
+        run(config(room, tmp_path / "b", lr=1e30, steps=6, lora_rank=0))
+    assert not (tmp_path / "b").exists()
 
 
 def test_several_files_with_weights_and_a_report(room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

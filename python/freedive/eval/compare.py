@@ -30,16 +30,30 @@ def run(c: CompareConfig) -> None:
     if c.json:
         print(json.dumps(found, indent=2))
         return
-    width = max([len(f"{r['suite']}, {r['metric']}") for r in found] or [10])
-    names = [folder.name for folder in c.folders]
-    column = max(26, *(len(n) + 2 for n in names))
-    print(f"{'':<{width}}" + "".join(f"{n:>{column}}" for n in names))
+    table = [["", *(folder.name for folder in c.folders)]]
     for r in found:
-        cells = [f"{r['values'][0]:.4f}" if r["values"][0] is not None else "–"]
+        cells = [f"{r['suite']}, {r['metric']}", f"{r['values'][0]:.4f}" if r["values"][0] is not None else "–"]
         for value, d in zip(r["values"][1:], r["differences"]):
-            cells.append("–" if value is None else f"{value:.4f}" + (f" ({d['mean']:+.3f}: {d['interval_95'][0]:+.3f} {d['interval_95'][1]:+.3f})" if d else ""))
-        print(f"{r['suite'] + ', ' + r['metric']:<{width}}" + "".join(f"{cell:>{column}}" for cell in cells))
+            more = f" ({d['mean']:+.3f}: {d['interval_95'][0]:+.3f} {d['interval_95'][1]:+.3f}, {d['items']:,} items)" if d else ""
+            cells.append("–" if value is None else f"{value:.4f}{more}")
+        table.append(cells)
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    for row in table:
+        print("  ".join([f"{row[0]:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:]))]))
     print("in brackets: the mean difference to the first over the items both have, and its 95 % interval (bootstrap)")
+    for note in differing(c.folders):
+        print(f"note: {note}")
+
+
+def differing(folders: list[Path]) -> list[str]:
+    """Settings in which evaluations differ, besides the model: what is compared may then be these."""
+    settings = [read_json(folder / "run.json").get("config", {}) if (folder / "run.json").is_file() else {} for folder in folders]
+    out = []
+    for name in dict.fromkeys(key for s in settings for key in s):
+        values = [s.get(name) for s in settings]
+        if name not in ("model", "out", "threads", "force") and any(v != values[0] for v in values):
+            out.append(f"they were made with different --{name.replace('_', '-')}: {', '.join(str(v) for v in values)}")
+    return out
 
 
 def comparison(folders: list[Path]) -> list[dict[str, Any]]:

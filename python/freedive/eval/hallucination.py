@@ -81,17 +81,20 @@ def run(c: HallucinationConfig) -> Path:
 
 def read_questions(path: Path, by: str, limit: int = 0) -> list[dict[str, Any]]:
     """Rows with prompt as messages, answer, aliases and group. UserError names the line of one that cannot be asked."""
-    rows = []
+    rows, named = [], False
     for line, row in iter_rows(path):
         prompt, meta = row.get("prompt", row.get("question")), row.get("meta") or {}
         if not isinstance(prompt, (str, list)) or not isinstance(row.get("answer"), (str, int, float)) or not isinstance(meta, dict):
             raise UserError(f"{path}, line {line}: a question needs 'prompt' and 'answer'; it has {sorted(row)[:6]}")
+        named |= by in meta or by in row
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         about = next((str(meta[k]) for k in CLUSTERS if meta.get(k)), f"line {line}")
         rows.append({"prompt": messages, "answer": str(row["answer"]), "aliases": [str(a) for a in meta.get("aliases") or row.get("aliases") or []],
                      "group": str(meta.get(by, row.get(by, "all"))), "about": about, "meta": meta})  # fmt: skip
     if not rows:
         raise UserError(f"{path} holds no question")
+    if by != "class" and not named:
+        raise UserError(f"no question of {path} has '{by}', in meta or beside it", hint="--by names a key that says how well a question should be known")
     return rows if not limit or limit >= len(rows) else [rows[i * len(rows) // limit] for i in range(limit)]
 
 

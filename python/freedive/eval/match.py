@@ -7,6 +7,7 @@ from collections.abc import Callable
 from decimal import Decimal
 
 from freedive.runs import UserError
+from freedive.tasks.benchmarks import check_gsm8k
 
 # A minus counts as a sign only where no number or word ends right before it: "10-3" ends in 3, not in -3.
 _NUMBER = re.compile(r"(?:(?<![\w.)])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
@@ -55,7 +56,7 @@ def _last_answer(reply: str, answer: str) -> bool:
     return _number(found, answer) if is_number(answer) else bool(found) and _exact(found, answer)
 
 
-CHECKS: dict[str, Callable[[str, str], bool]] = {"exact": _exact, "contains": _contains, "number": _number, "last_answer": _last_answer}
+CHECKS: dict[str, Callable[[str, str], bool]] = {"exact": _exact, "contains": _contains, "number": _number, "last_answer": _last_answer, "gsm8k": check_gsm8k}
 
 
 def matches(reply: str, answer: str, check: str = "") -> bool:

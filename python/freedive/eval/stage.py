@@ -12,6 +12,7 @@ import numpy as np
 
 from freedive.data.texts import is_artefact, iter_rows, iter_texts
 from freedive.inference import LM, load
+from freedive.inference.folder import chat_tokens_untrained
 from freedive.inference.load import ADAPTER_HELP, DTYPE_HELP, KV_CACHE_HELP, WEIGHTS_HELP
 from freedive.objectives import pass_at_k
 from freedive.runs import (
@@ -110,6 +111,10 @@ def run(c: EvalConfig) -> Path:
 def _measure(c: EvalConfig, chosen: list[Named], artefact: Artefact | None) -> None:
     """The whole stage; without an artefact (a dry run) it ends when everything is loaded and checked."""
     check = find_function(c.checker, BUILT_IN, "checker")
+    assert c.model is not None
+    if not c.base and (c.data or chosen) and c.model.is_dir() and chat_tokens_untrained(c.model):
+        print(f"{c.model} knows no conversations yet: it is asked in plain text, as with --base")
+        c = replace(c, base=True)
     assert c.model is not None
     lm = load(c.model, threads=c.threads, dtype=c.dtype, weights=c.weights, kv_cache_dtype=c.kv_cache_dtype, adapter=c.adapter)
     questions = _questions(c, c.data) if c.data else []

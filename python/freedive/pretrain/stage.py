@@ -158,7 +158,7 @@ def _start(c: PretrainConfig, source: Path, artefact: Artefact | None) -> None:
     muon_lr = lr if c.muon_lr is None else c.muon_lr
     settings = Settings(steps, lr, warmup, beta2=c.beta2, weight_decay=c.weight_decay, optimizer=c.optimizer, muon_lr=muon_lr, embedding_lr=c.embedding_lr, head_lr=c.head_lr,
                         log_every=c.log_every, eval_every=c.eval_every, save_every=c.save_every)  # fmt: skip
-    evaluate = (lambda: held_out_loss(model, corpus.val, c.context, bos, corpus.val_bytes)) if corpus.val else None
+    evaluate = (lambda step: held_out_loss(model, corpus.val, c.context, bos, corpus.val_bytes)) if corpus.val else None
     supervised_loop(artefact, model, loader, settings, "pretrain", evaluate)
 
     artefact.summary(parameters=config.n_params(), steps=steps, train_tokens=documents.n_targets)

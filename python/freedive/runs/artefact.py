@@ -58,6 +58,11 @@ class Artefact:
 
     # What a stage calls
 
+    @property
+    def inputs(self) -> dict[str, dict[str, str]]:
+        """{"hash"} of the content of each input, as run.json has it."""
+        return dict(self._identity["inputs"])
+
     def log(self, **numbers: Any) -> None:
         """Appends one line to metrics.jsonl. Deterministic values only: they are part of the artefact's hash."""
         row = plain(numbers)

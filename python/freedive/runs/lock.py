@@ -44,7 +44,10 @@ def locked(out: str | os.PathLike[str]) -> Iterator[None]:
 
 def _acquire(path: str, out: str | os.PathLike[str]) -> int:
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise UserError(f"{out} cannot be written: {error.strerror or error}", hint="choose another --out") from None
         try:
             if fcntl is not None:
                 try:

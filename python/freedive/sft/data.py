@@ -141,7 +141,7 @@ class Read:
 
 
 def read_data(data: DataSource, tok: Tokenizer, context: int, val_fraction: float = 0.0, seed: int = 0) -> Read:
-    """Read and render all rows, noting what is wrong instead of raising; val_fraction of them, by a hash of the first message, is held out."""
+    """Read and render all rows, noting what is wrong instead of raising; val_fraction of them, by a hash of the first message after the system's, is held out."""
     report = Report(data.path, data.weight)
     train: list[Example] = []
     held: list[Example] = []
@@ -170,7 +170,7 @@ def read_data(data: DataSource, tok: Tokenizer, context: int, val_fraction: floa
 
 def _one(messages: list[Message], tools: Any, here: str, tok: Tokenizer, context: int, report: Report, into: list[Example]) -> None:
     messages = _writable(messages, tok, report)
-    if any(not m["content"] and not m.get("tool_calls") and m["role"] != "tool" for m in messages):
+    if any(not m["content"].strip() and not m.get("tool_calls") and m["role"] != "tool" for m in messages):
         report.empty_turns += 1
         return
     try:
@@ -213,10 +213,11 @@ def _writable(messages: list[Message], tok: Tokenizer, report: Report) -> list[M
 
 
 def is_held_out(messages: list[Message], fraction: float, seed: int) -> bool:
-    """By the first message, so that conversations of one tree stay together; a file's other rows change nothing."""
+    """By the first message that is no system message, so that conversations of one tree stay together and one sheet for all rows decides nothing."""
     if fraction <= 0:
         return False
-    key = json.dumps([seed, messages[0]["role"], messages[0]["content"]], ensure_ascii=False)
+    first = next((m for m in messages if m["role"] != "system"), messages[0])
+    key = json.dumps([seed, first["role"], first["content"]], ensure_ascii=False)
     return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") < fraction * 2**64
 
 
@@ -229,6 +230,7 @@ def checked(reads: Iterable[Read], context: int) -> list[Read]:
             raise UserError(read.problems[0] + more, hint=f"known forms: {FORMS}; `freedive sft check` lists the problems of a file")
         r = read.report
         if not r.kept:
-            why = f": all {r.too_long} are longer than {context} tokens" if r.too_long else ""
-            raise UserError(f"{r.path} gives no conversation to train on{why}", hint="raise --context, or give other data")
+            left_out = [f"{n} {why}" for n, why in ((r.too_long, f"longer than {context} tokens"), (r.empty_turns, "with an empty turn")) if n]
+            why = f": {', '.join(left_out)}" if left_out else ": it holds no row" if not r.rows else ""
+            raise UserError(f"{r.path} gives no conversation to train on{why}", hint="raise --context, or give other data" if r.too_long else "give other data")
     return reads

@@ -8,6 +8,7 @@ turns           dialogue corpora: {"role" | "speaker", "text"}; SGD's service ca
 prompt with replies     an OASST tree: one conversation for each path of the best-ranked replies; `ranking` gives people's order
 message_id, parent_id   OASST's flat rows, put together into these trees
 instruction (input, output or instances)    Alpaca's and self-instruct's
+question and answer    GSM8K's and many quizzes'; also q and a
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Message = dict[str, Any]
-FORMS = "messages, conversations, prompt + completion, prompt + chosen, UltraChat's data, turns, OASST (trees or flat rows), instruction + output"
+FORMS = "messages, conversations, prompt + completion, prompt + chosen, UltraChat's data, turns, OASST (trees or flat rows), instruction + output, question + answer"
 _ROLES = {
     "user": "user", "human": "user", "prompter": "user",
     "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant", "function_call": "assistant",
@@ -44,6 +45,8 @@ def form_of(row: dict[str, Any]) -> str:
         return "instruction"
     if isinstance(row.get("data"), list):
         return "data"
+    if "question" in row and "answer" in row or "q" in row and "a" in row:
+        return "question"
     raise ValueError(f"a row needs 'messages'; it has {sorted(row)[:6]}")
 
 
@@ -65,6 +68,9 @@ def conversations(row: dict[str, Any]) -> list[list[Message]]:
         return [[{"role": ("user", "assistant")[i % 2], "content": _text(text, f"turn {i + 1}")} for i, text in enumerate(row["data"])]]
     if form == "instruction":
         return list(_instructions(row))
+    if form == "question":
+        question, answer = (row["question"], row["answer"]) if "question" in row and "answer" in row else (row["q"], row["a"])
+        return [[{"role": "user", "content": _text(question, "the question")}, {"role": "assistant", "content": _text(answer, "the answer")}]]
     answer = "completion" if form == "completion" else "chosen"
     return [[*_part(row.get("prompt") or [], "user"), *_part(row[answer], "assistant")]]
 
@@ -91,12 +97,21 @@ def rankings(row: dict[str, Any]) -> list[Ranking]:
             shared += 1
         return [Ranking(prompt or pair[0][:shared], [p[shared:] for p in pair], [0, 1])]
     if "completions" in row and "ranks" in row:
-        if len(row["completions"]) != len(row["ranks"]):
-            raise ValueError(f"{len(row['completions'])} completions have {len(row['ranks'])} ranks")
-        return [Ranking(_part(row["prompt"], "user"), [_part(c, "assistant") for c in row["completions"]], [int(r) for r in row["ranks"]])]
+        completions, ranks = row["completions"], row["ranks"]
+        if not isinstance(completions, list) or not isinstance(ranks, list) or len(completions) != len(ranks):
+            raise ValueError("completions and ranks must be lists of one length")
+        return [Ranking(_part(row.get("prompt") or [], "user"), [_part(c, "assistant") for c in completions], places(ranks))]
     if not isinstance(row.get("prompt"), dict) or "replies" not in row["prompt"]:
         raise ValueError("no order of answers: a row needs chosen and rejected, completions and ranks, or to be an OASST tree")
     return list(_ranked(row["prompt"], []))
+
+
+def places(ranks: list[Any]) -> list[int]:
+    """Ranks of any numbers as places from 0, equal ones equal: 0.4, 0.6, 0.4 are 0, 1, 0. Raises ValueError for what is no number."""
+    if any(isinstance(r, bool) or not isinstance(r, (int, float)) or r != r for r in ranks):
+        raise ValueError(f"ranks must be numbers, the lowest for the best; they are {ranks!r:.60}")
+    order = sorted(set(ranks))
+    return [order.index(r) for r in ranks]
 
 
 def trees(rows: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -193,7 +208,10 @@ def _part(value: Any, role: str) -> list[Message]:
 
 
 def _instructions(row: dict[str, Any]) -> Iterator[list[Message]]:
-    for instance in row.get("instances") or [row]:
+    instances = row.get("instances") or [row]
+    if not isinstance(instances, list) or not all(isinstance(i, dict) for i in instances):
+        raise ValueError("instances must be a list of objects with an output")
+    for instance in instances:
         question = _text(row["instruction"], "the instruction")
         if given := instance.get("input"):
             question += "\n\n" + _text(given, "the input")
@@ -201,7 +219,9 @@ def _instructions(row: dict[str, Any]) -> Iterator[list[Message]]:
 
 
 def _tree(prompt: dict[str, Any]) -> Iterator[list[Message]]:
-    """Each reply to the first prompt, then down the best-ranked replies, to the last turn of the assistant."""
+    """Each reply to the first prompt, then down the best-ranked replies, to the last turn of the assistant. None of a prompt that was taken back."""
+    if prompt.get("deleted"):
+        return
     for reply in sorted(_usable(prompt), key=_rank):
         path = [_said(prompt, "user")]
         node: dict[str, Any] | None = reply
@@ -216,24 +236,31 @@ def _tree(prompt: dict[str, Any]) -> Iterator[list[Message]]:
 
 def _ranked(node: dict[str, Any], before: list[Message]) -> Iterator[Ranking]:
     """The ranked answers of the assistant to every prompt of a tree."""
+    if node.get("deleted"):
+        return
     path = [*before, _said(node, "user")]
     replies = _usable(node)
     ranked = sorted((r for r in replies if r.get("rank") is not None), key=_rank)
     if path[-1]["role"] == "user" and len(ranked) > 1:
-        yield Ranking(path, [[_said(r, "assistant")] for r in ranked], [int(r["rank"]) for r in ranked])
+        yield Ranking(path, [[_said(r, "assistant")] for r in ranked], places([r["rank"] for r in ranked]))
     for reply in replies:
         yield from _ranked(reply, path)
 
 
 def _said(node: dict[str, Any], role: str) -> Message:
-    return {"role": _ROLES.get(node.get("role", ""), role), "content": node["text"]}
+    return {"role": _ROLES.get(str(node.get("role", "")), role), "content": _text(node.get("text"), "a message of the tree")}
 
 
 def _usable(node: dict[str, Any]) -> list[dict[str, Any]]:
-    return [r for r in node.get("replies") or [] if not r.get("deleted") and isinstance(r.get("text"), str) and r["text"].strip()]
+    replies = node.get("replies") or []
+    if not isinstance(replies, list) or not all(isinstance(r, dict) for r in replies):
+        raise ValueError("replies must be a list of messages")
+    return [r for r in replies if not r.get("deleted") and isinstance(r.get("text"), str) and r["text"].strip()]
 
 
-def _rank(node: dict[str, Any]) -> tuple[bool, int]:
+def _rank(node: dict[str, Any]) -> tuple[bool, float]:
     """0 is best; what nobody ranked comes last."""
     rank = node.get("rank")
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, (int, float))):
+        raise ValueError(f"a rank is {rank!r:.40}; it must be a number, 0 for the best")
     return (rank is None, rank or 0)

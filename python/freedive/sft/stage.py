@@ -52,8 +52,8 @@ class SFTConfig:
     lora_targets: str = option("all", "matrices with an adapter: all, attention, mlp, or names: q_proj,v_proj")
     weights: str = option("auto", "how the frozen weights of --lora-rank are held: auto (as the file has them), float32, bfloat16, float16, int8, int4")
     val_data: list[str] = option([], "conversations whose loss is measured and never learned")
-    val_fraction: float = option(0.0, "part of the conversations to hold out for that instead, chosen by a hash of the first message")
-    eval_every: int | None = option(None, "steps between measurements of that loss and sample conversations (default: ten in a run)")
+    val_fraction: float = option(0.0, "part of the conversations to hold out for that instead, chosen by a hash of the first question")
+    eval_every: int | None = option(None, "steps between sample conversations, in conversations.jsonl, and measurements of that loss (default: ten in a run)")
     patience: int = option(0, "stop when the held-out loss has not fallen for so many measurements (0: never); the best weights are kept in any case")
     replay: Path | None = option(None, "text, or a folder of `freedive data`, to go on learning beside the conversations, against forgetting")
     replay_fraction: float = option(0.25, "part of the tokens that is replayed text, when --replay is given")
@@ -174,19 +174,19 @@ def _train(c: SFTConfig, artefact: Artefact | None) -> None:
     lr = c.lr or (min(2e-3, 0.6 / model.config.d_model) if model.lora else min(2e-3, 1.5e-3 * 128 / model.config.d_model))
     every = c.eval_every or max(1, steps // 10)
     settings = Settings(steps, lr, c.warmup if c.warmup is not None else max(1, min(100, steps // 50 + 5)), beta2=c.beta2, weight_decay=c.weight_decay,
-                        log_every=c.log_every, save_every=c.save_every, eval_every=every if held else 0, keep_best=bool(held), patience=c.patience)  # fmt: skip
+                        log_every=c.log_every, save_every=c.save_every, eval_every=every, keep_best=bool(held), patience=c.patience)  # fmt: skip
     prompts = [render(tok, [{"role": "user", "content": q}], add_generation_prompt=True)[0] for q in c.samples]
 
     def sample() -> list[dict[str, str]]:
         return draw_samples(model, tok, prompts, 64, c.seed, temperature=0.0) if prompts else []
 
-    def evaluate() -> dict[str, float]:
-        loss = rows_loss(model, held)
+    def evaluate(step: int) -> dict[str, float]:
+        measured = {"val_loss": rows_loss(model, held)} if held else {}
         for said in sample():  # the log of a run shows how the assistant comes about
-            artefact.append("conversations.jsonl", json_line({"val_loss": loss, **said}))
-        return {"val_loss": loss}
+            artefact.append("conversations.jsonl", json_line({"step": step, **measured, **said}))
+        return measured
 
-    supervised_loop(artefact, model, loader, settings, "sft", evaluate if held else None)
+    supervised_loop(artefact, model, loader, settings, "sft", evaluate if held or prompts else None)
     artefact.summary(conversations=sum(r.report.kept - r.report.held_out for r in reads), too_long=sum(r.report.too_long for r in reads), steps=steps, packing=loader.fill)
     write_json_atomic(artefact.work / "samples.json", sample())
     save_model_folder(model, tok, artefact.work, tok.im_end, trained_from=c.model)

@@ -121,8 +121,8 @@ class Meter:
 
 
 def supervised_loop(run: Artefact, model: Model, loader: SequenceLoader | PackedLoader, s: Settings, name: str,
-                    evaluate: Callable[[], dict[str, float]] | None = None) -> None:  # fmt: skip
-    """Train for s.steps optimizer steps, resuming from the run's checkpoint. What `evaluate` returns at the end goes to the run's summary.
+                    evaluate: Callable[[int], dict[str, float]] | None = None) -> None:  # fmt: skip
+    """Train for s.steps optimizer steps, resuming from the run's checkpoint. What `evaluate(step)` returns at the end goes to the run's summary.
 
     Raises UserError when the gradient stays non-finite.
     """
@@ -165,7 +165,7 @@ def supervised_loop(run: Artefact, model: Model, loader: SequenceLoader | Packed
         evaluated = {}
         if evaluate and (step == s.steps or (s.eval_every and step % s.eval_every == 0)):
             began, cpu = time.perf_counter(), time.process_time()
-            evaluated = evaluate()
+            evaluated = evaluate(step)
             if s.keep_best:
                 best.see(evaluated["val_loss"], step, model)
                 stopped = 0 < s.patience <= best.since
@@ -184,6 +184,8 @@ def supervised_loop(run: Artefact, model: Model, loader: SequenceLoader | Packed
         if step % s.save_every == 0 and step < s.steps and not stopped:
             _save(run, model, {"step": step, "bad": bad, "loader": loader.state(), "loss_sum": loss_sum, "weight_sum": weight_sum}, best)
     bar.close()
+    if bad > 1 and best.weights is None:
+        raise UserError(f"the gradient was not finite in the last {bad} steps: these weights are of no use", hint="lower --lr")
     if best.weights is not None and best.step != step:
         model.trained()[...] = best.weights
         model.touch()

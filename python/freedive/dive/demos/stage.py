@@ -94,13 +94,20 @@ def _arm(c: DemosConfig, name: str, seed: int) -> dict[str, Any]:
     shared = _cpu_seconds() - cpu
     with stage("demos-arm", ArmConfig(out, name, c.tier, seed), out=out, inputs={"assistant": model}) as artefact:
         if not artefact.done:
-            with contextlib.redirect_stdout(io.StringIO()):
-                figures = [{**asdict(f), "met": f.met} for f in ARMS[name].run(room)]
-            write_json_atomic(artefact.work / "figures.json", figures)
-            artefact.time(seconds=round(time.perf_counter() - began, 1), cpu_seconds=round(_cpu_seconds() - cpu - shared, 1), shared_cpu_seconds=round(shared, 1))
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):
+                    figures = [{**asdict(f), "met": f.met} for f in ARMS[name].run(room)]
+                write_json_atomic(artefact.work / "figures.json", figures)
+            finally:  # an arm that is stopped goes on later: its time is that of all attempts
+                artefact.time(seconds=round(time.perf_counter() - began, 1), cpu_seconds=round(_cpu_seconds() - cpu - shared, 1), shared_cpu_seconds=round(shared, 1))
     print(f"   {time.perf_counter() - began:.0f} s", flush=True)
-    timings = [row for row in _jsonl(out / "timings.jsonl") if "cpu_seconds" in row]
-    return {"figures": read_json(out / "figures.json"), "times": timings[-1] if timings else {}}
+    return {"figures": read_json(out / "figures.json"), "times": _spent(out)}
+
+
+def _spent(out: Path) -> dict[str, float]:
+    """Seconds of an arm, over all its attempts."""
+    rows = [row for row in _jsonl(out / "timings.jsonl") if "cpu_seconds" in row]
+    return {key: round(sum(row[key] for row in rows), 1) for key in ("seconds", "cpu_seconds", "shared_cpu_seconds")} if rows else {}
 
 
 def _cpu_seconds() -> float:
@@ -131,7 +138,7 @@ def _append(c: DemosConfig, summary: list[dict[str, Any]]) -> None:
     changed = [f for f in fields(c) if f.name not in ("out", "results", "threads") and getattr(c, f.name) != f.default]
     words = [f"--{f.name} {' '.join(map(str, v)) if isinstance(v := getattr(c, f.name), tuple) else v}" for f in changed]
     row = {"command": " ".join(["freedive demos", *words]), "date": datetime.date.today().isoformat(), "machine": machine(c.threads), "tier": c.tier,
-           "times": {path.parent.name: rows[-1] for path in sorted((c.out / "figures").glob("*/timings.jsonl")) if (rows := list(_jsonl(path)))}, "arms": summary}  # fmt: skip
+           "times": {f"{a['arm']}-{s}": _spent(c.out / "figures" / f"{a['arm']}-{s}") for a in summary for s in a["seeds"]}, "arms": summary}  # fmt: skip
     c.results.parent.mkdir(parents=True, exist_ok=True)
     write_json_atomic(c.results, [*(read_json(c.results) if c.results.exists() else []), row])
 

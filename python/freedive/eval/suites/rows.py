@@ -59,7 +59,10 @@ def choices(row: Row) -> Choices:
         return _choices(row, text(row, "goal"), [text(row, "sol1"), text(row, "sol2")], row.get("label"))
     question, options = text(row, "question", "q"), row.get("choices", row.get("options"))
     if isinstance(options, dict):
-        labels = [str(label) for label in options.get("label", [])]
+        labels = options.get("label", [])
+        if not isinstance(labels, list):
+            raise ValueError(f"the labels of the choices are {labels!r:.60}; they must be a list")
+        labels = [str(label) for label in labels]
         key = str(row.get("answerKey"))
         return _choices(row, question, options.get("text"), labels.index(key) if key in labels else None)
     answer = row.get("answer")
@@ -99,7 +102,7 @@ def question(row: Row) -> Question:
     if not isinstance(answer, str) or not answer.strip():
         raise ValueError(f"the answer is {answer!r:.60}; it must be a text or a number")
     final = FINAL.search(answer)  # GSM8K: the steps, then "#### n"
-    check = str(meta.get("check") or row.get("check") or ("last_answer" if final else ""))
+    check = str(meta.get("check") or row.get("check") or ("gsm8k" if final else ""))
     return Question(prompt, final.group(1) if final else answer, str(meta.get("solution") or answer), check, str(meta.get("group", row.get("cat", "")) or ""))
 
 

@@ -18,15 +18,15 @@ def read_guidelines(path: Path | None = None) -> str:
     try:
         raw = file.read_bytes()
     except OSError as error:
-        raise UserError(f"the guidelines {file} could not be read: {error.strerror}", hint="--guidelines FILE.md") from None
+        raise UserError(f"the guidelines {file} could not be read: {error.strerror}", hint="a Markdown file of your own") from None
     if len(raw) > MAX_BYTES:
         raise UserError(f"the guidelines {file} are larger than {MAX_BYTES >> 20} MiB", hint="nobody would read them")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise UserError(f"the guidelines {file} are not UTF-8 text", hint="--guidelines FILE.md") from None
+        raise UserError(f"the guidelines {file} are not UTF-8 text", hint="a Markdown file of your own") from None
     if not text.strip():
-        raise UserError(f"the guidelines {file} are empty", hint="leave --guidelines out to have ours")
+        raise UserError(f"the guidelines {file} are empty", hint="leave it out to have ours")
     return text
 
 

@@ -5,6 +5,7 @@ is taught and what is known stays said ("know what it knows"); anything between 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -54,6 +55,9 @@ def read_phrases(path: Path | None) -> tuple[str, ...]:
         raise UserError(f"{path} cannot be read: {error}") from None
     if not lines:
         raise UserError(f"{path} holds no refusal")
+    for line in lines:
+        if unknown := [name for name in re.findall(r"\{(\w*)\}", line) if name != "entity"]:
+            raise UserError(f"{path}: '{line:.60}' has {{{unknown[0]}}}; only {{entity}} is filled in")
     return lines
 
 

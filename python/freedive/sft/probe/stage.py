@@ -19,7 +19,7 @@ from freedive.eval.asker import OurModel, asker
 from freedive.eval.judge import Judge
 from freedive.inference import load
 from freedive.inference.load import DTYPE_HELP, WEIGHTS_HELP
-from freedive.runs import Artefact, UserError, check_at_least, json_line, option, progress, stage
+from freedive.runs import Artefact, UserError, check_at_least, json_line, option, progress, read_json, stage
 from freedive.tasks.draw import Draw
 
 from . import agreement, questions, refusals, snippets
@@ -90,6 +90,8 @@ def run(c: ProbeConfig) -> Path:
         if artefact.done:
             print(f"{c.out} is finished already: nothing to do")
             return artefact.out
+        if c.reuse and read_json(c.reuse / "run.json")["inputs"]["model"] != artefact.inputs["model"]:
+            raise UserError(f"{c.reuse} is what another model said, or {c.model} has changed since", hint="--reuse is an earlier probe of this model")
         _Probe(c, artefact, own).all(templates, rows, phrases)
     return artefact.out
 
@@ -293,6 +295,9 @@ class _Probe:
             print(told_by + (f", the models' with {m['models_auroc']:.3f}" if m.get("models_auroc") is not None else ""))
         if self.judge.unclear:
             print(f"note: {self.judge.unclear:,} replies of the judge held no verdict")
+        if not m["conversations"]:
+            print("nothing to learn from: no question is consistently right, or consistently made up; --least-known and --most-correct say where these begin")
+            return
         print(f"{m['conversations']:,} conversations to learn from; next: freedive sft --model {self.c.model} --data {self.c.out}/sft.jsonl --out runs/honest")
 
     # ---- files -----------------------------------------------------------------------------------------------------
