@@ -94,6 +94,12 @@ VERBS = {
         "models against each other: anonymous votes on a page, or judges; ratings with intervals",
         "freedive arena runs/sft runs/rl model.gguf --prompts prompts.jsonl --out runs/arena",
     ),
+    "watch": Verb(
+        "freedive.serve.watch",
+        "WatchConfig",
+        "a page with curves and samples that follows runs while they go on",
+        "freedive watch runs/base runs/thinker",
+    ),
     "rl": Verb(
         "freedive.rl.stage",
         "RLConfig",
