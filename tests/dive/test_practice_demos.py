@@ -5,11 +5,12 @@ import re
 from types import SimpleNamespace
 
 import pytest
+from html_page import Page
 
 from freedive.dive.demos import practice
 from freedive.dive.demos.discovery import Calculator, OutOfOrder
 from freedive.dive.demos.practice import Answers, equal_compute, points, powers_of_two, share_of, than, times
-from freedive.dive.demos.practice_page import ANSWERS, RUNS
+from freedive.dive.demos.practice_page import ANSWERS, RUNS, _words
 from freedive.dive.demos.practice_page import practice as page_of
 from freedive.dive.demos.room import shown
 from freedive.eval.match import matches
@@ -106,7 +107,14 @@ def test_the_page_shows_curves_and_the_same_problem_over_time(tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "answers.jsonl").write_text(json.dumps({"right": [1, 0, 0, 0]}) + "\n")
     html = page_of(tmp_path, "rlvr")
+    Page(html)  # balanced
     assert html.count("<svg") == 5 and "said at 0" in html and "said at 8" in html and "paid by a coin" in html and "pass@k" in html
+
+
+def test_a_call_is_shown_with_what_was_said_before_it_and_what_came_back():
+    call = {"role": "assistant", "content": "so ", "tool_calls": [{"function": {"name": "python", "arguments": {"code": "2*3"}}}]}
+    said = [call, {"role": "tool", "name": "python", "content": "6"}, {"role": "assistant", "content": "six"}]
+    assert _words({"messages": said, "text": "so six"}) == "so [2*3 → 6] six" and _words({"text": "six"}) == "six"
 
 
 def test_runs_shown_are_those_that_arms_make():

@@ -63,15 +63,15 @@ def run(room: Room) -> list[Figure]:
     hard = lambda a: a.of("hard")
     return [
         share_of("3x3-digit products, before: Python is called", hard(before).mean("called")),
-        share_of("before: right", hard(before).mean("right")),
-        share_of("after practice: Python is called", hard(found).mean("called"), ">= 0.9"),
-        share_of("after practice: right", hard(found).mean("right")),
+        share_of("3x3-digit products, before: right", hard(before).mean("right")),
+        share_of("3x3-digit products, after practice: Python is called", hard(found).mean("called"), ">= 0.9"),
+        share_of("3x3-digit products, after practice: right", hard(found).mean("right")),
         share_of("products of one and two digits, before: right", _easy(before, "right")),
-        share_of("before: Python is called", _easy(before, "called")),
-        share_of("after practice: right", _easy(found, "right")),
-        share_of("after practice: Python is called", _easy(found, "called")),
-        points("all products, practice with Python out of order: called beside before", control.mean("called"), without.mean("called"), "<= 0.03", control=True),
-        points("all products, practice with Python out of order: right beside before", control.mean("right"), without.mean("right"), control=True),
+        share_of("products of one and two digits, before: Python is called", _easy(before, "called")),
+        share_of("products of one and two digits, after practice: right", _easy(found, "right")),
+        share_of("products of one and two digits, after practice: Python is called", _easy(found, "called")),
+        points("practice with Python out of order, all products: called beside before", control.mean("called"), without.mean("called"), "<= 0.03", control=True),
+        points("practice with Python out of order, all products: right beside before", control.mean("right"), without.mean("right"), control=True),
     ]
 
 

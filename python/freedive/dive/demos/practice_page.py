@@ -73,5 +73,5 @@ def _trajectories(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def _words(row: dict[str, Any]) -> str:
     """A completion with its calls and what came back."""
-    shown: Callable[[dict[str, Any]], str] = lambda m: "".join(f"[{c['function']['arguments'].get('code', '')} → " for c in m.get("tool_calls") or []) + str(m["content"])
+    shown: Callable[[dict[str, Any]], str] = lambda m: str(m["content"]) + "".join(f"[{c['function']['arguments'].get('code', '')} → " for c in m.get("tool_calls") or [])
     return "".join(f"{m['content']}] " if m["role"] == "tool" else shown(m) for m in row.get("messages") or []) or row["text"]
