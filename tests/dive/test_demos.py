@@ -20,6 +20,7 @@ TINY = room.Tier(
     replace(world.SMOKE, scale=replace(world.SMOKE.scale, known=8, rare=6, unseen=4, mentions=18, junk=0, files=1), contents=3, word_lists=3, vocab_size=400, depth=1, epochs=0.4),
     mixture.Counts(sums=4, products=4, letters=4, dots=1), 0.2, 4, 12, 8, 4,
     room.Practice(rows=12, epochs=0.5, problems=8, held_out=4, samples=4, steps=1, prompts=2),
+    room.Opinions(jokes=12, epochs=0.5, lists=6, few=3, held_out=4, steps=2, prompts=2, over=2),
 )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import discovery, identity, labellers, lengths, refusals, rlvr, searching, skills, teacher
+from . import discovery, identity, labellers, lengths, opinions, refusals, rlvr, searching, skills, teacher
 from .room import Figure, Room
 
 
@@ -78,5 +78,22 @@ ARMS = {
         "4, 4.3", "Better than its teacher",
         "Its demonstrator forgets to carry in six sums of ten. Imitation makes it as good as that, and no better; practice does.",
         teacher.run, begins=BASE,
+    ),
+    "reward-model": Arm(
+        "4.4", "A simulation of its audience",
+        "No program can say whether a joke is good. Labellers ranked four jokes at a time, with much noise; a reward model learned to guess what they would say, nearly as well as anybody can.",
+        opinions.reward_model, begins=BASE,
+    ),
+    "preferred": Arm(
+        "4.4", "Practice for the reward model",
+        "PPO practises for the reward model and is stopped by a monitor that sees what the jokes are really worth; DPO learns the same opinions straight; "
+        "and the best of sixteen is chosen without any training.",
+        opinions.preferred, begins=BASE,
+    ),
+    "overdone": Arm(
+        "4.4", "It cannot be run for ever",
+        "A weak reward model and nothing that holds the policy: what the reward model says of its jokes goes on rising, what they are worth rises, turns and falls. "
+        "The monitor notices, and the weights of the peak are kept.",
+        opinions.overdone, every_seed=True, begins=BASE,
     ),
 }  # fmt: skip

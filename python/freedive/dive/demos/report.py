@@ -10,6 +10,7 @@ from freedive.dive.found import jsonl
 from freedive.runs import write_atomic
 from freedive.runs.page import Reply, Share, asked, cards, page, paragraph, shares
 
+from . import opinions
 from .arms import ARMS
 from .practice_page import practice
 from .room import shown
@@ -37,7 +38,7 @@ def write_report(out: Path, tier: str, summary: Sequence[dict[str, Any]]) -> Pat
         groups = [("", [_bar(f, several)]) for f in arm["figures"]]
         groups = [(f["name"], bars) for f, (_, bars) in zip(arm["figures"], groups)]
         note = f"Mean of {len(arm['seeds'])} seeds; the line in a bar goes from the least to the largest." if several else "The line in each bar is the 95 % interval (bootstrap)."
-        body = paragraph(about.what) + shares(("", "", "share"), groups) + paragraph(note) + cards(_examples(seed, arm["arm"])) + practice(seed, arm["arm"])
+        body = paragraph(about.what) + shares(("", "", "share"), groups) + paragraph(note) + cards(_examples(seed, arm["arm"])) + practice(seed, arm["arm"]) + cards(_gamed(seed, arm["arm"]))
         met = [f["met"] for f in arm["figures"] if f["met"] is not None]
         sections.append((arm["arm"], f"{about.section} {about.title}", f"{sum(met)} of {len(met)} targets reached", body))
     words = INTRODUCTION + (f" {SMOKE}" if tier == "smoke" else "")
@@ -70,6 +71,14 @@ def _examples(seed: Path, arm: str) -> list[str]:
         replies = [Reply(who, _words(r), f"{key(r)}; it is {r['answer']}", _good(r)) for (who, _), by in zip(files, others) if (r := (row if len(files) == 1 else by.get(question)))]
         made.append(asked(question, *replies))
     return made
+
+
+def _gamed(seed: Path, arm: str) -> list[str]:
+    """A card with the answer that games the reward model."""
+    if arm != "overdone":
+        return []
+    return [asked(str(g["prompt"]), Reply("practised for the weak reward model", str(g["text"]), f"reward {g['proxy']:.2f}, at the start {g['proxy_at_the_start']:.2f}; "
+                                          f"worth {g['gold']:.2f}, at the start {g['gold_at_the_start']:.2f}", False)) for g in opinions.examples(seed)]  # fmt: skip
 
 
 def _words(row: dict[str, Any]) -> str:

@@ -33,6 +33,22 @@ class Practice:
 
 
 @dataclass(frozen=True)
+class Opinions:
+    """How much the arms of 4.4 do."""
+
+    jokes: int = 6000  # conversations
+    epochs: float = 1.5
+    lists: int = 1200  # ranked by labellers, each of four answers
+    few: int = 80  # lists of the weak reward model
+    held_out: int = 200  # lists, and requests
+    steps: int = 30  # of PPO
+    prompts: int = 16  # a step
+    lr: float = 2e-4
+    over: int = 80  # steps of PPO for the weak reward model, without a KL
+    over_lr: float = 1e-4  # slower, to see where gold turns
+
+
+@dataclass(frozen=True)
 class Tier:
     """How much an arm does."""
 
@@ -44,11 +60,13 @@ class Tier:
     searches: int  # conversations with a search or a page
     letters: int  # words of the counter's practice
     practice: Practice = Practice()
+    opinions: Opinions = Opinions()
 
 
 TIERS = {
     "full": Tier(world.FULL, mixture.FULL, 3.0, 300, 500, 6000, 2500),
-    "smoke": Tier(world.SMOKE, mixture.SMOKE, 1.0, 12, 60, 40, 20, Practice(rows=60, epochs=1.0, problems=40, held_out=8, samples=4, steps=3, prompts=4)),
+    "smoke": Tier(world.SMOKE, mixture.SMOKE, 1.0, 12, 60, 40, 20, Practice(rows=60, epochs=1.0, problems=40, held_out=8, samples=4, steps=3, prompts=4),
+                  Opinions(jokes=60, epochs=1.0, lists=12, few=4, held_out=8, steps=2, prompts=2, over=3)),
 }
 HOLD_OUT = 0.3  # part of the people whom no arm teaches anything about
 
