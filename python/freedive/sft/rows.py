@@ -98,8 +98,10 @@ def rankings(row: dict[str, Any]) -> list[Ranking]:
         return [Ranking(prompt or pair[0][:shared], [p[shared:] for p in pair], [0, 1])]
     if "completions" in row and "ranks" in row:
         completions, ranks = row["completions"], row["ranks"]
-        if not isinstance(completions, list) or not isinstance(ranks, list) or len(completions) != len(ranks):
-            raise ValueError("completions and ranks must be lists of one length")
+        if not isinstance(completions, list) or not isinstance(ranks, list):
+            raise ValueError("completions and ranks must be lists")
+        if len(completions) != len(ranks):
+            raise ValueError(f"{len(completions)} completions have {len(ranks)} ranks")
         return [Ranking(_part(row.get("prompt") or [], "user"), [_part(c, "assistant") for c in completions], places(ranks))]
     if not isinstance(row.get("prompt"), dict) or "replies" not in row["prompt"]:
         raise ValueError("no order of answers: a row needs chosen and rejected, completions and ranks, or to be an OASST tree")
