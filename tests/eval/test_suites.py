@@ -253,3 +253,22 @@ def test_bootstrap_covers():
 def test_kinds_are_registered_under_their_names():
     assert set(KINDS) >= {"mmlu", "multiple_choice", "minimal_pairs", "generation", "gsm8k", "humaneval"}
     assert base.named(f"mmlu:{__file__}").name == "mmlu-test_suites"
+
+
+def test_what_texts_begin_with_alike_is_read_once_and_changes_no_bit(folder):
+    lm = load(folder, threads=1)
+    rng = np.random.default_rng(3)
+    contexts = [rng.integers(0, 200, n).tolist() for n in (40, 40, 3, 17)]
+    contexts[1] = contexts[0][:30] + contexts[1][30:]
+    pairs = [(c, rng.integers(0, 200, n).tolist()) for c in contexts for n in (1, 4, 2, 7)]
+    seen = []
+    score = lm.model.score
+    lm.model.score = lambda batch, *a: seen.append(batch.n_tokens) or score(batch, *a)  # type: ignore[method-assign]
+    together = continuation_logprobs(lm, pairs)
+    shared = sum(seen)
+    assert together == [continuation_logprobs(lm, [pair])[0] for pair in pairs]
+    assert shared < sum(len(a) + len(b) - 1 for a, b in pairs) / 2.2
+    prompts, candidates = [c + [i] for c in contexts for i in (1, 2)], [[5, 9]] * 8
+    for a, b in zip(next_token_logprobs(lm, prompts, candidates), [next_token_logprobs(lm, [p], [[5, 9]])[0] for p in prompts]):
+        assert a.tobytes() == b.tobytes()
+    assert continuation_logprobs(lm, []) == []

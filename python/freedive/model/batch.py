@@ -60,3 +60,10 @@ class Batch:
     def n_seqs(self) -> int:
         """S"""
         return len(self.cu_seqlens) - 1
+
+
+def alike(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> int:
+    """How many rows two (ids, targets) pairs begin with alike, without targets: what the second may leave out as a prefix. At least one is its own."""
+    n = min(len(first[0]), len(second[0]) - 1)
+    differs = (first[0][:n] != second[0][:n]) | (first[1][:n] >= 0) | (second[1][:n] >= 0)
+    return int(differs.argmax()) if differs.any() else n

@@ -1,26 +1,28 @@
-"""What a model thinks of given continuations: log-probs by the training forward, flat batches, no padding."""
+"""What a model thinks of given continuations: log-probs by the training forward, flat batches, no padding. What neighbours begin with alike (the
+choices of a question, the examples before questions) is read once a batch; the numbers are those of each alone, bit for bit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from freedive.inference import LM
-from freedive.model import Batch
+from freedive.model import Batch, alike
 from freedive.runs import UserError
 
 Ids = Sequence[int]
+Row = tuple[np.ndarray, np.ndarray]  # ids and targets
 
 
 def next_token_logprobs(lm: LM, prompts: Sequence[Ids], candidates: Sequence[Ids]) -> list[np.ndarray]:
     """Of each prompt, the log-probs (float64, nats) of its candidate ids as the next token."""
     out: list[np.ndarray] = []
     model = lm.model
-    for part in _batches(lm, [len(p) for p in prompts]):
+    for part, batch in _batches(lm, ((np.array(p, np.int32), np.full(len(p), -1, np.int32)) for p in prompts)):
         with model.lock:
-            model.score(Batch.pack((prompts[i], np.full(len(prompts[i]), -1)) for i in part))
-            logits = model.logits(np.cumsum([len(prompts[i]) for i in part]) - 1).astype(np.float64)
+            model.score(batch)
+            logits = model.logits(batch.cu_seqlens[1:] - 1).astype(np.float64)
         if model.vocab_mask is not None:
             logits[:, model.vocab_mask == 0] = -np.inf
         top = logits.max(axis=1, keepdims=True)
@@ -32,18 +34,17 @@ def next_token_logprobs(lm: LM, prompts: Sequence[Ids], candidates: Sequence[Ids
 def continuation_logprobs(lm: LM, pairs: Sequence[tuple[Ids, Ids]]) -> list[float]:
     """Of each (context, continuation), the sum of the continuation's log-probs in nats. A context has at least one id."""
     out: list[float] = []
-    for part in _batches(lm, [len(a) + len(b) - 1 for a, b in pairs]):
-        sequences = []
-        for i in part:
-            context, continuation = pairs[i]
-            ids = np.array([*context, *continuation], np.int32)
-            targets = np.full(len(ids) - 1, -1, np.int32)
-            targets[len(context) - 1 :] = ids[len(context) :]
-            sequences.append((ids[:-1], targets))
-        batch = Batch.pack(sequences)
+    for _, batch in _batches(lm, (_continued(*pair) for pair in pairs)):
         logprobs = lm.model.score(batch).logprobs.astype(np.float64)
         out += [float(logprobs[a:b].sum()) for a, b in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:])]
     return out
+
+
+def _continued(context: Ids, continuation: Ids) -> Row:
+    ids = np.array([*context, *continuation], np.int32)
+    targets = np.full(len(ids) - 1, -1, np.int32)
+    targets[len(context) - 1 :] = ids[len(context) :]
+    return ids[:-1], targets
 
 
 def split(lm: LM, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -61,15 +62,25 @@ def longest(lm: LM) -> int:
     return min(lm.model.config.max_positions, lm.model.max_tokens)
 
 
-def _batches(lm: LM, lengths: Sequence[int]) -> Iterator[range]:
-    """Ranges of sequences that fit into one batch each."""
-    at, most = 0, longest(lm)
-    while at < len(lengths):
-        if lengths[at] > most:
-            raise UserError(f"a text of {lengths[at]} tokens; the model reads {most} at a time", hint="fewer --shots, or shorter texts")
-        end, size = at, 0
-        while end < len(lengths) and end - at < lm.model.max_seqs and size + lengths[end] <= lm.model.max_tokens:
-            size += lengths[end]
-            end += 1
-        yield range(at, end)
-        at = end
+def _batches(lm: LM, sequences: Iterable[Row]) -> Iterator[tuple[range, Batch]]:
+    """As many sequences in a row as fit into one batch each: (which, the batch)."""
+    most, at = longest(lm), 0
+    rows: list[Row] = []
+    prefixes: list[tuple[int, int]] = []
+    root, size = 0, 0  # the last sequence that is whole, in rows
+    whole: list[Row] = []
+    for ids, targets in sequences:
+        if len(ids) > most:
+            raise UserError(f"a text of {len(ids)} tokens; the model reads {most} at a time", hint="fewer --shots, or shorter texts")
+        shared = alike(whole[root], (ids, targets)) if rows else 0
+        if rows and (len(rows) == lm.model.max_seqs or size + len(ids) - shared > lm.model.max_tokens):
+            yield range(at, at + len(rows)), Batch.pack(rows, prefixes)
+            at, rows, prefixes, whole, size, shared = at + len(rows), [], [], [], 0, 0
+        if not shared:
+            root = len(rows)
+        prefixes.append((root, shared))
+        rows.append((ids[shared:], targets[shared:]))
+        whole.append((ids, targets))
+        size += len(ids) - shared
+    if rows:
+        yield range(at, at + len(rows)), Batch.pack(rows, prefixes)
