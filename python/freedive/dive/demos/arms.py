@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import discovery, identity, labellers, lengths, opinions, refusals, rlvr, searching, skills, teacher
+from . import arena, discovery, identity, labellers, lengths, opinions, refusals, rlvr, searching, skills, teacher
 from .room import Figure, Room
 
 
@@ -95,5 +95,11 @@ ARMS = {
         "A weak reward model and nothing that holds the policy: what the reward model says of its jokes goes on rising, what they are worth rises, turns and falls. "
         "The monitor notices, and the weights of the peak are kept.",
         opinions.overdone, every_seed=True, begins=BASE,
+    ),
+    "arena": Arm(
+        "5.2", "Who is better?",
+        "The assistant at four ages, and once with too high a temperature, answer the same questions, two at a time; a judge says who is right. Ratings come of that, with intervals. "
+        "Gold is who is right about other people.",
+        arena.run,
     ),
 }  # fmt: skip
