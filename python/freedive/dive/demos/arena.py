@@ -88,8 +88,9 @@ def _coverage(battles: Battles) -> list[bool]:
     """For each tenth of the prompts and each model: does its interval hold what the others say?"""
     assert battles.cluster is not None
     out = []
-    for part in range(PARTS):
-        inside = battles.cluster % PARTS == part
+    parts = min(PARTS, int(battles.cluster.max()) + 1)
+    for part in range(parts):
+        inside = battles.cluster % parts == part
         tenth, rest = (rate(Battles(battles.models, *(x[keep] for x in (battles.first, battles.second, battles.score, battles.cluster)))) for keep in (inside, ~inside))
         told = {r.model: r.rating for r in rest.ratings}
         out += [r.interval_95[0] - 1e-6 <= told[r.model] <= r.interval_95[1] + 1e-6 for r in tenth.ratings]
