@@ -78,7 +78,7 @@ def test_what_cannot_be_used_is_counted(tmp_path: Path, tok: Tokenizer):
 
 
 @pytest.mark.parametrize("row, words", [
-    ({"text": "x"}, "chosen and rejected"), ({"chosen": "x", "rejected": "y"}, "no prompt"), ({"prompt": "a", "completions": ["x"], "ranks": [0, 1]}, "lists of one length"),
+    ({"text": "x"}, "chosen and rejected"), ({"chosen": "x", "rejected": "y"}, "no prompt"), ({"prompt": "a", "completions": ["x"], "ranks": [0, 1]}, "1 completions have 2 ranks"),
     ({"prompt": "a", "chosen": 3, "rejected": "y"}, "turns"), ({"prompt": "a", "chosen": "x", "rejected": "y", "margin": "wide"}, "wide"),
 ])  # fmt: skip
 def test_a_row_that_is_no_preference_is_refused_with_its_line(tmp_path: Path, tok: Tokenizer, row: dict, words: str):

@@ -106,7 +106,7 @@ class Comedy:
         room, o = self.room, self.room.tier.opinions
         return rl.run(RLConfig(
             model=self.comedian, data=self.requests("train"), eval_data=self.requests("held_out"), out=room.out / name, reward=[str(reward)], gold_reward=GOLD, algorithm="ppo",
-            steps=steps, prompts_per_step=o.prompts, num_generations=4, num_iterations=2, max_completion_length=TOKENS, missing_eos_penalty=1.0, eval_every=max(1, steps // 25),
+            steps=steps, prompts_per_step=o.prompts, num_generations=4, num_iterations=2, max_completion_length=TOKENS, lr=o.lr, missing_eos_penalty=1.0, eval_every=max(1, steps // 25),
             eval_problems=128, monitor_samples=2, micro_tokens=4096, show=3, dtype="auto", seed=room.seed, threads=room.threads, **changes,
         ))  # fmt: skip
 
@@ -156,7 +156,7 @@ def preferred(room: Room) -> list[Figure]:
     comedy = Comedy(room)
     reward = comedy.reward_model()
     before = comedy.gold(comedy.comedian, 0)
-    ppo = comedy.ppo("ppo", reward, room.tier.opinions.steps, lr=room.tier.opinions.lr, beta=0.05, early_stop=3)
+    ppo = comedy.ppo("ppo", reward, room.tier.opinions.steps, beta=0.05, early_stop=3)
     return [
         share_of("PPO for the reward model, stopped early, beside SFT: better by gold", wins(comedy.gold(ppo), before), ">= 0.7"),
         share_of("DPO on the same opinions", wins(comedy.gold(comedy.dpo()), before), ">= 0.6"),
@@ -167,7 +167,7 @@ def preferred(room: Room) -> list[Figure]:
 
 def overdone(room: Room) -> list[Figure]:
     comedy = Comedy(room)
-    out = comedy.ppo("ppo-overdone", comedy.reward_model(few=True), room.tier.opinions.over, lr=room.tier.opinions.over_lr, beta=0.0)
+    out = comedy.ppo("ppo-overdone", comedy.reward_model(few=True), room.tier.opinions.over, beta=0.0, final_lr_fraction=1.0)
     points = list(jsonl(out / "monitor.jsonl"))
     told = read_json(out / "run.json")["metrics"]
     gold, proxy = (np.array([p[k] for p in points]) for k in ("gold", "proxy"))

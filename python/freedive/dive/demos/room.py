@@ -45,7 +45,6 @@ class Opinions:
     prompts: int = 16  # a step
     lr: float = 2e-4
     over: int = 80  # steps of PPO for the weak reward model, without a KL
-    over_lr: float = 1e-4  # slower, to see where gold turns
 
 
 @dataclass(frozen=True)
