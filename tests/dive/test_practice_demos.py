@@ -37,7 +37,7 @@ def test_a_demonstrator_is_as_skilled_as_it_is_said_to_be():
         (demonstrators.seldom_python(0, 2000, 0.05), "python", 0.05),
         (demonstrators.forgetful(0, 2000, 0.4), "right", 0.4),
     ):
-        found = list(rows)
+        found = [row for row in rows if row["meta"]["style"] != "told"]
         assert sum(row["meta"]["style"] == style for row in found) / len(found) == pytest.approx(share, abs=0.03)
         for row in found[:50]:
             check_mask(tok, *render(tok, row["messages"]))

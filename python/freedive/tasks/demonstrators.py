@@ -1,7 +1,7 @@
 """Those who write down solutions for a model to imitate before it practises (talk 4), each with a weakness that practice can get over:
 
 mostly_at_once   answers most sums of four numbers at once, which is mostly wrong, and works few of them out in steps
-seldom_python    seldom calls Python for a product, and writes down what it comes to as if it had been known
+seldom_python    seldom calls Python for a product unless told to, and writes down what it comes to as if it had been known
 forgetful        works sums out column by column, and in a part 1 - skill of them forgets to carry
 
 Every one of them shows the good way now and then; nothing but the reward for right answers says that it is the good one. Problems to practise
@@ -15,7 +15,7 @@ from typing import Any
 
 from .arithmetic import QUESTIONS, expression, problem, split_of, worked
 from .draw import Draw
-from .reckoning import ASKED, steps
+from .reckoning import ASKED, SYSTEM, steps
 from .tool_rows import with_call
 
 SUMS_STREAM, PRODUCTS_STREAM, CARRIES_STREAM = 64, 66, 68
@@ -62,11 +62,15 @@ def product_problems(seed: int, n: int, split: str) -> Iterator[Row]:
 
 
 def seldom_python(seed: int, n: int, p_python: float) -> Iterator[Row]:
-    """Conversations on `n` products; a part `p_python` calls Python, whatever the numbers are."""
+    """Conversations on `n` products; a part `p_python` calls Python, whatever the numbers are. And half as many in which a system message asks
+    for Python (meta.style "told"): a call is no use to a model that cannot copy the factors into it."""
     style = Draw(seed, PRODUCTS_STREAM + 2)
-    for row in product_problems(seed, n, "train"):
-        if style.chance(p_python):
-            code = "*".join(map(str, row["meta"]["numbers"]))
+    for at, row in enumerate(product_problems(seed, n + n // 2, "train")):
+        code = "*".join(map(str, row["meta"]["numbers"]))
+        if at >= n:
+            told = [{"role": "system", "content": SYSTEM["python"]}, *row["prompt"]]
+            yield {**row, "messages": with_call(told, "python", code, row["answer"], row["answer"]), "meta": {**row["meta"], "style": "told"}}
+        elif style.chance(p_python):
             yield {**row, "messages": with_call(row["prompt"], "python", code, row["answer"], row["answer"]), "meta": {**row["meta"], "style": "python"}}
         else:
             yield _answered(row, row["answer"], "direct")

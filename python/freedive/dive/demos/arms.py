@@ -70,9 +70,9 @@ ARMS = {
     ),
     "discovery": Arm(
         "4.1, 4.3", "It finds out what a tool is good for",
-        "One product in twenty that it was shown was left to Python. Practice pays for right answers only; where they cannot be had otherwise, it soon calls Python every time. "
+        "It can call Python when it is told to; where nobody told, one product in twenty that it was shown was left to Python. Practice pays for right answers only; where they cannot be had otherwise, it soon calls Python every time. "
         "A Python that is out of order is not called more often.",
-        discovery.run, python=True, begins=BASE,
+        discovery.run, python=True,
     ),
     "teacher": Arm(
         "4, 4.3", "Better than its teacher",

@@ -1,6 +1,7 @@
-"""A tool found out about (talk 4.1, 4.3). A demonstrator calls Python for one product in twenty, whatever the numbers are, and writes the others
-down at once, which a model of this size cannot do for three digits. Practice is rewarded for right answers, never for a call. Control: the same
-model, problems and practice with a Python that is out of order: calls do not pay, and do not spread.
+"""A tool found out about (talk 4.1, 4.3). A demonstrator calls Python where a system message tells it to. Where nothing does, it calls it for one
+product in twenty, whatever the numbers are, and writes the others down at once, which a model of this size cannot do for three digits. Practice,
+where nothing tells, is rewarded for right answers, never for a call. Control: the same model, problems and practice with a Python that is out of
+order: calls do not pay, and do not spread.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class OutOfOrder(Calculator):
 
 def run(room: Room) -> list[Figure]:
     of = problems(room, "discovery", demonstrators.product_problems)
-    start = taught(room, "discovery-taught", lambda: demonstrators.seldom_python(room.seed, 2 * room.tier.practice.rows, P_PYTHON))
+    start = taught(room, "discovery-taught", lambda: demonstrators.seldom_python(room.seed, room.tier.practice.rows, P_PYTHON), room.assistant, epochs=3.0)
     works, broken = f"{__name__}:{Calculator.__name__}", f"{__name__}:{OutOfOrder.__name__}"
     try:
         after = practised(room, "discovery-practised", start, of, TOKENS, STEPS, environment=works)
