@@ -1,11 +1,13 @@
 """Ratings: golden values, intervals that hold the truth as often as they say, what cannot be rated, style, and Elo's order."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freedive.eval.ratings import BASE, POINTS, Battles, elo, elo_spread, rate, win_rates
+from freedive.eval.ratings import BASE, POINTS, Battles, elo, elo_spread, rate, student, win_rates
 from freedive.runs import UserError
 
 WIKIPEDIA = {"AB": 2, "BA": 3, "AD": 1, "DA": 4, "BC": 5, "CB": 3, "CD": 1, "DC": 3}  # "Bradley-Terry model": 22 games
@@ -153,3 +155,18 @@ def test_a_million_battles():
     truth = rng.normal(size=40)
     found = rate(simulated(rng, truth, 1_000_000, 0.2))
     assert np.corrcoef(found.beta, truth)[0, 1] > 0.999 and max(r.interval_95[1] - r.interval_95[0] for r in found.ratings) < 12
+
+
+def test_students_quantiles():
+    for degrees, wanted in ((1, 12.706), (2, 4.303), (3, 3.182), (5, 2.571), (10, 2.228), (30, 2.042)):
+        assert student(degrees) == pytest.approx(wanted, rel=0.01)
+
+
+def test_few_prompts_do_not_make_intervals_narrow():
+    rng = np.random.default_rng(0)
+    rows = [("a" if rng.random() < 0.5 else "b", "c", float(rng.random() < 0.5)) for _ in range(60)] + [("a", "b", float(rng.random() < 0.5)) for _ in range(30)]
+    alone = Battles.of(rows)
+    width = lambda found: max(r.interval_95[1] - r.interval_95[0] for r in found.ratings)
+    for prompts, words in ((1, "one prompt"), (3, "3 prompts only")):
+        found = rate(dataclasses.replace(alone, cluster=np.arange(len(alone)) % prompts))
+        assert width(found) >= 0.999 * width(rate(alone)) and any(words in w for w in found.warnings)

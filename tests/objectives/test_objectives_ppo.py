@@ -95,3 +95,10 @@ def test_a_completion_without_a_reward_is_no_part_of_its_group():
 def test_the_best_of_n_is_sft_on_it():
     assert advantages([[0.0, 1.0, 1.0], [2.0, 1.0, 1.0], [1.0, 1.0, 1.0]], "best").tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
     assert PRESETS["rft"].loss == "reinforce" and PRESETS["ppo"].kl_in == "reward"
+
+
+def test_the_adaptive_kl_never_turns_its_sign():
+    beta = AdaptiveKL(0.05, 5.0, horizon=2)
+    assert all(beta.update(0.0, 100) > 0 for _ in range(50)) and AdaptiveKL(0.05, 5.0).update(0.0, 100) == pytest.approx(0.05 * (1 - 0.2 * 100 / 10_000))
+    with pytest.raises(ValueError, match="positive"):
+        AdaptiveKL(0.05, float("nan"))

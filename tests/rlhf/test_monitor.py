@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -228,3 +229,17 @@ def test_the_best_of_n_is_the_one_with_the_highest_reward(room: Path, practice: 
     assert row["reward"] == max(a["reward"] for a in row["answers"]) and len(row["answers"]) == 6 and row["kl"] == pytest.approx(math.log(6) - 5 / 6)
     assert main([*arguments, "--reward", f"{practice}/gold.py:long"]) == 0 and "reward" in capsys.readouterr().out
     assert main([*arguments, "--reward", "gone"]) == 2 and main([*arguments, "--reward", str(practice / "rm"), "--temperature", "0"]) == 2
+
+
+def test_the_step_that_spends_the_budget_is_no_peak_and_gold_stops_only_where_it_may():
+    told = {0: (0.0, 1.0), 1: (1.0, 2.0), 2: (9.0, 3.0)}
+    now = [0]
+    rollout = SimpleNamespace(reward=1.0, length=3, stopped=True, ids=[1, 2, 3], text="x")
+    monitor = Monitor(lambda: [rollout] * 4, lambda r: [told[now[0]][1]] * 4, lambda r: np.full(4, told[now[0]][0]), 2, StopRule(3), max_kl=5.0)  # type: ignore[arg-type, list-item]
+    best = []
+    for now[0] in told:
+        best.append(monitor.measure(now[0])[1])
+    assert best == [True, True, False] and monitor.rule.peak_step == 1 and monitor.kl_stop == monitor.stop_step == 2 and monitor.rule.stop_step is None
+    again = Monitor(monitor.answer, monitor.gold, monitor.kl, 2, StopRule(3), max_kl=5.0)
+    again.load_state(monitor.state())
+    assert again.stop_step == 2 and again.rule.peak_step == 1

@@ -187,7 +187,7 @@ def _fit(battles: Battles) -> tuple[np.ndarray, np.ndarray, bool, list[str]]:
         if theta is not None:
             weights, residual = design.weights(theta, battles.score)
             inverse = design.inverse(weights)
-            return theta, inverse @ design.meat(residual, battles.cluster) @ inverse, False, warnings
+            return theta, _sandwich(design, inverse, residual, battles.cluster, warnings), False, warnings
         warnings.append("a style tells winners from losers (almost) without a mistake; the likelihood has Jeffreys' prior")
     theta = _newton(design, battles.score, firth=True)
     if theta is None:
@@ -196,6 +196,31 @@ def _fit(battles: Battles) -> tuple[np.ndarray, np.ndarray, bool, list[str]]:
     flat = np.zeros(len(theta))
     flat[:k] = 1 / math.sqrt(k)
     return theta, inverse - np.outer(flat, flat) @ inverse, True, warnings
+
+
+def _sandwich(design: _Design, inverse: np.ndarray, residual: np.ndarray, cluster: np.ndarray | None, warnings: list[str]) -> np.ndarray:
+    """Covariance of theta. G clusters know little of themselves where they are few: never less than of independent battles, and as wide as Student's t
+    with G - 1 degrees of freedom asks."""
+    alone = inverse @ design.meat(residual, None) @ inverse
+    groups = len(residual) if cluster is None else len(np.unique(cluster))
+    if groups == len(residual):
+        return alone
+    together = inverse @ design.meat(residual, cluster) @ inverse
+    if groups == 1:
+        warnings.append("all battles are about one prompt: the intervals are for that prompt, and say nothing about others")
+        return alone
+    if groups < 20:
+        warnings.append(f"the battles are about {groups} prompts only: what the intervals say about others is rough")
+    wider = student(groups - 1) / Z
+    return (together if np.trace(together) > np.trace(alone) else alone) * wider**2
+
+
+def student(degrees: int) -> float:
+    """Two-sided 95 % quantile of Student's t: exact for 1 and 2 degrees of freedom, else Cornish and Fisher's expansion (within 1 %)."""
+    if degrees <= 2:
+        return {1: 12.7062, 2: 4.30265}.get(degrees, math.inf)
+    z, v = Z, degrees
+    return z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2) + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
 
 
 class _Design:

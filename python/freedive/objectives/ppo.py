@@ -76,13 +76,14 @@ def value_loss(values: ArrayLike, old_values: ArrayLike, returns: ArrayLike, mas
 
 
 class AdaptiveKL:
-    """beta <- beta (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon), after n sequences (Ziegler et al. 2019, arXiv:1909.08593, section 2.2)."""
+    """beta <- beta (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon), after n sequences (Ziegler et al. 2019, arXiv:1909.08593, section 2.2);
+    n / horizon is at most 1 here, or beta could change its sign."""
 
     def __init__(self, beta: float, target: float, horizon: float = 10_000):
-        if target <= 0 or horizon <= 0:
+        if not 0 < target < float("inf") or not horizon > 0:
             raise ValueError(f"target and horizon must be positive; got {target} and {horizon}")
         self.beta, self.target, self.horizon = beta, target, horizon
 
     def update(self, kl: float, n: int) -> float:
-        self.beta *= 1 + float(np.clip(kl / self.target - 1, -0.2, 0.2)) * n / self.horizon
+        self.beta *= 1 + float(np.clip(kl / self.target - 1, -0.2, 0.2)) * min(1.0, n / self.horizon)
         return self.beta

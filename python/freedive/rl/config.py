@@ -86,7 +86,7 @@ class RLConfig:
     value_lr: float | None = option(None, "ppo: learning rate of the value model (default: that of the policy)")
     target_kl: float | None = option(None, "ppo and KL in the reward: beta adapts so that the KL of a completion stays about here (Ziegler et al. 2019)")
     horizon: int = option(10_000, "target_kl: completions over which beta adapts; fewer is faster")
-    whiten_rewards: bool = option(False, "ppo: divide each token's reward by the deviation over the step's (the mean stays)")
+    whiten_rewards: bool = option(False, "ppo: divide each token's reward by the deviation over the step's; nothing is subtracted")
     missing_eos_penalty: float = option(0.0, "taken off the reward of a completion that did not end by itself (and earns nothing)")
     ptx_coef: float = option(0.0, "weight of the language-model loss on --ptx-data beside every update, a mean over tokens (PPO-ptx)")
     ptx_data: Path | None = option(None, "text, or a folder of `freedive data`, for --ptx-coef: what was read stays known")
@@ -190,7 +190,7 @@ def check(c: RLConfig) -> PolicySpec:
         raise UserError(f"max_grad_norm is {c.max_grad_norm}, it must be above 0")
     if c.num_mini_batches > c.prompts_per_step:
         raise UserError(f"num_mini_batches is {c.num_mini_batches}, and a step has {c.prompts_per_step} problems")
-    if c.target_kl is not None and (c.target_kl <= 0 or spec.kl_in != "reward" or not spec.beta):
+    if c.target_kl is not None and (not 0 < c.target_kl < float("inf") or spec.kl_in != "reward" or not spec.beta):
         raise UserError(f"target_kl is {c.target_kl}: it must be above 0, and there must be a KL in the reward", hint="--kl-in reward --beta 0.05")
     if c.task and (c.data or c.eval_data):
         raise UserError("--task makes its own problems; --data was given too", hint="give one of them")
@@ -206,6 +206,8 @@ def check(c: RLConfig) -> PolicySpec:
         raise UserError("--early-stop needs something to stop by", hint="--gold-reward file.py:function, or --max-kl 20")
     if c.monitored and not (c.task or c.eval_data):
         raise UserError("the monitor needs held-out problems", hint="--eval-data FILE")
+    if c.monitored and c.eval_problems < 2:
+        raise UserError(f"eval_problems is {c.eval_problems}; the monitor compares at least 2 held-out problems", hint="--eval-problems 64")
     if c.monitored and not c.eval_every:
         raise UserError("the monitor measures every --eval-every steps, and that is 0", hint="--eval-every 10")
     return spec

@@ -100,6 +100,8 @@ def lay_out(rollouts: Sequence[Rollout], advantages: Sequence[float]) -> Rollout
 def _shared(rollouts: Sequence[Rollout], number: int) -> int:
     """Ids of the prompt that a rollout need not repeat, where the one before it has the same."""
     own, before = rollouts[number].prompt_ids, rollouts[number - 1].prompt_ids
+    if not rollouts[number].ids:  # nothing would be left
+        return 0
     return len(own) - 1 if own is before or own == before else 0
 
 

@@ -127,7 +127,7 @@ def _load(c: RLConfig) -> _Practice:
     episodes = Episodes(engine, factory, max_calls=c.max_tool_calls, timeout=c.reward_timeout) if factory is not None else None
     value = ValueModel(_model(c, tok, model.max_tokens)) if spec.advantage == "gae" else None
     reference = _reference(c, tok, spec, model)
-    learner = Learner(c, spec, model, reference if spec.beta else None, value, _ptx(c, tok))
+    learner = Learner(c, spec, model, reference if spec.beta else None, value, _ptx(c, tok, model.config.max_positions))
     practice = _Practice(c, tok, problems, held_out, learner, engine, episodes, scorer, judge)
     if c.monitored:
         assert reference is not None
@@ -149,11 +149,11 @@ def _monitor(p: _Practice, gold: Scorer | None, reference: Model) -> Monitor:
     )  # fmt: skip
 
 
-def _ptx(c: RLConfig, tok: Tokenizer) -> PackedLoader | None:
+def _ptx(c: RLConfig, tok: Tokenizer, max_positions: int) -> PackedLoader | None:
     """The text whose language-model loss goes into every update."""
     if c.ptx_data is None:
         return None
-    context = min(256, c.ptx_tokens, c.micro_tokens)
+    context = min(256, c.ptx_tokens, c.micro_tokens, max_positions)
     documents = Documents(encode_documents(tok, list(iter_texts(c.ptx_data))), context, tok.special_tokens.get(tok.bos), c.seed)
     return PackedLoader(documents, c.ptx_tokens, min(c.ptx_tokens, c.micro_tokens), 64, c.seed)
 
@@ -240,7 +240,7 @@ def _practise(p: _Practice, artefact: Artefact) -> None:
         save()  # the evaluation need not be made again
     bar = progress.bar(c.steps, "rl")
     bar.advance(step)
-    stopping = lambda: p.monitor is not None and bool(c.early_stop or c.max_kl) and p.monitor.rule.stop_step is not None
+    stopping = lambda: p.monitor is not None and (bool(c.early_stop) and p.monitor.rule.stop_step is not None or p.monitor.kl_stop is not None)
     note = ""
     while step < c.steps and not stopping():
         began, cpu = time.perf_counter(), time.process_time()
@@ -293,7 +293,7 @@ def _conclude(p: _Practice, artefact: Artefact, peak: np.ndarray | None, step: i
     assert monitor is not None
     first, rule = monitor.points[0], monitor.rule
     by_gold = monitor.gold is not None
-    told: dict[str, Any] = {"monitor/stop_step": rule.stop_step, "monitor/final_kl": monitor.points[-1]["kl"], "monitor/proxy": [first["proxy"], monitor.points[-1]["proxy"]]}
+    told: dict[str, Any] = {"monitor/stop_step": monitor.stop_step, "monitor/final_kl": monitor.points[-1]["kl"], "monitor/proxy": [first["proxy"], monitor.points[-1]["proxy"]]}
     if by_gold:
         told |= {"monitor/peak_step": rule.peak_step, "monitor/gold": [first["gold"], monitor.points[-1]["gold"]], "monitor/peak_gold": max(q["gold"] for q in monitor.points)}
         told |= {f"monitor/fit_{k}": v for k, v in fit([q["kl"] for q in monitor.points], [q["gold"] - first["gold"] for q in monitor.points]).items()}

@@ -62,6 +62,7 @@ class Monitor:
     samples: int  # answers to each prompt
     rule: StopRule
     max_kl: float = 0.0
+    kl_stop: int | None = None  # where the budget was spent
     points: list[dict[str, Any]] = field(default_factory=list)
     last: list[dict[str, Any]] = field(default_factory=list)  # the answers of the last measurement with both rewards
     first: list[dict[str, Any]] = field(default_factory=list)
@@ -72,29 +73,34 @@ class Monitor:
         proxy = np.nan_to_num(np.array([r.reward for r in rollouts]))
         kl = self.kl(rollouts)
         point: dict[str, Any] = {"step": step, "kl": float(kl.mean()), "sqrt_kl": math.sqrt(max(0.0, float(kl.mean()))), "proxy": float(proxy.mean()), "proxy_se": _error(proxy, self.samples)}
-        peak = True  # without gold the latest within the budget is the best
+        over = bool(self.max_kl) and point["kl"] > self.max_kl
+        peak = not over  # without gold the latest within the budget is the best
         gold = None
         if self.gold is not None:
             gold = np.nan_to_num(np.asarray(self.gold(rollouts), np.float64))
             point |= {"gold": float(gold.mean()), "gold_se": _error(gold, self.samples)}
-            peak = self.rule.see(step, gold.reshape(-1, self.samples).mean(1).tolist())
-        if self.max_kl:
-            over = point["kl"] > self.max_kl
-            peak = peak and not over
-            if over and self.rule.stop_step is None:
-                self.rule.stop_step = step
+            if not over:
+                peak = self.rule.see(step, gold.reshape(-1, self.samples).mean(1).tolist())
+        if over and self.kl_stop is None:
+            self.kl_stop = step
         point |= {"length": float(np.mean([r.length for r in rollouts])), "stop_rate": float(np.mean([r.stopped for r in rollouts])), "distinct_2": distinct([r.ids for r in rollouts]),
-                  "stop": self.rule.stop_step is not None}  # fmt: skip
+                  "stop": self.stop_step is not None}  # fmt: skip
         self.points.append(point)
         self.last = [{"text": r.text, "proxy": float(p), "gold": None if gold is None else float(gold[i])} for i, (r, p) in enumerate(zip(rollouts, proxy))]
         self.first = self.first or self.last
         return point, peak
 
+    @property
+    def stop_step(self) -> int | None:
+        """Where the rule fired or the budget was spent, whichever came first."""
+        fired = [s for s in (self.rule.stop_step, self.kl_stop) if s is not None]
+        return min(fired) if fired else None
+
     def state(self) -> dict[str, Any]:
-        return {"rule": dict(self.rule.__dict__), "points": self.points, "first": self.first, "last": self.last}
+        return {"rule": dict(self.rule.__dict__), "kl_stop": self.kl_stop, "points": self.points, "first": self.first, "last": self.last}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.rule = StopRule(**state["rule"])
+        self.rule, self.kl_stop = StopRule(**state["rule"]), state["kl_stop"]
         self.points, self.first, self.last = state["points"], state["first"], state["last"]
 
     def gamed(self) -> int | None:

@@ -9,6 +9,7 @@ Held out is a part of the prompts, by a hash of the first message, so that no pr
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -148,6 +149,8 @@ def _ranked(source: DataSource, tok: Tokenizer, context: int, report: Report) ->
         try:
             found = rankings(row)
             margin = float(row.get("margin") or 0.0)
+            if not math.isfinite(margin):
+                raise ValueError(f"the margin is {margin}; it must be a finite number")
         except (ValueError, TypeError, KeyError) as error:
             report.wrong(where, f"no {error}" if isinstance(error, KeyError) else str(error))
             continue
@@ -193,7 +196,7 @@ def _one(ranking: Ranking, margin: float, tok: Tokenizer, context: int, report: 
             texts.append(answer)
     if len(set(ranks)) < 2:
         return None
-    return Ranked(prompt, answers, ranks, str(ranking.prompt[0]["content"]), margin, {"prompt": ranking.prompt, "completions": texts, "ranks": ranks})
+    return Ranked(prompt, answers, ranks, str(next((m for m in ranking.prompt if m["role"] != "system"), ranking.prompt[0])["content"]), margin, {"prompt": ranking.prompt, "completions": texts, "ranks": ranks})
 
 
 def packed(lists: Sequence[Ranked]) -> Batch:

@@ -99,6 +99,9 @@ def _judged(c: ArenaConfig, contestants: Sequence[Contestant], prompts: Sequence
     if len(set(c.judge)) != len(c.judge):
         raise UserError(f"a judge is named twice: {', '.join(c.judge)}")
     judges = [find_judge(name, model=c.judge_name, tokens=c.judge_tokens, form=form, threads=c.threads) for name in c.judge]
+    names = [j.name for j in judges]
+    if len(set(names)) != len(names):
+        raise UserError(f"two judges have one name, by which the log knows them: {', '.join(names)}", hint="rename a folder, or run them one after the other with another --judge-name")
     room = Room(c.out, contestants, c.seed, make=not c.dry_run)
     matches = room.matches(prompts)[: c.limit]
     print(f"{len(contestants)} contestants, {len(prompts):,} prompts, {len(matches):,} battles, judged by {', '.join(j.name for j in judges)}")
@@ -107,6 +110,8 @@ def _judged(c: ArenaConfig, contestants: Sequence[Contestant], prompts: Sequence
     played = play(room, prompts, judges, c.limit, c.threads)
     for judge in judges:
         _tell(judge, played[judge.name])
+    if not room.log.is_file():
+        raise UserError("no battle has a verdict yet", hint=f"{c.out}/unclear.jsonl holds what the judges said instead" if any(t.unclear for t in played.values()) else "another --judge")
     _rate(c, room.log, c.out)
     return 0
 

@@ -123,6 +123,8 @@ def _pages_can_be_had() -> bool:
 
 def _listen(host: str, port: int) -> socket.socket:
     """A socket that listens there. Raises UserError where that cannot be."""
+    if not 0 <= port <= 65535:
+        raise UserError(f"port is {port}; ports go from 0, which takes a free one, to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         # With the protocol named, asyncio turns Nagle's algorithm off on what is accepted; without, each short answer waits 40 ms for it.

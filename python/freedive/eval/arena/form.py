@@ -31,6 +31,6 @@ def differences(forms: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tup
     for counts in (a, b):
         counts[:, 1:] /= np.maximum(counts[:, :1], 1)
     out = (a - b) / np.where(a + b > 0, a + b, 1)
-    spread = out.std(0)
-    kept = spread > 1e-9
+    spread = np.sqrt((out**2).mean(0))  # around 0: whoever stands first
+    kept = out.std(0) > 1e-9
     return out[:, kept] / spread[kept], tuple(name for name, keep in zip(NAMES, kept) if keep)

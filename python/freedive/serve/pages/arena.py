@@ -1,6 +1,6 @@
 """Two answers side by side whose authors nobody sees, a vote, and then their names (talk 5.2); and the ratings that come of it.
 
-The browser is told who wrote what only after the vote is on the disk. Keys: 1 or A for the left answer, 2 or B for the right one, T for a tie, X for
+The browser is told who wrote what only after the votes on all battles of the question are on the disk. Keys: 1 or A for the left answer, 2 or B for the right one, T for a tie, X for
 both bad, N for the next battle.
 """
 
@@ -96,12 +96,16 @@ class Arena:
                     with box():
                         self.prose[name] = Prose()
                     told = box("line author")
-                    if self.voted:
+                    if self._named(match):
                         with told:
                             Tag("strong", name, "", data_author=letter)
         self.votes = box("card stack votes", "section", aria_label="Your vote")
         self._shown = ""
         self.look()
+
+    def _named(self, match: Match) -> bool:
+        """Whether the names are told: once every battle of this question has a vote, for its answers stand in the others too."""
+        return bool(self.voted) and all(m.prompt.id != match.prompt.id for m in self.desk.open_matches())
 
     def look(self) -> None:
         """What has grown is drawn; once both are there, one can vote."""
@@ -127,15 +131,16 @@ class Arena:
                     button("Try again", self.again, kind="second")
                     button("Another battle", self.next, kind="second")
                 return
-            self.problem = box(role="alert")
+            self.problem, named = box(role="alert"), self._named(match)
             with box("line votes", role="group", aria_label="Which is better?"):
                 for label, winner, key in VOTES:
-                        button(f"{label} ({key.upper()})", lambda winner=winner: self.vote(winner), kind="main" if self.voted == winner else "second", disabled=state == "waiting",
+                        button(f"{label} ({key.upper()})", lambda winner=winner: self.vote(winner), kind="main" if self.voted == winner else "second", disabled=state == "waiting" or named,
                            data_key=key, aria_keyshortcuts=key.upper(), aria_pressed="true" if self.voted == winner else "false")  # fmt: skip
             if state == "waiting":
                 Tag("p", "They are writing …", "hint", role="status")
             elif self.voted:
-                Tag("p", f"A was {match.left}, B was {match.right}. Voting again replaces your vote.", role="status")
+                told = f"A was {match.left}, B was {match.right}." if named else "Kept; voting again replaces it. Who wrote what is told when all battles of this question have your vote."
+                Tag("p", told, role="status")
                 button("Next (N)", self.next, kind="main", data_key="n", aria_keyshortcuts="N")
 
     def _ask(self) -> None:
@@ -151,7 +156,7 @@ class Arena:
 
     def vote(self, winner: str) -> None:
         """Keep it, then show the names."""
-        if self.match is None or winner not in WINNERS:
+        if self.match is None or winner not in WINNERS or self._named(self.match):  # who has seen the names votes no more
             return
         try:
             self.desk.vote(self.match, winner)
