@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The thread pool under stress, and every op on random shapes with four threads and with one, under sanitizers: dev/sanitize.sh [address] [thread] [readers] [-- rounds seed]
 # address: AddressSanitizer and UBSan. thread: ThreadSanitizer. Default both. Needs cmake, ninja and a Python with pybind11 (PYTHON).
-# readers: the whole extension under AddressSanitizer and UBSan, and with it the tests that damage model and tokenizer files (needs freedive[test]).
+# readers: the whole extension under AddressSanitizer and UBSan, and with it the tests that damage model and tokenizer files, and batches with prefixes (needs freedive[test]).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -23,7 +23,7 @@ for kind in "${kinds[@]}"; do
     # Python is not built with the sanitizers, so their libraries are loaded before it; its own leaks are not looked for.
     LD_PRELOAD=$(gcc -print-file-name=libasan.so):$(gcc -print-file-name=libubsan.so) PYTHONMALLOC=malloc PYTHONPATH=$build/python \
       ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-      "$python" -m pytest -q -p no:cacheprovider tests/model/test_open_fuzz.py tests/model/test_gguf.py tests/model/test_gguf_split.py
+      "$python" -m pytest -q -p no:cacheprovider tests/model/test_open_fuzz.py tests/model/test_gguf.py tests/model/test_gguf_split.py tests/model/test_shared_prefix.py
     continue
   fi
   build=${BUILD_DIR:-build}/sanitize-$kind

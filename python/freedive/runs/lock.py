@@ -46,7 +46,7 @@ def _acquire(path: str, out: str | os.PathLike[str]) -> int:
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:  # no place for files: /proc
             raise UserError(f"{out} cannot be written: {error.strerror or error}", hint="choose another --out") from None
         try:
             if fcntl is not None:
