@@ -151,6 +151,7 @@ def test_votes_by_keys_blind_until_they_are_kept_and_a_kill_loses_none(arena: Ca
         else:
             assert not any(name in page.content() for name in SAYS)
         page.keyboard.press("n")
+        expect(page.locator("[aria-pressed=true]")).to_have_count(0)  # the next battle is drawn
         expect(page.locator("[data-author=A]")).to_have_count(0)
     expect(page.get_by_role("heading", name="All decided")).to_be_visible()
     assert len({r["id"] for r in log(server)}) == 3 and len({json.dumps(r["conversation_a"]) for r in log(server)} | {json.dumps(r["conversation_b"]) for r in log(server)}) == 3
