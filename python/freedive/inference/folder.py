@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from freedive.model import LoRA, Model, is_adapter, read_adapter, save_adapter, save_pretrained
-from freedive.model.lora import base_of
+from freedive.model import LoRA, Model, is_adapter, parse_targets, read_adapter, save_adapter, save_pretrained
+from freedive.model.lora import base_of, check_lora, check_saveable
 from freedive.model.weights import find_weights, open_weights
 from freedive.runs import UserError, read_json
 from freedive.tokenizer import Tokenizer
@@ -63,6 +63,20 @@ def model_name(path: Path) -> str:
 def chat_tokens_untrained(path: Path) -> bool:
     """Whether a model is a base model of ours, trained from nothing on documents: it has never seen the tokens of a conversation."""
     return stage_of(path) == "pretrain" and not (read_json(path / "run.json").get("config") or {}).get("model")
+
+
+def new_adapter(path: Path, rank: int, alpha: float | None, targets: str) -> LoRA | None:
+    """The adapter that --lora-rank, --lora-alpha and --lora-targets ask for beside this model; None for rank 0. UserError for one that cannot be, or cannot be saved."""
+    if not rank:
+        return None
+    if is_adapter(path):
+        raise UserError(f"{path} is an adapter already", hint="leave --lora-rank out to train it on, or merge it first: freedive export")
+    if chat_tokens_untrained(path):
+        raise UserError("an adapter cannot teach a base model its first conversation: the embeddings of its chat tokens were never trained, and stay frozen",
+                        hint="fine-tune all weights first (freedive sft, without --lora-rank); adapters go on from there")  # fmt: skip
+    config = open_weights(path).config
+    check_saveable(config)
+    return check_lora(LoRA(rank, alpha or 2.0 * rank, parse_targets(targets)), config)
 
 
 def base_and_adapter(path: Path, adapter: Path | None) -> tuple[Path, Path | None]:

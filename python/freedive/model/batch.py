@@ -44,6 +44,8 @@ class Batch:
             if len(before) != len(ids):
                 raise ValueError(f"{len(ids)} sequences and {len(before)} prefixes")
             before[before[:, 1] == 0, 0] = 0
+            if not before.any():  # nothing is shared: attention needs no copies
+                before = None
         return Batch(np.concatenate(ids), np.concatenate(targets), np.concatenate(positions), np.cumsum(lengths, dtype=np.int32), before)
 
     @staticmethod

@@ -93,7 +93,7 @@ def lay_out(rollouts: Sequence[Rollout], advantages: Sequence[float]) -> Rollout
         mask.append(m)
         behaviour.append(b)
         advantage.append(np.full(n, a, np.float32))
-    batch = Batch.pack(sequences, prefixes if any(n for _, n in prefixes) else None)
+    batch = Batch.pack(sequences, prefixes)
     return RolloutBatch(batch, np.concatenate(mask), np.concatenate(behaviour), np.concatenate(advantage))
 
 

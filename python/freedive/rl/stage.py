@@ -19,9 +19,8 @@ import numpy as np
 from freedive.data.texts import iter_texts
 from freedive.inference import Engine, load_model, load_tokenizer, save_model_folder
 from freedive.inference.engine import Params
-from freedive.inference.folder import base_and_adapter, chat_tokens_untrained
-from freedive.model import LoRA, Model, init_adapter, is_adapter, open_weights, parse_targets
-from freedive.model.lora import check_lora, check_saveable
+from freedive.inference.folder import base_and_adapter, new_adapter
+from freedive.model import Model, init_adapter, is_adapter
 from freedive.model.packed import check_weights
 from freedive.objectives.policy import PolicySpec
 from freedive.rlhf.monitor import Monitor, StopRule, fit, kl_of
@@ -160,15 +159,7 @@ def _ptx(c: RLConfig, tok: Tokenizer, max_positions: int) -> PackedLoader | None
 
 def _model(c: RLConfig, tok: Tokenizer, max_tokens: int) -> Model:
     """The model to train: all its weights, or an adapter beside them."""
-    lora = None
-    if c.lora_rank:
-        if is_adapter(c.start):
-            raise UserError(f"{c.start} is an adapter already", hint="leave --lora-rank out to train it on, or merge it first: freedive export")
-        if chat_tokens_untrained(c.start):
-            raise UserError("an adapter cannot teach a base model its first conversation", hint="freedive sft first, on all weights")
-        config = open_weights(c.start).config
-        check_saveable(config)
-        lora = check_lora(LoRA(c.lora_rank, c.lora_alpha or 2.0 * c.lora_rank, parse_targets(c.lora_targets)), config)
+    lora = new_adapter(c.start, c.lora_rank, c.lora_alpha, c.lora_targets)
     frozen = lora is not None or is_adapter(c.start)
     model = load_model(c.start, tok, max_tokens=max_tokens, max_seqs=max(256, c.prompts_per_step * c.num_generations), threads=c.threads, device=c.device, dtype=c.dtype,
                        lora=lora, weights=c.weights if frozen else "float32")  # fmt: skip

@@ -15,9 +15,8 @@ import numpy as np
 
 from freedive.eval.statistics import bootstrap
 from freedive.inference import load_model, load_tokenizer, save_model_folder
-from freedive.inference.folder import base_and_adapter, chat_tokens_untrained
-from freedive.model import Batch, LoRA, Model, init_adapter, is_adapter, open_weights, parse_targets
-from freedive.model.lora import check_lora, check_saveable
+from freedive.inference.folder import base_and_adapter, chat_tokens_untrained, new_adapter
+from freedive.model import Batch, Model, init_adapter, is_adapter
 from freedive.model.packed import check_weights
 from freedive.objectives import dpo_loss, merge_metrics, sequence_logps
 from freedive.runs import Artefact, UserError, check_at_least, option, progress, stage, write_json_atomic
@@ -88,7 +87,7 @@ def lay_out(pairs: Sequence[Pair]) -> tuple[Batch, np.ndarray]:
             prefixes.append((len(sequences) - 1, shared) if begin else (0, 0))
             sequences.append((ids[:-1], np.where(mine, ids[1:], -1)))
             mask.append(mine.astype(np.float32))
-    return Batch.pack(sequences, prefixes if any(n for _, n in prefixes) else None), np.concatenate(mask)
+    return Batch.pack(sequences, prefixes), np.concatenate(mask)
 
 
 class DPOLearner:
@@ -207,7 +206,7 @@ def _train(c: DPOConfig, artefact: Artefact | None) -> None:
     steps = c.steps if c.steps is not None else max(1, round(c.epochs * len(pairs) / c.batch))
     print(f"{steps:,} steps of {c.batch} pairs; an epoch is {len(pairs):,} pairs; {len(held_pairs):,} pairs held out")
     largest = max(len(p) + len(a) for p, *answers, _ in [*pairs, *held_pairs] for a in answers)
-    lora = _lora(c)
+    lora = new_adapter(c.model, c.lora_rank, c.lora_alpha, c.lora_targets)
     model = load_model(c.model, tok, max_tokens=max(c.micro_tokens, 2 * largest), max_seqs=MAX_SEQS, threads=c.threads, device=c.device, dtype=c.dtype, lora=lora,
                        weights=c.weights if lora or is_adapter(c.model) else "float32")  # fmt: skip
     if largest > model.config.max_positions:
@@ -232,13 +231,3 @@ def _train(c: DPOConfig, artefact: Artefact | None) -> None:
     artefact.summary(pairs=len(pairs), held_out_pairs=len(held_pairs))
     save_model_folder(model, tok, artefact.work, tok.im_end, trained_from=c.model)
     print(f"wrote {c.out}; to talk to it: freedive chat --model {c.out}")
-
-
-def _lora(c: DPOConfig) -> LoRA | None:
-    if not c.lora_rank:
-        return None
-    if is_adapter(c.model):
-        raise UserError(f"{c.model} is an adapter already", hint="leave --lora-rank out to train it on, or merge it first: freedive export")
-    config = open_weights(c.model).config
-    check_saveable(config)
-    return check_lora(LoRA(c.lora_rank, c.lora_alpha or 2.0 * c.lora_rank, parse_targets(c.lora_targets)), config)

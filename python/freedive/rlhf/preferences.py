@@ -209,7 +209,7 @@ def packed(lists: Sequence[Ranked]) -> Batch:
             ids = [*r.prompt, *answer] if number == 0 else [r.prompt[-1], *answer]
             sequences.append((ids, np.full(len(ids), -1, np.int32)))
             prefixes.append((first, shared if number else 0))
-    return Batch.pack(sequences, prefixes if any(n for _, n in prefixes) else None)
+    return Batch.pack(sequences, prefixes)
 
 
 def longer_is_better(lists: Sequence[Ranked]) -> np.ndarray:

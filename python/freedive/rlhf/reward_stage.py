@@ -15,9 +15,8 @@ import numpy as np
 
 from freedive.eval.statistics import bootstrap
 from freedive.inference import load_model, load_tokenizer
-from freedive.inference.folder import base_and_adapter, chat_tokens_untrained
-from freedive.model import Batch, LoRA, Model, init_adapter, is_adapter, open_weights, parse_targets
-from freedive.model.lora import check_lora, check_saveable
+from freedive.inference.folder import base_and_adapter, chat_tokens_untrained, new_adapter
+from freedive.model import Batch, Model, init_adapter, is_adapter
 from freedive.model.packed import check_weights
 from freedive.objectives import merge_metrics, ranking_loss
 from freedive.objectives.preference import RANKING_LOSSES
@@ -305,15 +304,7 @@ def _lr(c: RewardConfig, model: Model) -> float:
 
 
 def _model(c: RewardConfig, tok: Any, max_tokens: int, longest: int) -> Model:
-    lora = None
-    if c.lora_rank:
-        if is_adapter(c.model):
-            raise UserError(f"{c.model} is an adapter already", hint="leave --lora-rank out to train it on, or merge it first: freedive export")
-        if chat_tokens_untrained(c.model):
-            raise UserError("an adapter cannot teach a base model its first conversation", hint="freedive sft first, on all weights")
-        config = open_weights(c.model).config
-        check_saveable(config)
-        lora = check_lora(LoRA(c.lora_rank, c.lora_alpha or 2.0 * c.lora_rank, parse_targets(c.lora_targets)), config)
+    lora = new_adapter(c.model, c.lora_rank, c.lora_alpha, c.lora_targets)
     frozen = c.kind != "model"
     model = load_model(c.model, tok, max_tokens=max_tokens, max_seqs=MAX_SEQS, threads=c.threads, device=c.device, dtype=c.dtype, trainable=not c.freeze,
                        lora=lora, weights=c.weights if frozen else "float32")  # fmt: skip

@@ -13,10 +13,9 @@ from pathlib import Path
 from freedive.data.sources import Source
 from freedive.data.texts import iter_texts
 from freedive.inference import load_model, load_tokenizer, save_model_folder
-from freedive.inference.folder import base_and_adapter, chat_tokens_untrained
+from freedive.inference.folder import base_and_adapter, chat_tokens_untrained, new_adapter
 from freedive.inference.samples import draw_samples
-from freedive.model import LoRA, Model, init_adapter, is_adapter, open_weights, parse_targets
-from freedive.model.lora import check_lora, check_saveable
+from freedive.model import Model, init_adapter, is_adapter
 from freedive.model.packed import check_weights
 from freedive.runs import Artefact, UserError, check_at_least, json_line, option, stage, write_json_atomic
 from freedive.runs.reporting import REPORT_HELP
@@ -126,23 +125,9 @@ def run(c: SFTConfig) -> Path:
     return artefact.out
 
 
-def _lora(c: SFTConfig) -> LoRA | None:
-    """The adapter to make, checked against the model. UserError for one that cannot be, or cannot be saved."""
-    if not c.lora_rank:
-        return None
-    if is_adapter(c.model):
-        raise UserError(f"{c.model} is an adapter already", hint="leave --lora-rank out to train it on, or merge it first: freedive export")
-    if chat_tokens_untrained(c.model):
-        raise UserError("an adapter cannot teach a base model its first conversation: the embeddings of its chat tokens were never trained, and stay frozen",
-                        hint="fine-tune all weights first (leave --lora-rank out); adapters go on from there")  # fmt: skip
-    config = open_weights(c.model).config
-    check_saveable(config)
-    return check_lora(LoRA(c.lora_rank, c.lora_alpha or 2.0 * c.lora_rank, parse_targets(c.lora_targets)), config)
-
-
 def _train(c: SFTConfig, artefact: Artefact | None) -> None:
     tok = load_tokenizer(c.model)
-    lora, going_on = _lora(c), is_adapter(c.model)
+    lora, going_on = new_adapter(c.model, c.lora_rank, c.lora_alpha, c.lora_targets), is_adapter(c.model)
     reads = checked([read_data(d, tok, c.context, c.val_fraction, c.seed) for d in parse_data(c.data)], c.context)
     vals = checked([read_data(d, tok, c.context) for d in parse_data(c.val_data)], c.context) if c.val_data else []
     held = [row for read in reads for row in read.held_out] + [row for read in vals for row in read.train]
