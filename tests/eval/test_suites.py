@@ -272,3 +272,9 @@ def test_what_texts_begin_with_alike_is_read_once_and_changes_no_bit(folder):
     for a, b in zip(next_token_logprobs(lm, prompts, candidates), [next_token_logprobs(lm, [p], [[5, 9]])[0] for p in prompts]):
         assert a.tobytes() == b.tobytes()
     assert continuation_logprobs(lm, []) == []
+
+
+def test_one_cluster_is_no_certainty():
+    values = [1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0]
+    low, high = bootstrap(values, ["the same"] * 7)
+    assert [low, high] == bootstrap(values) and low < np.mean(values) < high

@@ -23,7 +23,9 @@ def wilson(right: int, n: int, z: float = 1.96) -> list[float]:
 
 def bootstrap(values: Sequence[float], clusters: Sequence[Hashable] | None = None, seed: int = 0, resamples: int = RESAMPLES) -> list[float]:
     """95 % percentile interval of the mean of items drawn anew with replacement (Efron 1979); of whole clusters where they are given, one of
-    each item: several questions about one person are not independent."""
+    each item: several questions about one person are not independent. A single cluster can tell nothing of others: then items are drawn."""
+    if clusters is not None and len(set(clusters)) == 1:
+        clusters = None
     x = np.asarray(values, np.float64)
     if len(x) == 0:
         return [0.0, 1.0]
