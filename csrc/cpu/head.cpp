@@ -4,9 +4,9 @@
 //   dx = W^T dz / T,  dW += dz x^T / T
 //
 // Memory plan: logits [N, V] never exist. Rows without a target are dropped first, the others gathered; some of them at a time
-// (512 for V = 4096 and more) make a chunk of logits, which turns in place into z and then into dz, and is overwritten by the
-// next chunk: 8 MB up to V = 4096, 103 MB for GPT-2's 50257. dx and dW are two more products of the same chunk. The chain of dW
-// over rows goes on from chunk to chunk, so the size of a chunk changes no bit.
+// (512 for V = 4096 and more) make a chunk of logits, which turns in place into z, and is overwritten by the next chunk: 8 MB up to
+// V = 4096, 103 MB for GPT-2's 50257. Then 2,048 ids at a time: dz of the chunk's rows, which stays in cache, and from it this part of
+// the chain of dx over ids, and these rows of dW. The chain of dW over rows goes on from chunk to chunk: neither size changes a bit.
 //
 // Variants:
 //   naive   one row at a time, softmax in double
@@ -141,10 +141,11 @@ Slopes slopes_of(const Job& job, int64_t n, float entropy) {
   return {(job.dlse == nullptr ? 0.0f : f32(*job.dlse)[n]) - sum, job.dentropy == nullptr ? 0.0f : -f32(*job.dentropy)[n],
           entropy};
 }
-void add_targets(const Job& job, int64_t n, float* dz) {
+// dz: of the ids from `begin`.
+void add_targets(const Job& job, int64_t n, float* dz, int64_t begin, int64_t end) {
   for (int64_t k = 0; job.dlogprobs != nullptr && k < job.targets->shape[1]; ++k) {
     const int32_t target = targets_of(job, n)[k];
-    if (counts(job, target)) dz[target] += row(*job.dlogprobs, n)[k] / job.temperature;
+    if (target >= begin && target < end && counts(job, target)) dz[target - begin] += row(*job.dlogprobs, n)[k] / job.temperature;
   }
 }
 
@@ -191,7 +192,7 @@ void run_naive(fd_context* ctx, const Job& job) {
                  ? 0.0f
                  : static_cast<float>(exp(logp) * (w.constant + w.entropy_slope * (logp + w.entropy)) / job.temperature);
     }
-    add_targets(job, n, z);
+    add_targets(job, n, z, 0, V);
     parallel_rows(ctx, C, V, [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
         float dx = 0;
@@ -214,26 +215,36 @@ void run_naive(fd_context* ctx, const Job& job) {
 
 // ---- simd ------------------------------------------------------------------------------------------------------
 
-void derive_row(const Job& job, int64_t n, float* z, float lse, float entropy) {
-  const int64_t V = job.weight->shape[0];
-  const Slopes w = slopes_of(job, n, entropy);
-  for (int64_t j = 0; j < V; j += VL) {
+// dz of the ids [begin, end) of one row; the vectors may reach into what the row is padded with.
+void derive(const Job& job, int64_t n, const float* z, float* dz, int64_t begin, int64_t end, float lse, const Slopes& w) {
+  for (int64_t j = begin; j < end; j += VL) {
     const vf logp = vmax(vset(-100.0f), vload(z + j) - vset(lse));
     const vf slope = vfma(vset(w.entropy_slope), logp + vset(w.entropy), vset(w.constant));
-    vstore(z + j, vexp(logp) * slope / vset(job.temperature));
+    vstore(dz + j - begin, vexp(logp) * slope / vset(job.temperature));
   }
-  add_targets(job, n, z);
+  add_targets(job, n, dz, begin, end);
+}
+
+// What is known of a row of the chunk once its logits are.
+struct RowKnown {
+  float lse;
+  Slopes slopes;
+};
+
+// A block of dz: [rows of a chunk, BLOCK_IDS], or the logits themselves where one block is all of them.
+FD_INLINE int64_t block_floats(int64_t N, int64_t V) { return logits_row(V) <= BLOCK_IDS ? 0 : min64(N, chunk_rows(V)) * BLOCK_IDS; }
+size_t backward_bytes(int64_t N, int64_t C, int64_t V) {
+  return bytes64(N * C, sizeof(float)) + bytes64(block_floats(N, V), sizeof(float)) + bytes64(min64(N, chunk_rows(V)), sizeof(RowKnown));
 }
 
 size_t simd_bytes(int64_t N, int64_t C, int64_t V, int32_t threads, bool backward) {
-  return bytes64(N, sizeof(int32_t)) + bytes64(chunk_floats(N, V), sizeof(float)) +
-         (backward ? 2 : 1) * bytes64(N * C, sizeof(float)) + gemm_workspace(threads) +
-         bytes64(matmul_packed_size(V, C, FD_F32), sizeof(float));
+  return bytes64(N, sizeof(int32_t)) + bytes64(chunk_floats(N, V), sizeof(float)) + bytes64(N * C, sizeof(float)) +
+         (backward ? backward_bytes(N, C, V) : 0) + gemm_workspace(threads) + bytes64(matmul_packed_size(V, C, FD_F32), sizeof(float));
 }
 size_t quantized_bytes(int64_t N, int64_t C, int64_t V, int32_t threads, bool backward) {
   const size_t forward = quantized_workspace(N, V, C, threads), back = backward ? quantized_backward_workspace(V, C, threads) : 0;
-  return bytes64(N, sizeof(int32_t)) + bytes64(chunk_floats(N, V), sizeof(float)) +
-         (backward ? 2 : 1) * bytes64(N * C, sizeof(float)) + (forward > back ? forward : back);
+  return bytes64(N, sizeof(int32_t)) + bytes64(chunk_floats(N, V), sizeof(float)) + bytes64(N * C, sizeof(float)) +
+         (backward ? backward_bytes(N, C, V) : 0) + (forward > back ? forward : back);
 }
 
 void run_simd(fd_context* ctx, const Job& job) {
@@ -244,6 +255,10 @@ void run_simd(fd_context* ctx, const Job& job) {
   float* z = space.take<float>(chunk_floats(N, V));
   float* x = space.take<float>(N * C);
   float* dx = backward ? space.take<float>(N * C) : nullptr;
+  RowKnown* known = backward ? space.take<RowKnown>(min64(N, chunk_rows(V))) : nullptr;
+  const int64_t block = block_floats(N, V);
+  float* dz = block == 0 ? z : backward ? space.take<float>(block) : nullptr;
+  const int64_t dz_row = block == 0 ? wide : BLOCK_IDS;
   uint8_t* blocks = space.take<uint8_t>(job.quantized != nullptr ? 0 : static_cast<int64_t>(gemm_workspace(ctx->threads)));
   const int64_t count = active_rows(job, active);
   if (count == 0) return;
@@ -264,26 +279,32 @@ void run_simd(fd_context* ctx, const Job& job) {
       const int64_t n = chunk[r];
       const RowStats s = row_stats(z + r * wide, V, job.mask, job.temperature);
       write_row(job, n, z + r * wide, s);
-      if (backward) {
-        derive_row(job, n, z + r * wide, job.lse_given == nullptr ? s.lse : job.lse_given[n],
-                   job.entropy_given == nullptr ? s.entropy : job.entropy_given[n]);
-      }
+      if (backward)
+        known[r] = {job.lse_given == nullptr ? s.lse : job.lse_given[n],
+                    slopes_of(job, n, job.entropy_given == nullptr ? s.entropy : job.entropy_given[n])};
     });
     if (!backward) continue;
-    if (job.quantized != nullptr) {
-      quantized_backward(ctx, blocks, *job.quantized, {z, wide, rows, dx, C, false}, job.compute);
-    } else {
-      gemm(ctx, blocks,
-           {rows, C, V, z, wide, 1, f32(*job.weight), job.weight->stride[0], 1, nullptr, dx, C, false, nullptr, nullptr, 0,
-            job.compute});
+    for (int64_t v = 0; v < V; v += dz_row) {
+      const int64_t ids = min64(dz_row, V - v);
+      parallel_rows(ctx, rows, 16 * ids, [&](int64_t first, int64_t last) {
+        for (int64_t r = first; r < last; ++r)
+          derive(job, chunk[r], z + r * wide, dz + r * dz_row, v, v + ids, known[r].lse, known[r].slopes);
+      });
+      if (job.quantized != nullptr) {
+        quantized_backward(ctx, blocks, job.quantized->rows(v, ids), {dz, dz_row, rows, dx, C, v > 0}, job.compute);
+      } else {
+        gemm(ctx, blocks,
+             {rows, C, ids, dz, dz_row, 1, row(*job.weight, v), job.weight->stride[0], 1, nullptr, dx, C, v > 0, nullptr, nullptr, 0,
+              job.compute});
+      }
+      if (job.dweight != nullptr)
+        gemm(ctx, blocks,
+             {ids, C, rows, dz, 1, dz_row, x, C, 1, nullptr, job.dweight + v * job.dweight_row, job.dweight_row, true, nullptr,
+              nullptr, 0, job.compute});
     }
     parallel_rows(ctx, rows, C, [&](int64_t first, int64_t last) {
       for (int64_t r = first; r < last; ++r) memcpy(job.dx + chunk[r] * job.dx_row, dx + r * C, C * sizeof(float));
     });
-    if (job.dweight != nullptr) {
-      gemm(ctx, blocks,
-           {V, C, rows, z, 1, wide, x, C, 1, nullptr, job.dweight, job.dweight_row, true, nullptr, nullptr, 0, job.compute});
-    }
   }
 }
 

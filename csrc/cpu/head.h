@@ -8,8 +8,9 @@ namespace freedive {
 namespace FREEDIVE_TIER_NAMESPACE {
 namespace {
 
-// Rows of logits alive at once: 8 MB of them, which stay in cache, but at least 512 rows, so that a weight is used often.
-constexpr int64_t CHUNK_FLOATS = 1 << 21, CHUNK_ROWS = 512;
+// Rows of logits alive at once: 8 MB of them, which stay in cache, but at least 512 rows, so that a weight is used often. Their derivatives
+// are made for BLOCK_IDS ids at a time.
+constexpr int64_t CHUNK_FLOATS = 1 << 21, CHUNK_ROWS = 512, BLOCK_IDS = 2048;
 FD_INLINE int64_t logits_row(int64_t V) { return ceil_div(V, 16) * 16; }
 FD_INLINE int64_t chunk_rows(int64_t V) { return max64(CHUNK_ROWS, CHUNK_FLOATS / max64(1, logits_row(V))); }
 // Floats of the chunk, never falling with N or V.
@@ -42,11 +43,14 @@ struct RowStats {
   float lse, entropy;
 };
 
-// Logits of a row become z = logit / T in place, -inf where the mask forbids.
+// Logits of a row become z = logit / T in place, -inf where the mask forbids. Dividing by 1 changes no bit, so it is left out, and the row
+// stays as clean in the cache as it came.
 FD_INLINE RowStats row_stats(float* z, int64_t V, const uint8_t* mask, float temperature) {
   RowStats s;
   vf top = vset(NEG_INF);
-  for (int64_t j = 0; j < V; j += VL) {  // rows are padded to 16, so whole vectors may be read and written
+  int64_t j = 0;
+  for (; mask == nullptr && temperature == 1.0f && j + VL <= V; j += VL) top = vmax(vload(z + j), top);
+  for (; j < V; j += VL) {  // rows are padded to 16, so whole vectors may be read and written
     const vf x =
         vselect(allowed(mask == nullptr ? nullptr : mask + j, min64(VL, V - j)), vload(z + j) / vset(temperature), vset(NEG_INF));
     vstore(z + j, x);
@@ -54,7 +58,7 @@ FD_INLINE RowStats row_stats(float* z, int64_t V, const uint8_t* mask, float tem
   }
   s.max = hmax(top);
   vf sum = vset(0.0f), dot = vset(0.0f);
-  for (int64_t j = 0; j < V; j += VL) {
+  for (j = 0; j < V; j += VL) {
     const vf d = vmax(vset(-100.0f), vload(z + j) - vset(s.max)), e = vexp(d);
     sum += e;
     dot = vfma(e, d, dot);

@@ -119,7 +119,10 @@ __attribute__((noinline)) void tile_packed(int64_t K, const float* a, const floa
     acc[i][1] = load ? vload(c + i * c_row + VL) : vset(0.0f);
   }
 #pragma GCC unroll 12
-  for (int i = 0; i < MR; ++i) __builtin_prefetch(out + (MR + i) * out_row, 1);
+  for (int i = 0; i < MR; ++i) {  // both lines of a row: of 3,072 columns no two rows share a page, and nothing else would fetch the second
+    __builtin_prefetch(out + (MR + i) * out_row, 1);
+    __builtin_prefetch(out + (MR + i) * out_row + VL, 1);
+  }
 #pragma GCC unroll 4
   for (int64_t k = 0; k < K; ++k) {
     const vf low = vload(b + k * PANEL), high = vload(b + k * PANEL + VL);

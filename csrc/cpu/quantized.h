@@ -39,6 +39,8 @@ struct Quantized {
   int64_t blocks() const { return (C + BLOCK - 1) / BLOCK; }
   int64_t strips() const { return (O + STRIP - 1) / STRIP; }
   int64_t strip_bytes() const { return blocks() * KIND_INFO[kind].record; }
+  // n of its rows, from one at the beginning of a strip.
+  Quantized rows(int64_t first, int64_t n) const { return {data + first / STRIP * strip_bytes(), n, C, kind}; }
 };
 
 Kind kind_of_type(int64_t type);                             // of a ggml type; W_NONE for one that is not held packed
