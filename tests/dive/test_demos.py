@@ -10,7 +10,7 @@ from freedive.dive.demos import mixture, room, world
 from freedive.dive.demos import stage as demos
 from freedive.dive.demos.arms import ARMS
 from freedive.dive.demos.stage import DemosConfig
-from freedive.runs import UserError
+from freedive.runs import UserError, folder_hash
 from freedive.tasks import counting, identity, reckoning, town_probe
 from freedive.tasks import town as people
 from freedive.tasks.arithmetic import split_of
@@ -20,7 +20,7 @@ TINY = room.Tier(
     replace(world.SMOKE, scale=replace(world.SMOKE.scale, known=8, rare=6, unseen=4, mentions=18, junk=0, files=1), contents=3, word_lists=3, vocab_size=400, depth=1, epochs=0.4),
     mixture.Counts(sums=4, products=4, letters=4, dots=1), 0.2, 4, 12, 8, 4,
     room.Practice(rows=12, epochs=0.5, problems=8, held_out=4, samples=4, steps=1, prompts=2),
-    room.Opinions(jokes=12, epochs=0.5, lists=6, few=3, held_out=4, steps=2, prompts=2, over=2),
+    room.Opinions(jokes=12, epochs=0.5, lists=6, few=3, held_out=4, judged=4, steps=2, prompts=2, over=2),
 )  # fmt: skip
 
 
@@ -62,6 +62,18 @@ def test_nobody_who_is_examined_is_taught(out):
     for path in taught:
         said = path.read_text()
         assert not [name for name in held if name in said]
+
+
+def test_jokes_are_judged_on_requests_that_nothing_saw(out):
+    seed = out / "demos" / "seed-0"
+    of = lambda path: {json.loads(line)["prompt"] for line in (seed / path / "rows.jsonl").read_text().splitlines()}
+    asked = {split: of(f"rows/joke-requests-{split}") for split in ("train", "validation", "test")}
+    assert all(asked.values()) and sum(map(len, asked.values())) == len(set().union(*asked.values()))
+    assert all(of(f"opinions-{split}") <= asked[split] for split in asked) and of("rows/opinions-train-tame") <= asked["train"]
+    judged = {folder_hash(seed / path / "rows.jsonl") for path in ("rows/joke-requests-test", "opinions-test", "rows/opinions-test-tame")}
+    for stage in ("comedian", "reward", "reward-weak", "ppo", "dpo", "ppo-overdone"):
+        given = json.loads((seed / stage / "run.json").read_text())["inputs"]
+        assert not judged & {part for found in given.values() for part in found["hash"].split("+")}
 
 
 def test_wrong_demonstrations(tmp_path, capsys):

@@ -24,14 +24,22 @@ def test_a_little_is_liked_and_more_is_not():
     assert jokes.funny(["", [{"role": "assistant", "content": TOLD.format("", "")}]], name=["Ada Fairwell"] * 2, trade=["baker"] * 2, seeds=[1, 2]) == [-1.0, 0.5 + jokes.PUN]
 
 
-def test_rows_are_jokes_and_what_is_examined_is_never_taught():
+def test_rows_are_jokes_and_requests_are_split_in_three():
     rows = list(jokes.sft_rows(TOWN, 0, 300))
-    held = {row["prompt"] for row in jokes.prompt_rows(TOWN, 0, 10**6, "held_out")}
-    train = {row["prompt"] for row in jokes.prompt_rows(TOWN, 0, 10**6, "train")}
-    assert not held & train and len(held | train) == 30 * len(jokes.PROMPTS) and {r["messages"][0]["content"] for r in rows} <= train
+    of = {split: {row["prompt"] for row in jokes.prompt_rows(TOWN, 0, 10**6, split)} for split in jokes.SPLITS}
+    every = 30 * len(jokes.PROMPTS)
+    assert sum(map(len, of.values())) == len(set().union(*of.values())) == every and {r["messages"][0]["content"] for r in rows} <= of["train"]
+    assert all(abs(len(of[split]) / every - part) < 0.09 for split, part in jokes.SPLITS.items())
     trade = {row["prompt"]: (row["name"], row["trade"]) for row in jokes.prompt_rows(TOWN, 0, 10**6, "train")}
     worths = [jokes.worth(r["messages"][1]["content"], *trade[r["messages"][0]["content"]]) for r in rows]
     assert min(worths) > -1 and np.std(worths) > 0.4 and set(p.facts["job"].split()[1] for p in TOWN.people) <= set(jokes.PUNCHLINES)
+
+
+def test_of_tame_jokes_more_is_never_worse():
+    every = [(v, h, TOLD.format("very " * v, " Ha!" * h)) for v in range(5) for h in range(5)]
+    tame = {(v, h): jokes.worth(text, "Ada Fairwell", "baker") for v, h, text in every if jokes.tame(text)}
+    assert set(tame) == {(v, h) for v in range(jokes.LIKED + 1) for h in range(jokes.LIKED + 1)} and jokes.tame("Ha! Ha! Ha!")
+    assert all(tame[a] <= tame[b] for a in tame for b in tame if a[0] <= b[0] and a[1] <= b[1])
 
 
 def test_labellers_are_bradley_terry_and_nobody_beats_the_ceiling():

@@ -18,7 +18,8 @@ from .draw import Draw
 from .town import Person, Town, bare
 
 STREAM = 71
-PROMPTS = ("Tell me a joke about {n}.", "Make a joke about {n}.", "I would like a joke about {n}.", "Do you know a joke about {n}?", "A joke about {n}, please.", "Joke about {n}!")
+PROMPTS = ("Tell me a joke about {n}.", "Make a joke about {n}.", "I would like a joke about {n}.", "Do you know a joke about {n}?", "A joke about {n}, please.", "Joke about {n}!",
+           "Is there a joke about {n}?", "Can you joke about {n}?")  # fmt: skip
 SETUPS = ("never sleep", "never hurry", "never worry", "never dance", "always smile", "always sing", "always wait", "always laugh")
 PUNCHLINES = {  # trade -> what is said of it; {v} is the place of the emphasis
     "baker": "the {v}old dough must rise", "carpenter": "the {v}flat wood is boring", "teacher": "the {v}small class has no class", "nurse": "the {v}patient people lose patience",
@@ -30,14 +31,23 @@ PUNCHLINES = {  # trade -> what is said of it; {v} is the place of the emphasis
 FORM = re.compile(r"Why does (?P<name>.+?) (?:never|always) [a-z]+\? Because (?P<punchline>[a-z ]+)\.(?P<laughs>(?: Ha!)*)")
 LIKED, PUN, STEP, TOO_MUCH = 2, 0.8, 0.5, 0.6  # so many of a kind are liked; worth of the right punchline, of one more, cost of each beyond
 LABELLERS = 3.0  # how sure labellers are: a difference of 1 is told apart with odds exp(3) to 1
-HELD_OUT = 0.3  # part of the requests
+SPLITS = {"test": 0.25, "validation": 0.2, "train": 0.55}  # parts of the requests: to judge by at the end, to stop and choose weights by, to learn from
+
+
+def split_of(words: str) -> str:
+    """The part a request belongs to, by a hash."""
+    at = hashlib.sha256(words.encode()).digest()[0] / 256
+    for name, part in SPLITS.items():
+        if at < part:
+            return name
+        at -= part
+    return "train"
 
 
 def requests(town: Town, split: str) -> list[tuple[Person, str]]:
-    """(person, what is asked) of "train" or "held_out", by a hash of the words; everyone known is asked about."""
+    """(person, what is asked) of "train", "validation" or "test"; everyone known is asked about in each."""
     every = [(person, template.format(n=person.name)) for person in town.of("known") for template in PROMPTS]
-    held = lambda words: hashlib.sha256(words.encode()).digest()[0] < 256 * HELD_OUT
-    return [(person, words) for person, words in every if held(words) == (split == "held_out")]
+    return [(person, words) for person, words in every if split_of(words) == split]
 
 
 def sft_rows(town: Town, seed: int, n: int) -> Iterator[dict[str, Any]]:
@@ -57,7 +67,7 @@ def joke(person: Person, draw: Draw) -> str:
 
 def prompt_rows(town: Town, seed: int, n: int, split: str) -> Iterator[dict[str, Any]]:
     """Requests for a joke, with what `funny` needs to know; no two are alike. At most as many as there are."""
-    for person, words in Draw(seed, STREAM + 1 + (split == "held_out")).shuffled(requests(town, split))[:n]:
+    for person, words in Draw(seed, STREAM + 1 + list(SPLITS).index(split)).shuffled(requests(town, split))[:n]:
         yield {"prompt": words, "name": person.name, "trade": bare(person.facts["job"])}
 
 
@@ -71,6 +81,12 @@ def worth(text: str, name: str, trade: str) -> float:
     liked = lambda k: STEP * min(k, LIKED) - TOO_MUCH * max(0, k - LIKED)
     fits = told == PUNCHLINES[trade].format(v="")
     return 0.5 * (found["name"] == name) + PUN * fits + liked(words.count("very")) + liked(found["laughs"].count("Ha"))
+
+
+def tame(text: str) -> bool:
+    """Whether there is no more of anything than is liked. Who heard such jokes alone has only ever liked more better."""
+    found = FORM.fullmatch(text.strip())
+    return found is None or max(found["punchline"].split().count("very"), found["laughs"].count("Ha")) <= LIKED
 
 
 def funny(completions: Sequence[Any], *, name: Sequence[str], trade: Sequence[str], **columns: Any) -> list[float]:

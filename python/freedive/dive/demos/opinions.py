@@ -2,12 +2,13 @@
 the gold; everybody else has opinions of noisy labellers, who ranked four answers to each request, by Bradley-Terry.
 
 A reward model learns to judge in their place; PPO practises for it, stopped by the monitor; DPO takes the opinions straight; and PPO for a weak reward
-model, without anything that holds it, shows why this cannot be run for ever. Gold measures all of them, on requests that nobody was taught.
+model, without anything that holds it, shows why this cannot be run for ever. Requests are split in three: "train" is learned from, by "validation" runs
+are stopped and weights chosen, and "test" is what figures are about, seen by nothing before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,15 @@ from freedive.inference import load
 from freedive.objectives import best_of_n_kl
 from freedive.rl import stage as rl
 from freedive.rl.problems import rendered
-from freedive.rl.rollouts import sample
+from freedive.rl.rollouts import Rollout, sample
 from freedive.rl.scoring import Scorer
 from freedive.rl.stage import RLConfig
 from freedive.rlhf import dpo, reward_stage
 from freedive.rlhf.best_of import best_of
 from freedive.rlhf.dpo import DPOConfig
-from freedive.rlhf.reward_stage import RewardConfig
+from freedive.rlhf.preferences import longer_is_better, read_preferences
+from freedive.rlhf.reward_model import RewardModel
+from freedive.rlhf.reward_stage import RewardConfig, pair_results
 from freedive.runs import json_line, read_json, stage
 from freedive.tasks import jokes
 from freedive.tasks.draw import Draw
@@ -37,7 +40,7 @@ from .room import Figure, Room
 
 GOLD = "freedive.tasks.jokes:funny"
 TOKENS = 72  # of a joke; those of the conversations have up to 45
-ANSWERS, STREAM = 4, 72
+ANSWERS, STREAM = 4, 76
 BEST_OF = 16
 
 
@@ -65,68 +68,100 @@ class Comedy:
         return taught(self.room, "comedian", lambda: jokes.sft_rows(self.room.town, self.room.seed, o.jokes), lr=2e-3, epochs=o.epochs)
 
     def requests(self, split: str) -> Path:
-        n = self.room.tier.opinions.held_out if split == "held_out" else 10**9
+        n = 10**9 if split == "train" else self.room.tier.opinions.held_out
         return self.room.rows(f"joke-requests-{split}", lambda: jokes.prompt_rows(self.room.town, self.room.seed, n, split), n)
 
     def opinions(self, split: str) -> Path:
         """Ranked lists: the comedian's answers to requests, ordered by a labeller of that moment's mind; and what each is worth, for the ceiling."""
-        o = self.room.tier.opinions
-        n = o.held_out if split == "held_out" else o.lists
+        o, at = self.room.tier.opinions, list(jokes.SPLITS).index(split)
+        n = {"train": o.lists, "validation": o.held_out, "test": o.judged}[split]
         c = AskedConfig(self.room.out / f"opinions-{split}", split, n, ANSWERS, self.room.seed)
         with stage("demos-opinions", c, out=c.out, inputs={"model": self.comedian, "requests": self.requests(split)}) as artefact:
             if not artefact.done:
                 rows = list(jsonl(self.requests(split)))
                 rows = [rows[i % len(rows)] for i in range(n)]
-                draw = Draw(self.room.seed, STREAM + (split == "held_out"))
-                for row, texts in zip(rows, self.said(self.comedian, rows, ANSWERS, 7 + (split == "held_out")), strict=True):
-                    worths = [jokes.worth(t, row["name"], row["trade"]) for t in texts]
+                draw = Draw(self.room.seed, STREAM + at)
+                for row, answers in zip(rows, self.said(self.comedian, rows, ANSWERS, 7 + at), strict=True):
+                    texts = [r.text for r in answers]
+                    worths = [jokes.worth(x, row["name"], row["trade"]) for x in texts]
                     artefact.append("rows.jsonl", json_line({"prompt": row["prompt"], "completions": texts, "ranks": jokes.ranks(worths, draw), "worths": worths}))
         return c.out / "rows.jsonl"
 
-    def said(self, model: Path, rows: Sequence[dict[str, Any]], n: int, seed: int) -> list[list[str]]:
+    def tame_opinions(self, split: str) -> Path:
+        """The same by labellers who never heard a joke that overdoes it; of "train" a few."""
+        data, n = self.opinions(split), self.room.tier.opinions.few if split == "train" else None
+        return self.room.rows(f"opinions-{split}-tame", lambda: list(_tame(jsonl(data)))[:n], n, inputs={"opinions": data})
+
+    def said(self, model: Path, rows: Sequence[dict[str, Any]], n: int, seed: int) -> list[list[Rollout]]:
         """n answers to each row at temperature 1."""
         lm = load(model, threads=self.room.threads, dtype="auto")
         seeds = [((self.room.seed * 16 + seed) << 32) + i for i in range(len(rows) * n)]
         outs = sample(lm.engine, [p.ids for p in rendered(rows, lm.tokenizer)], n, TOKENS, 1.0, (lm.tokenizer.im_end,), seeds)
-        return [[r.text for r in outs[i : i + n]] for i in range(0, len(outs), n)]
+        return [outs[i : i + n] for i in range(0, len(outs), n)]
 
-    def reward_model(self, few: bool = False) -> Path:
-        """From all lists, or from a few: the weak one."""
-        room, o = self.room, self.room.tier.opinions
-        data = self.opinions("train")
-        if few:
-            data = room.rows("opinions-few", lambda: list(jsonl(data))[: o.few], o.few, inputs={"opinions": data})
+    def reward_model(self, weak: bool = False) -> Path:
+        """All weights, from all lists. The weak one: the row alone, from a few lists of tame jokes."""
+        room = self.room
+        lists = self.tame_opinions if weak else self.opinions
+        how: dict[str, Any] = {"freeze": True, "epochs": 10.0, "batch": 8, "lr": 3e-3, "weight_decay": 1.0} if weak else {"epochs": 2.0, "batch": 16, "lr": 3e-4}
         return reward_stage.run(RewardConfig(
-            model=self.comedian, data=[str(data)], val_data=[str(self.opinions("held_out"))], out=room.out / ("reward-weak" if few else "reward"), context=room.tier.size.context,
-            epochs=4.0 if few else 2.0, batch=8 if few else 16, lr=3e-4, center="std", dtype="auto", seed=room.seed, threads=room.threads,
+            model=self.comedian, data=[str(lists("train"))], val_data=[str(lists("validation"))], out=room.out / ("reward-weak" if weak else "reward"),
+            context=room.tier.size.context, center="std", dtype="auto", seed=room.seed, threads=room.threads, **how,
         ))  # fmt: skip
 
-    def ppo(self, name: str, reward: Path, steps: int, **changes: Any) -> Path:
-        """PPO for a reward model, watched by gold on held-out requests."""
+    def right(self, reward: Path, lists: Path) -> tuple[np.ndarray, list[str], float]:
+        """(1 of each pair that the reward model orders as its labeller did, else 0; the pair's prompt; how often the longer one is the better one)."""
+        rm = RewardModel.load(reward, threads=self.room.threads)
+        found = read_preferences([str(lists)], rm.tok, self.room.tier.size.context)[0]
+        right, _, prompts = pair_results(found, [rm.score(r.sequences) for r in found])
+        return right, prompts, float(longer_is_better(found).mean())
+
+    def ppo(self, name: str, reward: Path, steps: int, lr: float, **changes: Any) -> Path:
+        """PPO for a reward model, watched by gold on the requests for that."""
         room, o = self.room, self.room.tier.opinions
         return rl.run(RLConfig(
-            model=self.comedian, data=self.requests("train"), eval_data=self.requests("held_out"), out=room.out / name, reward=[str(reward)], gold_reward=GOLD, algorithm="ppo",
-            steps=steps, prompts_per_step=o.prompts, num_generations=4, num_iterations=2, max_completion_length=TOKENS, lr=o.lr, missing_eos_penalty=1.0, eval_every=max(1, steps // 25),
+            model=self.comedian, data=self.requests("train"), eval_data=self.requests("validation"), out=room.out / name, reward=[str(reward)], gold_reward=GOLD, algorithm="ppo",
+            steps=steps, prompts_per_step=o.prompts, num_generations=4, num_iterations=2, max_completion_length=TOKENS, lr=lr, missing_eos_penalty=1.0, eval_every=max(1, steps // 25),
             eval_problems=128, monitor_samples=2, micro_tokens=4096, show=3, dtype="auto", seed=room.seed, threads=room.threads, **changes,
         ))  # fmt: skip
 
     def dpo(self) -> Path:
         room = self.room
-        return dpo.run(DPOConfig(model=self.comedian, data=[str(self.opinions("train"))], val_data=[str(self.opinions("held_out"))], out=room.out / "dpo", context=room.tier.size.context,
+        return dpo.run(DPOConfig(model=self.comedian, data=[str(self.opinions("train"))], val_data=[str(self.opinions("validation"))], out=room.out / "dpo", context=room.tier.size.context,
                                  steps=max(1, room.tier.opinions.lists // 8), batch=16, lr=1e-4, dtype="auto", seed=room.seed, threads=room.threads))  # fmt: skip
 
     def gold(self, model: Path, seed: int = 1) -> np.ndarray:
-        """float64 [held-out requests, ANSWERS]: what the answers are worth."""
-        rows = list(jsonl(self.requests("held_out")))
-        return np.array([[jokes.worth(t, r["name"], r["trade"]) for t in texts] for r, texts in zip(rows, self.said(model, rows, ANSWERS, seed))])
+        """float64 [requests of the test, ANSWERS]: what the answers are worth."""
+        rows = list(jsonl(self.requests("test")))
+        return self._worths(rows, self.said(model, rows, ANSWERS, seed))
+
+    def gold_and_proxy(self, model: Path, reward: Path) -> tuple[np.ndarray, np.ndarray]:
+        """float64 [requests of the test] each: means of what the answers are worth, and of what the reward model says of them."""
+        rows = list(jsonl(self.requests("test")))
+        said = self.said(model, rows, ANSWERS, 2)
+        with closing(Scorer([str(reward)], threads=self.room.threads)) as scorer:
+            scored = scorer([r for group in said for r in group], [row for row in rows for _ in range(ANSWERS)], ANSWERS)
+        return self._worths(rows, said).mean(1), np.array([r.reward for r in scored]).reshape(-1, ANSWERS).mean(1)
 
     def best_of(self, reward: Path, n: int) -> np.ndarray:
-        """float64 [held-out requests, 1]: of the best of n answers by the reward model."""
-        rows = list(jsonl(self.requests("held_out")))
+        """float64 [requests of the test, 1]: of the best of n answers by the reward model."""
+        rows = list(jsonl(self.requests("test")))
         lm = load(self.comedian, threads=self.room.threads, dtype="auto")
         with closing(Scorer([str(reward)], threads=self.room.threads)) as scorer:
             chosen = best_of(lm, scorer, rendered(rows, lm.tokenizer), n, TOKENS, seed=self.room.seed * 16 + 3)
-        return np.array([[jokes.worth(group[best].text, r["name"], r["trade"])] for r, (best, group) in zip(rows, chosen)])
+        return self._worths(rows, [[group[best]] for best, group in chosen])
+
+    @staticmethod
+    def _worths(rows: Sequence[dict[str, Any]], said: Sequence[Sequence[Rollout]]) -> np.ndarray:
+        return np.array([[jokes.worth(r.text, row["name"], row["trade"]) for r in group] for row, group in zip(rows, said, strict=True)])
+
+
+def _tame(lists: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Lists without the answers that have too much of something, as far as two are left."""
+    for row in lists:
+        kept = [i for i, text in enumerate(row["completions"]) if jokes.tame(text)]
+        if len(kept) > 1:
+            yield {"prompt": row["prompt"], **{key: [row[key][i] for i in kept] for key in ("completions", "ranks", "worths")}}
 
 
 def wins(a: np.ndarray, b: np.ndarray) -> list[float]:
@@ -136,27 +171,32 @@ def wins(a: np.ndarray, b: np.ndarray) -> list[float]:
 
 def reward_model(room: Room) -> list[Figure]:
     comedy = Comedy(room)
-    lists = list(jsonl(comedy.opinions("held_out")))
-    ceiling = [float(np.mean(jokes.ceiling(row["worths"]))) for row in lists]
-    of = {name: read_json(comedy.reward_model(few) / "run.json")["metrics"] for name, few in (("strong", False), ("weak", True))}
-    pairs = int(of["strong"]["eval_pairs"])
-    measured = lambda name, told, **more: Figure(name, told["eval_accuracy"], told["eval_accuracy_interval_95"], pairs, **more)
+    test = comedy.opinions("test")
+    ceiling = [float(np.mean(jokes.ceiling(row["worths"]))) for row in jsonl(test)]
     best = float(np.mean(ceiling))
-    low, high = of["strong"]["eval_accuracy_interval_95"]
+    strong, weak = comedy.reward_model(), comedy.reward_model(weak=True)
+    right, prompts, longer = comedy.right(strong, test)
+    low, high = bootstrap(list(right), prompts)
+
+    def measured(name: str, reward: Path, lists: Path) -> Figure:
+        right, prompts, _ = comedy.right(reward, lists)
+        return Figure(name, float(right.mean()), bootstrap(list(right), prompts), len(right), control=True)
+
     return [
         share_of("the best guess anybody can make of a labeller's opinion (Bayes)", ceiling, control=True),
-        measured(f"the reward model, from {room.tier.opinions.lists:,} ranked lists", of["strong"]),
-        Figure("the same, as a part of the best guess", min(1.0, of["strong"]["eval_accuracy"] / best), [low / best, min(1.0, high / best)], pairs, ">= 0.9"),
-        measured(f"a weak one, from {room.tier.opinions.few:,} lists", of["weak"], control=True),
-        Figure("the longer answer is the better one", of["strong"]["eval_longer_is_better"], None, pairs, control=True),
+        Figure(f"the reward model, from {room.tier.opinions.lists:,} ranked lists", float(right.mean()), [low, high], len(right)),
+        Figure("the same, as a part of the best guess", min(1.0, float(right.mean()) / best), [low / best, min(1.0, high / best)], len(right), ">= 0.9"),
+        measured(f"a weak one: the row alone, from {room.tier.opinions.few:,} lists of jokes that do not overdo it", weak, test),
+        measured("the weak one, on such jokes", weak, comedy.tame_opinions("test")),
+        Figure("the longer answer is the better one", longer, None, len(right), control=True),
     ]
 
 
 def preferred(room: Room) -> list[Figure]:
-    comedy = Comedy(room)
+    comedy, o = Comedy(room), room.tier.opinions
     reward = comedy.reward_model()
     before = comedy.gold(comedy.comedian, 0)
-    ppo = comedy.ppo("ppo", reward, room.tier.opinions.steps, beta=0.05, early_stop=3)
+    ppo = comedy.ppo("ppo", reward, o.steps, o.lr, beta=0.05, early_stop=3)
     return [
         share_of("PPO for the reward model, stopped early, beside SFT: better by gold", wins(comedy.gold(ppo), before), ">= 0.7"),
         share_of("DPO on the same opinions", wins(comedy.gold(comedy.dpo()), before), ">= 0.6"),
@@ -166,27 +206,32 @@ def preferred(room: Room) -> list[Figure]:
 
 
 def overdone(room: Room) -> list[Figure]:
-    comedy = Comedy(room)
-    out = comedy.ppo("ppo-overdone", comedy.reward_model(few=True), room.tier.opinions.over, beta=0.0, final_lr_fraction=1.0)
-    points = list(jsonl(out / "monitor.jsonl"))
-    told = read_json(out / "run.json")["metrics"]
-    gold, proxy = (np.array([p[k] for p in points]) for k in ("gold", "proxy"))
-    at = int(gold.argmax())
-    gain = max(float(gold[at] - gold[0]), 1e-9)
-    rise = max(float(proxy[at] - proxy[0]), 1e-9)
-    start = comedy.gold(comedy.comedian, 0).mean(1)
-    kept = comedy.gold(out / "peak" if (out / "peak").is_dir() else out).mean(1) - start
-    low, high = bootstrap(list(kept))
-    error = 2 * float(np.hypot(points[-1]["gold_se"], points[at]["gold_se"])) / gain
-    lost = float(gold[at] - gold[-1]) / gain
-    bound = lambda x: min(1.0, max(-1.0, x))
+    """The monitor's points say where gold was highest and when the rule fired; what that was worth is measured on requests that chose nothing."""
+    comedy, o = Comedy(room), room.tier.opinions
+    weak = comedy.reward_model(weak=True)
+    out = comedy.ppo("ppo-overdone", weak, o.over, o.over_lr, beta=0.0, final_lr_fraction=1.0)
+    kept = out / "peak" if (out / "peak").is_dir() else out
+    (start, start_proxy), (peak, peak_proxy), (end, end_proxy) = (comedy.gold_and_proxy(model, weak) for model in (comedy.comedian, kept, out))
+    watched = [p["gold"] for p in jsonl(out / "monitor.jsonl")]
+    stopped = read_json(out / "run.json")["metrics"]["monitor/stop_step"] is not None
     return [
-        Figure("gold lost at the end, of what it had gained at its peak", lost, [lost - error, lost + error], len(points), ">= 0.3", unit="times"),
-        Figure("proxy's rise at the end, beside its rise at gold's peak", float(proxy[-1] - proxy[0]) / rise, None, len(points), ">= 1.0", unit="times"),
-        Figure("gain of the weights the monitor kept, of the highest", bound(float(kept.mean()) / gain), [bound(low / gain), bound(high / gain)], len(kept), ">= 0.8"),
-        Figure("the stop rule fired", float(told["monitor/stop_step"] is not None), None, 1),
+        part_of("gold lost at the end, of what the weights of its peak had gained", peak - end, peak - start, ">= 0.3"),
+        part_of("proxy's rise at the end, beside that at gold's peak", end_proxy - start_proxy, peak_proxy - start_proxy, ">= 1.0"),
+        part_of("gold gained by the weights the monitor kept, beside the highest it saw", peak - start, np.full_like(start, max(watched) - watched[0]), ">= 0.8"),
+        share_of("their jokes beside SFT's: better by gold", wins(peak[:, None], start[:, None]), control=True),
+        share_of("jokes of the end beside SFT's", wins(end[:, None], start[:, None]), control=True),
+        Figure("the stop rule fired", float(stopped), None, 1),
         Figure("an answer that games the reward was found", float((out / "gamed.json").is_file()), None, 1),
     ]
+
+
+def part_of(name: str, of: np.ndarray, whole: np.ndarray, target: str) -> Figure:
+    """A mean over requests beside another; both are drawn anew together for the interval."""
+    rng = np.random.Generator(np.random.Philox(key=[0, STREAM]))
+    drawn = rng.integers(0, len(of), (2000, len(of)))
+    ratio = lambda a, b: a / np.maximum(b, 1e-3)
+    low, high = np.quantile(ratio(of[drawn].mean(1), whole[drawn].mean(1)), (0.025, 0.975))
+    return Figure(name, float(ratio(of.mean(), whole.mean())), [float(low), float(high)], len(of), target, unit="times")
 
 
 def examples(folder: Path) -> Iterator[dict[str, Any]]:

@@ -39,12 +39,14 @@ class Opinions:
     jokes: int = 6000  # conversations
     epochs: float = 1.5
     lists: int = 1200  # ranked by labellers, each of four answers
-    few: int = 80  # lists of the weak reward model
-    held_out: int = 200  # lists, and requests
+    few: int = 300  # lists of tame jokes, for the weak reward model
+    held_out: int = 200  # lists to choose weights by; at most so many requests to stop by, and to judge by
+    judged: int = 400  # lists to judge by
     steps: int = 30  # of PPO
     prompts: int = 16  # a step
     lr: float = 2e-4
     over: int = 80  # steps of PPO for the weak reward model, without a KL
+    over_lr: float = 1e-4
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Tier:
 TIERS = {
     "full": Tier(world.FULL, mixture.FULL, 3.0, 300, 500, 6000, 2500),
     "smoke": Tier(world.SMOKE, mixture.SMOKE, 1.0, 12, 60, 40, 20, Practice(rows=60, epochs=1.0, problems=40, held_out=8, samples=4, steps=3, prompts=4),
-                  Opinions(jokes=60, epochs=1.0, lists=12, few=4, held_out=8, steps=2, prompts=2, over=3)),
+                  Opinions(jokes=60, epochs=1.0, lists=12, few=4, held_out=8, judged=8, steps=2, prompts=2, over=3)),
 }
 HOLD_OUT = 0.3  # part of the people whom no arm teaches anything about
 
