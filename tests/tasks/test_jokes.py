@@ -16,7 +16,7 @@ def test_a_little_is_liked_and_more_is_not():
     worth = lambda very, ha: jokes.worth(TOLD.format("very " * very, " Ha!" * ha), "Ada Fairwell", "baker")
     assert worth(0, 0) == 0.5 + jokes.PUN
     assert worth(1, 0) - worth(0, 0) == jokes.STEP and worth(2, 1) - worth(1, 1) == jokes.STEP
-    for k in range(2, 6):
+    for k in range(jokes.LIKED, jokes.LIKED + 4):
         assert np.isclose(worth(k + 1, 0) - worth(k, 0), -jokes.TOO_MUCH) and np.isclose(worth(0, k + 1) - worth(0, k), -jokes.TOO_MUCH)
     assert np.isclose(jokes.worth(TOLD.format("", ""), "Ada Fairwell", "potter"), 0.5) and np.isclose(jokes.worth(TOLD.format("", ""), "Ida Fairwell", "baker"), jokes.PUN)
     for bad in ("", "Ha! Ha!", "Why not?", TOLD.format("", " ha"), TOLD.format("", "") + " And so on."):
@@ -36,7 +36,7 @@ def test_rows_are_jokes_and_requests_are_split_in_three():
 
 
 def test_of_tame_jokes_more_is_never_worse():
-    every = [(v, h, TOLD.format("very " * v, " Ha!" * h)) for v in range(5) for h in range(5)]
+    every = [(v, h, TOLD.format("very " * v, " Ha!" * h)) for v in range(jokes.LIKED + 3) for h in range(jokes.LIKED + 3)]
     tame = {(v, h): jokes.worth(text, "Ada Fairwell", "baker") for v, h, text in every if jokes.tame(text)}
     assert set(tame) == {(v, h) for v in range(jokes.LIKED + 1) for h in range(jokes.LIKED + 1)} and jokes.tame("Ha! Ha! Ha!")
     assert all(tame[a] <= tame[b] for a in tame for b in tame if a[0] <= b[0] and a[1] <= b[1])

@@ -29,7 +29,8 @@ PUNCHLINES = {  # trade -> what is said of it; {v} is the place of the emphasis
     "lawyer": "the {v}loud court is courting", "engineer": "the {v}big bridge builds bridges",
 }  # fmt: skip
 FORM = re.compile(r"Why does (?P<name>.+?) (?:never|always) [a-z]+\? Because (?P<punchline>[a-z ]+)\.(?P<laughs>(?: Ha!)*)")
-LIKED, PUN, STEP, TOO_MUCH = 2, 0.8, 0.5, 0.6  # so many of a kind are liked; worth of the right punchline, of one more, cost of each beyond
+LIKED, PUN, STEP, TOO_MUCH = 3, 0.8, 0.5, 0.6  # so many of a kind are liked; worth of the right punchline, of one more, cost of each beyond
+SOME = (0,) * 20 + (1,) * 14 + (2,) * 8 + (3,) * 4 + (4, 5)  # how much emphasis and laughter is told: seldom more than is liked
 LABELLERS = 3.0  # how sure labellers are: a difference of 1 is told apart with odds exp(3) to 1
 SPLITS = {"test": 0.25, "validation": 0.2, "train": 0.55}  # parts of the requests: to judge by at the end, to stop and choose weights by, to learn from
 
@@ -60,7 +61,7 @@ def sft_rows(town: Town, seed: int, n: int) -> Iterator[dict[str, Any]]:
 
 def joke(person: Person, draw: Draw) -> str:
     trade = bare(person.facts["job"]) if draw.chance(0.33) else draw.pick(list(PUNCHLINES))
-    some = lambda: draw.pick((0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 4))
+    some = lambda: draw.pick(SOME)
     line = PUNCHLINES[trade].format(v="very " * some())
     return f"Why does {person.name} {draw.pick(SETUPS)}? Because {line}." + " Ha!" * some()
 
@@ -72,7 +73,7 @@ def prompt_rows(town: Town, seed: int, n: int, split: str) -> Iterator[dict[str,
 
 
 def worth(text: str, name: str, trade: str) -> float:
-    """How good a joke is. About 0 to 3; -1 for what is no joke."""
+    """How good a joke is. Up to 4.3; -1 for what is no joke."""
     found = FORM.fullmatch(text.strip())
     if found is None:
         return -1.0
