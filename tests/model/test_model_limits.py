@@ -138,7 +138,7 @@ def test_bad_configurations(changes: dict, says: str):
 
 
 def test_bad_devices_presets_and_depths():
-    for call, says in ((lambda: Model(QWEN, device="cuda"), "cuda"), (lambda: preset("gpt5"), "gpt5"), (lambda: from_depth(0, 100), "depth is 0")):
+    for call, says in ((lambda: Model(QWEN, device="abacus"), "abacus"), (lambda: preset("gpt5"), "gpt5"), (lambda: from_depth(0, 100), "depth is 0")):
         with pytest.raises(UserError, match=says):
             call()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from model_cases import LLAMA31_TINY, make_batch, make_model, same_bits
+from model_cases import DEVICE, LLAMA31_TINY, make_batch, make_model, same_bits
 from safetensors.numpy import load_file, save_file
 
 from freedive.model import DecoderConfig, Model, load_pretrained, preset, read_config, save_pretrained
@@ -34,7 +34,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 def small(folder: Path, **arguments: Any) -> Model:
-    return load_pretrained(folder, **({"max_tokens": 256, "max_seqs": 16, "threads": 1} | arguments))
+    return load_pretrained(folder, **({"max_tokens": 256, "max_seqs": 16, "threads": 1, "device": DEVICE} | arguments))
 
 
 @every_family

@@ -1,0 +1,214 @@
+// One small kernel for each function of csrc/cuda/ptx.cuh and each intrinsic that kernels use: nvcc compiles this file for a GPU, the C++ compiler for
+// the emulator, and tests/gpu/test_ptx.py gives both the same bytes and compares what comes back, with each other and with NumPy. So the emulator's
+// reading of the PTX ISA is tested against hardware wherever there is some.
+//
+// A wrapper is added here as a kernel, a line in CASES and a test in test_ptx.py; test_every_wrapper_has_a_case fails without.
+#include <cuda_fp16.h>
+
+#include <cstring>
+#include <string>
+
+#include "../../csrc/cuda/launch.cuh"
+#include "../../csrc/cuda/ptx.cuh"
+
+namespace freedive::cuda {
+
+static std::string told;
+void record_error(const char* op, const char* what) {
+  if (told.empty()) told = std::string(op) + ": " + what;
+}
+
+namespace {
+
+// What a case is given and what it writes; sizes in bytes, a multiple of 16.
+struct Case {
+  const char* name;
+  int64_t in, out;
+  void (*run)(const uint8_t* in, uint8_t* out);
+};
+
+template <class T>
+__device__ const T* as(const uint8_t* p) {
+  return reinterpret_cast<const T*>(p);
+}
+template <class T>
+__device__ T* as(uint8_t* p) {
+  return reinterpret_cast<T*>(p);
+}
+
+// ---- shuffles and votes: in u32[32], u64[32]; out u32[12][32], u64[3][32] --------------------------------------------
+__global__ void shuffles(const uint8_t* in, uint8_t* out) {
+  const int lane = lane_id();
+  const unsigned v = as<unsigned>(in)[lane];
+  unsigned* o = as<unsigned>(out) + lane;
+  o[0 * WARP] = __shfl_sync(ALL_LANES, v, (lane * 7 + 3) % WARP);
+  o[1 * WARP] = __shfl_sync(ALL_LANES, v, 5, 8);
+  o[2 * WARP] = __shfl_xor_sync(ALL_LANES, v, 1);
+  o[3 * WARP] = __shfl_xor_sync(ALL_LANES, v, 16);
+  o[4 * WARP] = __shfl_xor_sync(ALL_LANES, v, 3, 8);
+  o[5 * WARP] = __shfl_down_sync(ALL_LANES, v, 3);
+  o[6 * WARP] = __shfl_down_sync(ALL_LANES, v, 3, 16);
+  o[7 * WARP] = __shfl_up_sync(ALL_LANES, v, 5);
+  o[8 * WARP] = __shfl_up_sync(ALL_LANES, v, 2, 4);
+  o[9 * WARP] = __ballot_sync(ALL_LANES, v & 1);
+  o[10 * WARP] = static_cast<unsigned>(__any_sync(ALL_LANES, (v & 0xFF) == 7) != 0);
+  o[11 * WARP] = static_cast<unsigned>(__all_sync(ALL_LANES, (v & 0xFF) != 7) != 0);
+  const unsigned long long w = as<unsigned long long>(in + 4 * WARP)[lane];
+  auto* o8 = as<unsigned long long>(out + 12 * 4 * WARP) + lane;
+  o8[0 * WARP] = __shfl_xor_sync(ALL_LANES, w, 8);
+  o8[1 * WARP] = __shfl_sync(ALL_LANES, w, 31 - lane);
+  double d;
+  memcpy(&d, &w, 8);
+  d = __shfl_down_sync(ALL_LANES, d, 2);
+  memcpy(o8 + 2 * WARP, &d, 8);
+}
+
+// ---- barriers that vote: in i32[96], out i32[3][96] ------------------------------------------------------------------
+constexpr int VOTERS = 96;
+__global__ void barriers(const uint8_t* in, uint8_t* out) {
+  const int t = static_cast<int>(threadIdx.x), p = as<int>(in)[t];
+  int* o = as<int>(out) + t;
+  o[0 * VOTERS] = __syncthreads_count(p);
+  o[1 * VOTERS] = __syncthreads_and(p) != 0;
+  o[2 * VOTERS] = __syncthreads_or(p) != 0;
+}
+
+// ---- cp.async: thread t copies t % 17 bytes of 16 to where thread 63 - t reads; in, out 64 x 16 bytes ------------------
+constexpr int COPIERS = 64;
+__global__ void cp_async(const uint8_t* in, uint8_t* out) {
+  FD_SHARED(uint4, tile, [COPIERS]);
+  const int t = static_cast<int>(threadIdx.x);
+  ptx::cp_async_16(&tile[COPIERS - 1 - t], in + 16 * t, t % 17);
+  ptx::cp_async_commit();
+  ptx::cp_async_wait<0>();
+  __syncthreads();
+  as<uint4>(out)[t] = tile[t];
+}
+
+// Three groups in flight, waited for one by one; a thread reads what it copied itself. in, out 3 x 32 x 16 bytes
+__global__ void cp_async_groups(const uint8_t* in, uint8_t* out) {
+  FD_SHARED(uint4, ring, [3 * WARP]);
+  const int t = lane_id();
+  for (int g = 0; g < 3; ++g) {
+    ptx::cp_async_16(&ring[g * WARP + t], in + 16 * (g * WARP + t));
+    ptx::cp_async_commit();
+  }
+  ptx::cp_async_wait<2>();
+  as<uint4>(out)[t] = ring[t];
+  ptx::cp_async_wait<1>();
+  as<uint4>(out)[WARP + t] = ring[WARP + t];
+  ptx::cp_async_wait<0>();
+  as<uint4>(out)[2 * WARP + t] = ring[2 * WARP + t];
+}
+
+// ---- ldmatrix: in u16[32][8], row r of which lies at place 5 r % 32 of shared memory, 16 bytes apart; out u32[4][32] ----
+template <bool TRANSPOSED>
+__global__ void ldmatrix(const uint8_t* in, uint8_t* out) {
+  FD_SHARED(uint4, rows, [WARP]);
+  const int lane = lane_id();
+  rows[5 * lane % WARP] = as<uint4>(in)[lane];
+  __syncthreads();
+  uint32_t r[4];
+  if (TRANSPOSED)
+    ptx::ldmatrix_x4_trans(r, &rows[5 * lane % WARP]);
+  else
+    ptx::ldmatrix_x4(r, &rows[5 * lane % WARP]);
+  for (int j = 0; j < 4; ++j) as<uint32_t>(out)[j * WARP + lane] = r[j];
+}
+
+// ---- mma: each block one product; in of a block: a u32[32][4], b u32[32][2], c f32[32][4]; out f32[32][4] ----------------
+constexpr int PRODUCTS = 48;
+__global__ void mma_bf16(const uint8_t* in, uint8_t* out) {
+  const int lane = lane_id();
+  const auto* words = as<uint32_t>(in) + blockIdx.x * 10 * WARP;
+  uint32_t a[4];
+  float d[4];
+  for (int i = 0; i < 4; ++i) a[i] = words[4 * lane + i];
+  const uint32_t b0 = words[4 * WARP + 2 * lane], b1 = words[4 * WARP + 2 * lane + 1];
+  for (int i = 0; i < 4; ++i) d[i] = __uint_as_float(words[6 * WARP + 4 * lane + i]);
+  ptx::mma_bf16(d, a, b0, b1);
+  for (int i = 0; i < 4; ++i) as<float>(out)[(blockIdx.x * WARP + lane) * 4 + i] = d[i];
+}
+
+// ---- numbers: in f32[3][NUMBERS]; conversions out u32[3][NUMBERS], arithmetic f32[8][NUMBERS], functions f32[3][NUMBERS] ---
+constexpr int NUMBERS = 1 << 16;
+__global__ void conversions(const uint8_t* in, uint8_t* out) {
+  const int i = static_cast<int>(global_thread());
+  auto* o = as<uint32_t>(out) + i;
+  const float x = as<float>(in)[i];
+  o[0] = __bfloat16_as_ushort(__float2bfloat16_rn(x));
+  o[NUMBERS] = __float_as_uint(__bfloat162float(__ushort_as_bfloat16(static_cast<unsigned short>(i))));
+  o[2 * NUMBERS] = __float_as_uint(__half2float(__ushort_as_half(static_cast<unsigned short>(i))));
+}
+__global__ void arithmetic(const uint8_t* in, uint8_t* out) {
+  const int i = static_cast<int>(global_thread());
+  const float x = as<float>(in)[i], y = as<float>(in)[NUMBERS + i], z = as<float>(in)[2 * NUMBERS + i];
+  float* o = as<float>(out) + i;
+  o[0 * NUMBERS] = fmaf(x, y, z);
+  o[1 * NUMBERS] = x * y + z;  // two roundings: -fmad=false
+  o[2 * NUMBERS] = x / y;
+  o[3 * NUMBERS] = sqrtf(fabsf(x));
+  o[4 * NUMBERS] = rintf(x);
+  o[5 * NUMBERS] = fmaxf(x, y);
+  o[6 * NUMBERS] = static_cast<float>(static_cast<double>(x) * static_cast<double>(y) + static_cast<double>(z));
+  o[7 * NUMBERS] = 1.0f / sqrtf(fabsf(x));
+}
+__global__ void functions(const uint8_t* in, uint8_t* out) {
+  const int i = static_cast<int>(global_thread());
+  const float x = as<float>(in)[i];
+  float* o = as<float>(out) + i;
+  o[0 * NUMBERS] = expf(x);
+  o[1 * NUMBERS] = logf(fabsf(x));
+  o[2 * NUMBERS] = tanhf(x);
+}
+
+#define CASE(name, in, out, blocks, threads, ...) \
+  {name, in, out, [](const uint8_t* i, uint8_t* o) { launch(&context, name, blocks, threads, __VA_ARGS__, i, o); }}
+fd_context context{nullptr, nullptr, nullptr, 0, 1};
+const Case CASES[] = {
+    CASE("shuffles", 12 * WARP, 72 * WARP, 1, WARP, shuffles),
+    CASE("barriers", 4 * VOTERS, 12 * VOTERS, 1, VOTERS, barriers),
+    CASE("cp_async", 16 * COPIERS, 16 * COPIERS, 1, COPIERS, cp_async),
+    CASE("cp_async_groups", 48 * WARP, 48 * WARP, 1, WARP, cp_async_groups),
+    CASE("ldmatrix_x4", 16 * WARP, 16 * WARP, 1, WARP, ldmatrix<false>),
+    CASE("ldmatrix_x4_trans", 16 * WARP, 16 * WARP, 1, WARP, ldmatrix<true>),
+    CASE("mma_bf16", PRODUCTS * 40 * WARP, PRODUCTS * 16 * WARP, PRODUCTS, WARP, mma_bf16),
+    CASE("conversions", 12 * NUMBERS, 12 * NUMBERS, NUMBERS / THREADS, THREADS, conversions),
+    CASE("arithmetic", 12 * NUMBERS, 32 * NUMBERS, NUMBERS / THREADS, THREADS, arithmetic),
+    CASE("functions", 12 * NUMBERS, 12 * NUMBERS, NUMBERS / THREADS, THREADS, functions),
+};
+
+const char* run(const Case& c, const void* in, void* out) {
+  uint8_t *device_in = nullptr, *device_out = nullptr;
+  told.clear();
+  auto check = [](cudaError_t e) {
+    if (e != cudaSuccess) record_error("the runtime", cudaGetErrorString(e));
+  };
+  check(cudaMallocManaged(reinterpret_cast<void**>(&device_in), static_cast<size_t>(c.in), cudaMemAttachGlobal));
+  check(cudaMallocManaged(reinterpret_cast<void**>(&device_out), static_cast<size_t>(c.out), cudaMemAttachGlobal));
+  if (told.empty()) {
+    std::memcpy(device_in, in, static_cast<size_t>(c.in));
+    std::memset(device_out, 0xFF, static_cast<size_t>(c.out));
+    c.run(device_in, device_out);
+    check(cudaStreamSynchronize(nullptr));
+    if (told.empty()) std::memcpy(out, device_out, static_cast<size_t>(c.out));
+  }
+  cudaFree(device_in);
+  cudaFree(device_out);
+  return told.empty() ? nullptr : told.c_str();
+}
+
+}  // namespace
+}  // namespace freedive::cuda
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+// Name and sizes of case i; false behind the last.
+EXPORT bool ptx_case(int i, const char** name, int64_t* in, int64_t* out) {
+  using namespace freedive::cuda;
+  if (i < 0 || i >= static_cast<int>(sizeof(CASES) / sizeof(CASES[0]))) return false;
+  *name = CASES[i].name, *in = CASES[i].in, *out = CASES[i].out;
+  return true;
+}
+// Null, or what went wrong.
+EXPORT const char* ptx_run(int i, const void* in, void* out) { return freedive::cuda::run(freedive::cuda::CASES[i], in, out); }
