@@ -44,6 +44,13 @@ static AdapterConfig adapter_from(const std::optional<py::dict>& d) {
   return a;
 }
 
+static Recompute recompute_from(const std::string& level) {
+  if (level == "none") return Recompute::NONE;
+  if (level == "ffn") return Recompute::FFN;
+  if (level == "block") return Recompute::BLOCK;
+  throw py::value_error("recompute is '" + level + "'; it must be none, ffn or block");
+}
+
 static py::list table_of(const std::vector<Parameter>& rows) {
   py::list out;
   for (const auto& r : rows) out.append(py::make_tuple(r.name, r.shape, r.offset, r.matrix));
@@ -57,9 +64,9 @@ struct PyDecoder {
   int64_t max_tokens, max_seqs, last_tokens = 0, last_targets = 1;
   std::mutex in_use;
   PyDecoder(const DecoderConfig& c, int threads, int64_t n, int64_t s, int64_t k, bool trainable, int64_t compute, const F32& cos,
-            const F32& sin, const AdapterConfig& adapter, const std::string& device)
+            const F32& sin, const AdapterConfig& adapter, const std::string& device, Recompute recompute)
       : config(c),
-        decoder(c, require_device(device), threads, n, s, k, trainable, compute, cos.data(), sin.data(), adapter),
+        decoder(c, require_device(device), threads, n, s, k, trainable, compute, cos.data(), sin.data(), adapter, recompute),
         max_tokens(n),
         max_seqs(s) {}
 
@@ -142,15 +149,15 @@ void bind_model(py::module_& m) {
   m.def(
       "plan",
       [](const py::dict& config, int threads, int64_t max_tokens, int64_t max_seqs, bool trainable,
-         const std::optional<py::dict>& adapter, const std::string& device) {
+         const std::optional<py::dict>& adapter, const std::string& device, const std::string& recompute) {
         std::vector<std::pair<std::string, size_t>> out;
         for (const auto& r : Decoder::plan(config_from(config), require_device(device), threads, max_tokens, max_seqs, trainable,
-                                           adapter_from(adapter)))
+                                           adapter_from(adapter), recompute_from(recompute)))
           out.emplace_back(r.name, r.bytes);
         return out;
       },
       py::arg("config"), py::arg("threads"), py::arg("max_tokens"), py::arg("max_seqs"), py::arg("trainable"),
-      py::arg("adapter") = py::none(), py::arg("device") = "cpu");
+      py::arg("adapter") = py::none(), py::arg("device") = "cpu", py::arg("recompute") = "none");
   m.def("parameter_table", [](const py::dict& config) { return table_of(ParameterTable(config_from(config)).rows); });
   m.def("adapter_table", [](const py::dict& config, const py::dict& adapter) {
     return table_of(AdapterTable(config_from(config), adapter_from(adapter)).rows);
@@ -160,7 +167,7 @@ void bind_model(py::module_& m) {
 
   py::class_<PyDecoder>(m, "Decoder")
       .def(py::init([](const py::dict& config, int threads, int64_t n, int64_t s, int64_t k, bool trainable, const F32& cos,
-                       const F32& sin, int64_t compute, const std::optional<py::dict>& adapter, const std::string& device) {
+                       const F32& sin, int64_t compute, const std::optional<py::dict>& adapter, const std::string& device, const std::string& recompute) {
              const DecoderConfig c = config_from(config);
              const py::ssize_t want = c.learned_positions ? 0 : c.max_positions * (c.head_dim / 2);
              if (n < 1 || s < 1 || k < 1 || threads < 1) throw py::value_error("capacities and threads must be at least 1");
@@ -169,11 +176,11 @@ void bind_model(py::module_& m) {
              if (compute == FD_I8 && trainable) throw py::value_error("int8 is for inference: trainable must be False");
              if (cos.size() < want || sin.size() < want)
                throw py::value_error("cos and sin must be float32[max_positions, head_dim/2]");
-             return std::make_unique<PyDecoder>(c, threads, n, s, k, trainable, compute, cos, sin, adapter_from(adapter), device);
+             return std::make_unique<PyDecoder>(c, threads, n, s, k, trainable, compute, cos, sin, adapter_from(adapter), device, recompute_from(recompute));
            }),
            py::arg("config"), py::arg("threads"), py::arg("max_tokens"), py::arg("max_seqs"), py::arg("max_targets"),
            py::arg("trainable"), py::arg("cos"), py::arg("sin"), py::arg("compute") = static_cast<int64_t>(FD_F32),
-           py::arg("adapter") = py::none(), py::arg("device") = "cpu")
+           py::arg("adapter") = py::none(), py::arg("device") = "cpu", py::arg("recompute") = "none")
       .def("buffer",
            [](py::object self, const std::string& which) {
              auto& d = self.cast<PyDecoder&>().decoder;

@@ -6,13 +6,14 @@
 //   head:       logprobs, entropy, lse of W_head norm(x)
 //
 // Kept for the backward pass: the members of Activations, 4 bytes a value. Outputs of norms and activation functions are cheap
-// and as wide as what they come from: they are computed again (a third of the memory for under 1 % of the time). Everything lives
+// and as wide as what they come from: they are computed again (a third of the memory for under 1 % of the time); of what else, Recompute says. Everything lives
 // in buffers taken once (memory.cpp), so a step allocates nothing. Scoring and decoding reuse the buffers of layer 0 for every
 // layer.
 #include "decoder.h"
 
 #include <cstring>
 #include <stdexcept>
+#include <utility>
 
 #include "view.h"
 
@@ -245,6 +246,18 @@ void Decoder::attention_backward(int64_t layer, Activations& a) {
   norm_backward(dx_, true, dnorm_, a.x, w.input_norm, w.input_norm_bias, a.stat1, a.mean1);
 }
 
+// What the forward pass did not keep of a layer.
+void Decoder::compute_again(int64_t layer) {
+  if (recompute_ == Recompute::NONE || layer == config_.n_layer - 1) return;  // the last layer's is still there
+  Activations& a = act_[layer];
+  const Layer& w = layers_[layer];
+  const bool now = std::exchange(adapter_on_, kept_adapter_);
+  if (recompute_ == Recompute::BLOCK) attention_forward(layer, a, nullptr);
+  norm_forward(norm_, a.stat2, a.mean2, a.x2, w.mlp_norm, w.mlp_norm_bias, n_);
+  linear(a.up, norm_, w.up, w.up_bias, config_.up_width(), config_.d_model, nullptr);
+  adapter_on_ = now;
+}
+
 // ---- the whole trunk -------------------------------------------------------------------------------------------
 
 void Decoder::trunk_forward(const BatchView& b, bool keep, const Cached* cached, const Trace* trace) {
@@ -285,6 +298,7 @@ void Decoder::trunk_backward(const float* dhidden) {
   }
   norm_backward(dx_, false, dnorm_, x_last_, final_norm_, final_norm_bias_, final_stat_, final_mean_);
   for (int64_t i = config_.n_layer - 1; i >= 0; --i) {
+    compute_again(i);
     mlp_backward(i, act_[i]);
     attention_backward(i, act_[i]);
   }

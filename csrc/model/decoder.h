@@ -52,6 +52,10 @@ class Buffer {
 // How the length of a Muon step follows from a matrix's shape [rows, columns]; see muon.cpp.
 enum class MuonScale { MATCH_RMS_ADAMW, ORIGINAL, SPECTRAL };
 
+// What the forward pass keeps of a layer for the backward pass; the rest is computed again there, by the same ops on the same rows, so gradients have the
+// same bits. NONE: everything. FFN: not the outputs of W_up, the widest rows; costs that product. BLOCK: a layer's input alone; costs its forward pass.
+enum class Recompute { NONE, FFN, BLOCK };
+
 struct KVCache {
   struct Layer {
     fd_tensor keys, values, key_scales, value_scales;
@@ -73,11 +77,11 @@ class Decoder {
  public:
   Decoder(const DecoderConfig& config, const fd_device_table* device, int threads, int64_t max_tokens, int64_t max_seqs,
           int64_t max_targets, bool trainable, int64_t compute, const float* cos, const float* sin,
-          const AdapterConfig& adapter = {});
+          const AdapterConfig& adapter = {}, Recompute recompute = Recompute::NONE);
 
   // What the constructor will take, without taking it.
   static std::vector<PlanRow> plan(const DecoderConfig& config, const fd_device_table* device, int threads, int64_t max_tokens,
-                                   int64_t max_seqs, bool trainable, const AdapterConfig& adapter = {});
+                                   int64_t max_seqs, bool trainable, const AdapterConfig& adapter = {}, Recompute recompute = Recompute::NONE);
 
   // With an adapter the parameters are frozen: gradients, moments and optimizer are the adapter's.
   const ParameterTable& table() const { return table_; }
@@ -172,6 +176,7 @@ class Decoder {
   void activation_forward(const Activations& a);
   void attention_backward(int64_t layer, Activations& a);
   void mlp_backward(int64_t layer, Activations& a);
+  void compute_again(int64_t layer);
   void trunk_forward(const BatchView& b, bool keep, const Cached* cached, const Trace* trace = nullptr);
   void record(const Trace& trace, int64_t layer, const Activations& a, const float* output);
   void trunk_backward(const float* dhidden = nullptr);
@@ -230,6 +235,7 @@ class Decoder {
   fd_context ctx_;
   int64_t max_tokens_, max_seqs_, max_targets_;
   bool trainable_;
+  Recompute recompute_;
   int64_t compute_;                                         // FD_F32 or FD_BF16: how products multiply
   int64_t packed_compute_;                                  // the same with packed rows: also FD_I8
   Buffer packed_memory_;

@@ -180,7 +180,7 @@ size_t workspace_bytes(const DecoderConfig& c, const fd_device_table* device, in
 
 Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int threads, int64_t max_tokens, int64_t max_seqs,
                  int64_t max_targets, bool trainable, int64_t compute, const float* cos, const float* sin,
-                 const AdapterConfig& adapter)
+                 const AdapterConfig& adapter, Recompute recompute)
     : config_(config),
       table_(config),
       adapter_(adapter),
@@ -190,6 +190,7 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
       max_seqs_(max_seqs),
       max_targets_(max_targets),
       trainable_(trainable),
+      recompute_(recompute),
       compute_(compute == FD_BF16 ? FD_BF16 : FD_F32),
       packed_compute_(compute) {
   fill_ops(device, &ops_);
@@ -227,13 +228,19 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
   auto lay_out = [&](Arena& a) {
     act_.assign(kept_layers, {});
     for (auto& l : act_) {
-      l.x = a.take(z.N * z.C), l.stat1 = a.take(z.N), l.mean1 = a.take(z.N);
-      l.qkv = a.take(z.N * z.E);
-      l.qk = z.separate_qk ? a.take(z.N * (z.H + z.G) * z.D) : nullptr;
-      l.qk_stat = a.take(z.N * (z.H + z.G));
-      l.attention = a.take(z.N * z.H * z.D), l.lse = a.take(z.N * z.H);
-      l.x2 = a.take(z.N * z.C), l.stat2 = a.take(z.N), l.mean2 = a.take(z.N);
-      l.up = a.take(z.N * z.U);
+      // What is computed again has one place for all layers, the first one's.
+      const bool again = &l != &act_[0] && recompute == Recompute::BLOCK, up_again = &l != &act_[0] && recompute != Recompute::NONE;
+      if (again) l = act_[0];
+      l.x = a.take(z.N * z.C);
+      if (!again) {
+        l.stat1 = a.take(z.N), l.mean1 = a.take(z.N);
+        l.qkv = a.take(z.N * z.E);
+        l.qk = z.separate_qk ? a.take(z.N * (z.H + z.G) * z.D) : nullptr;
+        l.qk_stat = a.take(z.N * (z.H + z.G));
+        l.attention = a.take(z.N * z.H * z.D), l.lse = a.take(z.N * z.H);
+        l.x2 = a.take(z.N * z.C), l.stat2 = a.take(z.N), l.mean2 = a.take(z.N);
+      }
+      l.up = up_again ? act_[0].up : a.take(z.N * z.U);
     }
     norm_ = a.take(z.N * z.C), act_out_ = a.take(z.N * z.F);
     lora_h_ = a.take(z.N * adapter_table_.widest), lora_dh_ = a.take(trainable ? z.N * adapter_table_.widest : 0);
@@ -270,16 +277,17 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
 }
 
 std::vector<PlanRow> Decoder::plan(const DecoderConfig& c, const fd_device_table* device, int threads, int64_t max_tokens,
-                                   int64_t max_seqs, bool trainable, const AdapterConfig& adapter) {
+                                   int64_t max_seqs, bool trainable, const AdapterConfig& adapter, Recompute recompute) {
   const ParameterTable table(c);
   const AdapterTable adapters(c, adapter);
   const bool frozen = adapter.rank > 0;
   const Sizes z = sizes_of(c, max_tokens, max_seqs);
   const size_t p = static_cast<size_t>(table.total_floats) * sizeof(float);
-  const size_t per_token = 2 * z.C + 4 + z.E + (z.separate_qk ? (z.H + z.G) * z.D : 0) + z.H + z.G + z.H * z.D + z.H + z.U;
   const size_t layers = trainable ? c.n_layer : 1;
+  const size_t block = z.C + 4 + z.E + (z.separate_qk ? (z.H + z.G) * z.D : 0) + z.H + z.G + z.H * z.D + z.H;  // beside its input and W_up's output
+  const size_t kept = z.C * layers + block * (recompute == Recompute::BLOCK ? 1 : layers) + z.U * (recompute == Recompute::NONE ? layers : 1);
   const size_t lora = (trainable ? 2 : 1) * adapters.widest;
-  const size_t act = (per_token * layers + 3 * z.C + z.F + 4 + lora) * z.N * sizeof(float);
+  const size_t act = (kept + 3 * z.C + z.F + 4 + lora) * z.N * sizeof(float);
   const size_t pairs = static_cast<size_t>(adapters.total_floats) * sizeof(float), trained = frozen ? pairs : p;
   const size_t grad = trainable ? (2 * z.C + z.E + (z.H + z.G) * z.D + z.H * z.D + z.U + z.F) * z.N * sizeof(float) : 0;
   return {{"parameters", p},

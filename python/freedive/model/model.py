@@ -54,18 +54,29 @@ class Plan:
 MOST_THREADS = 1024
 
 
-def plan(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable: bool = True, threads: int | None = None, lora: LoRA | None = None) -> Plan:
+RECOMPUTE = ("none", "ffn", "block")
+
+
+def check_recompute(recompute: str) -> str:
+    """The level itself; UserError for one that is none of RECOMPUTE."""
+    if recompute not in RECOMPUTE:
+        raise UserError(f"recompute is {recompute!r}", hint="none, ffn or block")
+    return recompute
+
+
+def plan(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable: bool = True, threads: int | None = None, lora: LoRA | None = None,
+         recompute: str = "none") -> Plan:  # fmt: skip
     """The memory a Model of these capacities will take; allocates nothing."""
     adapter = None if lora is None else lora.core_dict()
-    return Plan(tuple(_core.plan(config.core_dict(), threads or default_threads(), max_tokens, max_seqs, trainable, adapter)))
+    return Plan(tuple(_core.plan(config.core_dict(), threads or default_threads(), max_tokens, max_seqs, trainable, adapter, recompute=check_recompute(recompute))))
 
 
 def check_fits(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable: bool = True, threads: int | None = None,
-               packed_bytes: int | None = None, lora: LoRA | None = None) -> Plan:  # fmt: skip
+               packed_bytes: int | None = None, lora: LoRA | None = None, recompute: str = "none") -> Plan:  # fmt: skip
     """The plan, or a UserError that says what would fit. Every thread has work space of its own, so their number counts. packed_bytes: of
     the weights where they are not float32."""
     def planned(tokens: int) -> Plan:
-        p = plan(config, tokens, max_seqs, trainable, threads, lora)
+        p = plan(config, tokens, max_seqs, trainable, threads, lora, recompute)
         return p if packed_bytes is None else Plan(tuple((name, packed_bytes if name == "parameters" else size) for name, size in p.rows))
 
     if threads is not None and threads > MOST_THREADS:
@@ -78,6 +89,8 @@ def check_fits(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable:
         tokens //= 2
     fits = planned(tokens).total <= free
     hint = f"a batch of {tokens} tokens at a time would fit" if fits else "its weights alone do not fit: choose a smaller model (a lower --depth)"
+    if trainable and recompute != "block" and plan(config, max_tokens, max_seqs, trainable, threads, lora, "block").total <= free:
+        hint = f'{hint}, and this one with recompute "block"'
     raise UserError(f"this model needs {human_bytes(p.total)} of memory ({p}), but {human_bytes(free)} are available", hint=hint)
 
 
@@ -111,6 +124,9 @@ class Model:
     and moments stay float32): twice as fast where `freedive.ops.fast_bf16()`, slower elsewhere; "auto" chooses.
     Weights are zero until `init`, `load_state` or `load_pretrained`.
 
+    recompute says what a training step keeps of each layer for the backward pass: "none" everything, "ffn" all but the outputs of the up projection, "block"
+    the layer's input alone. The rest is computed again there, the same bits: less memory for one product, or one forward pass, more (`plan` tells the bytes).
+
     lora freezes the weights and puts an adapter beside them (model/lora.py): `adapter`, `gradients`, moments, `state` and the optimizer are then of its
     matrices alone. It is zero until `init_adapter` or `Adapter.into`; `without_adapter` gives the frozen model, for example as a reference.
 
@@ -123,7 +139,7 @@ class Model:
 
     def __init__(self, config: DecoderConfig, *, max_tokens: int = 4096, max_seqs: int = 256, max_targets: int = 1, threads: int | None = None,
                  device: str = "cpu", trainable: bool = True, dtype: str = "float32", packed_bytes: int | None = None,
-                 lora: LoRA | None = None):  # fmt: skip
+                 lora: LoRA | None = None, recompute: str = "none"):  # fmt: skip
         check_device(device)
         dtype = check_dtype(dtype, device)
         if threads is not None and threads < 1:
@@ -135,7 +151,7 @@ class Model:
             raise UserError("dtype int8 needs weights of 8 or 4 bits, and these are float32", hint='load the model with weights="int8" (on the command line: --weights int8)')
         if dtype == "int8" and trainable:
             raise UserError("dtype int8 is for inference", hint="train in float32 or bfloat16")
-        check_fits(config, max_tokens, max_seqs, trainable, threads, packed_bytes, self.lora)
+        check_fits(config, max_tokens, max_seqs, trainable, threads, packed_bytes, self.lora, check_recompute(recompute))
         self.packed: tuple[str, ...] = ()  # types of the matrices where they are packed, e.g. ("Q4_1", "Q8_0")
         self.config, self.max_tokens, self.max_seqs, self.trainable = config, max_tokens, max_seqs, trainable
         self.device, self.threads, self.dtype = device, threads or default_threads(), dtype
@@ -143,7 +159,7 @@ class Model:
         self.vocab_mask: np.ndarray | None = None  # uint8 [vocab_size], 0 for ids that stand for nothing; None is all
         self.weight_version = 0  # rises whenever the weights may have changed: keys and values computed before are stale
         self._core = _core.Decoder(config.core_dict(), self.threads, max_tokens, max_seqs, max_targets, trainable, cos, sin, compute_code(dtype),
-                                   None if self.lora is None else self.lora.core_dict(), device)  # fmt: skip
+                                   None if self.lora is None else self.lora.core_dict(), device, recompute)  # fmt: skip
         self._table = _core.parameter_table(config.core_dict())
         self._parameters = self._views("parameters", self._table)
         trained = self._table if self.lora is None else _core.adapter_table(config.core_dict(), self.lora.core_dict())

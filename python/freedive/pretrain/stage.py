@@ -65,6 +65,7 @@ class PretrainConfig:
     prompts: list[str] = option([], "texts for the model to continue at the end")
     seed: int = option(0, "of weights, order and samples")
     device: str = option("cpu", "cpu, or cuda where the build and the machine have it")
+    recompute: str = option("none", "none, ffn or block: what a step keeps of each layer for its backward pass; less memory, more time, the same bits", hash=False)
     dtype: str = option("float32", "float32; bfloat16: operands of products rounded, twice as fast where the processor has it; auto")
     threads: int | None = option(None, "CPU threads (default: all)", hash=False)
     force: bool = option(False, "replace an existing --out")
@@ -139,13 +140,13 @@ def _start(c: PretrainConfig, source: Path, artefact: Artefact | None) -> None:
     warmup = c.warmup if c.warmup is not None else max(1, min(200, steps // 50 + 5))
     print(f"{documents.n_targets:,} training tokens, vocabulary {tok.vocab_size:,}; model: {config.n_params():,} parameters "
           f"({config.n_layer} layers of {config.d_model}, {config.n_head} heads, {config.n_kv_head} for keys and values)")  # fmt: skip
-    print(f"{steps:,} steps of {c.batch_tokens:,} tokens, context {c.context}, learning rate {lr:.2g}; memory: {plan(config, micro, max_seqs, threads=c.threads)}")
+    print(f"{steps:,} steps of {c.batch_tokens:,} tokens, context {c.context}, learning rate {lr:.2g}; memory: {plan(config, micro, max_seqs, threads=c.threads, recompute=c.recompute)}")
     if artefact is None:
         check_device(c.device)
-        check_fits(config, micro, max_seqs, threads=c.threads)
+        check_fits(config, micro, max_seqs, threads=c.threads, recompute=c.recompute)
         return
 
-    how: dict[str, Any] = dict(max_tokens=micro, max_seqs=max_seqs, threads=c.threads, device=c.device, dtype=c.dtype)
+    how: dict[str, Any] = dict(max_tokens=micro, max_seqs=max_seqs, threads=c.threads, device=c.device, dtype=c.dtype, recompute=c.recompute)
     if c.model is not None:
         model = load_model(c.model, tok, **how)
     else:

@@ -162,7 +162,7 @@ def _model(c: RLConfig, tok: Tokenizer, max_tokens: int) -> Model:
     lora = new_adapter(c.start, c.lora_rank, c.lora_alpha, c.lora_targets)
     frozen = lora is not None or is_adapter(c.start)
     model = load_model(c.start, tok, max_tokens=max_tokens, max_seqs=max(256, c.prompts_per_step * c.num_generations), threads=c.threads, device=c.device, dtype=c.dtype,
-                       lora=lora, weights=c.weights if frozen else "float32")  # fmt: skip
+                       recompute=c.recompute, lora=lora, weights=c.weights if frozen else "float32")  # fmt: skip
     if lora is not None:
         init_adapter(model, c.seed)
     return model

@@ -63,6 +63,7 @@ class DPOConfig:
     micro_tokens: int = option(4096, "tokens of one forward pass")
     seed: int = option(0, "of the order and the adapter")
     device: str = option("cpu", "cpu, or cuda where the build and the machine have it")
+    recompute: str = option("none", "none, ffn or block: what a step keeps of each layer for its backward pass; less memory, more time, the same bits", hash=False)
     dtype: str = option("float32", "float32; bfloat16: operands of products rounded, twice as fast where the processor has it; auto")
     threads: int | None = option(None, "CPU threads (default: all)", hash=False)
     force: bool = option(False, "replace an existing --out")
@@ -208,7 +209,7 @@ def _train(c: DPOConfig, artefact: Artefact | None) -> None:
     largest = max(len(p) + len(a) for p, *answers, _ in [*pairs, *held_pairs] for a in answers)
     lora = new_adapter(c.model, c.lora_rank, c.lora_alpha, c.lora_targets)
     model = load_model(c.model, tok, max_tokens=max(c.micro_tokens, 2 * largest), max_seqs=MAX_SEQS, threads=c.threads, device=c.device, dtype=c.dtype, lora=lora,
-                       weights=c.weights if lora or is_adapter(c.model) else "float32")  # fmt: skip
+                       recompute=c.recompute, weights=c.weights if lora or is_adapter(c.model) else "float32")  # fmt: skip
     if largest > model.config.max_positions:
         raise UserError(f"an answer with its prompt has {largest} tokens; the model was made for {model.config.max_positions}", hint="lower --context: longer ones are left out")
     if artefact is None:

@@ -65,6 +65,7 @@ class RewardConfig:
     micro_tokens: int = option(4096, "tokens of one forward pass")
     seed: int = option(0, "of the order and the adapter")
     device: str = option("cpu", "cpu, or cuda where the build and the machine have it")
+    recompute: str = option("none", "none, ffn or block: what a step keeps of each layer for its backward pass; less memory, more time, the same bits", hash=False)
     dtype: str = option("float32", "float32; bfloat16: operands of products rounded, twice as fast where the processor has it; auto")
     threads: int | None = option(None, "CPU threads (default: all)", hash=False)
     force: bool = option(False, "replace an existing --out")
@@ -307,7 +308,7 @@ def _model(c: RewardConfig, tok: Any, max_tokens: int, longest: int) -> Model:
     lora = new_adapter(c.model, c.lora_rank, c.lora_alpha, c.lora_targets)
     frozen = c.kind != "model"
     model = load_model(c.model, tok, max_tokens=max_tokens, max_seqs=MAX_SEQS, threads=c.threads, device=c.device, dtype=c.dtype, trainable=not c.freeze,
-                       lora=lora, weights=c.weights if frozen else "float32")  # fmt: skip
+                       recompute=c.recompute, lora=lora, weights=c.weights if frozen else "float32")  # fmt: skip
     if longest > model.config.max_positions:
         raise UserError(f"an answer with its prompt has {longest} tokens; the model was made for {model.config.max_positions}", hint="lower --context: longer ones are left out")
     return model

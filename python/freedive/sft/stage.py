@@ -62,6 +62,7 @@ class SFTConfig:
     samples: list[str] = option(["Hello!", "Who are you?"], "questions answered at every measurement and at the end")
     seed: int = option(0, "of the order and samples")
     device: str = option("cpu", "cpu, or cuda where the build and the machine have it")
+    recompute: str = option("none", "none, ffn or block: what a step keeps of each layer for its backward pass; less memory, more time, the same bits", hash=False)
     dtype: str = option("float32", "float32; bfloat16: operands of products rounded, twice as fast where the processor has it; auto")
     threads: int | None = option(None, "CPU threads (default: all)", hash=False)
     force: bool = option(False, "replace an existing --out")
@@ -142,7 +143,7 @@ def _train(c: SFTConfig, artefact: Artefact | None) -> None:
     steps = c.steps if c.steps is not None else max(1, round(c.epochs * loader.steps_per_epoch))
     print(f"{steps:,} steps of {loader.per_step * micro:,} tokens, {100 * loader.fill:.1f} % full" + (f"; {replayed:,} tokens of replayed text an epoch" if replayed else "")
           + (f"; {len(held):,} conversations held out" if held else ""))  # fmt: skip
-    model = load_model(c.model, tok, max_tokens=max(micro, c.context), max_seqs=MAX_SEQS, threads=c.threads, device=c.device, dtype=c.dtype,
+    model = load_model(c.model, tok, max_tokens=max(micro, c.context), max_seqs=MAX_SEQS, threads=c.threads, device=c.device, dtype=c.dtype, recompute=c.recompute,
                        lora=lora, weights=c.weights if lora or going_on else "float32")  # fmt: skip
     if longest > model.config.max_positions:
         raise UserError(f"a conversation has {longest} tokens; the model was made for {model.config.max_positions}", hint="lower --context: longer ones are left out")
