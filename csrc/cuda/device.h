@@ -20,6 +20,8 @@ VariantList sampling_variants();
 VariantList quantized_variants();
 VariantList optimizer_variants();
 
+// Words of 32 bits of a packed weight [O, C]: 0 in float32.
+int64_t matmul_packed_size(int64_t O, int64_t C, int64_t compute);
 // Bytes of a packed weight and of a row of the file; 0 of what is not held packed. See ops.h.
 int64_t quantized_size(int64_t O, int64_t C, int64_t type);
 int64_t quantized_row(int64_t C, int64_t type);

@@ -23,6 +23,8 @@ struct Same {
 #define FD_SHARED(T, name, ...)  \
   static char name##_key;        \
   auto& name = *static_cast<typename ::freedive::cuda::Same<T __VA_ARGS__>::type*>(::emu::shared_array(&name##_key, sizeof(T __VA_ARGS__), 128))
+// FD_DYNAMIC_SHARED(float, tiles): as many bytes as launch_shared gave the block, aligned to 1024, NaN here too
+#define FD_DYNAMIC_SHARED(T, name) auto* const name = static_cast<T*>(::emu::dynamic_shared())
 // The emulator looks at every pointer that a kernel is given: one of the host's would do here and fail on a GPU.
 inline void visit_pointers(const fd_tensor& t, int argument) {
   if (t.data != nullptr) emu::require_device_memory(t.data, argument);
@@ -36,6 +38,9 @@ FD_OPS(FD_VISIT)
 #undef FD_VISIT
 #else
 #define FD_SHARED(T, name, ...) __shared__ __align__(128) T name __VA_ARGS__
+#define FD_DYNAMIC_SHARED(T, name)                                       \
+  extern __shared__ __align__(1024) unsigned char fd_dynamic_shared[]; \
+  T* const name = reinterpret_cast<T*>(fd_dynamic_shared)
 #endif
 
 namespace freedive::cuda {
@@ -43,24 +48,34 @@ namespace freedive::cuda {
 constexpr int THREADS = 256, WARP = 32, WARPS = THREADS / WARP;
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
-// Launches kernel(arguments...) on the context's stream. What goes wrong is told by the device's synchronize(), with the op's name.
+// Launches kernel(arguments...) on the context's stream, with so many bytes of FD_DYNAMIC_SHARED. What goes wrong is told by the device's
+// synchronize(), with the op's name.
 template <class... Parameters, class... Arguments>
-void launch(fd_context* ctx, const char* op, int64_t blocks, int threads, void (*kernel)(Parameters...), Arguments&&... arguments) {
+void launch_shared(fd_context* ctx, const char* op, int64_t blocks, int threads, size_t shared, void (*kernel)(Parameters...), Arguments&&... arguments) {
   static_assert(sizeof...(Parameters) == sizeof...(Arguments), "as many arguments as the kernel takes");
   if (blocks <= 0) return;
   const dim3 grid(static_cast<unsigned>(blocks)), block(static_cast<unsigned>(threads));
+  if (shared > (48 << 10) && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)) != cudaSuccess) {
+    cudaGetLastError();
+    return record_error(op, "a block needs more shared memory than this GPU has");
+  }
 #ifdef FREEDIVE_CUDA_EMULATION
   (void)ctx;
   try {
-    emu::launch({grid, block, 0}, kernel, std::forward<Arguments>(arguments)...);
+    emu::launch({grid, block, shared}, kernel, std::forward<Arguments>(arguments)...);
   } catch (const std::exception& e) {
     record_error(op, e.what());
   }
 #else
-  kernel<<<grid, block, 0, static_cast<cudaStream_t>(ctx->stream)>>>(static_cast<Parameters>(arguments)...);
+  kernel<<<grid, block, shared, static_cast<cudaStream_t>(ctx->stream)>>>(static_cast<Parameters>(arguments)...);
   const cudaError_t e = cudaGetLastError();
   if (e != cudaSuccess) record_error(op, cudaGetErrorString(e));
 #endif
+}
+
+template <class... Parameters, class... Arguments>
+void launch(fd_context* ctx, const char* op, int64_t blocks, int threads, void (*kernel)(Parameters...), Arguments&&... arguments) {
+  launch_shared(ctx, op, blocks, threads, 0, kernel, std::forward<Arguments>(arguments)...);
 }
 
 inline int64_t blocks_for(int64_t work, int64_t per_block) { return (work + per_block - 1) / per_block; }

@@ -1,4 +1,4 @@
-// matmul.cu: the three products of training, and packing (there is none).
+// matmul.cu: the three products of training, and packing.
 //
 //   forward         out[n,o]     = (out +) sum_c x[n,c] weight[o,c] (+ bias[o]) (+ residual[n,o])
 //   backward_input  dx[n,c]      = (dx +)  sum_o dout[n,o] weight[o,c]
@@ -8,6 +8,7 @@
 // caches, not the arithmetic, are the limit).
 // tiled: the block copies 32 x 32 tiles of both operands to shared memory and multiplies from there: each number is read from memory once
 // per tile instead of once per element, a thirty-second of the traffic. The chain is the same, so the bits are.
+// sm80 (matmul_sm80.cu): on tensor cores when `compute` is bfloat16, tiled else. sm80_128x256: always its largest tile.
 #include "matmul.cuh"
 
 namespace freedive::cuda {
@@ -69,10 +70,14 @@ __global__ void tiled_kernel(Product p) {
   }
 }
 
-template <bool TILED>
-void multiply(fd_context* ctx, const char* op, const Product& p, int64_t compute) {
+enum Rung { NAIVE, TILED, SM80, SM80_WIDE };  // of the ladder
+
+template <Rung RUNG>
+void multiply(fd_context* ctx, const char* op, const Product& p, int64_t compute, const void* packed_b = nullptr) {
   if (p.rows == 0 || p.columns == 0) return;
-  if (TILED) {
+  if (RUNG >= SM80 && compute == FD_BF16) {
+    multiply_sm80(ctx, op, p, packed_b, ctx->workspace, RUNG == SM80_WIDE);
+  } else if (RUNG >= TILED) {
     const int64_t blocks = blocks_for(p.rows, TILE) * blocks_for(p.columns, TILE);
     launch(ctx, op, blocks, THREADS, compute == FD_BF16 ? tiled_kernel<true> : tiled_kernel<false>, p);
   } else {
@@ -80,20 +85,20 @@ void multiply(fd_context* ctx, const char* op, const Product& p, int64_t compute
   }
 }
 
-template <bool TILED>
+template <Rung RUNG>
 void forward(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_matmul_forward_args*>(arguments);
   const Product p{by_rows(a.x), by_rows(a.weight), static_cast<float*>(a.out.data), a.out.stride[0], a.out.shape[0], a.out.shape[1], a.x.shape[1],
                   a.accumulate != 0, static_cast<const float*>(a.bias.data), static_cast<const float*>(a.residual.data), a.residual.stride[0]};
-  multiply<TILED>(ctx, "matmul_forward", p, a.compute);
+  multiply<RUNG>(ctx, "matmul_forward", p, a.compute, a.packed.data);
 }
 
-template <bool TILED>
+template <Rung RUNG>
 void backward_input(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_matmul_backward_input_args*>(arguments);
   const Product p{by_rows(a.dout), by_columns(a.weight), static_cast<float*>(a.dx.data), a.dx.stride[0], a.dx.shape[0], a.dx.shape[1],
                   a.dout.shape[1], a.accumulate != 0, nullptr, nullptr, 0};
-  multiply<TILED>(ctx, "matmul_backward_input", p, a.compute);
+  multiply<RUNG>(ctx, "matmul_backward_input", p, a.compute);
 }
 
 __global__ void column_sum_kernel(fd_tensor dbias, fd_tensor dout) {
@@ -104,28 +109,48 @@ __global__ void column_sum_kernel(fd_tensor dbias, fd_tensor dout) {
   flat(dbias)[o] += static_cast<float>(sum);
 }
 
-template <bool TILED>
+template <Rung RUNG>
 void backward_weight(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_matmul_backward_weight_args*>(arguments);
   const Product p{by_columns(a.dout), by_columns(a.x), static_cast<float*>(a.dweight.data), a.dweight.stride[0], a.dweight.shape[0],
                   a.dweight.shape[1], a.dout.shape[0], true, nullptr, nullptr, 0};
-  multiply<TILED>(ctx, "matmul_backward_weight", p, a.compute);
+  multiply<RUNG>(ctx, "matmul_backward_weight", p, a.compute);
   if (a.dbias.data != nullptr)
     launch(ctx, "matmul_backward_weight", blocks_for(a.dout.shape[1], WARP), WARP, column_sum_kernel, a.dbias, a.dout);
 }
 
-void pack(fd_context*, const void*) {}  // device.cu: a packed weight has no words of its own, kernels read the weight
+size_t forward_workspace(const void* arguments, int32_t) {  // for either `compute`: a model asks once
+  const auto& a = *static_cast<const fd_matmul_forward_args*>(arguments);
+  return sm80_workspace(a.out.shape[0], a.out.shape[1], a.x.shape[1]);
+}
+size_t backward_input_workspace(const void* arguments, int32_t) {
+  const auto& a = *static_cast<const fd_matmul_backward_input_args*>(arguments);
+  return sm80_workspace(a.dx.shape[0], a.dx.shape[1], a.dout.shape[1]);
+}
+size_t backward_weight_workspace(const void* arguments, int32_t) {
+  const auto& a = *static_cast<const fd_matmul_backward_weight_args*>(arguments);
+  return sm80_workspace(a.dweight.shape[0], a.dweight.shape[1], a.dout.shape[0]);
+}
+
+// In float32 a packed weight has no words, and kernels read the weight itself.
+void pack(fd_context* ctx, const void* arguments) {
+  const auto& a = *static_cast<const fd_matmul_pack_args*>(arguments);
+  if (a.compute == FD_BF16) sm80_pack(ctx, "matmul_pack", a.packed.data, a.weight);
+}
 
 }  // namespace
 
+int64_t matmul_packed_size(int64_t O, int64_t C, int64_t compute) { return compute == FD_BF16 ? sm80_packed_words(O, C) : 0; }
+
 void multiply(fd_context* ctx, const char* op, const Product& p, int64_t compute, bool tiled) {
-  tiled ? multiply<true>(ctx, op, p, compute) : multiply<false>(ctx, op, p, compute);
+  tiled ? multiply<TILED>(ctx, op, p, compute) : multiply<NAIVE>(ctx, op, p, compute);
 }
 
-FD_VARIANT_LIST(matmul, {"matmul_forward", "naive", 0, forward<false>, nullptr}, {"matmul_forward", "tiled", 1, forward<true>, nullptr},
-                {"matmul_backward_input", "naive", 0, backward_input<false>, nullptr},
-                {"matmul_backward_input", "tiled", 1, backward_input<true>, nullptr},
-                {"matmul_backward_weight", "naive", 0, backward_weight<false>, nullptr},
-                {"matmul_backward_weight", "tiled", 1, backward_weight<true>, nullptr}, {"matmul_pack", "naive", 0, pack, nullptr})
+#define FD_RUNGS(op, run)                                                                                             \
+  {"matmul_" #op, "naive", 0, run<NAIVE>, nullptr}, {"matmul_" #op, "tiled", 1, run<TILED>, nullptr},                   \
+      {"matmul_" #op, "sm80_128x256", 2, run<SM80_WIDE>, run##_workspace}, {"matmul_" #op, "sm80", 3, run<SM80>, run##_workspace}
+
+FD_VARIANT_LIST(matmul, FD_RUNGS(forward, forward), FD_RUNGS(backward_input, backward_input), FD_RUNGS(backward_weight, backward_weight),
+                {"matmul_pack", "naive", 0, pack, nullptr})
 
 }  // namespace freedive::cuda

@@ -24,11 +24,19 @@ inline void visit_pointers(const Product& p, int argument) {
 }
 #endif
 
-
 inline Operand by_rows(const fd_tensor& t) { return {static_cast<const float*>(t.data), t.stride[0], 1}; }
 inline Operand by_columns(const fd_tensor& t) { return {static_cast<const float*>(t.data), 1, t.stride[0]}; }
 
 // out = (out +) A B^T (+ bias) (+ residual): every element one chain over k, then bias, then residual; the same bits tiled or not.
 void multiply(fd_context* ctx, const char* op, const Product& p, int64_t compute, bool tiled);
+
+// The same on tensor cores, in bfloat16 (matmul_sm80.cu): every element one chain of steps of 16 k, the same for one row or many.
+// workspace: sm80_workspace bytes, aligned to 64. packed_b: what sm80_pack made of b when b is a weight by rows, or null.
+// wide: tiles of 128 x 256 in any case, for tests; the bits are the same.
+void multiply_sm80(fd_context* ctx, const char* op, const Product& p, const void* packed_b, uint8_t* workspace, bool wide = false);
+size_t sm80_workspace(int64_t rows, int64_t columns, int64_t depth);
+// A weight [O, C] rounded to bfloat16 in rows padded to 16 bytes, and its size in words of 32 bits.
+void sm80_pack(fd_context* ctx, const char* op, void* packed, const fd_tensor& weight);
+int64_t sm80_packed_words(int64_t O, int64_t C);
 
 }  // namespace freedive::cuda

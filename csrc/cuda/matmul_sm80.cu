@@ -1,0 +1,300 @@
+// matmul_sm80.cu: the products of matmul.cuh on tensor cores, with what every GPU from compute capability 8.0 on has.
+//
+//   out[i,j] = (out[i,j] +) sum_k a[i,k] b[j,k] (+ bias[j]) (+ residual[i,j]),  a and b rounded to bfloat16, sums in float32
+//
+// Tensors are float32, so the operands are first rounded into the workspace, once each, in the order they lie in, with rows padded to 16
+// bytes (a weight that matmul_pack has rounded is read as it is). Bytes: 4 read and 2 written an element, then 2 read for every tile that needs it.
+//
+// A block computes a tile of `out`. Tiles of a and b, TILE_K deep, come by cp.async into a ring of STAGES; while one is multiplied the next ones
+// are under way. Both layouts an operand can have lie in shared memory as in memory, [rows][TILE_K] or [TILE_K][rows]: ldmatrix reads the first,
+// ldmatrix.trans the second, and from there on it is one kernel body for the three layouts of training. Pieces of 16 bytes are exchanged
+// (swizzled) so that the eight rows of a matrix lie in different banks.
+//
+// An element's sum is one chain of mma.sync.m16n8k16 over k = 0, 16, 32, .. starting from out or 0, whatever the tile: so a row's bits depend
+// neither on how many other rows there are nor on which tile is chosen, and a decode step has the bits of training.
+#include "matmul.cuh"
+#include "ptx.cuh"
+
+namespace freedive::cuda {
+namespace {
+
+constexpr int64_t PIECE = 8;  // bfloat16 numbers in 16 bytes
+
+int64_t padded(int64_t n) { return (n + PIECE - 1) / PIECE * PIECE; }
+size_t bytes_of(int64_t rows, int64_t width) { return (static_cast<size_t>(rows * padded(width)) * 2 + 255) / 256 * 256; }
+
+// ---- operands, rounded ----------------------------------------------------------------------------------------------
+// Rows of `width` float32, `stride` apart, to rows of padded(width) bfloat16; 0 behind their end. A thread writes 16 bytes.
+__global__ void round_kernel(uint16_t* out, const float* x, int64_t rows, int64_t width, int64_t stride, bool aligned) {
+  const int64_t pieces = (width + PIECE - 1) / PIECE, e = global_thread(), r = e / pieces, begin = e % pieces * PIECE;
+  if (r >= rows) return;
+  const float* source = x + r * stride + begin;
+  float v[PIECE];
+  if (aligned && begin + PIECE <= width) {
+    const float4 low = *reinterpret_cast<const float4*>(source), high = *reinterpret_cast<const float4*>(source + 4);
+    v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w, v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
+  } else {
+#pragma unroll
+    for (int i = 0; i < PIECE; ++i) v[i] = begin + i < width ? source[i] : 0.0f;
+  }
+  uint32_t words[PIECE / 2];
+#pragma unroll
+  for (int i = 0; i < PIECE / 2; ++i)
+    words[i] = static_cast<uint32_t>(__bfloat16_as_ushort(__float2bfloat16_rn(v[2 * i]))) |
+               static_cast<uint32_t>(__bfloat16_as_ushort(__float2bfloat16_rn(v[2 * i + 1]))) << 16;
+  *reinterpret_cast<uint4*>(out + e * PIECE) = make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+void round_rows(fd_context* ctx, const char* op, uint16_t* out, const float* x, int64_t rows, int64_t width, int64_t stride) {
+  const bool aligned = reinterpret_cast<uintptr_t>(x) % 16 == 0 && stride % 4 == 0;
+  launch_threads(ctx, op, rows * (padded(width) / PIECE), round_kernel, out, x, rows, width, stride, aligned);
+}
+
+// ---- the product ------------------------------------------------------------------------------------------------------
+struct RoundedProduct {
+  const uint16_t *a, *b;
+  int64_t a_row, b_row;  // numbers from one row to the next: all of a row, its padding included
+  float* out;
+  int64_t out_row, rows, columns, depth;
+  bool add, pairs;  // pairs: two neighbours of out can be stored at once
+  const float *bias, *residual;
+  int64_t residual_row;
+};
+#ifdef FREEDIVE_CUDA_EMULATION
+void visit_pointers(const RoundedProduct& p, int argument) {
+  for (const void* x : {static_cast<const void*>(p.a), static_cast<const void*>(p.b), static_cast<const void*>(p.out),
+                        static_cast<const void*>(p.bias), static_cast<const void*>(p.residual)})
+    if (x != nullptr) emu::require_device_memory(x, argument);
+}
+#endif
+
+template <int M_, int N_, int K_, int WARPS_M_, int WARPS_N_, int STAGES_, int BLOCKS_>
+struct Tile {
+  static constexpr int M = M_, N = N_, K = K_, WARPS_M = WARPS_M_, WARPS_N = WARPS_N_, STAGES = STAGES_, BLOCKS = BLOCKS_;
+  static constexpr int BLOCK_THREADS = WARPS_M * WARPS_N * WARP;
+  static constexpr int WARP_M = M / WARPS_M, WARP_N = N / WARPS_N;  // of the tile, a warp's part
+  static constexpr int STAGE = (M + N) * K;
+  static constexpr size_t SHARED = size_t{STAGES} * STAGE * 2;
+  static_assert(WARP_M % 16 == 0 && WARP_N % 16 == 0 && K % 16 == 0, "whole instructions");
+  static_assert(M * K / PIECE % BLOCK_THREADS == 0 && N * K / PIECE % BLOCK_THREADS == 0, "whole pieces for every thread");
+};
+//                      M    N   K  warps stages blocks of a multiprocessor
+using Wide = Tile<128, 256, 32, 2, 4, 4, 1>;   // 96 KB: all that cards of 8.6, 8.9 and 12.0 have
+using Square = Tile<128, 128, 32, 2, 2, 4, 2>;
+using Small = Tile<64, 64, 32, 2, 2, 4, 4>;    // where large ones would leave multiprocessors idle
+using Skinny = Tile<16, 32, 64, 1, 2, 4, 8>;   // decode: few rows, and the weight is read once
+
+// Where piece q of row r of a tile lies whose rows have WIDTH numbers. Eight rows with the same q are in eight different places modulo 128 bytes.
+template <int WIDTH>
+__device__ __forceinline__ int swizzled(int r, int q) {
+  constexpr int PIECES = WIDTH / PIECE;
+  const int by = PIECES >= 8 ? r % 8 : r / (8 / PIECES) % PIECES;
+  return r * WIDTH + (q ^ by) * static_cast<int>(PIECE);
+}
+
+__device__ __forceinline__ int clipped(int64_t n) { return static_cast<int>(n < 1 << 30 ? n : 1 << 30); }
+
+// Copies tiles of ROWS x WIDTH numbers of x [rows, x_row] to shared memory, one after the other; what x has not is 0.
+template <int ROWS, int WIDTH, int BLOCK_THREADS>
+struct Fetcher {
+  static constexpr int PIECES = WIDTH / PIECE, DOWN = BLOCK_THREADS / PIECES;  // this thread's pieces lie DOWN rows apart
+  static_assert(DOWN % 8 == 0, "and at the same place within eight rows");
+  const uint16_t* at;  // the thread's first piece of the next tile
+  int64_t x_row;
+  int row, column, rows_left, columns_left;
+
+  __device__ __forceinline__ Fetcher(const uint16_t* x, int64_t x_row_, int64_t first_row, int64_t rows, int64_t first_column)
+      : x_row(x_row_), row(static_cast<int>(threadIdx.x) / PIECES), column(static_cast<int>(threadIdx.x) % PIECES) {
+    at = x + (first_row + row) * x_row + first_column + column * PIECE;
+    rows_left = clipped(rows - first_row - row), columns_left = clipped(x_row - first_column - column * PIECE);
+  }
+  __device__ __forceinline__ void fetch(uint16_t* tile) const {
+#pragma unroll
+    for (int n = 0; n < ROWS / DOWN; ++n) {
+      const bool inside = n * DOWN < rows_left && columns_left > 0;
+      ptx::cp_async_16(tile + swizzled<WIDTH>(row + n * DOWN, column), at + n * DOWN * x_row, inside ? 16 : 0);
+    }
+  }
+  __device__ __forceinline__ void go_right(int columns) { at += columns, columns_left -= columns; }
+  __device__ __forceinline__ void go_down(int rows) { at += rows * x_row, rows_left -= rows; }
+};
+
+// The 16 rows from `row` on of a [rows, K] and its 16 columns from `k` on, as mma.sync wants them of its first operand (A) and its second (two of
+// 8 rows). BY_K: the tile is [rows][K], else [K][rows].
+template <bool BY_K, int WIDTH>
+__device__ __forceinline__ void load_a(uint32_t (&fragment)[4], const uint16_t* tile, int row, int k) {
+  const int lane = lane_id();
+  if (BY_K)
+    ptx::ldmatrix_x4(fragment, tile + swizzled<WIDTH>(row + lane % 16, k / 8 + lane / 16));
+  else
+    ptx::ldmatrix_x4_trans(fragment, tile + swizzled<WIDTH>(k + lane % 8 + lane / 16 * 8, row / 8 + lane / 8 % 2));
+}
+template <bool BY_K, int WIDTH>
+__device__ __forceinline__ void load_b(uint32_t (&fragment)[4], const uint16_t* tile, int row, int k) {
+  const int lane = lane_id();
+  if (BY_K)
+    ptx::ldmatrix_x4(fragment, tile + swizzled<WIDTH>(row + lane % 8 + lane / 16 * 8, k / 8 + lane / 8 % 2));
+  else
+    ptx::ldmatrix_x4_trans(fragment, tile + swizzled<WIDTH>(k + lane % 16, row / 8 + lane / 16));
+}
+
+// What comes after the chain of elements (i, j) and (i, j + 1).
+__device__ __forceinline__ void finish(const RoundedProduct& p, int64_t i, int64_t j, float x, float y) {
+  float* out = p.out + i * p.out_row + j;
+  const bool both = j + 1 < p.columns;
+  if (p.bias != nullptr) {
+    x += p.bias[j];
+    if (both) y += p.bias[j + 1];
+  }
+  if (p.residual != nullptr) {
+    const float* residual = p.residual + i * p.residual_row + j;
+    x += residual[0];
+    if (both) y += residual[1];
+  }
+  if (both && p.pairs) {
+    *reinterpret_cast<float2*>(out) = make_float2(x, y);
+  } else {
+    out[0] = x;
+    if (both) out[1] = y;
+  }
+}
+
+template <class T, bool A_BY_K, bool B_BY_K>
+__global__ void __launch_bounds__(T::BLOCK_THREADS, T::BLOCKS) product_kernel(RoundedProduct p) {
+  FD_DYNAMIC_SHARED(uint16_t, shared);
+  constexpr int MS = T::WARP_M / 16, NS = T::WARP_N / 16, GROUP = 8;
+  constexpr int A_WIDTH = A_BY_K ? T::K : T::M, B_WIDTH = B_BY_K ? T::K : T::N;
+
+  // GROUP rows of tiles at a time: blocks that run together read the same parts of a and b, from the L2 cache.
+  const unsigned down = static_cast<unsigned>((p.rows + T::M - 1) / T::M), across = static_cast<unsigned>((p.columns + T::N - 1) / T::N);
+  const unsigned first = blockIdx.x / (GROUP * across) * GROUP, within = blockIdx.x % (GROUP * across);
+  const unsigned height = down - first < GROUP ? down - first : GROUP;
+  const int64_t i0 = static_cast<int64_t>(first + within % height) * T::M, j0 = static_cast<int64_t>(within / height) * T::N;
+
+  Fetcher<A_BY_K ? T::M : T::K, A_WIDTH, T::BLOCK_THREADS> a_tiles(p.a, p.a_row, A_BY_K ? i0 : 0, A_BY_K ? p.rows : p.depth, A_BY_K ? 0 : i0);
+  Fetcher<B_BY_K ? T::N : T::K, B_WIDTH, T::BLOCK_THREADS> b_tiles(p.b, p.b_row, B_BY_K ? j0 : 0, B_BY_K ? p.columns : p.depth, B_BY_K ? 0 : j0);
+  const int steps = static_cast<int>((p.depth + T::K - 1) / T::K);
+  const auto fetch_step = [&](int step) {
+    if (step < steps) {
+      uint16_t* const stage = shared + step % T::STAGES * T::STAGE;
+      a_tiles.fetch(stage), b_tiles.fetch(stage + T::M * T::K);
+      A_BY_K ? a_tiles.go_right(T::K) : a_tiles.go_down(T::K);
+      B_BY_K ? b_tiles.go_right(T::K) : b_tiles.go_down(T::K);
+    }
+    ptx::cp_async_commit();  // an empty group, too: the wait below counts them
+  };
+#pragma unroll
+  for (int step = 0; step < T::STAGES - 1; ++step) fetch_step(step);
+
+  // A lane holds rows lane / 4 and 8 below it, columns 2 (lane % 4) and the next, of every 16 x 8 part.
+  const int warp_i = warp_of_block() / T::WARPS_N * T::WARP_M, warp_j = warp_of_block() % T::WARPS_N * T::WARP_N;
+  const int64_t lane_i = i0 + warp_i + lane_id() / 4, lane_j = j0 + warp_j + lane_id() % 4 * 2;
+  const int rows_left = clipped(p.rows - lane_i), columns_left = clipped(p.columns - lane_j);
+  float sum[MS][2 * NS][4] = {};
+  if (p.add) {
+    const float* from = p.out + lane_i * p.out_row + lane_j;
+#pragma unroll
+    for (int m = 0; m < MS; ++m)
+#pragma unroll
+      for (int half = 0; half < 2; ++half, from += 8 * p.out_row)
+#pragma unroll
+        for (int n = 0; n < 2 * NS; ++n)
+#pragma unroll
+          for (int e = 0; e < 2; ++e)
+            if (16 * m + 8 * half < rows_left && 8 * n + e < columns_left) sum[m][n][2 * half + e] = from[8 * n + e];
+  }
+
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+    ptx::cp_async_wait<T::STAGES - 2>();  // this step has arrived, of this thread's copies
+    __syncthreads();                      // and of all; and nobody reads the stage any more that is filled now
+    fetch_step(step + T::STAGES - 1);
+    const uint16_t *const a = shared + step % T::STAGES * T::STAGE, *const b = a + T::M * T::K;
+#pragma unroll
+    for (int k = 0; k < T::K; k += 16) {
+      uint32_t fa[MS][4], fb[NS][4];
+#pragma unroll
+      for (int m = 0; m < MS; ++m) load_a<A_BY_K, A_WIDTH>(fa[m], a, warp_i + 16 * m, k);
+#pragma unroll
+      for (int n = 0; n < NS; ++n) load_b<B_BY_K, B_WIDTH>(fb[n], b, warp_j + 16 * n, k);
+#pragma unroll
+      for (int m = 0; m < MS; ++m)
+#pragma unroll
+        for (int n = 0; n < NS; ++n) {
+          ptx::mma_bf16(sum[m][2 * n], fa[m], fb[n][0], fb[n][1]);
+          ptx::mma_bf16(sum[m][2 * n + 1], fa[m], fb[n][2], fb[n][3]);
+        }
+    }
+  }
+
+#pragma unroll
+  for (int m = 0; m < MS; ++m)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (16 * m + 8 * half >= rows_left) continue;
+#pragma unroll
+      for (int n = 0; n < 2 * NS; ++n)
+        if (8 * n < columns_left) finish(p, lane_i + 16 * m + 8 * half, lane_j + 8 * n, sum[m][n][2 * half], sum[m][n][2 * half + 1]);
+    }
+}
+
+// ---- launching --------------------------------------------------------------------------------------------------------
+template <class T>
+int64_t tiles(const RoundedProduct& p) {
+  return blocks_for(p.rows, T::M) * blocks_for(p.columns, T::N);
+}
+
+template <class T>
+void launch_product(fd_context* ctx, const char* op, const RoundedProduct& p, bool a_by_k, bool b_by_k) {
+  const auto kernel = a_by_k ? (b_by_k ? product_kernel<T, true, true> : product_kernel<T, true, false>) : product_kernel<T, false, false>;
+  launch_shared(ctx, op, tiles<T>(p), T::BLOCK_THREADS, T::SHARED, kernel, p);
+}
+
+// By rows or by columns: which dimension of an operand lies without gaps.
+struct Laid {
+  bool by_k;
+  int64_t rows, width, stride;
+};
+Laid laid(const Operand& x, int64_t rows, int64_t depth) {
+  if (x.step == 1) return {true, rows, depth, x.row};
+  return {false, depth, rows, x.step};
+}
+
+}  // namespace
+
+size_t sm80_workspace(int64_t rows, int64_t columns, int64_t depth) {
+  // whichever way an operand lies
+  const auto operand = [&](int64_t n) { return bytes_of(n, depth) > bytes_of(depth, n) ? bytes_of(n, depth) : bytes_of(depth, n); };
+  return operand(rows) + operand(columns);
+}
+
+int64_t sm80_packed_words(int64_t O, int64_t C) { return O * padded(C) / 2; }
+
+void sm80_pack(fd_context* ctx, const char* op, void* packed, const fd_tensor& weight) {
+  round_rows(ctx, op, static_cast<uint16_t*>(packed), static_cast<const float*>(weight.data), weight.shape[0], weight.shape[1], weight.stride[0]);
+}
+
+void multiply_sm80(fd_context* ctx, const char* op, const Product& p, const void* packed_b, uint8_t* workspace, bool wide) {
+  if (p.rows == 0 || p.columns == 0) return;
+  const Laid a = laid(p.a, p.rows, p.depth);
+  Laid b = laid(p.b, p.columns, p.depth);
+  if (!a.by_k && b.by_k) b = {false, p.depth, p.columns, p.b.step};  // a single column, which lies either way
+  auto* a_rounded = reinterpret_cast<uint16_t*>(workspace);
+  auto* b_rounded = reinterpret_cast<uint16_t*>(workspace + bytes_of(a.rows, a.width));
+  round_rows(ctx, op, a_rounded, p.a.data, a.rows, a.width, a.stride);
+  if (packed_b == nullptr) round_rows(ctx, op, b_rounded, p.b.data, b.rows, b.width, b.stride);
+  const bool pairs = reinterpret_cast<uintptr_t>(p.out) % 8 == 0 && p.out_row % 2 == 0;
+  const RoundedProduct r{a_rounded, packed_b != nullptr ? static_cast<const uint16_t*>(packed_b) : b_rounded, padded(a.width), padded(b.width),
+                         p.out, p.out_row, p.rows, p.columns, p.depth, p.add, pairs, p.bias, p.residual, p.residual_row};
+  constexpr int64_t WAVE = 108;  // blocks that keep an A100 busy; other cards have 68 to 148 multiprocessors. It changes the speed, no bit
+  if (wide || tiles<Wide>(r) >= WAVE)
+    launch_product<Wide>(ctx, op, r, a.by_k, b.by_k);
+  else if (p.rows <= Skinny::M)
+    launch_product<Skinny>(ctx, op, r, a.by_k, b.by_k);
+  else if (tiles<Square>(r) >= WAVE)
+    launch_product<Square>(ctx, op, r, a.by_k, b.by_k);
+  else
+    launch_product<Small>(ctx, op, r, a.by_k, b.by_k);
+}
+
+}  // namespace freedive::cuda

@@ -1,0 +1,84 @@
+"""That the machine code of the kernels has the instructions they were written for, and no traffic to local memory (spilled registers).
+
+    python dev/sass_check.py build/cuda/_cuda.so
+
+Needs cuobjdump and nvdisasm: they come with the toolkit, or by `pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections import Counter
+from pathlib import Path
+
+# kernel -> instructions it must contain, on every architecture it is compiled for
+TENSOR_CORES_SM80 = ("HMMA.16816.F32.BF16", "LDSM.16.M", "LDGSTS.E.BYPASS.128")  # mma.sync, ldmatrix, cp.async
+REQUIRED = {r"product_kernel<": TENSOR_CORES_SM80}
+# Half of a layout's operands lie the other way round: ldmatrix.trans
+REQUIRED_SOMEWHERE = {r"product_kernel<": ("LDSM.16.MT88",)}
+LOCAL = ("LDL", "STL")
+
+
+def tool(name: str) -> str:
+    places = [shutil.which(name), *(str(p) for p in Path(sysconfig.get_path("purelib"), "nvidia").glob(f"*/bin/{name}"))]
+    for place in places:
+        if place and os.access(place, os.X_OK):
+            return place
+    sys.exit(f"there is no {name}: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
+
+
+def instructions(library: str) -> dict[tuple[str, str], Counter[str]]:
+    """How often each instruction occurs, by architecture and kernel"""
+    cuobjdump, nvdisasm = tool("cuobjdump"), tool("nvdisasm")
+    path = os.pathsep.join([os.path.dirname(nvdisasm), os.environ.get("PATH", "")])
+    text = subprocess.run([cuobjdump, "-sass", library], capture_output=True, text=True, check=True, env=os.environ | {"PATH": path}).stdout
+    found: dict[tuple[str, str], Counter[str]] = {}
+    arch, mine = "", Counter[str]()
+    for line in text.splitlines():
+        if match := re.search(r"arch = (\w+)", line):
+            arch = match[1]
+        elif match := re.search(r"Function : (\S+)", line):
+            mine = found.setdefault((arch, match[1]), Counter())
+        elif match := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", line):
+            mine[match[1]] += 1
+    return found
+
+
+def main() -> int:
+    found = instructions(sys.argv[1])
+    if not found:
+        print("no kernel in", sys.argv[1])
+        return 1
+    names = subprocess.run(["c++filt"], input="\n".join(name for _, name in found), capture_output=True, text=True, check=True).stdout.split("\n")
+    wrong = []
+    somewhere: dict[tuple[str, str, str], bool] = {}
+    for ((arch, _), counts), name in zip(found.items(), names):
+        short = re.sub(r"^void |freedive::cuda::|\(anonymous namespace\)::", "", name).split("(")[0]
+        has = {part: sum(n for op, n in counts.items() if op.startswith(part)) for part in (*TENSOR_CORES_SM80, *LOCAL)}
+        for pattern, wanted in REQUIRED.items():
+            if re.search(pattern, short):
+                wrong += [f"{arch} {short} has no {part}" for part in wanted if not any(op.startswith(part) for op in counts)]
+                print(f"{arch:7} {short}: " + ", ".join(f"{n} {part}" for part, n in has.items() if n))
+        for pattern, wanted in REQUIRED_SOMEWHERE.items():
+            if re.search(pattern, short):
+                for part in wanted:
+                    key = (arch, pattern, part)
+                    somewhere[key] = somewhere.get(key, False) or any(op.startswith(part) for op in counts)
+        if has["LDL"] or has["STL"]:
+            wrong.append(f"{arch} {short} has {has['LDL']} loads and {has['STL']} stores of local memory")
+    for pattern in REQUIRED:
+        if not any(re.search(pattern, name.replace("(anonymous namespace)::", "")) for name in names):
+            wrong.append(f"no kernel is called {pattern}")
+    wrong += [f"{arch}: no {pattern} has {part}" for (arch, pattern, part), there in somewhere.items() if not there]
+    print(*wrong, sep="\n")
+    print(f"{len(found)} kernels, {len(wrong)} findings")
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
