@@ -49,9 +49,9 @@ void append(VariantList list) {
 
 const fd_device_table* assemble() {
 #ifdef FREEDIVE_CUDA_EMULATION
-  table.name = "cuda-emu", table.tier = "emulation";
+  table.name = "cuda-emu", table.tier = "emulation", table.fast_bf16 = 0;  // as slow as float32
 #else
-  table.name = "cuda", table.tier = "sm_80";
+  table.name = "cuda", table.tier = "sm_80", table.fast_bf16 = 1;  // tensor cores: matmul_sm80.cu
 #endif
   table.variants = all_variants;
   table.n_variants = 0;
@@ -70,7 +70,6 @@ const fd_device_table* assemble() {
   table.quantized_size = quantized_size;
   table.quantized_row = quantized_row;
   table.peak_run = peak_run;
-  table.fast_bf16 = 0;
   table.allocate = allocate;
   table.release = release;
   table.synchronize = synchronize;

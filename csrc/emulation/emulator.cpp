@@ -36,6 +36,7 @@ struct FiberThread : Thread {
   Fiber* fiber = nullptr;
   void* tsan = nullptr;
   const char *waits_in = "", *file = "";
+  const void* waits_on = nullptr;
   int line = 0;
 };
 
@@ -80,13 +81,6 @@ void* kernel_argument = nullptr;
 void* host_context = nullptr;  // ThreadSanitizer's
 std::map<const void*, size_t> shared_limits;
 std::mutex one_launch;         // the machine is one
-
-uint64_t draw() {
-  random_state ^= random_state << 13;
-  random_state ^= random_state >> 7;
-  random_state ^= random_state << 17;
-  return random_state;
-}
 
 FiberThread* self() { return static_cast<FiberThread*>(current); }
 
@@ -165,7 +159,9 @@ void to_host() {
 void next_thread() {
   FiberThread* me = self();
   const bool ended = me->state == State::ENDED;
+  if (options.async == Async::RANDOM) advance_loads(false);
   FiberThread* t = pick();
+  while (t == nullptr && alive > 0 && advance_loads(true)) t = pick();
   if (t == nullptr) {
     if (alive == 0) {
       give_back(running);
@@ -219,6 +215,7 @@ void entry() {
     kernel_body(kernel_argument);
     FiberThread* t = self();
     finish_copies(t->linear);
+    finish_hopper(t->linear);
     release_edge(&end_edge);
     t->state = State::ENDED;
     --alive, ++statistics.threads;
@@ -238,6 +235,7 @@ void run_block(uint3 block) {
     while (static_cast<int>(free_fibers.size()) < n_threads) free_fibers.push_back(new_fiber());
   }
   begin_block_memory();
+  begin_block_hopper(n_threads);
   release_edge(&launch_edge);
   alive = not_begun = n_threads;
   ready_begin = n_ready = 0;
@@ -249,7 +247,7 @@ void run_block(uint3 block) {
     const unsigned x = block_dim.x, y = block_dim.y, n = static_cast<unsigned>(i);
     t.index = {n % x, n / x % y, n / (x * y)};
     t.block = block, t.linear = n, t.lane = n % WARP, t.warp = n / WARP;
-    t.state = State::NEW, t.fiber = nullptr;
+    t.state = State::NEW, t.fiber = nullptr, t.waits_on = nullptr;
     order[i] = i;
     if (tsan()) {  // two sets in turn: neighbouring blocks are unordered, so a race between blocks is seen
       static void* contexts[2][MAX_THREADS];
@@ -415,6 +413,40 @@ unsigned ballot(unsigned mask, int predicate, const char* file, int line) {
   return mine.result;
 }
 
+uint64_t draw() {
+  random_state ^= random_state << 13;
+  random_state ^= random_state >> 7;
+  random_state ^= random_state << 17;
+  return random_state;
+}
+
+bool loads_are_drawn() { return options.async == Async::RANDOM; }
+
+void wait_on(const void* what, const char* in, const char* file, int line) {
+  self()->waits_on = what;
+  wait(in, file, line);
+}
+
+void wake(const void* what) {
+  for (int i = 0; i < n_threads; ++i)
+    if (threads[i].waits_on == what && threads[i].state == State::WAITING) {
+      threads[i].waits_on = nullptr;
+      make_ready(&threads[i]);
+    }
+}
+
+// A context of its own for each unit: TMA, and the tensor cores of each warp.
+void enter_engine(int engine) {
+  if (!tsan()) return;
+  static void* contexts[2][1 + MAX_WARPS];
+  void*& context = contexts[statistics.blocks & 1][engine];
+  if (context == nullptr) context = __tsan_create_fiber(0);
+  __tsan_switch_to_fiber(context, 1 /* no edge */);
+}
+void leave_engine() {
+  if (tsan()) __tsan_switch_to_fiber(current != nullptr ? self()->tsan : host_context, 1);
+}
+
 bool copies_are_early() {
   return options.async == Async::EARLY || (options.async == Async::RANDOM && (draw() & 1));
 }
@@ -466,6 +498,7 @@ void run(const Launch& launch, const void* kernel, void (*body)(void*), void* ar
     run_block({static_cast<unsigned>(i % g.x), static_cast<unsigned>(i / g.x % g.y), static_cast<unsigned>(i / g.x / g.y)});
     if (failed) throw std::runtime_error(error);
     end_block_memory();
+    end_block_hopper();
   }
   acquire(&end_edge);
   check_allocations();

@@ -23,6 +23,8 @@ struct dim3 {
 // Last parameters of everything a thread can wait in: messages name the line of the kernel.
 #define EMU_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
+struct CUtensorMap;
+
 namespace emu {
 
 struct Thread {
@@ -64,6 +66,22 @@ void copy_wait(int newest_groups_not_waited_for);
 // ---- tensor cores (csrc/cuda/ptx.cuh says what they do) ----------------------------------------------------------------
 void ldmatrix(uint32_t* registers, int matrices, bool transposed, const void* row, const char* file, int line);
 void mma_m16n8k16_bf16(float* d, const uint32_t* a, uint32_t b0, uint32_t b1, const char* file, int line);
+
+// ---- Hopper (csrc/cuda/ptx_sm90.cuh says what they do): mbarriers, TMA, wgmma ---------------------------------------------
+void mbarrier_init(uint64_t* barrier, int count);
+void mbarrier_arrive(uint64_t* barrier, int expected_bytes, const char* file, int line);
+void mbarrier_wait(uint64_t* barrier, int parity, const char* file, int line);
+void fence_mbarrier_init();
+void fence_proxy_async();
+void tma_load_2d(void* to, const CUtensorMap* map, uint64_t* barrier, int x, int y, const char* file, int line);
+void tma_store_2d(const CUtensorMap* map, const void* from, int x, int y, const char* file, int line);
+void bulk_commit();
+void bulk_wait(int newest_groups_not_waited_for, const char* file, int line);
+void wgmma(float* d, int n, uint64_t a, uint64_t b, bool a_by_k, bool b_by_k, bool add, const char* file, int line);
+void wgmma_fence(const char* file, int line);
+void wgmma_commit(const char* file, int line);
+void wgmma_wait(int newest_groups_not_waited_for, const char* file, int line);
+void set_registers(int count, const char* file, int line);
 
 // ---- device memory ---------------------------------------------------------------------------------------------------
 void* allocate(size_t bytes);  // of exactly that size, filled with NaN; null when there is none

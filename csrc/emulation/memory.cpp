@@ -18,7 +18,7 @@ namespace {
 // ---- shared memory: offsets into the arena are its addresses of 32 bits; those below FIRST are nobody's ------------------
 constexpr size_t ARENA = 512 << 10, FIRST = 1024, RED_ZONE = 32;
 constexpr int MAX_ARRAYS = 64, ZONE_BYTE = 0xA5;
-char* arena = nullptr;
+char *arena = nullptr, *view = nullptr;  // view: what the asynchronous proxy sees
 size_t top = FIRST, static_bytes = 0, dynamic_offset = 0, dynamic_bytes = 0;
 struct Array {
   const void* key;
@@ -44,6 +44,7 @@ size_t take_shared(size_t bytes, size_t alignment) {
   unpoison(arena + at, bytes);
   if (!asan()) fill_bytes(arena + at + bytes, ZONE_BYTE, RED_ZONE);  // looked at when the block ends
   fill_bytes(arena + at, 0xFF, bytes);
+  fill_bytes(view + at, 0xFF, bytes);
   return at;
 }
 
@@ -77,6 +78,7 @@ void begin_launch_memory(size_t dynamic_shared_bytes, size_t threads) {
     void* p = mmap(nullptr, ARENA, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) throw std::bad_alloc();
     arena = static_cast<char*>(p);
+    view = new char[ARENA];
   }
   dynamic_bytes = dynamic_shared_bytes;
   if (copies.size() < threads) copies.resize(threads);
@@ -121,6 +123,14 @@ uint32_t shared_address(const void* pointer) {
 void* shared_pointer(uint32_t address, size_t bytes) {
   if (address < FIRST || address + bytes > ARENA) fail("%#x is no address in shared memory", address);
   return arena + address;
+}
+
+char* async_view(uint32_t address, size_t bytes) { return view + (static_cast<char*>(shared_pointer(address, bytes)) - arena); }
+
+void update_async_view() {
+  const auto* from = reinterpret_cast<const uint64_t*>(arena + FIRST);
+  auto* to = reinterpret_cast<uint64_t*>(view + FIRST);
+  for (size_t i = 0; i < (top - FIRST + 7) / 8; ++i) to[i] = from[i];
 }
 
 void copy_bytes(void* to, const void* from, size_t bytes) {

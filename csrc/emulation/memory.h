@@ -14,4 +14,24 @@ void check_allocations();              // the same of device memory
 void finish_copies(unsigned thread);  // of a thread that ends
 bool copies_are_early();              // drawn for each, or as the options say
 
+
+// What TMA and wgmma see of shared memory: what they wrote themselves, and what others wrote before a fence.proxy.async.
+char* async_view(uint32_t address, size_t bytes);
+void update_async_view();
+
+// ---- hopper.cpp -----------------------------------------------------------------------------------------------------------
+void begin_block_hopper(int threads);
+void end_block_hopper();
+void finish_hopper(unsigned thread);  // of a thread that ends
+// One pending TMA load more is carried out: by chance, or because nobody can run else. False: there was none.
+bool advance_loads(bool must);
+
+// ---- emulator.cpp -----------------------------------------------------------------------------------------------------------
+void wait_on(const void* what, const char* in, const char* file, int line);  // until somebody wakes it
+void wake(const void* what);
+uint64_t draw();
+bool loads_are_drawn();  // in random order and at random moments
+void enter_engine(int engine);  // what follows is done by a unit of the hardware, not by the thread (for ThreadSanitizer)
+void leave_engine();
+
 }  // namespace emu

@@ -5,16 +5,7 @@
 //   emulation_bugs NAME correct|bug      every schedule, every time of arrival; prints who noticed what and exits with 1 if anybody did
 //
 // dev/emulation_bugs.sh runs all of them plain, with AddressSanitizer and UBSan, and with ThreadSanitizer.
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <functional>
-#include <string>
-#include <vector>
-
-#include "../../csrc/cuda/launch.cuh"
-#include "../../csrc/cuda/ptx.cuh"
+#include "emulation_bugs.h"
 
 namespace freedive::cuda {
 
@@ -24,26 +15,6 @@ void record_error(const char* op, const char* what) {
 }
 
 namespace {
-
-template <class T>
-struct Device {
-  T* data = nullptr;
-  size_t size;
-  explicit Device(size_t n) : size(n) { cudaMallocManaged(reinterpret_cast<void**>(&data), n * sizeof(T)); }
-  Device(size_t n, const std::function<T(size_t)>& value) : Device(n) {
-    for (size_t i = 0; i < n; ++i) data[i] = value(i);
-  }
-  ~Device() { cudaFree(data); }
-  bool is(const std::function<double(size_t)>& want, double tolerance = 1e-4) const {
-    for (size_t i = 0; i < size; ++i) {
-      const double got = static_cast<double>(data[i]), w = want(i);
-      if (!(std::fabs(got - w) <= tolerance * (1 + std::fabs(w)))) return false;
-    }
-    return true;
-  }
-};
-
-float number(size_t i) { return static_cast<float>((i * 2654435761u >> 7) % 97) / 16.0f - 3.0f; }
 
 // ---- memory --------------------------------------------------------------------------------------------------------
 template <bool BUG>
@@ -388,7 +359,6 @@ __global__ void one_product_transposed(float* out, const uint16_t* a, const uint
     for (int e = 0; e < 4; ++e) out[(lane / 4 + e / 2 * 8) * 16 + half * 8 + lane % 4 * 2 + e % 2] = d[e];
   }
 }
-uint16_t bf16(float x) { return __bfloat16_as_ushort(__float2bfloat16_rn(x)); }
 template <bool BUG, bool TRANSPOSED>
 bool tensor_core() {
   const auto A = [](size_t i, size_t k) { return number(16 * i + k); };
@@ -397,7 +367,6 @@ bool tensor_core() {
   Device<uint16_t> b(256, [&](size_t i) { return bf16(TRANSPOSED ? B(i % 16, i / 16) : B(i / 16, i % 16)); });
   Device<float> out(256);
   launch(nullptr, "one_product", 1, WARP, TRANSPOSED ? one_product_transposed<BUG> : one_product<BUG>, out.data, a.data, b.data);
-  const auto rounded = [](float x) { return static_cast<double>(__bfloat162float(__float2bfloat16_rn(x))); };
   return out.is([&](size_t i) {
     double sum = 0;
     for (size_t k = 0; k < 16; ++k) sum += rounded(A(i / 16, k)) * rounded(B(i % 16, k));
@@ -405,13 +374,7 @@ bool tensor_core() {
   });
 }
 
-struct Case {
-  const char* name;
-  bool (*correct)();
-  bool (*bug)();
-};
-#define FD_CASE(name) {#name, name<false>, name<true>}
-const Case CASES[] = {
+const std::vector<Case> GENERAL = {
     FD_CASE(out_of_bounds), FD_CASE(shared_array_too_small), FD_CASE(misaligned_load), FD_CASE(uninitialised_shared), FD_CASE(host_pointer),
     FD_CASE(workspace_read_before_it_is_written), FD_CASE(no_barrier_after_writing), FD_CASE(no_barrier_before_overwriting), FD_CASE(divergent_barrier),
     FD_CASE(no_syncwarp), FD_CASE(deadlock), FD_CASE(full_mask_in_a_branch), FD_CASE(lanes_that_left), FD_CASE(shuffle_outside_of_its_mask),
@@ -425,6 +388,8 @@ const Case CASES[] = {
 }  // namespace
 
 int main_of(int argc, char** argv) {
+  std::vector<Case> CASES = GENERAL;
+  for (const Case& c : sm90_cases()) CASES.push_back(c);
   if (argc == 2 && std::strcmp(argv[1], "list") == 0) {
     for (const Case& c : CASES) std::printf("%s\n", c.name);
     return 0;

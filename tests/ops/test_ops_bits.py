@@ -32,6 +32,28 @@ def test_matmul_variants_agree(op, device):
                 np.testing.assert_array_equal(results[0][key], other[key], err_msg=case.name)
 
 
+TENSOR_CORES = [device for device in ops.devices() if "sm80" in ops.variants("matmul_forward", device)]
+
+
+@pytest.mark.skipif(not TENSOR_CORES, reason="no device here has products on tensor cores")
+@pytest.mark.parametrize("device", TENSOR_CORES)
+@pytest.mark.parametrize("op", ["matmul_forward", "matmul_backward_input", "matmul_backward_weight"])
+def test_the_tile_changes_no_bit(op, device):
+    """Sixteen rows or a thousand take another tile; the chain over k is the same, and so is the sampler's log-prob the trainer's"""
+    tiles = [variant for variant in ops.variants(op, device) if variant.startswith("sm80")]
+    assert len(tiles) > 1
+    for case in op_cases.CASES[op]:
+        if case.inputs["compute"] == "float32":
+            continue
+        results = []
+        for variant in tiles:
+            arguments = case.arguments(device)
+            ops.call(op, **arguments, variant=variant, device=device)
+            results.append({key: arguments[key] for key in case.expected})
+        for key in results[0]:
+            np.testing.assert_array_equal(results[0][key], results[1][key], err_msg=case.name)
+
+
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 def test_a_long_product_in_parts_is_one_chain(compute):
     """More than the 4 M words of A that are packed at a time: cut along k, and the chains go on. The same bits as a few of its rows alone"""
