@@ -19,7 +19,7 @@ import pytest
 from freedive.cli import main
 from freedive.eval.arena.contestants import read_contestants
 from freedive.eval.arena.form import form
-from freedive.eval.arena.log import read_log, to_battles
+from freedive.eval.arena.log import answer_texts, read_log, to_battles
 from freedive.eval.arena.room import Room, read_prompts
 from freedive.eval.pairwise import Pair, judge_pairs, parse
 from freedive.runs import UserError
@@ -179,6 +179,63 @@ def test_logs_of_others(tmp_path: Path):
     assert [b.winner for b in read_log(tmp_path / "b.jsonl")[0]] == ["tie"]
 
 
+def test_logs_of_others_lose_no_battle_and_count_what_the_voter_did_not_know(tmp_path: Path):
+    """Ids that each file counts from 1 are no names; a vote with the names shown is not blind; CSV's True and its long fields; contents as parts."""
+    q = lambda text: [{"role": "user", "content": "Q"}, {"role": "assistant", "content": text}]
+    rows = [
+        {"id": 1, "model_a": "x", "model_b": "y", "winner": "model_a", "conversation_a": q("one"), "conversation_b": q("two")},
+        {"id": 1, "model_a": "x", "model_b": "z", "winner": "model_a", "conversation_a": q("one"), "conversation_b": q("two")},
+        {"id": 1, "model_a": "x", "model_b": "y", "winner": "model_b", "conversation_a": q("three"), "conversation_b": q("two")},
+        {"id": 2, "model_a": "x", "model_b": "y", "winner": "tie", "anony": False},
+        {"id": 3, "model_a": "x", "model_b": "y", "winner": "tie", "anony": True, "conversation_a": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": [{"type": "text", "text": "a **b**"}, {"type": "image"}]}],
+         "conversation_b": q("c")},
+    ]  # fmt: skip
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    found, wrong = read_log(tmp_path / "b.jsonl")
+    assert [(b.model_b, b.winner) for b in found] == [("y", "model_a"), ("z", "model_a"), ("y", "model_b"), ("y", "tie")] and wrong == ["1 battles in which the voter was shown the names (anony: false)"]
+    assert found[-1].forms == (form("a **b**"), form("c"))
+    (tmp_path / "b.jsonl").write_text(json.dumps(rows[3]) + "\n")
+    with pytest.raises(UserError, match="shown the names"):
+        read_log(tmp_path / "b.jsonl")
+    long = "word " * 40_000
+    (tmp_path / "b.csv").write_text(f'model_a,model_b,winner_model_a,winner_model_b,winner_tie,anony,response_a,response_b\nx,y,True,False,false,True,"[""{long}"", null]",b\nx,y,0,1.0,,true,a,b\nx,y,0,0,TRUE,False,a,b\nx,y,perhaps,0,0,True,a,b\n')
+    found, wrong = read_log(tmp_path / "b.csv")
+    assert [b.winner for b in found] == ["model_a", "model_b"] and len(wrong) == 2 and "neither true nor false" in wrong[1] and found[0].forms is not None and found[0].forms[0][0] == 40_000
+
+
+def test_a_form_is_of_what_the_two_wrote_themselves():
+    """The turns that both conversations begin with were given, headings and all; of a conversation each had alone all turns are its own."""
+    given = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "# Given\n- **much**"}, {"role": "user", "content": "And?"}]
+    a, b = ([*given, {"role": "assistant", "content": t}] for t in ("mine", "# yours"))
+    assert answer_texts(a, b) == ("mine", "# yours") and answer_texts(a, a) == ("mine", "mine") and answer_texts("x", "x") == ("x", "x")
+    assert answer_texts(json.dumps(["one", "two"]), json.dumps(["1", "two"])) == ("one\ntwo", "1\ntwo")
+    own = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "hm"}, {"role": "user", "content": "R"}, {"role": "assistant", "content": "ha"}]
+    assert answer_texts(own, [own[0], {"role": "assistant", "content": "oh"}, *own[2:]]) == ("hm\nha", "oh\nha")
+
+
+def test_a_changed_judge_is_asked_again_and_what_it_said_before_does_not_count(room: Path, service: str, capsys: pytest.CaptureFixture[str]):
+    players = [f"{service},model={name}" for name in ("fir", "oak")]
+    command = ["arena", *players, "--prompts", "prompts.jsonl", "--out", "arena", "--limit", "10", "--judge"]
+    gold, both = Path("gold.py").read_text(), lambda: json.loads(Path("arena/ratings.json").read_text())
+    assert main([*command, "gold.py:worth"]) == 0 and len(log()) == 10
+    first = both()["ratings"][0]["model"]
+    Path("gold.py").write_text(gold.replace("return [float", "return [-float"))  # now the worse one wins
+    assert main([*command[:-3], "--limit", "6", "--judge", "gold.py:worth"]) == 0 and len(log()) == 16
+    assert "4 battles that gold.py:worth judged when it was another judge" in capsys.readouterr().out
+    assert both()["battles"] == 6 and both()["ratings"][0]["model"] != first
+    Path("gold.py").write_text(gold)
+    assert main([*command, "gold.py:worth"]) == 0 and len(log()) == 22  # the four it had not said anything else of since are its own
+    assert both()["battles"] == 10 and both()["ratings"][0]["model"] == first
+    assert main([*command, "gold.py:worth"]) == 0 and len(log()) == 22
+    # a model is another judge under another form
+    assert main([*command, service, "--judge-name", "mute"]) == 0
+    Fake.asked.clear()
+    Path("form.txt").write_text("Which? {request} {a} {b}")
+    assert main([*command, service, "--judge-name", "mute", "--judge-prompt", "form.txt"]) == 0 and len(Fake.asked) == 20
+    Fake.asked.clear()
+    assert main([*command, service, "--judge-name", "mute", "--judge-prompt", "form.txt"]) == 0 and not Fake.asked
+
+
 def test_what_an_answer_looks_like():
     assert form("Plain words, no more.") == (6, 0, 0, 0)
     assert form("# One\n\n## Two\n1. **a** and **b**\n* c\n\n```\n# no heading\n- no item\n```\n")[1:] == (2, 2, 2)
@@ -217,6 +274,11 @@ def test_an_answer_cannot_write_the_judges_form():
         (["SERVICE,model=x", "SERVICE,model=y", "--judge", "length", "--prompts", "none.jsonl"], "none.jsonl does not exist"),
         (["SERVICE,model=x", "SERVICE,model=y", "--judge", "taste", "--prompts", "prompts.jsonl"], "there is no judge 'taste'"),
         (["SERVICE,model=x", "SERVICE,model=y", "--judge", "none.py:f", "--prompts", "prompts.jsonl"], "no such judge file"),
+        (["SERVICE,model=x", "SERVICE,model=y", "--judge", "SERVICE", "--judge-prompt", "gold.py", "--prompts", "prompts.jsonl", "--dry-run"], "the judge's form lacks {request}"),
+        (["SERVICE,model=x", "SERVICE,model=y", "--judge", "wants.py:needs", "--prompts", "prompts.jsonl", "--dry-run"], "the judge 'wants.py:needs' needs 'level', and 40 of 40 prompts have none"),
+        (["SERVICE,model=x", "SERVICE,model=y", "--judge", "wants.py:compare", "--prompts", "prompts.jsonl", "--dry-run"], "needs 'level'"),
+        (["SERVICE,model=x", "SERVICE,model=y", "--judge", "answer", "--prompts", "bare.jsonl", "--dry-run"], "the judge 'answer' needs 'answer', and 1 of 2 prompts have none"),
+        (["SERVICE,model=x", "SERVICE,model=y", "--judge", "task", "--prompts", "prompts.jsonl"], "needs the task of each prompt"),
         (["SERVICE,model=x", "SERVICE,model=y", "--judge", "length", "--prompts", "prompts.jsonl", "--out", "mine"], "is not an arena's folder"),
         (["SERVICE,model=x", "SERVICE,model=y", "--judge", "length", "--prompts", "prompts.jsonl", "--limit", "0"], "limit is 0"),
         (["--battles", "none.jsonl"], "no such log of battles"),
@@ -230,6 +292,8 @@ def test_an_answer_cannot_write_the_judges_form():
 def test_what_is_wrong_is_told_and_nothing_is_written(room: Path, service: str, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]):
     Path("mine").mkdir()
     Path("mine/file").write_text("x")
+    Path("wants.py").write_text("def needs(completions, level, **row):\n    return [0.0] * len(completions)\ndef compare(answer_a, answer_b, level, spare=1):\n    return 'a'\n")
+    Path("bare.jsonl").write_text('{"prompt": "q", "answer": "1"}\n{"prompt": "r"}\n')
     Path("two.jsonl").write_text('{"model_a": "x", "model_b": "y", "winner": "tie"}\n')
     before = sorted(str(p) for p in room.rglob("*"))
     assert main(["arena", *(a.replace("SERVICE", service) for a in arguments)]) == 2

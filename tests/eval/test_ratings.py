@@ -126,6 +126,33 @@ def test_who_always_wins_is_rated_finitely_and_named():
         assert abs(two.beta[0] - two.beta[1] - np.log((n + 0.5) / 0.5)) < 1e-8
 
 
+@pytest.mark.parametrize("clustered", [False, True])
+@pytest.mark.parametrize("never", ["lost", "won"])
+def test_who_is_never_beaten_changes_nothing_of_the_others(clustered: bool, never: str):
+    """Ratings and intervals of the others, prompts as clusters included, are to the last digit what they are without the one who stands apart."""
+    rng, truth = np.random.default_rng(5), np.linspace(1, -1, 4)
+    b = simulated(rng, truth, 300, 0.3, 25)
+    alone = b if clustered else dataclasses.replace(b, cluster=None)
+    n = 400
+    score = np.full(n, 1.0 if never == "lost" else 0.0)
+    more = Battles((*b.models, "zed"), np.append(b.first, np.full(n, 4)), np.append(b.second, np.arange(n) % 4), np.append(b.score, score),
+                   np.append(b.cluster, np.arange(n) // 4 % 100) if clustered else None)  # fmt: skip
+    found, before = rate(more), rate(alone)
+    assert found.separated and not before.separated and f"zed never {'lost to' if never == 'lost' else 'won against'} all the others" in found.warnings[0]
+    by = {r.model: r for r in found.ratings}
+    zed = by["zed"]
+    for r in before.ratings:
+        assert by[r.model].rating == pytest.approx(r.rating, abs=1e-6) and by[r.model].interval_95 == pytest.approx(r.interval_95, abs=1e-6)
+        assert by[r.model].rank == r.rank + (never == "lost")
+    assert zed.rank == (1 if never == "lost" else 5) and zed.interval_95[0] < zed.rating < zed.interval_95[1]
+    width = lambda r: r.interval_95[1] - r.interval_95[0]
+    if clustered:  # 100 prompts with four battles of zed each say less than 400 prompts
+        free = next(r for r in rate(dataclasses.replace(more, cluster=None)).ratings if r.model == "zed")
+        assert width(zed) > 1.3 * width(free)
+    styled = rate(dataclasses.replace(more, style=rng.normal(size=(700, 1)), style_names=("length",)))
+    assert styled.separated and np.isfinite(styled.beta).all() and abs(styled.effects[0].coefficient) < 1
+
+
 def test_style_control_takes_out_what_style_does():
     """Longer answers win whoever wrote them; the worse model writes longer ones, and is first until that is taken out."""
     rng, n, truth = np.random.default_rng(3), 4000, np.array([0.6, 0.0, -0.6])

@@ -53,6 +53,16 @@ def test_derivative_by_scores_is_its_finite_difference(more):
         assert d[i] == pytest.approx(numeric, abs=1e-6)
 
 
+def test_a_tie_wants_no_margin():
+    """Whatever the margin, two tied answers are best where they score the same, and cost log 2 there."""
+    for margin in (0.0, 3.0):
+        d, told = one([0.7, 0.7], [0, 0], margins=[margin])
+        assert told["loss"] == pytest.approx(math.log(2)) and np.abs(d).max() < 1e-12
+    np.testing.assert_allclose(one(GOLDEN, [1, 1, 1, 1], margins=[2.0])[0], one(GOLDEN, [1, 1, 1, 1])[0])
+    mixed = one([1.0, 0.2, 0.1], [0, 1, 1], margins=[0.5])[1]["loss"]
+    assert mixed == pytest.approx(-(log_sigmoid(0.8 - 0.5) + log_sigmoid(0.9 - 0.5) + (log_sigmoid(0.1) + log_sigmoid(-0.1)) / 2) / 3)
+
+
 def test_micro_batches_add_up_and_ties_are_half_a_pair_each_way():
     rng = np.random.default_rng(1)
     scores, ranks = rng.normal(size=7), [0, 1, 2, 0, 1, 1, 0]

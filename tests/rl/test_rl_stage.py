@@ -222,6 +222,19 @@ def test_pass_at_k_and_its_interval():
     assert one["pass@1"] == 0.25 and 0.1 < low < 0.25 < high < 0.42
 
 
+def test_what_nobody_judged_is_in_no_mean_and_counted():
+    """Four problems, four answers each: one all right, one half right and half unjudged, one unjudged, one with a single judged answer."""
+    nan = np.nan
+    rewards = {"0": [1.0, 1.0, 1.0, 1.0], "1": [1.0, 0.0, nan, nan], "2": [nan] * 4, "3": [nan, 0.0, nan, nan]}
+    solve = lambda chosen, n, seeds: [Rollout([1], [2], np.zeros(1, np.float32), "", True, 0, rewards[p.row["prompt"]][j]) for p in chosen for j in range(n)]
+    found, outs = evaluate(solve, [Problem({"prompt": k}, [1]) for k in rewards], 4, 0)
+    assert found["unjudged"] == 9 and found["pass@1"] == pytest.approx((1 + 0.5 + 0) / 3) and found["pass@2"] == 1.0 and found["pass@4"] == 1.0 and found["reward"] == pytest.approx(5 / 7)
+    one, _ = evaluate(solve, [Problem({"prompt": k}, [1]) for k in rewards], 1, 0)
+    assert one["unjudged"] == 2 and one["pass@1"] == 1.0 and one["reward"] == 1.0
+    none, _ = evaluate(solve, [Problem({"prompt": "2"}, [1])], 1, 0)
+    assert none["unjudged"] == 1 and np.isnan(none["pass@1"]) and np.isnan(none["reward"]) and len(outs) == 16
+
+
 def test_every_field_of_a_preset_can_be_replaced():
     c = RLConfig(model=Path("m"), data=Path("d"), algorithm="grpo", loss_type="dapo", scale_rewards="batch", epsilon=0.1, delta=4.0, importance_sampling_level="sequence", kl="k2",
                  correction="token_mask", correction_low=0.5, correction_high=3.0, num_iterations=2, mask_truncated_completions=True, beta=0.0)  # fmt: skip

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from freedive.cli import main
-from freedive.inference import load_model, load_tokenizer
+from freedive.eval.asker import OurModel, Reply
+from freedive.inference import load, load_model, load_tokenizer
 from freedive.rl import stage as rl
 from freedive.rl.config import RLConfig
+from freedive.rl.rewards import call
 from freedive.rl.rollouts import Rollout
 from freedive.rl.scoring import Scorer
 from freedive.rlhf import reward_stage
@@ -59,6 +61,43 @@ def test_the_rule_is_silent_where_gold_rises_or_stays():
             rising.see(t, (prompts + 0.3 * t + rng.normal(0, 1, 64)).tolist())
         assert rising.stop_step is None
     assert fired <= 8  # a flat curve's highest point of thirty is a lucky one
+
+
+def test_what_gold_says_nothing_of_is_in_no_mean():
+    """None is not 0: a prompt, or an answer, of which nothing is said changes neither means, nor the peak, nor the rule."""
+    nan = math.nan
+    full, gaps = StopRule(2), StopRule(2)
+    for t, gold in enumerate(rising_and_falling(6, n=40, steps=16)):
+        full.see(t, gold.tolist())
+        gaps.see(t, [*gold.tolist(), nan])
+    assert (gaps.peak_step, gaps.stop_step, gaps.peak[:-1]) == (full.peak_step, full.stop_step, full.peak) and math.isnan(gaps.average[-1])
+    rule = StopRule(1)
+    assert not rule.see(0, [nan, nan]) and rule.see(1, [5.0, nan]) and rule.see(2, [nan, 7.0]) is False and rule.average == [5.0, 7.0] and rule.stop_step is None
+    values = [(1.0, 1.0), (nan, 3.0), (2.0, nan), (3.0, 5.0)]
+    rollouts = [Rollout([1], [2, 3], np.zeros(2, np.float32), "x", True, reward=p) for p, _ in values]
+    monitor = Monitor(lambda: rollouts, lambda _: [g for _, g in values], lambda r: np.zeros(len(r)), 2, StopRule())
+    point, best = monitor.measure(0)
+    assert best and (point["proxy"], point["gold"], point["proxy_none"], point["gold_none"]) == (2.0, 3.0, 1, 1)
+    assert point["gold_se"] == pytest.approx(np.std([2.0, 5.0], ddof=1) / math.sqrt(2)) and monitor.rule.peak == [2.0, 5.0] and monitor.gamed() is None
+    unknown = Monitor(lambda: rollouts, lambda _: [nan] * 4, monitor.kl, 2, StopRule())
+    point, best = unknown.measure(0)
+    assert not best and math.isnan(point["gold"]) and unknown.gamed() is None and math.isnan(unknown.peak_gold)
+    assert fit([1.0, 4.0, 9.0, 16.0], [1.0, nan, 2.0, 2.5])["r2"] <= 1.0
+
+
+def test_the_peaks_gold_is_that_of_the_rule():
+    """The highest of many noisy measurements is a lucky one: the moving average at the peak is less."""
+    curve = iter(rising_and_falling(10, n=20, noise=3.0, seed=1))
+    now: list[float] = []
+
+    def answer() -> list[Rollout]:
+        now[:] = next(curve).tolist()
+        return [Rollout([1], [2], np.zeros(1, np.float32), "x", True, reward=g) for g in now]
+
+    monitor = Monitor(answer, lambda _: now, lambda r: np.zeros(len(r)), 1, StopRule(3))
+    for step in range(30):
+        monitor.measure(step)
+    assert monitor.peak_gold == pytest.approx(np.mean(monitor.rule.peak)) and monitor.peak_gold < max(p["gold"] for p in monitor.points)
 
 
 def test_the_laws_of_gold_over_the_root_of_kl():
@@ -141,6 +180,10 @@ def test_a_stopped_run_ends_as_if_nothing_had_happened(room: Path, practice: Pat
         np.testing.assert_array_equal(before.trained(), after.trained())
     else:
         assert told["monitor/gold"][0] == points[0]["gold"] and told["monitor/peak_gold"] >= points[0]["gold"]
+        shown = [json.loads(line) for line in (whole / "trajectories.jsonl").read_text().splitlines()]
+        logged = [r for line in (whole / "metrics.jsonl").read_text().splitlines() if "eval/pass@1" in (r := json.loads(line))]
+        steps = [0, 2, 4, 6] if not more.get("early_stop") else [s for s in (0, 2, 4, 6) if s <= points[-1]["step"]]
+        assert sorted({r["step"] for r in shown}) == sorted({r["step"] for r in logged}) == steps  # with a monitor too
     if kind == "ppo":
         rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
         assert any("loss/ptx" in r for r in rows) and any(r.get("beta", 0.05) != 0.05 for r in rows)
@@ -204,6 +247,33 @@ def test_a_judge_marks_or_compares_in_both_orders():
     pytest.importorskip("freedive.eval.pairwise")
     assert judge(["q"] * 3, ["good", "bad", "bad"], reference=["bad", "good", "worse"]) == [1.0, 0.0, 0.5]
     assert [parse_mark(t) for t in ("[[5]] no, [[7]]", "I say 10", "7 of 10", "[[12]]", "")] == [6 / 9, 1.0, None, None, None]
+    assert [parse_mark(t) for t in ("[[9.5]]", "[[ 1.0 ]]", "[[10.0]]", "[[10.5]]", "[[0.5]]", "I say 9.5.", "9.5 or 8")] == [8.5 / 9, 0.0, 1.0, None, None, 8.5 / 9, None]
+    assert judge(["q"] * 2, ["good", "bad"], reference=[4, [{"role": "assistant", "content": "good"}]]) == [1.0, 0.0]
+    with pytest.raises(UserError, match="reference is {'text': 'x'}; the judge compares with a text"):
+        call("judge", judge, ["q"], ["good"], [[1]], {"reference": [{"text": "x"}]})
+
+
+def test_what_is_too_long_for_a_judge_has_no_reward_and_is_counted(room: Path, capsys: pytest.CaptureFixture[str]):
+    """256 positions, bytes: our form alone takes more, so the judge's own is shortened; an answer that does not fit is None, the others are asked."""
+    judge = Judged(OurModel(load(room / "chat", threads=1)), max_new_tokens=4)
+    noted: dict[str, float] = {}
+    said = judge(["q"] * 2, ["x", "y" * 300], log_metric=noted.__setitem__)
+    assert said == [None, None] and noted == {"judge/too_long": 2.0} and "2 of 2 answers are too long for the judge" in capsys.readouterr().err
+    assert judge(["q"], ["y" * 300], reference=["z"], log_metric=noted.__setitem__) == [None] and not capsys.readouterr().err  # told once
+
+    class Short(Scripted):
+        def replies(self, conversations, *, temperature, max_new_tokens, seeds):
+            return [Reply("", "refused") if len(c[0]["content"]) > 900 else Reply(self.ask([c])[0][0]) for c in conversations]
+
+    assert Judged(Short())(["q"] * 3, ["good", "bad" * 300, "bad"], log_metric=noted.__setitem__) == [1.0, None, 0.0] and noted == {"judge/too_long": 1.0}
+
+
+def test_a_reward_model_or_judge_that_is_named_thrice_is_in_memory_once(room: Path, practice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    loads: list[Path] = []
+    load_one = RewardModel.load
+    monkeypatch.setattr(RewardModel, "load", staticmethod(lambda folder, *a, **k: (loads.append(folder), load_one(folder, *a, **k))[1]))
+    p = rl._load(config(room, practice, tmp_path / "out", gold_reward=str(practice / "rm"), eval_reward=str(practice / "rm")))
+    assert len(loads) == 1 and p.gold is not None and p.scorer.functions[0] is p.judge.functions[0] is p.gold.functions[0]
 
 
 @pytest.mark.parametrize("changes, words", [

@@ -86,6 +86,27 @@ def test_a_row_that_is_no_preference_is_refused_with_its_line(tmp_path: Path, to
         read(tmp_path / "p.jsonl", [{"prompt": "a", "chosen": "x", "rejected": "y"}, row], tok)
 
 
+@pytest.mark.parametrize("answer, words", [
+    ([*say("Yes"), *ASK], "ends in a turn of the user"), (ASK, "ends in a turn of the user"), ([{"role": "user", "content": "And?"}, *say("Yes")], "begins with a turn of the user"),
+    ([{"role": "system", "content": "Be brief."}, *say("Yes")], "begins with a turn of the system"),
+])  # fmt: skip
+@pytest.mark.parametrize("key", ["chosen", "rejected", "completions"])
+def test_an_answer_is_what_the_assistant_says(tmp_path: Path, tok: Tokenizer, answer: list[dict], words: str, key: str):
+    row = {"prompt": "Hm?", "chosen": say("No"), "rejected": say("Well")} | ({"completions": [answer, say("No")], "ranks": [0, 1]} if key == "completions" else {key: answer})
+    if key == "completions":
+        row = {k: v for k, v in row.items() if k not in ("chosen", "rejected")}
+    with pytest.raises(UserError, match=f"p.jsonl, line 2: an answer {words}"):
+        read(tmp_path / "p.jsonl", [{"prompt": "a", "chosen": "x", "rejected": "y"}, row], tok)
+
+
+def test_whole_conversations_beside_their_prompt(tmp_path: Path, tok: Tokenizer):
+    """UltraFeedback's rows: the prompt as text, and again in chosen and rejected. Several turns of an answer are one."""
+    several = [*say("Wait"), {"role": "user", "content": "So?"}, *say("Yes")]
+    (twice, long), _, _ = read(tmp_path / "p.jsonl", [{"prompt": "Hi?", "chosen": [*ASK, *say("Yes")], "rejected": [*ASK, *say("No")]}, {"prompt": "Hi?", "chosen": several, "rejected": "No"}], tok)
+    (once,), _, _ = read(tmp_path / "q.jsonl", [{"prompt": "Hi?", "chosen": "Yes", "rejected": "No"}], tok)
+    assert (twice.prompt, twice.answers) == (once.prompt, once.answers) and long.answers[0][-1] == tok.im_end and len(long.answers[0]) > len(once.answers[0])
+
+
 def test_nothing_to_learn_from(tmp_path: Path, tok: Tokenizer):
     with pytest.raises(UserError, match="longer than 10 tokens"):
         read(tmp_path / "p.jsonl", [{"prompt": "a", "chosen": "x" * 9, "rejected": "y" * 9}], tok, context=10)

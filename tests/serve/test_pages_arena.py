@@ -183,6 +183,8 @@ def test_a_question_of_ones_own_is_written_before_ones_eyes_and_keys_are_letters
     page.locator("#question").fill("failing")
     page.locator("[data-ask]").click()
     expect(page.get_by_role("button", name="Try again")).to_be_visible()
+    content = page.content()
+    assert not any(name in content for name in SAYS) and "/v1" not in content and "500" not in page.locator(".votes").inner_text()  # neither the address nor what the service said
     assert len(log(server)) == 1
 
 

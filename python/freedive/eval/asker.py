@@ -97,6 +97,7 @@ class Service:
     def __init__(self, url: str, name: str = "", parallel: int = 8, timeout: float = 120.0, tries: int = 4, key: str = KEY):
         self.url = url.rstrip("/") + ("" if url.rstrip("/").endswith("/chat/completions") else "/chat/completions")
         self.name, self.parallel, self.timeout, self.tries, self.key = name or "default", parallel, timeout, tries, key
+        self.takes = False  # has it ever taken a conversation?
 
     def ask(self, conversations: Sequence[Sequence[Message]], *, n: int = 1, temperature: float = 0.0, max_new_tokens: int = 64,
             seeds: Sequence[int] | None = None) -> list[list[str]]:  # fmt: skip
@@ -108,7 +109,7 @@ class Service:
         return self._parallel(one, zip(conversations, seeds))
 
     def replies(self, conversations: Sequence[Sequence[Message]], *, temperature: float, max_new_tokens: int, seeds: Sequence[int]) -> list[Reply]:
-        """One reply to each; "refused" for a conversation that the service does not take, UserError if it takes none."""
+        """One reply to each; "refused" for a conversation that the service does not take, UserError if it takes none and has never taken any."""
         problems: list[UserError] = []
 
         def one(job: tuple[Sequence[Message], int]) -> Reply:
@@ -119,7 +120,8 @@ class Service:
                 return Reply("", "refused")
 
         found = self._parallel(one, zip(conversations, seeds))
-        if problems and len(problems) == len(found):
+        self.takes = self.takes or len(problems) < len(found)
+        if problems and not self.takes:
             raise problems[0]
         return found
 
@@ -153,6 +155,15 @@ class Service:
                 time.sleep(min(2.0**attempt, 8.0))
         kind = Refused if refused else UserError
         raise kind(f"{self.url} gave no answer: {problem[:300]}", hint=f"the address ends in /v1 for most services; the key is read from {self.key}")
+
+
+def ask_fitting(asker: Asker, conversations: Sequence[Sequence[Message]], max_new_tokens: int) -> list[str | None]:
+    """One text of each at temperature 0; None for a conversation that is too long for who is asked. Raises UserError where it takes none of them, and has never taken one."""
+    replies = getattr(asker, "replies", None)
+    if replies is None or not conversations:
+        return [texts[0] for texts in asker.ask(conversations, max_new_tokens=max_new_tokens)] if conversations else []
+    found = replies(conversations, temperature=0.0, max_new_tokens=max_new_tokens, seeds=range(len(conversations)))
+    return [None if r.finish == "refused" else r.text for r in found]
 
 
 def asker(who: str, name: str, own: OurModel, threads: int | None) -> Asker:

@@ -12,7 +12,7 @@ from typing import Any
 
 from freedive.runs import UserError
 
-from .asker import Asker
+from .asker import Asker, ask_fitting
 
 Message = dict[str, Any]
 PROMPT = """Two assistants answer the same request. Judge which answer is better: helpful, right, relevant, in as much detail as the request calls for. Do not let the order, the length or the names of the answers influence you.
@@ -43,11 +43,12 @@ class Pair:
 @dataclass(frozen=True)
 class Verdict:
     """winner: "first", "second", "tie", or None where a reply held no verdict. orders: what was said with the first answer first, and second, as seen
-    from the answers; they differ where the place decided."""
+    from the answers; they differ where the place decided. too_long: for the judge, which was not asked, or not in both orders."""
 
     winner: str | None
     orders: tuple[str | None, str | None]
     replies: tuple[str, str]
+    too_long: bool = False
 
 
 def judge_pairs(asker: Asker, pairs: Sequence[Pair], *, max_new_tokens: int = 256, form: str = PROMPT) -> list[Verdict]:
@@ -55,17 +56,23 @@ def judge_pairs(asker: Asker, pairs: Sequence[Pair], *, max_new_tokens: int = 25
 
     Raises UserError for a form that lacks one of these, and where the judge cannot be asked.
     """
-    if missing := [name for name in ("{request}", "{a}", "{b}") if name not in form]:
-        raise UserError(f"the judge's form lacks {missing[0]}", hint="it is to have {request}, {a} and {b}")
+    check_form(form)
     asked = [_question(form, p.prompt, *answers) for p in pairs for answers in ((p.first, p.second), (p.second, p.first))]
-    said = [texts[0] for texts in asker.ask(asked, max_new_tokens=max_new_tokens)]
+    said = ask_fitting(asker, asked, max_new_tokens)
     out = []
     for i in range(len(pairs)):
-        forth, back = said[2 * i], said[2 * i + 1]
+        too_long = None in said[2 * i : 2 * i + 2]
+        forth, back = ("(too long for the judge)" if s is None else s for s in said[2 * i : 2 * i + 2])
         orders = ({"A": "first", "B": "second", "C": "tie", "": None}[parse(forth)], {"A": "second", "B": "first", "C": "tie", "": None}[parse(back)])
         winner = None if None in orders else orders[0] if orders[0] == orders[1] else "tie"
-        out.append(Verdict(winner, orders, (forth, back)))
+        out.append(Verdict(winner, orders, (forth, back), too_long))
     return out
+
+
+def check_form(form: str) -> None:
+    """UserError for a form in which something has no place."""
+    if missing := [name for name in ("{request}", "{a}", "{b}") if name not in form]:
+        raise UserError(f"the judge's form lacks {missing[0]}", hint="it is to have {request}, {a} and {b}")
 
 
 def parse(reply: str) -> str:

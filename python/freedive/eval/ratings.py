@@ -6,8 +6,9 @@ curvature and C the outer products of the scores (Huber 1967; White 1982), summe
 1000 + 400 / ln 10 * (beta - mean beta): 400 points are odds of ten to one, as in chess.
 
 A finite maximum exists if and only if every model reaches every other by a chain of wins or ties (Ford 1957). Models that no chain of battles joins
-cannot be compared: an error. Where some models never lose to the others, the distance is not in the data: those are named, and all are rated by the
-likelihood with Jeffreys' prior (Firth 1993), which is finite, with intervals of its own curvature.
+cannot be compared: an error. Where a group of models never loses to the others, how far above it is is not in the data: those are named. Within each
+group the likelihood has its maximum all the same (the limit of the whole one), with the sandwich's intervals, as if the others were not there; how far
+apart the groups are is rated by the likelihood with Jeffreys' prior (Firth 1993), which is finite. So somebody unbeaten changes nothing of the others.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class Ratings:
 
 
 def rate(battles: Battles, anchor: str | None = None) -> Ratings:
-    """Bradley-Terry ratings. `anchor`: this model has exactly 1000, instead of the mean of all.
+    """Bradley-Terry ratings. `anchor`: this model has exactly 1000, instead of the mean of all (of those that beat and were beaten, where some were not).
 
     UserError for models that no chain of battles joins, naming them, and for styles that cannot be told from the models.
     """
@@ -101,9 +102,9 @@ def rate(battles: Battles, anchor: str | None = None) -> Ratings:
     if len(groups) > 1:
         told = "; ".join(" and ".join(", ".join(g) for g in (groups[0], group)) for group in groups[1:3])
         raise UserError(f"these never met, not even through others, and cannot be compared: {told}", hint="more battles between them, or rate each group alone: --only MODEL ...")
-    theta, cov, firth, warnings = _fit(battles)
+    theta, cov, firth, main, warnings = _fit(battles)
     beta = theta[:count]
-    shift = np.full(count, 1 / count) if anchor is None else np.eye(count)[battles.models.index(anchor)]
+    shift = main / main.sum() if anchor is None else np.eye(count)[battles.models.index(anchor)]
     to = np.eye(count) - shift  # beta - what is set to 0
     of_beta = cov[:count, :count]
     spread = np.sqrt(np.maximum(np.diag(to @ of_beta @ to.T), 0))
@@ -167,8 +168,8 @@ def win_rates(battles: Battles) -> np.ndarray:
 # The fit
 
 
-def _fit(battles: Battles) -> tuple[np.ndarray, np.ndarray, bool, list[str]]:
-    """(theta [K + F], covariance, whether Jeffreys' prior was needed, warnings)."""
+def _fit(battles: Battles) -> tuple[np.ndarray, np.ndarray, bool, np.ndarray, list[str]]:
+    """(theta [K + F], covariance, whether Jeffreys' prior was needed, bool [K] whose mean is 0 in ratings, warnings)."""
     wins, games = table(battles)
     k = len(battles.models)
     separate = _groups(battles, _closure(wins > 0), games)
@@ -181,21 +182,76 @@ def _fit(battles: Battles) -> tuple[np.ndarray, np.ndarray, bool, list[str]]:
             whom = "all the others" if len(separate) == 2 else "some others"
             what = "never lost to" if above else "never won against"
             warnings.append(f"{', '.join(group)} {what} {whom}: how far {'above' if above else 'below'} is not in the battles; the rating given is that of Jeffreys' prior")
-    design = _Design(battles)
-    if not separate[1:]:
-        theta = _newton(design, battles.score, firth=False)
-        if theta is not None:
-            weights, residual = design.weights(theta, battles.score)
-            inverse = design.inverse(weights)
-            return theta, _sandwich(design, inverse, residual, battles.cluster, warnings), False, warnings
+    of = np.zeros(k, np.int64)  # the group of each model
+    for number, names in enumerate(separate):
+        of[[battles.models.index(name) for name in names]] = number
+    everybody = np.ones(k, bool)
+    if (within := _within(battles, of, warnings)) is not None:
+        theta, cov = within
+        if len(separate) == 1:
+            return theta, cov, False, everybody, warnings
+        theta, cov = _apart(battles, of, theta, cov)
+        return theta, cov, True, (of == 0) if len(separate[0]) > 1 else everybody, warnings
+    if len(separate) == 1:
         warnings.append("a style tells winners from losers (almost) without a mistake; the likelihood has Jeffreys' prior")
-    theta = _newton(design, battles.score, firth=True)
-    if theta is None:
+    design = _Design(battles)
+    fitted = _newton(design, battles.score, firth=True)
+    if fitted is None:
         raise UserError("the ratings cannot be computed from these battles", hint="leave --style-control out")
-    inverse = design.inverse(design.weights(theta, battles.score)[0])
-    flat = np.zeros(len(theta))
+    weights, residual = design.weights(fitted, battles.score)
+    inverse = design.inverse(weights)
+    flat = np.zeros(len(fitted))
     flat[:k] = 1 / math.sqrt(k)
-    return theta, inverse - np.outer(flat, flat) @ inverse, True, warnings
+    curved, sandwich = inverse - np.outer(flat, flat) @ inverse, _sandwich(design, inverse, residual, battles.cluster, warnings)
+    return fitted, sandwich if np.trace(sandwich) > np.trace(curved) else curved, True, everybody, warnings
+
+
+def _within(battles: Battles, group: np.ndarray, warnings: list[str]) -> tuple[np.ndarray, np.ndarray] | None:
+    """(theta, covariance) of the maximum over the battles inside the groups, the mean of each group being 0; None where a style has it run off to infinity."""
+    inside = _some(battles, group[battles.first] == group[battles.second])
+    if not len(inside):
+        empty = len(battles.models)
+        return (np.zeros(empty), np.zeros((empty, empty))) if battles.style is None else None
+    try:
+        design = _Design(inside, group)
+    except UserError:
+        if group.any():
+            return None
+        raise
+    theta = _newton(design, inside.score, firth=False)
+    if theta is None:
+        return None
+    weights, residual = design.weights(theta, inside.score)
+    return theta, _sandwich(design, design.inverse(weights), residual, inside.cluster, warnings)
+
+
+def _apart(battles: Battles, group: np.ndarray, theta: np.ndarray, cov: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Adds how far apart the groups are: Firth's estimate, the models within them standing as they do. Its covariance is that of its curvature, to which the
+    battles of one prompt bring as much as one of them: what is the same answer in several is not several answers."""
+    k = len(battles.models)
+    between = _some(battles, group[battles.first] != group[battles.second])
+    a, b = group[between.first], group[between.second]
+    known = theta[between.first] - theta[between.second] + (0.0 if between.style is None else between.style @ theta[k:])
+    design = _Design(Battles(tuple(map(str, range(int(group.max()) + 1))), a, b, between.score), known=known)
+    places = _newton(design, between.score, firth=True)
+    if places is None:
+        raise UserError("the ratings cannot be computed from these battles", hint="rate fewer models: --only MODEL ...")
+    weights = design.weights(places, between.score)[0]
+    if between.cluster is not None:
+        _, same, times = np.unique(np.stack([between.cluster, np.minimum(a, b), np.maximum(a, b)]), axis=1, return_inverse=True, return_counts=True)
+        weights = weights / times[same.reshape(-1)]
+    n = design.k
+    spread = design.inverse(weights) - np.full((n, n), 1 / n)  # without the direction that nothing measures
+    out, whole = theta.copy(), cov.copy()
+    out[:k] += places[group]
+    out[:k] -= out[:k].mean()
+    whole[:k, :k] += spread[np.ix_(group, group)]
+    return out, whole
+
+
+def _some(battles: Battles, kept: np.ndarray) -> Battles:
+    part = lambda x: None if x is None else x[kept]
+    return Battles(battles.models, battles.first[kept], battles.second[kept], battles.score[kept], part(battles.cluster), part(battles.style), battles.style_names)
 
 
 def _sandwich(design: _Design, inverse: np.ndarray, residual: np.ndarray, cluster: np.ndarray | None, warnings: list[str]) -> np.ndarray:
@@ -226,11 +282,13 @@ def student(degrees: int) -> float:
 class _Design:
     """Rows e_first - e_second with the style beside, never made whole: [n, K + F] would not fit for a million battles of hundreds of models.
 
-    The direction that nothing measures, all ratings moving together, has curvature 1 here; scores have no part in it, so it stays at 0.
+    A direction that nothing measures, all ratings of a `group` [K] moving together, has curvature 1 here; scores have no part in it, so it stays at 0.
+    known [n]: log-odds that stand before anything is fitted.
     """
 
-    def __init__(self, battles: Battles):
-        self.a, self.b, self.z = battles.first, battles.second, battles.style
+    def __init__(self, battles: Battles, group: np.ndarray | None = None, known: np.ndarray | None = None):
+        self.a, self.b, self.z, self.known = battles.first, battles.second, battles.style, known
+        self.group = np.zeros(len(battles.models), np.int64) if group is None else group
         self.k, self.f = len(battles.models), 0 if battles.style is None else battles.style.shape[1]
         if self.f:
             values = np.linalg.eigvalsh(self.curvature(np.full(len(battles), 0.25)) / max(1, len(battles)) + self._flat())
@@ -239,7 +297,8 @@ class _Design:
 
     def _flat(self) -> np.ndarray:
         out = np.zeros((self.k + self.f, self.k + self.f))
-        out[: self.k, : self.k] = 1 / self.k
+        same = self.group[:, None] == self.group[None, :]
+        out[: self.k, : self.k] = same / same.sum(1)
         return out
 
     def weights(self, theta: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -249,7 +308,7 @@ class _Design:
 
     def odds(self, theta: np.ndarray) -> np.ndarray:
         """Log-odds that the first wins [n]."""
-        told = theta[self.a] - theta[self.b]
+        told = theta[self.a] - theta[self.b] + (0.0 if self.known is None else self.known)
         return told if self.z is None else told + self.z @ theta[self.k :]
 
     def gradient(self, residual: np.ndarray) -> np.ndarray:

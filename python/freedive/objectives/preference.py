@@ -44,7 +44,7 @@ def ranking_loss(scores: ArrayLike, ranks: ArrayLike, cu_lists: ArrayLike, total
     "bradley_terry"   the mean over its K(K-1)/2 pairs of -log sigmoid(better - worse - margin); a tie counts half each way (arXiv:2203.02155)
     "plackett_luce"   -log P(order) / (K - 1): each answer against those that are not better than it, tied ones among them (Luce 1959, Plackett 1975)
     plus center x the mean over pairs of (better + worse)^2, which holds the mean reward at 0 (TRL's center_rewards_coefficient, arXiv:2312.09244).
-    margins [L]: by how much the better one must win (Llama 2, arXiv:2307.09288; "bradley_terry" only). Raises ValueError for a list of fewer than two.
+    margins [L]: by how much the better one must win (Llama 2, arXiv:2307.09288; "bradley_terry" only); nobody has to win a tie. Raises ValueError for a list of fewer than two.
     """
     if loss not in RANKING_LOSSES:
         raise ValueError(f"unknown loss {loss!r}; one of {', '.join(RANKING_LOSSES)}")
@@ -59,9 +59,9 @@ def ranking_loss(scores: ArrayLike, ranks: ArrayLike, cu_lists: ArrayLike, total
         x, mine = s[begin:end], d[begin:end]
         better, worse, weight = ranked_pairs(r[begin:end])
         share = weight / weight.sum() / max(total, 1)
-        difference = x[better] - x[worse]
+        difference, strict = x[better] - x[worse], weight == 1.0
         if loss == "bradley_terry":
-            h = difference - (0.0 if margins is None else float(np.asarray(margins)[number]))
+            h = difference - strict * (0.0 if margins is None else float(np.asarray(margins)[number]))
             told["loss"] -= float((share * log_sigmoid(h)).sum())
             slope = -share * sigmoid(-h)
             np.add.at(mine, better, slope)
@@ -75,7 +75,6 @@ def ranking_loss(scores: ArrayLike, ranks: ArrayLike, cu_lists: ArrayLike, total
             told["loss"] += center * float((share * both**2).sum())
             np.add.at(mine, better, 2 * center * share * both)
             np.add.at(mine, worse, 2 * center * share * both)
-        strict = weight == 1.0
         if strict.any():
             told["accuracy"] += float(np.mean((difference[strict] > 0) + 0.5 * (difference[strict] == 0))) / max(total, 1)
             told["margin"] += float(difference[strict].mean()) / max(total, 1)

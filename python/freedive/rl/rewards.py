@@ -105,6 +105,8 @@ def call(name: str, reward: Reward, prompts: Sequence[Any], completions: Sequenc
     """The rewards of one function, NaN where it gives None. Raises UserError when it fails: it is the user's."""
     try:
         values = list(_called(reward, list(prompts), list(completions), list(ids), columns))
+    except UserError:  # ours, and says what is to be said
+        raise
     except Exception as error:
         told = [k for k in columns if k not in ("seeds", "log_metric", "log_extra", "trainer_state", "environments")]
         raise UserError(f"the reward {name!r} failed: {type(error).__name__}: {error}", hint="it is called with prompts, completions, completion_ids "

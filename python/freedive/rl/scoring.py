@@ -30,12 +30,14 @@ class Scorer:
 
     def __init__(self, names: Sequence[str], weights: Sequence[float] = (), *, timeout: float = 0.0, workers: int = 2, overlong: tuple[int, int] | None = None,
                  environment_timeout: float = 0.0, environment: bool = True, missing_eos_penalty: float = 0.0, threads: int | None = None, device: str = "cpu",
-                 dtype: str = "auto"):  # fmt: skip
+                 dtype: str = "auto", loaded: dict[str, Reward] | None = None):  # fmt: skip
         if weights and len(weights) != len(names):
             raise UserError(f"{len(names)} reward functions and {len(weights)} weights", hint="--reward-weights takes one number for each --reward")
         self.names = list(names)
         self.weights = list(weights) or [1.0] * len(names)
-        learned = [None if n in BUILT_IN else learned_reward(n, threads, device, dtype) for n in names]
+        loaded = {} if loaded is None else loaded  # reward models and judges by name: several scorers share one dict, and each is in memory once
+        learned = [None if n in BUILT_IN else loaded.get(n) or learned_reward(n, threads, device, dtype) for n in names]
+        loaded |= {n: found for n, found in zip(names, learned) if found is not None}
         self.functions: list[Reward] = [found or adapted(find_function(n, BUILT_IN, "reward")) for n, found in zip(names, learned)]
         self.missing_eos_penalty = missing_eos_penalty  # taken off what a completion that was cut off has
         self.labels = _labels(self.names, self.functions)

@@ -98,13 +98,13 @@ class _Practice:
 def _load(c: RLConfig) -> _Practice:
     """Everything loaded and checked. Raises UserError."""
     spec = check(c)
-    where = {"threads": c.threads, "device": c.device, "dtype": c.dtype}  # of reward models
+    where: dict[str, Any] = {"threads": c.threads, "device": c.device, "dtype": c.dtype, "loaded": {}}  # of reward models; all three scorers have the same
     timeout = 0.0 if c.environment else c.reward_timeout  # instances of environments live in this process
     scorer = Scorer(c.rewards, c.reward_weights, timeout=timeout, workers=c.reward_workers, overlong=(c.max_completion_length, c.overlong_cache) if c.overlong_cache else None,
-                    environment_timeout=c.reward_timeout, missing_eos_penalty=c.missing_eos_penalty, **where)  # type: ignore[arg-type]  # fmt: skip
+                    environment_timeout=c.reward_timeout, missing_eos_penalty=c.missing_eos_penalty, **where)  # fmt: skip
     other = c.eval_reward or c.gold_reward
-    judge = Scorer([other] if other else c.rewards[:1], timeout=timeout, workers=c.reward_workers, environment_timeout=c.reward_timeout, environment=not other, **where)  # type: ignore[arg-type]
-    gold = Scorer([c.gold_reward], timeout=timeout, workers=c.reward_workers, environment_timeout=c.reward_timeout, environment=False, **where) if c.gold_reward else None  # type: ignore[arg-type]
+    judge = Scorer([other] if other else c.rewards[:1], timeout=timeout, workers=c.reward_workers, environment_timeout=c.reward_timeout, environment=not other, **where)
+    gold = Scorer([c.gold_reward], timeout=timeout, workers=c.reward_workers, environment_timeout=c.reward_timeout, environment=False, **where) if c.gold_reward else None
     factory = find_environment(c.environment) if c.environment else None
     if factory is not None and not c.rewards and not hasattr(factory(), "get_reward"):
         raise UserError(f"nothing rewards: {c.environment} has no get_reward(), and there is no --reward", hint="--reward file.py:function gets the instances as `environments`")
@@ -255,7 +255,7 @@ def _practise(p: _Practice, artefact: Artefact) -> None:
         quick = {}
         if p.monitor is not None and (step % c.eval_every == 0 or step == c.steps):
             note = measure()
-        elif p.held_out and c.eval_every and step % c.eval_every == 0 and step < c.steps:
+        if p.held_out and c.eval_every and step % c.eval_every == 0 and step < c.steps:
             found, outs = p.evaluate(p.held_out[: c.eval_problems], 1)
             quick = {f"eval/{k}": v for k, v in scalars(found).items()}
             keep_shown(artefact, step, p.held_out, outs, 1, c.show)
@@ -272,6 +272,8 @@ def _practise(p: _Practice, artefact: Artefact) -> None:
         _conclude(p, artefact, peak, step)
     if p.held_out:
         after, outs = p.evaluate(p.held_out, c.eval_samples)
+        if "unjudged" in after:
+            print(f"note: of {after['unjudged']:,} of {len(outs):,} answers to held-out problems the reward said nothing; they are in no mean")
         artefact.summary(**{f"after/{k}": v for k, v in after.items()})
         artefact.log(step=step, **{f"eval/{k}": v for k, v in scalars(after).items()})
         keep_shown(artefact, step, p.held_out, outs, c.eval_samples, c.show)
@@ -286,7 +288,7 @@ def _conclude(p: _Practice, artefact: Artefact, peak: np.ndarray | None, step: i
     by_gold = monitor.gold is not None
     told: dict[str, Any] = {"monitor/stop_step": monitor.stop_step, "monitor/final_kl": monitor.points[-1]["kl"], "monitor/proxy": [first["proxy"], monitor.points[-1]["proxy"]]}
     if by_gold:
-        told |= {"monitor/peak_step": rule.peak_step, "monitor/gold": [first["gold"], monitor.points[-1]["gold"]], "monitor/peak_gold": max(q["gold"] for q in monitor.points)}
+        told |= {"monitor/peak_step": rule.peak_step, "monitor/gold": [first["gold"], monitor.points[-1]["gold"]], "monitor/peak_gold": monitor.peak_gold}
         told |= {f"monitor/fit_{k}": v for k, v in fit([q["kl"] for q in monitor.points], [q["gold"] - first["gold"] for q in monitor.points]).items()}
         at = monitor.gamed()
         if at is not None:

@@ -2,7 +2,7 @@
 
 The one idea: a proxy can always be raised; what it stands for rises with it, turns, and falls (Gao et al. 2022, arXiv:2210.10760). The same held-out
 prompts are answered at every measurement, and three things are told of the answers: both rewards, and the KL to the starting model in nats a
-completion, whose root is the axis on which such curves are compared. When gold has fallen significantly below its peak several times in a row, it is time
+completion, whose root is the axis on which such curves are compared. An answer of which a reward says nothing is in no mean. When gold has fallen significantly below its peak several times in a row, it is time
 to stop; the weights of the peak are the ones to keep. Gold may be a function, a reward model trained on other preferences, or a judge.
 """
 
@@ -26,7 +26,8 @@ ERRORS = 3.0  # standard errors below the peak that count as a fall: the highest
 class StopRule:
     """Fires when gold was below its peak by more than three standard errors, `patience` measurements in a row.
 
-    Moving averages of each prompt's gold are compared with those at the peak, prompt by prompt: what prompts differ in cancels.
+    Moving averages of each prompt's gold are compared with those at the peak, prompt by prompt: what prompts differ in cancels. NaN: gold says nothing of a
+    prompt, whose average stays; only prompts that have one now and at the peak are compared.
     """
 
     patience: int = 3
@@ -39,12 +40,16 @@ class StopRule:
     def see(self, step: int, gold: Sequence[float]) -> bool:
         """Takes gold [prompts] of a measurement; True where it is the peak so far."""
         new = np.asarray(gold, np.float64)
-        average = new if not self.average else (1 - SMOOTHING) * np.asarray(self.average) + SMOOTHING * new
+        old = np.asarray(self.average) if self.average else new
+        average = np.where(np.isnan(new), old, np.where(np.isnan(old), new, (1 - SMOOTHING) * old + SMOOTHING * new))
         self.average = average.tolist()
-        if not self.peak or average.mean() > np.mean(self.peak):
+        difference = average - (np.asarray(self.peak) if self.peak else np.full(len(new), -np.inf))
+        difference = difference[~np.isnan(difference)]
+        if not len(difference):
+            return False
+        if difference.mean() > 0:
             self.peak, self.peak_step, self.since = self.average, step, 0
             return True
-        difference = average - np.asarray(self.peak)
         error = float(difference.std(ddof=1) / math.sqrt(len(difference))) if len(difference) > 1 else 0.0
         self.since = self.since + 1 if difference.mean() < -ERRORS * error else 0
         if self.stop_step is None and self.since >= self.patience:
@@ -70,17 +75,20 @@ class Monitor:
     def measure(self, step: int) -> tuple[dict[str, Any], bool]:
         """(a line of monitor.jsonl, whether this is the peak so far)."""
         rollouts = self.answer()
-        proxy = np.nan_to_num(np.array([r.reward for r in rollouts]))
+        proxy = np.array([r.reward for r in rollouts], np.float64)
         kl = self.kl(rollouts)
-        point: dict[str, Any] = {"step": step, "kl": float(kl.mean()), "sqrt_kl": math.sqrt(max(0.0, float(kl.mean()))), "proxy": float(proxy.mean()), "proxy_se": _error(proxy, self.samples)}
+        point: dict[str, Any] = {"step": step, "kl": float(kl.mean()), "sqrt_kl": math.sqrt(max(0.0, float(kl.mean()))), "proxy": _mean(proxy), "proxy_se": _error(proxy, self.samples)}
         over = bool(self.max_kl) and point["kl"] > self.max_kl
         peak = not over  # without gold the latest within the budget is the best
         gold = None
         if self.gold is not None:
-            gold = np.nan_to_num(np.asarray(self.gold(rollouts), np.float64))
-            point |= {"gold": float(gold.mean()), "gold_se": _error(gold, self.samples)}
+            gold = np.asarray(self.gold(rollouts), np.float64)
+            point |= {"gold": _mean(gold), "gold_se": _error(gold, self.samples)}
             if not over:
-                peak = self.rule.see(step, gold.reshape(-1, self.samples).mean(1).tolist())
+                peak = self.rule.see(step, _by_prompt(gold, self.samples).tolist())
+        for name, values in (("proxy", proxy), ("gold", gold)):
+            if values is not None and (none := int(np.isnan(values).sum())):
+                point[f"{name}_none"] = none  # answers of which it says nothing
         if over and self.kl_stop is None:
             self.kl_stop = step
         point |= {"length": float(np.mean([r.length for r in rollouts])), "stop_rate": float(np.mean([r.stopped for r in rollouts])), "distinct_2": distinct([r.ids for r in rollouts]),
@@ -89,6 +97,11 @@ class Monitor:
         self.last = [{"text": r.text, "proxy": float(p), "gold": None if gold is None else float(gold[i])} for i, (r, p) in enumerate(zip(rollouts, proxy))]
         self.first = self.first or self.last
         return point, peak
+
+    @property
+    def peak_gold(self) -> float:
+        """What the rule took for the highest: the moving average there. A single measurement may have been higher by luck."""
+        return _mean(np.asarray(self.rule.peak, np.float64))
 
     @property
     def stop_step(self) -> int | None:
@@ -112,10 +125,12 @@ class Monitor:
             return None
         proxy, gold = (np.array([r[k] for r in self.first]) for k in ("proxy", "gold"))
         now_proxy, now_gold = (np.array([r[k] for r in self.last]) for k in ("proxy", "gold"))
-        found = (now_proxy > np.quantile(proxy, 0.9)) & (now_gold < np.median(gold))
+        if np.isnan(proxy).all() or np.isnan(gold).all():
+            return None
+        found = (now_proxy > np.nanquantile(proxy, 0.9)) & (now_gold < np.nanmedian(gold))
         if not found.any():
             return None
-        z = (now_proxy - proxy.mean()) / max(float(proxy.std()), 1e-9) - (now_gold - gold.mean()) / max(float(gold.std()), 1e-9)
+        z = (now_proxy - np.nanmean(proxy)) / max(float(np.nanstd(proxy)), 1e-9) - (now_gold - np.nanmean(gold)) / max(float(np.nanstd(gold)), 1e-9)
         return int(np.argmax(np.where(found, z, -np.inf)))
 
 
@@ -144,9 +159,9 @@ def kl_of(rollouts: Sequence[Rollout], reference: Model, temperature: float, fro
 
 def fit(kl: Sequence[float], gain: Sequence[float], form: str = "rl") -> dict[str, float]:
     """Gao et al.'s laws of gold over d = sqrt(KL): "rl" d (alpha - beta ln d), "bon" d (alpha - beta d). {"alpha", "beta", "r2"}, by least squares."""
-    d = np.sqrt(np.maximum(np.asarray(kl, np.float64), 0))
-    y = np.asarray(gain, np.float64)[d > 0]
-    d = d[d > 0]
+    d, y = np.sqrt(np.maximum(np.asarray(kl, np.float64), 0)), np.asarray(gain, np.float64)
+    used = (d > 0) & np.isfinite(y)
+    d, y = d[used], y[used]
     if len(d) < 3:
         return {}
     columns = np.stack([d, -d * (np.log(d) if form == "rl" else d)], 1)
@@ -155,7 +170,19 @@ def fit(kl: Sequence[float], gain: Sequence[float], form: str = "rl") -> dict[st
     return {"alpha": float(alpha), "beta": float(beta), "r2": float(1 - (rest**2).sum() / max(float(((y - y.mean()) ** 2).sum()), 1e-12))}
 
 
+def _mean(values: np.ndarray) -> float:
+    """Over those that are known; NaN if none is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def _by_prompt(values: np.ndarray, samples: int) -> np.ndarray:
+    """Means over the known answers to each prompt, NaN where there are none."""
+    return np.array([_mean(row) for row in values.reshape(-1, samples)])
+
+
 def _error(values: np.ndarray, samples: int) -> float:
     """Standard error of the mean, over prompts."""
-    means = values.reshape(-1, samples).mean(1)
+    means = _by_prompt(values, samples)
+    means = means[~np.isnan(means)]
     return float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else 0.0

@@ -179,9 +179,15 @@ def _one(ranking: Ranking, margin: float, tok: Tokenizer, context: int, report: 
     """The list as ids, without what cannot be used; None if too little is left."""
     if not ranking.prompt:
         raise UserError("the answers have no prompt, and do not begin alike", hint=FORMS)
+    asked = len(ranking.prompt)
+    completions = [a[asked:] if a[:asked] == ranking.prompt else a for a in ranking.completions]  # whole conversations beside their prompt: UltraFeedback's rows
+    for answer in completions:
+        if answer and (answer[-1]["role"] != "assistant" or answer[0]["role"] in ("user", "system")):
+            what = f"ends in a turn of the {answer[-1]['role']}" if answer[-1]["role"] != "assistant" else f"begins with a turn of the {answer[0]['role']}"
+            raise UserError(f"an answer {what}: an answer is what the assistant says", hint=FORMS)
     prompt = prompt_ids(tok, ranking.prompt)
     answers, ranks, texts = [], [], []
-    for answer, rank in zip(ranking.completions, ranking.ranks, strict=True):
+    for answer, rank in zip(completions, ranking.ranks, strict=True):
         if not answer or not any(str(m.get("content") or "").strip() or m.get("tool_calls") for m in answer):
             report.empty += 1
             continue

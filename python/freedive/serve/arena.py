@@ -66,8 +66,7 @@ def run(c: ArenaConfig) -> int:
         _rate(c, c.battles, None)
         return 0
     if c.rank:
-        Room(c.out, make=False)
-        _rate(c, c.out / "battles.jsonl", c.out)
+        _rate(c, c.out / "battles.jsonl", c.out, Room(c.out, make=False).judges())
         return 0
     contestants = read_contestants(c.models, temperature=c.temperature, top_p=c.top_p, max_tokens=c.max_tokens)
     if len(contestants) < 2:
@@ -102,6 +101,8 @@ def _judged(c: ArenaConfig, contestants: Sequence[Contestant], prompts: Sequence
     names = [j.name for j in judges]
     if len(set(names)) != len(names):
         raise UserError(f"two judges have one name, by which the log knows them: {', '.join(names)}", hint="rename a folder, or run them one after the other with another --judge-name")
+    for judge in judges:
+        judge.check(prompts)
     room = Room(c.out, contestants, c.seed, make=not c.dry_run)
     matches = room.matches(prompts)[: c.limit]
     print(f"{len(contestants)} contestants, {len(prompts):,} prompts, {len(matches):,} battles, judged by {', '.join(j.name for j in judges)}")
@@ -112,7 +113,7 @@ def _judged(c: ArenaConfig, contestants: Sequence[Contestant], prompts: Sequence
         _tell(judge, played[judge.name])
     if not room.log.is_file():
         raise UserError("no battle has a verdict yet", hint=f"{c.out}/unclear.jsonl holds what the judges said instead" if any(t.unclear for t in played.values()) else "another --judge")
-    _rate(c, room.log, c.out)
+    _rate(c, room.log, c.out, room.judges())
     return 0
 
 
@@ -133,9 +134,9 @@ def chosen(c: ArenaConfig, found: Sequence[Battle]) -> list[Battle]:
     return left
 
 
-def _rate(c: ArenaConfig, log: Path, out: Path | None) -> None:
+def _rate(c: ArenaConfig, log: Path, out: Path | None, judges: dict[str, str] | None = None) -> None:
     """The table; and, of a folder, ratings.json and report.html."""
-    found, wrong = read_log(log)
+    found, wrong = read_log(log, judges)
     for problem in wrong[:TOLD]:
         print(f"note: left out: {problem}")
     if len(wrong) > TOLD:

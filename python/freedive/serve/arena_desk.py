@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from freedive.eval.arena.contestants import Contestant, load_contestant
-from freedive.eval.arena.log import WINNERS, Battle, read_log
+from freedive.eval.arena.log import WINNERS, Battle
 from freedive.eval.arena.room import Match, Prompt, Room, decision, make_prompt
 from freedive.runs import UserError
 from freedive.tokenizer import render
@@ -23,6 +24,7 @@ from .candidates import Writer, their_writer
 from .pages.source import Settings, local
 
 AHEAD = 4  # battles
+FAILED = "One of the two could not answer. Why is told in the terminal, for an address or a model's name would say who it is."
 
 
 @dataclass
@@ -106,10 +108,9 @@ class Desk:
             draft.text = draft.text.strip()
             self.room.keep_answers(name, [(prompt, draft.text)])
             draft.done = True
-        except UserError as error:
-            draft.failed = error.message
-        except Exception as error:  # Busy, EngineFailure, a full disk: told on the page, which offers to try again
-            draft.failed = str(error) or type(error).__name__
+        except Exception as error:  # of theirs, Busy, EngineFailure, a full disk: the page offers to try again
+            draft.failed = FAILED
+            print(f"{name} gave no answer: {error.message if isinstance(error, UserError) else str(error) or type(error).__name__}", file=sys.stderr, flush=True)
         finally:
             self._tasks.pop((prompt.id, name), None)
 
@@ -126,7 +127,7 @@ class Desk:
 
     def log(self) -> list[Battle]:
         """All battles of the folder."""
-        return read_log(self.room.log)[0] if self.room.log.is_file() else []
+        return self.room.battles()[0] if self.room.log.is_file() else []
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:

@@ -27,7 +27,8 @@ class Played:
 def play(room: Room, prompts: Sequence[Prompt], judges: Sequence[Judge], limit: int | None = None, threads: int | None = None) -> dict[str, Played]:
     """All pairs on all prompts, or the first `limit` battles; what is decided already counts. Returns what each judge did now."""
     matches = room.matches(prompts)[:limit]
-    done = {judge.name: room.judged(judge.name) for judge in judges}
+    room.keep_judges({judge.name: judge.key for judge in judges if judge.key})
+    done = {judge.name: room.judged(judge.name, judge.key) for judge in judges}
     fill(room, [m for m in matches if any(m.id not in found for found in done.values())], threads)
     return {judge.name: _judge(room, judge, [m for m in matches if m.id not in done[judge.name]]) for judge in judges}
 
@@ -55,16 +56,16 @@ def fill(room: Room, matches: Sequence[Match], threads: int | None = None) -> No
 
 
 def _judge(room: Room, judge: Judge, matches: Sequence[Match]) -> Played:
-    told = Played()
+    told, told_by = Played(), {"judge_hash": judge.key} if judge.key else {}
     both = [(m, a, b) for m in matches if (a := room.answers[m.prompt.id, m.left]) is not None and (b := room.answers[m.prompt.id, m.right]) is not None]
     with progress.bar(len(both), judge.name) as bar:
         for at in range(0, len(both), AT_ONCE):
             part, decided = both[at : at + AT_ONCE], []
             for (match, a, b), verdict in zip(part, judge.judge(part)):
                 if verdict.winner is not None:
-                    decided.append(decision(match, verdict.winner, judge.name, (a, b), **verdict.more))
+                    decided.append(decision(match, verdict.winner, judge.name, (a, b), **told_by, **verdict.more))
                 elif verdict.unclear:
-                    room.keep_unclear(match, judge.name, verdict.unclear)
+                    room.keep_unclear(match, judge.name, verdict.unclear, **told_by)
                     told.unclear += 1
                 else:
                     told.silent += 1

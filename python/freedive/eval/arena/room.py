@@ -1,6 +1,6 @@
 """The folder of an arena: who plays, what they answered, what was said of it. Everything is appended; what is acknowledged is on the disk.
 
-    arena.json      format, version, seed, and of each contestant what its answers depend on
+    arena.json      format, version, seed, of each contestant what its answers depend on, and of each judge a hash of what its verdicts depend on
     answers.jsonl   {"prompt_id", "model", "text", "seed"}; the first line of a prompt by a model counts; text null: it did not fit
     battles.jsonl   the log (log.py); the last line of a battle by a judge counts
     unclear.jsonl   battles in which a judge that was asked gave no verdict, with what it said
@@ -27,6 +27,7 @@ from freedive.sft.labels.store import append, now
 
 from ..asker import Message
 from .contestants import Contestant, draw
+from .log import Battle, read_log
 
 FORMAT, VERSION = "freedive.arena", 1
 
@@ -142,17 +143,33 @@ class Room:
         append(self.folder / "answers.jsonl", *({"prompt_id": p.id, "model": model, "text": text, "seed": self.seed_of(p, model)} for p, text in new))
         self.answers |= {(p.id, model): text for p, text in new}
 
-    def judged(self, judge: str) -> set[str]:
-        """Ids of battles that a judge has decided, or could not."""
-        return {str(row["id"]) for name in ("battles.jsonl", "unclear.jsonl") for row in _jsonl(self.folder / name) if row.get("judge") == judge and "id" in row}
+    def judged(self, judge: str, key: str = "") -> set[str]:
+        """Ids of battles that a judge has decided, or could not. `key`: not what it said when it was another one; "" for people."""
+        last = {(name, str(row["id"])): row.get("judge_hash", key) for name in ("battles.jsonl", "unclear.jsonl") for row in _jsonl(self.folder / name) if row.get("judge") == judge and "id" in row}
+        return {id for (_, id), found in last.items() if not key or found == key}
+
+    def judges(self) -> dict[str, str]:
+        """The key of each judge as it is now."""
+        return {str(k): str(v) for k, v in ((self._head() or {}).get("judges") or {}).items()}
+
+    def keep_judges(self, keys: dict[str, str]) -> None:
+        """So they are from now on; what they said as others counts no more."""
+        if any(self.judges().get(name) != key for name, key in keys.items()):
+            with locked(self.folder):
+                head = self._head() or {}
+                write_json_atomic(self.folder / "arena.json", {**head, "judges": {**(head.get("judges") or {}), **keys}})
+
+    def battles(self) -> tuple[list[Battle], list[str]]:
+        """(battles that count, what is wrong with lines that do not). UserError where there are none."""
+        return read_log(self.log, self.judges())
 
     def keep_battles(self, decided: Sequence[dict[str, Any]]) -> None:
         """Lines that `decision` made; on the disk when this returns."""
         if decided:
             append(self.log, *decided)
 
-    def keep_unclear(self, match: Match, judge: str, replies: Sequence[str]) -> None:
-        append(self.folder / "unclear.jsonl", {"id": match.id, "judge": judge, "model_a": match.left, "model_b": match.right, "prompt_id": match.prompt.id, "replies": list(replies), "time": now()})
+    def keep_unclear(self, match: Match, judge: str, replies: Sequence[str], **more: Any) -> None:
+        append(self.folder / "unclear.jsonl", {"id": match.id, "judge": judge, "model_a": match.left, "model_b": match.right, "prompt_id": match.prompt.id, "replies": list(replies), "time": now(), **more})
 
 
 def decision(match: Match, winner: str, judge: str, texts: tuple[str, str], **more: Any) -> dict[str, Any]:
