@@ -94,10 +94,11 @@ _OPENER = urllib.request.build_opener(_NoRedirect)
 class Service:
     """POST URL/chat/completions, several requests at a time; the key, if one is needed, is in the environment variable `key`."""
 
+    takes = False  # has it ever taken a conversation?
+
     def __init__(self, url: str, name: str = "", parallel: int = 8, timeout: float = 120.0, tries: int = 4, key: str = KEY):
         self.url = url.rstrip("/") + ("" if url.rstrip("/").endswith("/chat/completions") else "/chat/completions")
         self.name, self.parallel, self.timeout, self.tries, self.key = name or "default", parallel, timeout, tries, key
-        self.takes = False  # has it ever taken a conversation?
 
     def ask(self, conversations: Sequence[Sequence[Message]], *, n: int = 1, temperature: float = 0.0, max_new_tokens: int = 64,
             seeds: Sequence[int] | None = None) -> list[list[str]]:  # fmt: skip
