@@ -1,4 +1,5 @@
-"""What nvcc -Xptxas=-v said of every kernel: registers, shared memory, stack and spills; fails where a kernel spills or has a stack frame.
+"""What nvcc -Xptxas=-v said of every kernel: registers, shared memory, stack and spills; fails where a kernel spills or has a stack frame,
+or where its wgmma are done one after the other.
 
     cmake --build build/cuda --target freedive_cuda 2>&1 | tee log; python dev/ptxas_table.py log
 
@@ -44,7 +45,9 @@ def main() -> int:
         bad += wrong
         print(f"{arch:7} {registers:9} {shared:7} {stack:6} {spills:7}  {short}{'   <-- spills' if wrong else ''}")
     print(f"{len(rows)} kernels, {bad} that spill or have a stack frame")
-    return bad > 0
+    serialized = [line for line in log.splitlines() if "wgmma" in line and "serialized" in line]  # said of code that is right and slow
+    print(*serialized, sep="\n", end="\n" if serialized else "")
+    return bad > 0 or bool(serialized)
 
 
 if __name__ == "__main__":

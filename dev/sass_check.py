@@ -19,6 +19,8 @@ from pathlib import Path
 # kernel -> instructions it must contain, on every architecture it is compiled for
 TENSOR_CORES_SM80 = ("HMMA.16816.F32.BF16", "LDSM.16.M", "LDGSTS.E.BYPASS.128")  # mma.sync, ldmatrix, cp.async
 REQUIRED = {r"product_kernel<": TENSOR_CORES_SM80}
+# On this architecture only; for others these kernels are empty: wgmma, TMA, mbarrier.try_wait, setmaxnreg
+REQUIRED_ON = {("sm_90a", r"wgmma_kernel<"): ("HGMMA.64x", "UTMALDG.2D", "SYNCS", "USETMAXREG")}
 # Half of a layout's operands lie the other way round: ldmatrix.trans
 REQUIRED_SOMEWHERE = {r"product_kernel<": ("LDSM.16.MT88",)}
 LOCAL = ("LDL", "STL")
@@ -64,6 +66,10 @@ def main() -> int:
             if re.search(pattern, short):
                 wrong += [f"{arch} {short} has no {part}" for part in wanted if not any(op.startswith(part) for op in counts)]
                 print(f"{arch:7} {short}: " + ", ".join(f"{n} {part}" for part, n in has.items() if n))
+        for (only, pattern), wanted in REQUIRED_ON.items():
+            if arch == only and re.search(pattern, short):
+                wrong += [f"{arch} {short} has no {part}" for part in wanted if not any(op.startswith(part) for op in counts)]
+                print(f"{arch:7} {short}: " + ", ".join(f"{sum(n for op, n in counts.items() if op.startswith(part))} {part}" for part in wanted))
         for pattern, wanted in REQUIRED_SOMEWHERE.items():
             if re.search(pattern, short):
                 for part in wanted:

@@ -9,6 +9,8 @@
 // tiled: the block copies 32 x 32 tiles of both operands to shared memory and multiplies from there: each number is read from memory once
 // per tile instead of once per element, a thirty-second of the traffic. The chain is the same, so the bits are.
 // sm80 (matmul_sm80.cu): on tensor cores when `compute` is bfloat16, tiled else. sm80_128x256: always its largest tile.
+// sm90 (matmul_sm90.cu): by TMA and wgmma. It stands below sm80, in whose place nothing takes it until a GPU has measured it: a step of decode needs its
+// chains' order too, and its tiles have 128 rows.
 #include "matmul.cuh"
 
 namespace freedive::cuda {
@@ -70,12 +72,14 @@ __global__ void tiled_kernel(Product p) {
   }
 }
 
-enum Rung { NAIVE, TILED, SM80, SM80_WIDE };  // of the ladder
+enum Rung { NAIVE, TILED, SM80, SM80_WIDE, SM90 };  // of the ladder
 
 template <Rung RUNG>
 void multiply(fd_context* ctx, const char* op, const Product& p, int64_t compute, const void* packed_b = nullptr) {
   if (p.rows == 0 || p.columns == 0) return;
-  if (RUNG >= SM80 && compute == FD_BF16) {
+  if (RUNG == SM90 && compute == FD_BF16) {
+    multiply_sm90(ctx, op, p, packed_b, ctx->workspace);
+  } else if (RUNG >= SM80 && compute == FD_BF16) {
     multiply_sm80(ctx, op, p, packed_b, ctx->workspace, RUNG == SM80_WIDE);
   } else if (RUNG >= TILED) {
     const int64_t blocks = blocks_for(p.rows, TILE) * blocks_for(p.columns, TILE);
@@ -148,7 +152,8 @@ void multiply(fd_context* ctx, const char* op, const Product& p, int64_t compute
 
 #define FD_RUNGS(op, run)                                                                                             \
   {"matmul_" #op, "naive", 0, run<NAIVE>, nullptr}, {"matmul_" #op, "tiled", 1, run<TILED>, nullptr},                   \
-      {"matmul_" #op, "sm80_128x256", 2, run<SM80_WIDE>, run##_workspace}, {"matmul_" #op, "sm80", 3, run<SM80>, run##_workspace}
+      {"matmul_" #op, "sm90", 2, run<SM90>, run##_workspace}, {"matmul_" #op, "sm80_128x256", 3, run<SM80_WIDE>, run##_workspace},        \
+      {"matmul_" #op, "sm80", 4, run<SM80>, run##_workspace}
 
 FD_VARIANT_LIST(matmul, FD_RUNGS(forward, forward), FD_RUNGS(backward_input, backward_input), FD_RUNGS(backward_weight, backward_weight),
                 {"matmul_pack", "naive", 0, pack, nullptr})

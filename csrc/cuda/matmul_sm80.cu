@@ -12,16 +12,11 @@
 //
 // An element's sum is one chain of mma.sync.m16n8k16 over k = 0, 16, 32, .. starting from out or 0, whatever the tile: so a row's bits depend
 // neither on how many other rows there are nor on which tile is chosen, and a decode step has the bits of training.
-#include "matmul.cuh"
+#include "matmul_rounded.cuh"
 #include "ptx.cuh"
 
 namespace freedive::cuda {
 namespace {
-
-constexpr int64_t PIECE = 8;  // bfloat16 numbers in 16 bytes
-
-int64_t padded(int64_t n) { return (n + PIECE - 1) / PIECE * PIECE; }
-size_t bytes_of(int64_t rows, int64_t width) { return (static_cast<size_t>(rows * padded(width)) * 2 + 255) / 256 * 256; }
 
 // ---- operands, rounded ----------------------------------------------------------------------------------------------
 // Rows of `width` float32, `stride` apart, to rows of padded(width) bfloat16; 0 behind their end. A thread writes 16 bytes.
@@ -51,23 +46,6 @@ void round_rows(fd_context* ctx, const char* op, uint16_t* out, const float* x, 
 }
 
 // ---- the product ------------------------------------------------------------------------------------------------------
-struct RoundedProduct {
-  const uint16_t *a, *b;
-  int64_t a_row, b_row;  // numbers from one row to the next: all of a row, its padding included
-  float* out;
-  int64_t out_row, rows, columns, depth;
-  bool add, pairs;  // pairs: two neighbours of out can be stored at once
-  const float *bias, *residual;
-  int64_t residual_row;
-};
-#ifdef FREEDIVE_CUDA_EMULATION
-void visit_pointers(const RoundedProduct& p, int argument) {
-  for (const void* x : {static_cast<const void*>(p.a), static_cast<const void*>(p.b), static_cast<const void*>(p.out),
-                        static_cast<const void*>(p.bias), static_cast<const void*>(p.residual)})
-    if (x != nullptr) emu::require_device_memory(x, argument);
-}
-#endif
-
 template <int M_, int N_, int K_, int WARPS_M_, int WARPS_N_, int STAGES_, int BLOCKS_>
 struct Tile {
   static constexpr int M = M_, N = N_, K = K_, WARPS_M = WARPS_M_, WARPS_N = WARPS_N_, STAGES = STAGES_, BLOCKS = BLOCKS_;
@@ -91,8 +69,6 @@ __device__ __forceinline__ int swizzled(int r, int q) {
   const int by = PIECES >= 8 ? r % 8 : r / (8 / PIECES) % PIECES;
   return r * WIDTH + (q ^ by) * static_cast<int>(PIECE);
 }
-
-__device__ __forceinline__ int clipped(int64_t n) { return static_cast<int>(n < 1 << 30 ? n : 1 << 30); }
 
 // Copies tiles of ROWS x WIDTH numbers of x [rows, x_row] to shared memory, one after the other; what x has not is 0.
 template <int ROWS, int WIDTH, int BLOCK_THREADS>
@@ -138,39 +114,14 @@ __device__ __forceinline__ void load_b(uint32_t (&fragment)[4], const uint16_t* 
     ptx::ldmatrix_x4_trans(fragment, tile + swizzled<WIDTH>(k + lane % 16, row / 8 + lane / 16));
 }
 
-// What comes after the chain of elements (i, j) and (i, j + 1).
-__device__ __forceinline__ void finish(const RoundedProduct& p, int64_t i, int64_t j, float x, float y) {
-  float* out = p.out + i * p.out_row + j;
-  const bool both = j + 1 < p.columns;
-  if (p.bias != nullptr) {
-    x += p.bias[j];
-    if (both) y += p.bias[j + 1];
-  }
-  if (p.residual != nullptr) {
-    const float* residual = p.residual + i * p.residual_row + j;
-    x += residual[0];
-    if (both) y += residual[1];
-  }
-  if (both && p.pairs) {
-    *reinterpret_cast<float2*>(out) = make_float2(x, y);
-  } else {
-    out[0] = x;
-    if (both) out[1] = y;
-  }
-}
-
 template <class T, bool A_BY_K, bool B_BY_K>
 __global__ void __launch_bounds__(T::BLOCK_THREADS, T::BLOCKS) product_kernel(RoundedProduct p) {
   FD_DYNAMIC_SHARED(uint16_t, shared);
-  constexpr int MS = T::WARP_M / 16, NS = T::WARP_N / 16, GROUP = 8;
+  constexpr int MS = T::WARP_M / 16, NS = T::WARP_N / 16;
   constexpr int A_WIDTH = A_BY_K ? T::K : T::M, B_WIDTH = B_BY_K ? T::K : T::N;
 
-  // GROUP rows of tiles at a time: blocks that run together read the same parts of a and b, from the L2 cache.
-  const unsigned down = static_cast<unsigned>((p.rows + T::M - 1) / T::M), across = static_cast<unsigned>((p.columns + T::N - 1) / T::N);
-  const unsigned first = blockIdx.x / (GROUP * across) * GROUP, within = blockIdx.x % (GROUP * across);
-  const unsigned height = down - first < GROUP ? down - first : GROUP;
-  const int64_t i0 = static_cast<int64_t>(first + within % height) * T::M, j0 = static_cast<int64_t>(within / height) * T::N;
-
+  int64_t i0, j0;
+  tile_of_block(p.rows, p.columns, T::M, T::N, i0, j0);
   Fetcher<A_BY_K ? T::M : T::K, A_WIDTH, T::BLOCK_THREADS> a_tiles(p.a, p.a_row, A_BY_K ? i0 : 0, A_BY_K ? p.rows : p.depth, A_BY_K ? 0 : i0);
   Fetcher<B_BY_K ? T::N : T::K, B_WIDTH, T::BLOCK_THREADS> b_tiles(p.b, p.b_row, B_BY_K ? j0 : 0, B_BY_K ? p.columns : p.depth, B_BY_K ? 0 : j0);
   const int steps = static_cast<int>((p.depth + T::K - 1) / T::K);
@@ -245,8 +196,8 @@ int64_t tiles(const RoundedProduct& p) {
 }
 
 template <class T>
-void launch_product(fd_context* ctx, const char* op, const RoundedProduct& p, bool a_by_k, bool b_by_k) {
-  const auto kernel = a_by_k ? (b_by_k ? product_kernel<T, true, true> : product_kernel<T, true, false>) : product_kernel<T, false, false>;
+void launch_product(fd_context* ctx, const char* op, const RoundedProduct& p) {
+  const auto kernel = p.a_by_k ? (p.b_by_k ? product_kernel<T, true, true> : product_kernel<T, true, false>) : product_kernel<T, false, false>;
   launch_shared(ctx, op, tiles<T>(p), T::BLOCK_THREADS, T::SHARED, kernel, p);
 }
 
@@ -274,8 +225,7 @@ void sm80_pack(fd_context* ctx, const char* op, void* packed, const fd_tensor& w
   round_rows(ctx, op, static_cast<uint16_t*>(packed), static_cast<const float*>(weight.data), weight.shape[0], weight.shape[1], weight.stride[0]);
 }
 
-void multiply_sm80(fd_context* ctx, const char* op, const Product& p, const void* packed_b, uint8_t* workspace, bool wide) {
-  if (p.rows == 0 || p.columns == 0) return;
+RoundedProduct round_operands(fd_context* ctx, const char* op, const Product& p, const void* packed_b, uint8_t* workspace) {
   const Laid a = laid(p.a, p.rows, p.depth);
   Laid b = laid(p.b, p.columns, p.depth);
   if (!a.by_k && b.by_k) b = {false, p.depth, p.columns, p.b.step};  // a single column, which lies either way
@@ -284,17 +234,22 @@ void multiply_sm80(fd_context* ctx, const char* op, const Product& p, const void
   round_rows(ctx, op, a_rounded, p.a.data, a.rows, a.width, a.stride);
   if (packed_b == nullptr) round_rows(ctx, op, b_rounded, p.b.data, b.rows, b.width, b.stride);
   const bool pairs = reinterpret_cast<uintptr_t>(p.out) % 8 == 0 && p.out_row % 2 == 0;
-  const RoundedProduct r{a_rounded, packed_b != nullptr ? static_cast<const uint16_t*>(packed_b) : b_rounded, padded(a.width), padded(b.width),
-                         p.out, p.out_row, p.rows, p.columns, p.depth, p.add, pairs, p.bias, p.residual, p.residual_row};
+  return {a_rounded, packed_b != nullptr ? static_cast<const uint16_t*>(packed_b) : b_rounded, padded(a.width), padded(b.width), a.by_k, b.by_k,
+          p.out, p.out_row, p.rows, p.columns, p.depth, p.add, pairs, p.bias, p.residual, p.residual_row};
+}
+
+void multiply_sm80(fd_context* ctx, const char* op, const Product& p, const void* packed_b, uint8_t* workspace, bool wide) {
+  if (p.rows == 0 || p.columns == 0) return;
+  const RoundedProduct r = round_operands(ctx, op, p, packed_b, workspace);
   constexpr int64_t WAVE = 108;  // blocks that keep an A100 busy; other cards have 68 to 148 multiprocessors. It changes the speed, no bit
   if (wide || tiles<Wide>(r) >= WAVE)
-    launch_product<Wide>(ctx, op, r, a.by_k, b.by_k);
+    launch_product<Wide>(ctx, op, r);
   else if (p.rows <= Skinny::M)
-    launch_product<Skinny>(ctx, op, r, a.by_k, b.by_k);
+    launch_product<Skinny>(ctx, op, r);
   else if (tiles<Square>(r) >= WAVE)
-    launch_product<Square>(ctx, op, r, a.by_k, b.by_k);
+    launch_product<Square>(ctx, op, r);
   else
-    launch_product<Small>(ctx, op, r, a.by_k, b.by_k);
+    launch_product<Small>(ctx, op, r);
 }
 
 }  // namespace freedive::cuda

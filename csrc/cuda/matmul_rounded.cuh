@@ -1,0 +1,66 @@
+// matmul_rounded.cuh: what the tensor-core kernels (sm80, sm90) share: operands rounded to bfloat16, and what is done with a finished sum.
+#pragma once
+#include "matmul.cuh"
+
+namespace freedive::cuda {
+
+constexpr int64_t PIECE = 8;  // bfloat16 numbers in 16 bytes
+
+inline int64_t padded(int64_t n) { return (n + PIECE - 1) / PIECE * PIECE; }
+inline size_t bytes_of(int64_t rows, int64_t width) { return (static_cast<size_t>(rows * padded(width)) * 2 + 255) / 256 * 256; }
+
+struct RoundedProduct {
+  const uint16_t *a, *b;
+  int64_t a_row, b_row;   // numbers from one row to the next: all of a row, its padding included
+  bool a_by_k, b_by_k;    // rows along k, or across
+  float* out;
+  int64_t out_row, rows, columns, depth;
+  bool add, pairs;  // pairs: two neighbours of out can be stored at once
+  const float *bias, *residual;
+  int64_t residual_row;
+};
+#ifdef FREEDIVE_CUDA_EMULATION
+inline void visit_pointers(const RoundedProduct& p, int argument) {
+  for (const void* x : {static_cast<const void*>(p.a), static_cast<const void*>(p.b), static_cast<const void*>(p.out),
+                        static_cast<const void*>(p.bias), static_cast<const void*>(p.residual)})
+    if (x != nullptr) emu::require_device_memory(x, argument);
+}
+#endif
+
+// Rounds the operands of p into the workspace (sm80_workspace bytes), b unless it is packed.
+RoundedProduct round_operands(fd_context* ctx, const char* op, const Product& p, const void* packed_b, uint8_t* workspace);
+
+__device__ __forceinline__ int clipped(int64_t n) { return static_cast<int>(n < 1 << 30 ? n : 1 << 30); }
+
+// The place of this block's tile among down x across of them: GROUP rows of tiles at a time, so that blocks that run together read the same parts
+// of a and b, from the L2 cache.
+__device__ __forceinline__ void tile_of_block(int64_t rows, int64_t columns, int m, int n, int64_t& i0, int64_t& j0) {
+  constexpr unsigned GROUP = 8;
+  const unsigned down = static_cast<unsigned>((rows + m - 1) / m), across = static_cast<unsigned>((columns + n - 1) / n);
+  const unsigned first = blockIdx.x / (GROUP * across) * GROUP, within = blockIdx.x % (GROUP * across);
+  const unsigned height = down - first < GROUP ? down - first : GROUP;
+  i0 = static_cast<int64_t>(first + within % height) * m, j0 = static_cast<int64_t>(within / height) * n;
+}
+
+// What comes after the chain of elements (i, j) and (i, j + 1).
+__device__ __forceinline__ void finish(const RoundedProduct& p, int64_t i, int64_t j, float x, float y) {
+  float* out = p.out + i * p.out_row + j;
+  const bool both = j + 1 < p.columns;
+  if (p.bias != nullptr) {
+    x += p.bias[j];
+    if (both) y += p.bias[j + 1];
+  }
+  if (p.residual != nullptr) {
+    const float* residual = p.residual + i * p.residual_row + j;
+    x += residual[0];
+    if (both) y += residual[1];
+  }
+  if (both && p.pairs) {
+    *reinterpret_cast<float2*>(out) = make_float2(x, y);
+  } else {
+    out[0] = x;
+    if (both) out[1] = y;
+  }
+}
+
+}  // namespace freedive::cuda
