@@ -18,11 +18,11 @@ from pathlib import Path
 
 # kernel -> instructions it must contain, on every architecture it is compiled for
 TENSOR_CORES_SM80 = ("HMMA.16816.F32.BF16", "LDSM.16.M", "LDGSTS.E.BYPASS.128")  # mma.sync, ldmatrix, cp.async
-REQUIRED = {r"product_kernel<": TENSOR_CORES_SM80}
+REQUIRED = {r"product_kernel<.*Tile<": TENSOR_CORES_SM80}
 # On this architecture only; for others these kernels are empty: wgmma, TMA, mbarrier.try_wait, setmaxnreg
 REQUIRED_ON = {("sm_90a", r"wgmma_kernel<"): ("HGMMA.64x", "UTMALDG.2D", "SYNCS", "USETMAXREG")}
 # Half of a layout's operands lie the other way round: ldmatrix.trans
-REQUIRED_SOMEWHERE = {r"product_kernel<": ("LDSM.16.MT88",)}
+REQUIRED_SOMEWHERE = {r"product_kernel<.*Tile<": ("LDSM.16.MT88",)}
 LOCAL = ("LDL", "STL")
 
 

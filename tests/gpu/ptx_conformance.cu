@@ -10,6 +10,7 @@
 
 #include "../../csrc/cuda/launch.cuh"
 #include "../../csrc/cuda/ptx.cuh"
+#include "../../csrc/cuda/ptx_sm90.cuh"
 
 namespace freedive::cuda {
 
@@ -162,9 +163,105 @@ __global__ void functions(const uint8_t* in, uint8_t* out) {
   o[2 * NUMBERS] = tanhf(x);
 }
 
+// ---- TMA: in u16[40][72], a tensor of 40 x 70; out: a box of 64 x 64 of it from column 24, row -5 on, as it lies in shared memory, and u16[64][72], a
+// tensor of 60 x 70 into which the box is stored from column 8, row 3 on ------------------------------------------------------
+constexpr int TMA_ROW = 72, TMA_COLUMNS = 70, BOX = 64, BOX_BYTES = BOX * BOX * 2;
+__global__ void tma(uint8_t* out, const __grid_constant__ CUtensorMap from, const __grid_constant__ CUtensorMap to) {
+#if FD_SM90_CODE
+  FD_DYNAMIC_SHARED(unsigned, box);
+  FD_SHARED(uint64_t, full, [1]);
+  const int t = static_cast<int>(threadIdx.x);
+  if (t == 0) ptx::mbarrier_init(full, 1), ptx::fence_mbarrier_init();
+  __syncthreads();
+  if (t == 0) ptx::mbarrier_arrive_expect(full, BOX_BYTES), ptx::tma_load_2d(box, &from, full, 24, -5);
+  ptx::mbarrier_wait(full, 0);
+  for (int i = t; i < BOX_BYTES / 4; i += WARP) as<unsigned>(out)[i] = box[i];
+  for (int i = t; i < BOX_BYTES / 4; i += WARP) box[i] = ~box[i];  // written by threads: TMA sees it after the fence
+  ptx::fence_proxy_async();
+  __syncthreads();
+  if (t == 0) ptx::tma_store_2d(&to, box, 8, 3), ptx::bulk_commit(), ptx::bulk_wait_read<0>();
+#else
+  __trap();
+#endif
+}
+
+// ---- wgmma: in a u16[64][64] (or across k: its transpose), b u16[N][64] (or its transpose); out f32[128][N / 2], by thread and register. Loaded by
+// another warpgroup; the sum over 64 k begins from nothing, whatever was in the registers, and is made twice -----------------
+template <int N, bool A_BY_K, bool B_BY_K>
+__global__ void wgmma(uint8_t* out, const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b) {
+#if FD_SM90_CODE
+  FD_DYNAMIC_SHARED(uint8_t, tiles);
+  FD_SHARED(uint64_t, barriers, [2]);  // full, empty
+  const int t = static_cast<int>(threadIdx.x);
+  if (t == 0) ptx::mbarrier_init(&barriers[0], 1), ptx::mbarrier_init(&barriers[1], 4), ptx::fence_mbarrier_init();
+  __syncthreads();
+  if (t >= 128) {
+    ptx::fewer_registers<40>();
+    if (t != 128) return;
+    for (int round = 0; round < 2; ++round) {
+      ptx::mbarrier_wait(&barriers[1], (round + 1) % 2);
+      ptx::mbarrier_arrive_expect(&barriers[0], (64 + N) * 128);
+      ptx::tma_load_2d(tiles, &a, &barriers[0], 0, 0);
+      if (B_BY_K)
+        ptx::tma_load_2d(tiles + BOX_BYTES, &b, &barriers[0], 0, 0);
+      else
+        for (int i = 0; i < N; i += 64) ptx::tma_load_2d(tiles + (1 + i / 64) * BOX_BYTES, &b, &barriers[0], i, 0);
+    }
+    return;
+  }
+  ptx::more_registers<216>();
+  float d[N / 2];
+  for (float& x : d) x = 1e30f;
+  const uint32_t at = ptx::shared_address(tiles), bt = at + BOX_BYTES;
+  for (int round = 0; round < 2; ++round) {
+    ptx::mbarrier_wait(&barriers[0], round);
+    ptx::hold(d);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (uint32_t k = 0; k < 64; k += 16)
+      ptx::wgmma_bf16<A_BY_K, B_BY_K>(d, A_BY_K ? ptx::wgmma_operand(at + 2 * k, 16, 1024) : ptx::wgmma_operand(at + 128 * k, BOX_BYTES, 1024),
+                                      B_BY_K ? ptx::wgmma_operand(bt + 2 * k, 16, 1024) : ptx::wgmma_operand(bt + 128 * k, BOX_BYTES, 1024), k > 0 || round > 0);
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<0>();
+    ptx::hold(d);
+    ptx::barrier_sync(1, 128);
+    if (t % WARP == 0) ptx::mbarrier_arrive(&barriers[1]);
+  }
+#pragma unroll
+  for (int i = 0; i < N / 2; ++i) as<float>(out)[t * (N / 2) + i] = d[i];
+#else
+  __trap();
+#endif
+}
+
+bool no_sm90(const char* name) {
+  int device = 0, major = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (major != 9) record_error(name, "needs compute capability 9.0");
+  return major != 9;
+}
+bool mapped(CUtensorMap* map, const void* data, int64_t rows, int64_t columns, int64_t row, int box_rows) {
+  const bool ok = ptx::tensor_map_2d(map, data, rows, columns, row, box_rows, 64);
+  if (!ok) record_error("tensor_map_2d", "the driver refuses it");
+  return ok;
+}
+fd_context context{nullptr, nullptr, nullptr, 0, 1};
+void run_tma(const uint8_t* in, uint8_t* out) {
+  CUtensorMap from, to;
+  if (no_sm90("tma") || !mapped(&from, in, 40, TMA_COLUMNS, TMA_ROW, BOX) || !mapped(&to, out + BOX_BYTES, 60, TMA_COLUMNS, TMA_ROW, BOX)) return;
+  launch_shared(&context, "tma", 1, WARP, BOX_BYTES, tma, out, from, to);
+}
+template <int N, bool A_BY_K, bool B_BY_K>
+void run_wgmma(const uint8_t* in, uint8_t* out) {
+  CUtensorMap a, b;
+  const uint8_t* second = in + BOX_BYTES;
+  if (no_sm90("wgmma") || !mapped(&a, in, 64, 64, 64, 64) || !(B_BY_K ? mapped(&b, second, N, 64, 64, N) : mapped(&b, second, 64, N, N, 64))) return;
+  launch_shared(&context, "wgmma", 1, 256, (64 + N) * 128, wgmma<N, A_BY_K, B_BY_K>, out, a, b);
+}
+
 #define CASE(name, in, out, blocks, threads, ...) \
   {name, in, out, [](const uint8_t* i, uint8_t* o) { launch(&context, name, blocks, threads, __VA_ARGS__, i, o); }}
-fd_context context{nullptr, nullptr, nullptr, 0, 1};
 const Case CASES[] = {
     CASE("shuffles", 12 * WARP, 72 * WARP, 1, WARP, shuffles),
     CASE("barriers", 4 * VOTERS, 12 * VOTERS, 1, VOTERS, barriers),
@@ -175,6 +272,10 @@ const Case CASES[] = {
     CASE("mma_bf16", PRODUCTS * 40 * WARP, PRODUCTS * 16 * WARP, PRODUCTS, WARP, mma_bf16),
     CASE("conversions", 12 * NUMBERS, 12 * NUMBERS, NUMBERS / THREADS, THREADS, conversions),
     CASE("arithmetic", 12 * NUMBERS, 32 * NUMBERS, NUMBERS / THREADS, THREADS, arithmetic),
+    {"tma", 2 * 40 * TMA_ROW, BOX_BYTES + 2 * 64 * TMA_ROW, run_tma},
+    {"wgmma_64", (64 + 64) * 128, 128 * 4 * 32, run_wgmma<64, true, true>},
+    {"wgmma_128", (64 + 128) * 128, 128 * 4 * 64, run_wgmma<128, true, false>},
+    {"wgmma_256", (64 + 256) * 128, 128 * 4 * 128, run_wgmma<256, false, true>},
     CASE("functions", 12 * NUMBERS, 12 * NUMBERS, NUMBERS / THREADS, THREADS, functions),
 };
 
