@@ -1,9 +1,17 @@
 // norm.cu: rmsnorm and layernorm, forward and backward.
 //
-// One warp per row: lane l sums elements l, l + 32, ... in order and in double, then a butterfly, so a sum depends on the row's length only.
+// naive: one warp per row: lane l sums elements l, l + 32, ... in order and in double, then a butterfly, so a sum depends on the row's length only.
 // Forward reads D floats (from memory once, again from cache), writes D + 1 (D + 2). Gradients of the weights are a second kernel: a
 // thread per column walks down the rows in order, which reads everything once more; it runs first, since dx may overwrite dout.
+//
+// vector: 16, 32, .. 256 lanes to a row, by its length, each with up to 16 (32) of its numbers in registers, four by four.
+//   forward: reads a row once and writes it once, 8 bytes a number; naive asks the caches for it once (layernorm: twice) more.
+//   backward: one pass. While dx is made, each lane keeps the sums of dweight (and dbias) of its columns over the rows of a chunk; a block's sums go to the
+//   workspace, a second kernel adds the chunks in order, in double. 12 bytes a number (16 when it accumulates) where naive moves 20, and the
+//   walk of one thread down all rows, which takes N times the latency of memory whatever its speed, is gone.
+//   Chunks follow from the number of rows, lanes from D: bits depend on sizes only. Rows of more than 8192 numbers are left to naive.
 #include "launch.cuh"
+#include "vector.cuh"
 
 namespace freedive::cuda {
 namespace {
@@ -113,9 +121,273 @@ void layernorm_backward(fd_context* ctx, const void* arguments) {
   launch_warps(ctx, "layernorm_backward", a.x.shape[0], layernorm_backward_kernel, a.dx, a.dout, a.x, a.weight, a.mean, a.rstd, a.accumulate);
 }
 
+// ---- vector ----------------------------------------------------------------------------------------------------------------
+constexpr int64_t LONGEST_ROW = 8192, CHUNK_ROWS = 16, MOST_CHUNKS = 512;
+
+// layernorm is the case H = 1; rmsnorm has neither mean nor bias. Statistics are [N, H].
+struct NormForward {
+  fd_tensor out, mean, rstd, x, weight, bias;
+  int64_t N, H, D;
+  double eps;
+};
+struct NormBackward {
+  fd_tensor dx, dweight, dbias, dout, x, weight, mean, rstd;
+  int64_t N, H, D, accumulate;
+};
+const fd_tensor ABSENT{nullptr, {0, 0, 0, 0}, {0, 0, 0, 0}, 0, FD_F32};
+#ifdef FREEDIVE_CUDA_EMULATION
+void visit_pointers(const NormForward& a, int argument) {
+  for (const fd_tensor* t : {&a.out, &a.mean, &a.rstd, &a.x, &a.weight, &a.bias}) ::visit_pointers(*t, argument);
+}
+void visit_pointers(const NormBackward& a, int argument) {
+  for (const fd_tensor* t : {&a.dx, &a.dweight, &a.dbias, &a.dout, &a.x, &a.weight, &a.mean, &a.rstd}) ::visit_pointers(*t, argument);
+}
+#endif
+
+// The sum over the LANES threads that share a row, the same bits in all of them. Every thread of the block must come.
+template <int LANES>
+__device__ double row_sum(double x, double* shared) {
+  for (int step = (LANES < WARP ? LANES : WARP) / 2; step > 0; step /= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
+  if constexpr (LANES > WARP) {
+    constexpr int OF_A_ROW = LANES / WARP;
+    if (lane_id() == 0) shared[warp_of_block()] = x;
+    __syncthreads();
+    x = 0.0;
+    for (int w = 0; w < OF_A_ROW; ++w) x += shared[warp_of_block() / OF_A_ROW * OF_A_ROW + w];
+    __syncthreads();  // before the next sum overwrites it
+  }
+  return x;
+}
+
+template <int LANES, int FOURS, bool LAYER>
+__global__ void vector_forward_kernel(NormForward a) {
+  FD_SHARED(double, shared, [WARPS]);
+  constexpr int SLOTS = THREADS / LANES;
+  const int lane = static_cast<int>(threadIdx.x) % LANES, slot = static_cast<int>(threadIdx.x) / LANES;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * SLOTS + slot;
+  const bool mine = i < a.N * a.H;  // the others come along: sums are everybody's
+  const int64_t n = mine ? i / a.H : 0, h = mine ? i % a.H : 0, D = mine ? a.D : 0;
+  const float* from = row(a.x, n, h);
+  Four x[FOURS];
+  double sum = 0.0, mu = 0.0;
+#pragma unroll
+  for (int q = 0; q < FOURS; ++q) {
+    const int64_t d = (lane + q * LANES) * VECTOR;
+    x[q] = load4(from + d, D - d);
+#pragma unroll
+    for (int c = 0; c < VECTOR; ++c) sum = LAYER ? sum + static_cast<double>(x[q].at[c]) : fma(static_cast<double>(x[q].at[c]), static_cast<double>(x[q].at[c]), sum);
+  }
+  sum = row_sum<LANES>(sum, shared);
+  if constexpr (LAYER) {
+    mu = sum / static_cast<double>(a.D);
+    sum = 0.0;
+#pragma unroll
+    for (int q = 0; q < FOURS; ++q)
+#pragma unroll
+      for (int c = 0; c < VECTOR; ++c) {
+        const double off = (lane + q * LANES) * VECTOR + c < D ? static_cast<double>(x[q].at[c]) - mu : 0.0;
+        sum = fma(off, off, sum);
+      }
+    sum = row_sum<LANES>(sum, shared);
+  }
+  const float m = static_cast<float>(mu), r = static_cast<float>(1.0 / sqrt(sum / static_cast<double>(a.D) + a.eps));
+  float* to = row(a.out, n, h);
+#pragma unroll
+  for (int q = 0; q < FOURS; ++q) {
+    const int64_t d = (lane + q * LANES) * VECTOR;
+    const Four w = load4(flat(a.weight) + d, D - d), b = LAYER && a.bias.data != nullptr ? load4(flat(a.bias) + d, D - d) : Four{};
+    store4(to + d, map4([&](float v, float weight, float bias) { return LAYER ? fmaf((v - m) * r, weight, bias) : v * r * weight; }, x[q], w, b), D - d);
+  }
+  if (!mine || lane != 0) return;
+  row(a.rstd, n)[h] = r;
+  if (LAYER) row(a.mean, n)[h] = m;
+}
+
+// How the rows of a backward pass are cut: `chunks` chunks of `each` rows, the last ones perhaps short or empty.
+struct Chunks {
+  int64_t chunks, each, stride;  // stride: floats from one chunk's sums to the next one's (of one gradient)
+  __host__ __device__ Chunks(int64_t rows, int64_t D) {
+    chunks = (rows + CHUNK_ROWS - 1) / CHUNK_ROWS;
+    if (chunks > MOST_CHUNKS) chunks = MOST_CHUNKS;
+    each = chunks > 0 ? (rows + chunks - 1) / chunks : 0;
+    stride = (D + VECTOR - 1) / VECTOR * VECTOR;
+  }
+};
+
+// A block to a chunk. Partial sums: [chunk, dweight and dbias, column].
+template <int LANES, int FOURS, bool LAYER>
+__global__ void vector_backward_kernel(NormBackward a, float* partial) {
+  constexpr int SLOTS = THREADS / LANES, COLUMNS = SLOTS > 1 ? LANES * FOURS * VECTOR : 1;
+  FD_SHARED(double, shared, [WARPS]);
+  FD_SHARED(float, weights, [COLUMNS]);
+  FD_SHARED(float, biases, [LAYER ? COLUMNS : 1]);
+  const int lane = static_cast<int>(threadIdx.x) % LANES, slot = static_cast<int>(threadIdx.x) / LANES;
+  const Chunks cut(a.N * a.H, a.D);
+  const int64_t begin = blockIdx.x * cut.each, end = begin + cut.each < a.N * a.H ? begin + cut.each : a.N * a.H;
+  Four dw[FOURS] = {}, db[LAYER ? FOURS : 1] = {};
+  for (int64_t first = begin; first < end; first += SLOTS) {
+    const int64_t i = first + slot;
+    const bool mine = i < end;
+    const int64_t n = mine ? i / a.H : 0, h = mine ? i % a.H : 0, D = mine ? a.D : 0;
+    const float *in = row(a.x, n, h), *d_out = row(a.dout, n, h), r = row(a.rstd, n)[h], m = LAYER ? row(a.mean, n)[h] : 0.0f;
+    Four x[FOURS], g[FOURS];  // layernorm: x is (x - mean) rstd
+    double sum = 0.0, along = 0.0;
+#pragma unroll
+    for (int q = 0; q < FOURS; ++q) {
+      const int64_t d = (lane + q * LANES) * VECTOR;
+      x[q] = load4(in + d, D - d), g[q] = load4(d_out + d, D - d);
+      const Four w = load4(flat(a.weight) + d, D - d);
+#pragma unroll
+      for (int c = 0; c < VECTOR; ++c) {
+        const float dy = g[q].at[c];
+        if constexpr (LAYER) {
+          x[q].at[c] = (x[q].at[c] - m) * r;
+          dw[q].at[c] += dy * x[q].at[c];
+          db[q].at[c] += dy;
+        } else {
+          dw[q].at[c] += dy * x[q].at[c] * r;
+        }
+        g[q].at[c] = dy * w.at[c];
+        if (LAYER) sum += static_cast<double>(g[q].at[c]);
+        along = fma(static_cast<double>(g[q].at[c]), static_cast<double>(x[q].at[c]), along);  // nothing beyond D: g is 0 there
+      }
+    }
+    along = row_sum<LANES>(along, shared);
+    if (LAYER) sum = row_sum<LANES>(sum, shared);
+    const float pull = static_cast<float>(along / static_cast<double>(a.D)) * (LAYER ? 1.0f : r * r);
+    const float mean_g = static_cast<float>(sum / static_cast<double>(a.D));
+    float* to = row(a.dx, n, h);
+#pragma unroll
+    for (int q = 0; q < FOURS; ++q) {
+      const int64_t d = (lane + q * LANES) * VECTOR;
+      Four dx = map4([&](float gw, float along_x) { return r * (gw - mean_g - along_x * pull); }, g[q], x[q]);
+      if (a.accumulate != 0) dx = map4([](float old, float more) { return old + more; }, load4(to + d, D - d), dx);
+      store4(to + d, dx, D - d);
+    }
+  }
+  // The block's sums: slot after slot adds its own, the last one to memory.
+  float* to = partial + static_cast<int64_t>(blockIdx.x) * cut.stride * (LAYER ? 2 : 1);
+  for (int s = 0; s < SLOTS; ++s) {
+    if (slot == s) {
+#pragma unroll
+      for (int q = 0; q < FOURS; ++q) {
+        const int d = (lane + q * LANES) * VECTOR;
+#pragma unroll
+        for (int c = 0; c < VECTOR; ++c) {
+          if (s > 0) dw[q].at[c] += weights[d + c];
+          if (s + 1 < SLOTS) weights[d + c] = dw[q].at[c];
+          if constexpr (LAYER) {
+            if (s > 0) db[q].at[c] += biases[d + c];
+            if (s + 1 < SLOTS) biases[d + c] = db[q].at[c];
+          }
+        }
+        if (s + 1 < SLOTS) continue;
+        store4(to + d, dw[q], a.D - d);
+        if constexpr (LAYER) store4(to + cut.stride + d, db[q], a.D - d);
+      }
+    }
+    __syncthreads();
+  }
+}
+
+// Adds up the chunks' sums: 32 columns to a block, warp w takes chunks w, w + 8, .. in order, then the warps in order.
+__global__ void chunk_sum_kernel(fd_tensor dweight, fd_tensor dbias, const float* partial, int64_t chunks, int64_t stride, int64_t gradients) {
+  FD_SHARED(double, sums, [WARPS][WARP]);
+  const int64_t D = dweight.shape[0], c = static_cast<int64_t>(blockIdx.x / gradients) * WARP + lane_id(), which = blockIdx.x % gradients;
+  double sum = 0.0;
+  if (c < D) {
+#pragma unroll 8
+    for (int64_t k = warp_of_block(); k < chunks; k += WARPS) sum += static_cast<double>(partial[(k * gradients + which) * stride + c]);
+  }
+  sums[warp_of_block()][lane_id()] = sum;
+  __syncthreads();
+  if (warp_of_block() != 0 || c >= D) return;
+  sum = 0.0;
+  for (int w = 0; w < WARPS; ++w) sum += sums[w][lane_id()];
+  float* to = which == 0 ? flat(dweight) : flat(dbias);
+  if (to != nullptr) to[c] += static_cast<float>(sum);
+}
+
+template <bool LAYER>
+void vector_forward(fd_context* ctx, const char* op, const NormForward& a) {
+  const auto go = [&](auto* kernel, int lanes) { launch(ctx, op, blocks_for(a.N * a.H, THREADS / lanes), THREADS, kernel, a); };
+  if (a.D <= 64) return go(vector_forward_kernel<16, 1, LAYER>, 16);
+  if (a.D <= 128) return go(vector_forward_kernel<32, 1, LAYER>, 32);
+  if (a.D <= 512) return go(vector_forward_kernel<32, 4, LAYER>, 32);
+  if (a.D <= 1024) return go(vector_forward_kernel<64, 4, LAYER>, 64);
+  if (a.D <= 2048) return go(vector_forward_kernel<128, 4, LAYER>, 128);
+  if (a.D <= 4096) return go(vector_forward_kernel<256, 4, LAYER>, 256);
+  go(vector_forward_kernel<256, 8, LAYER>, 256);
+}
+
+template <bool LAYER>
+void vector_backward(fd_context* ctx, const char* op, const NormBackward& a) {
+  const Chunks cut(a.N * a.H, a.D);
+  float* partial = scratch(ctx);
+  const auto go = [&](auto* kernel) { launch(ctx, op, cut.chunks, THREADS, kernel, a, partial); };
+  if (a.D <= 64)
+    go(vector_backward_kernel<16, 1, LAYER>);
+  else if (a.D <= 128)
+    go(vector_backward_kernel<32, 1, LAYER>);
+  else if (a.D <= 512)
+    go(vector_backward_kernel<32, 4, LAYER>);
+  else if (a.D <= 1024)
+    go(vector_backward_kernel<64, 4, LAYER>);
+  else if (a.D <= 2048)
+    go(vector_backward_kernel<128, 4, LAYER>);
+  else if (a.D <= 4096)
+    go(vector_backward_kernel<256, 4, LAYER>);
+  else
+    go(vector_backward_kernel<256, 8, LAYER>);
+  if (cut.chunks == 0) return;
+  const int64_t gradients = LAYER ? 2 : 1;
+  launch(ctx, op, blocks_for(a.D, WARP) * gradients, THREADS, chunk_sum_kernel, a.dweight, a.dbias, partial, cut.chunks, cut.stride, gradients);
+}
+
+size_t chunk_bytes(int64_t rows, int64_t D, int64_t gradients) {
+  const Chunks cut(rows, D);
+  return static_cast<size_t>(cut.chunks * cut.stride * gradients) * sizeof(float);
+}
+size_t rmsnorm_workspace(const void* arguments, int32_t) {
+  const auto& a = *static_cast<const fd_rmsnorm_backward_args*>(arguments);
+  return chunk_bytes(a.x.shape[0] * a.x.shape[1], a.x.shape[2], 1);
+}
+size_t layernorm_workspace(const void* arguments, int32_t) {
+  const auto& a = *static_cast<const fd_layernorm_backward_args*>(arguments);
+  return chunk_bytes(a.x.shape[0], a.x.shape[1], 2);
+}
+
+void rmsnorm_forward_vector(fd_context* ctx, const void* arguments) {
+  const auto& a = *static_cast<const fd_rmsnorm_forward_args*>(arguments);
+  if (a.x.shape[2] > LONGEST_ROW) return rmsnorm_forward(ctx, arguments);
+  vector_forward<false>(ctx, "rmsnorm_forward", {a.out, ABSENT, a.rstd, a.x, a.weight, ABSENT, a.x.shape[0], a.x.shape[1], a.x.shape[2], a.eps});
+}
+void rmsnorm_backward_vector(fd_context* ctx, const void* arguments) {
+  const auto& a = *static_cast<const fd_rmsnorm_backward_args*>(arguments);
+  if (a.x.shape[2] > LONGEST_ROW) return rmsnorm_backward(ctx, arguments);
+  vector_backward<false>(ctx, "rmsnorm_backward",
+                         {a.dx, a.dweight, ABSENT, a.dout, a.x, a.weight, ABSENT, a.rstd, a.x.shape[0], a.x.shape[1], a.x.shape[2], a.accumulate});
+}
+void layernorm_forward_vector(fd_context* ctx, const void* arguments) {
+  const auto& a = *static_cast<const fd_layernorm_forward_args*>(arguments);
+  if (a.x.shape[1] > LONGEST_ROW) return layernorm_forward(ctx, arguments);
+  vector_forward<true>(ctx, "layernorm_forward", {a.out, a.mean, a.rstd, a.x, a.weight, a.bias, a.x.shape[0], 1, a.x.shape[1], a.eps});
+}
+void layernorm_backward_vector(fd_context* ctx, const void* arguments) {
+  const auto& a = *static_cast<const fd_layernorm_backward_args*>(arguments);
+  if (a.x.shape[1] > LONGEST_ROW) return layernorm_backward(ctx, arguments);
+  vector_backward<true>(ctx, "layernorm_backward",
+                        {a.dx, a.dweight, a.dbias, a.dout, a.x, a.weight, a.mean, a.rstd, a.x.shape[0], 1, a.x.shape[1], a.accumulate});
+}
+
 }  // namespace
 
-FD_VARIANT_LIST(norm, {"rmsnorm_forward", "naive", 0, rmsnorm_forward, nullptr}, {"rmsnorm_backward", "naive", 0, rmsnorm_backward, nullptr},
-                {"layernorm_forward", "naive", 0, layernorm_forward, nullptr}, {"layernorm_backward", "naive", 0, layernorm_backward, nullptr})
+FD_VARIANT_LIST(norm, {"rmsnorm_forward", "naive", 0, rmsnorm_forward, nullptr}, {"rmsnorm_forward", "vector", 1, rmsnorm_forward_vector, nullptr},
+                {"rmsnorm_backward", "naive", 0, rmsnorm_backward, nullptr},
+                {"rmsnorm_backward", "vector", 1, rmsnorm_backward_vector, rmsnorm_workspace},
+                {"layernorm_forward", "naive", 0, layernorm_forward, nullptr},
+                {"layernorm_forward", "vector", 1, layernorm_forward_vector, nullptr},
+                {"layernorm_backward", "naive", 0, layernorm_backward, nullptr},
+                {"layernorm_backward", "vector", 1, layernorm_backward_vector, layernorm_workspace})
 
 }  // namespace freedive::cuda

@@ -114,7 +114,9 @@ def embedding_backward(r):
             yield Case(f"{N}x{C}{'+positions' * learned}", x, expected)
 
 
-NORM_SHAPES = ((1, 1, 2), (5, 1, 7), (3, 4, 16), (17, 2, 33), (40, 1, 256), (70, 3, 20), (0, 1, 8))
+# and around 64, 128, 512, 1024, 2048, 4096 and 8192: how many lanes of a GPU share a row
+NORM_SHAPES = ((1, 1, 2), (5, 1, 7), (3, 4, 16), (17, 2, 33), (40, 1, 256), (70, 3, 20), (0, 1, 8), (37, 1, 70), (35, 1, 515), (19, 1, 1030), (2, 1, 2051),
+               (18, 1, 4100), (1, 1, 8194))  # fmt: skip
 
 
 @cases("rmsnorm_forward")
