@@ -14,6 +14,7 @@ import numpy as np
 
 from freedive import _core
 from freedive.model import Batch, DecoderConfig, Model
+from freedive.model.model import check_kv_cache_dtype
 
 THREADS = int(os.environ["FREEDIVE_THREADS"])
 now = time.process_time if THREADS == 1 else time.perf_counter  # as in torch_worker.py
@@ -60,7 +61,7 @@ def make_decode(r: dict[str, Any]) -> Work:
     B, P, N = r["batch"], r["prompt"], r["new"]
     model = new_model(r, max_tokens=B * P, max_seqs=B, trainable=False)
     blocks = -(-(P + N) // 32)
-    cache, table = model.new_cache(B * blocks), np.arange(B * blocks, dtype=np.int32).reshape(B, blocks)
+    cache, table = model.new_cache(B * blocks, check_kv_cache_dtype("auto", model.dtype)), np.arange(B * blocks, dtype=np.int32).reshape(B, blocks)
     rng = np.random.default_rng(0)
     prompts = Batch.pack((rng.integers(0, r["vocabulary"], P),) * 2 for _ in range(B))
     greedy = {"temperature": np.zeros(B, np.float32), "top_k": np.zeros(B, np.int32), "top_p": np.ones(B, np.float32),
