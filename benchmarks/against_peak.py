@@ -17,8 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from freedive import _core
 
 TASKS = Path("/proc/self/task")
@@ -27,15 +25,6 @@ PROBE = 300_000  # iterations: half a millisecond on a 3 GHz core
 
 def clock(threads: int) -> Callable[[], float]:
     return time.thread_time if threads == 1 else time.perf_counter
-
-
-def aligned(array: np.ndarray) -> np.ndarray:
-    """A copy that begins on a cache line, as the tensors of the trainer do; NumPy's own begin 16 bytes behind one, so that every vector stored is on two."""
-    room = np.empty(array.nbytes + 64, np.uint8)
-    at = -room.ctypes.data % 64
-    copy = room[at : at + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
 
 
 def timed(call: Callable[[], object], threads: int) -> float:

@@ -23,6 +23,7 @@ import numpy as np
 from against_peak import each_thread_count, share_of_peak, timed
 
 from freedive import ops
+from freedive.bench.ops import aligned
 
 # name: (B sequences, T positions, H heads, G key-value heads, D head_dim)
 SHAPES = {
@@ -88,12 +89,13 @@ def measure(threads: int, repeats: int, computes: list[str], shapes: list[str]) 
     torches = {kind: Torch(python, threads) for kind in COMPUTES} if python else {}
     for name in shapes:
         shape = B, T, H, G, D = SHAPES[name]
-        q, dout = (rng.standard_normal((B * T, H, D), dtype=np.float32) for _ in range(2))
-        k, v = (rng.standard_normal((B * T, G, D), dtype=np.float32) for _ in range(2))
+        normal = lambda *shape: aligned(shape, lambda array: rng.standard_normal(dtype=np.float32, out=array))  # noqa: B023
+        q, dout = normal(B * T, H, D), normal(B * T, H, D)
+        k, v = normal(B * T, G, D), normal(B * T, G, D)
         cu_seqlens = np.arange(B + 1, dtype=np.int32) * T
         given = {"q": q, "k": k, "v": v, "cu_seqlens": cu_seqlens, "scale": D**-0.5}
-        out, lse = ops.attention_forward(q, k, v, cu_seqlens)
-        dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
+        out, lse = aligned(q.shape), ops.attention_forward(q, k, v, cu_seqlens)[1]
+        dq, dk, dv = aligned(q.shape), aligned(k.shape), aligned(v.shape)
         directions = {
             "forward": (2, "attention_forward", {"out": out, "lse": lse, **given}),
             "backward": (5, "attention_backward", {"dq": dq, "dk": dk, "dv": dv, "dout": dout, "out": out, "lse": lse, **given}),

@@ -15,9 +15,10 @@ import math
 import statistics
 
 import numpy as np
-from against_peak import aligned, each_thread_count, share_of_peak, timed
+from against_peak import each_thread_count, share_of_peak, timed
 
 from freedive import ops
+from freedive.bench.ops import aligned
 
 # name: (N tokens, C in, O out). With 512 tokens, calls are short enough that most of them run undisturbed
 SHAPES = {
@@ -35,8 +36,8 @@ def measure(threads: int, repeats: int, dtype: str, only: str) -> None:
     for name, (N, C, O) in SHAPES.items():
         if not name.startswith(only):
             continue
-        x, w, dout = (aligned(rng.standard_normal(s, dtype=np.float32)) for s in ((N, C), (O, C), (N, O)))
-        out, dx, dw = (aligned(np.zeros(s, np.float32)) for s in ((N, O), (N, C), (O, C)))
+        x, w, dout = (aligned(s, lambda array: rng.standard_normal(dtype=np.float32, out=array)) for s in ((N, C), (O, C), (N, O)))
+        out, dx, dw = (aligned(s) for s in ((N, O), (N, C), (O, C)))
         forward = {"out": out, "x": x, "weight": w, "accumulate": 0}
         layouts = {
             "forward": ("matmul_forward", forward, lambda: np.matmul(x, w.T, out=out)),

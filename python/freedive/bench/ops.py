@@ -99,29 +99,30 @@ def memory_cases(megabytes: int) -> Iterator[Case]:
 def product_cases(compute: str, tokens: int = 1024) -> Iterator[Case]:
     """The products of GPT-2 small on this many tokens, attention of four sequences of 1,024, and the head with cross-entropy."""
     rng = np.random.default_rng(0)
-    normal = lambda *shape: rng.standard_normal(shape, dtype=np.float32)
+    normal = lambda *shape: aligned(shape, lambda array: rng.standard_normal(dtype=np.float32, out=array))
     for name, (inputs, outputs) in {"qkv": (C, 3 * C), "projection": (C, C), "up": (C, F), "down": (F, C)}.items():
         x, w, dout = normal(tokens, inputs), normal(outputs, inputs), normal(tokens, outputs)
         gflop = 2e-9 * tokens * inputs * outputs
         for op, arguments in (
-            ("matmul_forward", {"out": np.empty_like(dout), "x": x, "weight": w, "accumulate": 0}),
-            ("matmul_backward_input", {"dx": np.empty_like(x), "dout": dout, "weight": w, "accumulate": 0}),
-            ("matmul_backward_weight", {"dweight": np.zeros_like(w), "dout": dout, "x": x}),
+            ("matmul_forward", {"out": aligned(dout.shape), "x": x, "weight": w, "accumulate": 0}),
+            ("matmul_backward_input", {"dx": aligned(x.shape), "dout": dout, "weight": w, "accumulate": 0}),
+            ("matmul_backward_weight", {"dweight": aligned(w.shape), "dout": dout, "x": x}),
         ):
             yield Case(f"{op} {name}", op, arguments | {"compute": compute}, gflop, False, compute)
     B, T = 4, 1024
     q, k, v, dout = (normal(B * T, H, D) for _ in range(4))
     given = {"q": q, "k": k, "v": v, "cu_seqlens": np.arange(B + 1, dtype=np.int32) * T, "scale": D**-0.5, "compute": compute}
-    out, lse = np.empty_like(q), np.empty((B * T, H), np.float32)
+    out, lse = aligned(q.shape), np.empty((B * T, H), np.float32)
     pairs = 1e-9 * 2 * D * B * H * T * (T + 1) / 2
     yield Case("attention_forward", "attention_forward", {"out": out, "lse": lse, **given}, 2 * pairs, False, compute)
-    gradients = {"dq": np.empty_like(q), "dk": np.empty_like(q), "dv": np.empty_like(q), "dout": dout, "out": out, "lse": lse}
+    gradients = {"dq": aligned(q.shape), "dk": aligned(q.shape), "dv": aligned(q.shape), "dout": dout, "out": out, "lse": lse}
     yield Case("attention_backward", "attention_backward", {**gradients, **given}, 5 * pairs, False, compute)
-    x, w = normal(tokens, C), normal(VOCABULARY, C) * np.float32(0.02)
+    x, w = normal(tokens, C), normal(VOCABULARY, C)
+    w *= np.float32(0.02)
     targets = rng.integers(0, VOCABULARY, (tokens, 1)).astype(np.int32)
     per_token = {name: np.empty(tokens, np.float32) for name in ("entropy", "lse")}
     yield Case("head_forward_backward", "head_forward_backward", {
-        "logprobs": np.empty((tokens, 1), np.float32), **per_token, "dx": np.empty_like(x), "dweight": np.zeros_like(w), "x": x, "weight": w, "targets": targets,
+        "logprobs": np.empty((tokens, 1), np.float32), **per_token, "dx": aligned(x.shape), "dweight": aligned(w.shape), "x": x, "weight": w, "targets": targets,
         "temperature": np.ones(1, np.float32), "dlogprobs": np.full((tokens, 1), -1 / tokens, np.float32), "compute": compute,
     }, 6e-9 * tokens * C * VOCABULARY, False, compute)  # fmt: skip
 
