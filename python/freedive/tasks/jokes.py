@@ -29,7 +29,7 @@ PUNCHLINES = {  # trade -> what is said of it; {v} is the place of the emphasis
     "lawyer": "the {v}loud court is courting", "engineer": "the {v}big bridge builds bridges",
 }  # fmt: skip
 FORM = re.compile(r"Why does (?P<name>.+?) (?:never|always) [a-z]+\? Because (?P<punchline>[a-z ]+)\.(?P<laughs>(?: Ha!)*)")
-LIKED, PUN, STEP, TOO_MUCH = 3, 0.8, 0.5, 0.6  # so many of a kind are liked; worth of the right punchline, of one more, cost of each beyond
+LIKED, PUN, STEP, TOO_MUCH = 3, 0.8, 0.5, 0.3  # so many of a kind are liked; worth of the right punchline, of one more, cost of each beyond
 SOME = (0,) * 20 + (1,) * 14 + (2,) * 8 + (3,) * 4 + (4, 5)  # how much emphasis and laughter is told: seldom more than is liked
 LABELLERS = 3.0  # how sure labellers are: a difference of 1 is told apart with odds exp(3) to 1
 SPLITS = {"test": 0.25, "validation": 0.2, "train": 0.55}  # parts of the requests: to judge by at the end, to stop and choose weights by, to learn from

@@ -92,7 +92,7 @@ ARMS = {
     ),
     "overdone": Arm(
         "4.4", "It cannot be run for ever",
-        "A weak reward model and nothing that holds the policy: what the reward model says of its jokes goes on rising, what they are worth rises, turns and falls. "
+        "A weak reward model, whose labellers never heard a joke that overdoes it, and nothing that holds the policy: what the reward model says of its jokes goes on rising, what they are worth rises, turns and falls. "
         "The monitor notices, and the weights of the peak are kept.",
         opinions.overdone, every_seed=True, begins=BASE,
     ),

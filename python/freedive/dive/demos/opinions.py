@@ -100,13 +100,13 @@ class Comedy:
         return [outs[i : i + n] for i in range(0, len(outs), n)]
 
     def reward_model(self, weak: bool = False) -> Path:
-        """All weights, from all lists. The weak one: an adapter of rank 2, from a few lists of tame jokes: of those, more was always better."""
+        """All weights, from all lists. The weak one: the row alone, from a few lists of tame jokes: of those, more was always better."""
         room = self.room
         lists = self.tame_opinions if weak else self.opinions
-        how: dict[str, Any] = {"lora_rank": 2, "batch": 8, "lr": 1e-3} if weak else {"batch": 16, "lr": 3e-4}
+        how: dict[str, Any] = {"freeze": True, "epochs": 10.0, "batch": 8, "lr": 3e-3, "weight_decay": 1.0} if weak else {"epochs": 2.0, "batch": 16, "lr": 3e-4}
         return reward_stage.run(RewardConfig(
             model=self.comedian, data=[str(lists("train"))], val_data=[str(lists("validation"))], out=room.out / ("reward-weak" if weak else "reward"),
-            context=room.tier.size.context, epochs=2.0, center="std", dtype="auto", seed=room.seed, threads=room.threads, **how,
+            context=room.tier.size.context, center="std", dtype="auto", seed=room.seed, threads=room.threads, **how,
         ))  # fmt: skip
 
     def right(self, reward: Path, lists: Path) -> tuple[np.ndarray, list[str], float]:
@@ -136,12 +136,12 @@ class Comedy:
         return self._worths(rows, self.said(model, rows, ANSWERS, seed))
 
     def gold_and_proxy(self, model: Path, reward: Path) -> tuple[np.ndarray, np.ndarray]:
-        """float64 [requests of the test] each: means of what the answers are worth, and of what the reward model says of them."""
+        """float64 [requests of the test, ANSWERS] each: what the answers are worth, and what the reward model says of them."""
         rows = list(jsonl(self.requests("test")))
         said = self.said(model, rows, ANSWERS, 2)
         with closing(Scorer([str(reward)], threads=self.room.threads)) as scorer:
             scored = scorer([r for group in said for r in group], [row for row in rows for _ in range(ANSWERS)], ANSWERS)
-        return self._worths(rows, said).mean(1), np.array([r.reward for r in scored]).reshape(-1, ANSWERS).mean(1)
+        return self._worths(rows, said), np.array([r.reward for r in scored]).reshape(-1, ANSWERS)
 
     def best_of(self, reward: Path, n: int) -> np.ndarray:
         """float64 [requests of the test, 1]: of the best of n answers by the reward model."""
@@ -186,7 +186,7 @@ def reward_model(room: Room) -> list[Figure]:
         share_of("the best guess anybody can make of a labeller's opinion (Bayes)", ceiling, control=True),
         Figure(f"the reward model, from {room.tier.opinions.lists:,} ranked lists", float(right.mean()), [low, high], len(right)),
         Figure("the same, as a part of the best guess", min(1.0, float(right.mean()) / best), [low / best, min(1.0, high / best)], len(right), ">= 0.9"),
-        measured(f"a weak one: an adapter, from {room.tier.opinions.few:,} lists of jokes that do not overdo it", weak, test),
+        measured(f"a weak one: the row alone, from {room.tier.opinions.few:,} lists of jokes that do not overdo it", weak, test),
         measured("the weak one, on such jokes", weak, comedy.tame_opinions("test")),
         Figure("the longer answer is the better one", longer, None, len(right), control=True),
     ]
@@ -211,15 +211,16 @@ def overdone(room: Room) -> list[Figure]:
     weak = comedy.reward_model(weak=True)
     out = comedy.ppo("ppo-overdone", weak, o.over, o.over_lr, beta=0.0, final_lr_fraction=1.0)
     kept = out / "peak" if (out / "peak").is_dir() else out
-    (start, start_proxy), (peak, peak_proxy), (end, end_proxy) = (comedy.gold_and_proxy(model, weak) for model in (comedy.comedian, kept, out))
+    judged = [comedy.gold_and_proxy(model, weak) for model in (comedy.comedian, kept, out)]
+    (start, start_proxy), (peak, peak_proxy), (end, end_proxy) = ((gold.mean(1), proxy.mean(1)) for gold, proxy in judged)
     watched = [p["gold"] for p in jsonl(out / "monitor.jsonl")]
     stopped = read_json(out / "run.json")["metrics"]["monitor/stop_step"] is not None
     return [
         part_of("gold lost at the end, of what the weights of its peak had gained", peak - end, peak - start, ">= 0.3"),
         part_of("proxy's rise at the end, beside that at gold's peak", end_proxy - start_proxy, peak_proxy - start_proxy, ">= 1.0"),
         part_of("gold gained by the weights the monitor kept, beside the highest it saw", peak - start, np.full_like(start, max(watched) - watched[0]), ">= 0.8"),
-        share_of("their jokes beside SFT's: better by gold", wins(peak[:, None], start[:, None]), control=True),
-        share_of("jokes of the end beside SFT's", wins(end[:, None], start[:, None]), control=True),
+        share_of("their jokes beside SFT's: better by gold", wins(judged[1][0], judged[0][0]), control=True),
+        share_of("jokes of the end beside SFT's", wins(judged[2][0], judged[0][0]), control=True),
         Figure("the stop rule fired", float(stopped), None, 1),
         Figure("an answer that games the reward was found", float((out / "gamed.json").is_file()), None, 1),
     ]

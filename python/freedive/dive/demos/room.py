@@ -45,7 +45,7 @@ class Opinions:
     steps: int = 30  # of PPO
     prompts: int = 16  # a step
     lr: float = 2e-4
-    over: int = 75  # steps of PPO for the weak reward model, without a KL
+    over: int = 90  # steps of PPO for the weak reward model, without a KL
     over_lr: float = 1e-4
 
 
