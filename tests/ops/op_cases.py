@@ -93,7 +93,7 @@ def lengths_to_cu(lengths: tuple[int, ...]) -> np.ndarray:
 
 @cases("embedding_forward")
 def embedding_forward(r):
-    for N, C, V, T in ((7, 5, 11, 9), (1, 1, 1, 1), (33, 64, 20, 40), (0, 8, 4, 4)):
+    for N, C, V, T in ((7, 5, 11, 9), (1, 1, 1, 1), (33, 64, 20, 40), (0, 8, 4, 4), (3, 1030, 9, 7)):
         for learned in (False, True):
             x = {"tokens": ids(r, V, N), "wte": normal(r, V, C)}
             if learned:
@@ -104,7 +104,8 @@ def embedding_forward(r):
 
 @cases("embedding_backward")
 def embedding_backward(r):
-    for N, C, V, T in ((7, 5, 3, 9), (1, 1, 1, 1), (100, 64, 20, 40), (0, 8, 4, 4)):
+    # more than one tile of 1,024 ids; vocabularies of one, two and three digits of 8 bits
+    for N, C, V, T in ((7, 5, 3, 9), (1, 1, 1, 1), (100, 64, 20, 40), (0, 8, 4, 4), (1100, 7, 700, 90), (33, 1, 70_000, 257), (9, 1030, 5, 7)):
         for learned in (False, True):
             x = {"tokens": ids(r, V, N), "dout": normal(r, N, C), "dwte": normal(r, V, C)}
             if learned:
@@ -171,7 +172,7 @@ def layernorm_backward(r):
 
 @cases("rope")
 def rope(r):
-    for N, H, D in ((1, 1, 2), (5, 3, 8), (9, 2, 34), (33, 4, 64), (0, 2, 4)):
+    for N, H, D in ((1, 1, 2), (5, 3, 8), (9, 2, 34), (33, 4, 64), (0, 2, 4), (3, 20, 120)):
         for inverse in (0, 1):
             angle = normal(r, 50, D // 2)
             x = {
@@ -185,7 +186,7 @@ def rope(r):
             yield Case(f"{N}x{H}x{D}{'-inverse' * inverse}", x, {"out": out})
 
 
-ACTIVATION_SHAPES = ((1, 1), (3, 5), (4, 64), (7, 129), (0, 6))
+ACTIVATION_SHAPES = ((1, 1), (3, 5), (4, 64), (7, 129), (0, 6), (2, 1037))
 EXTREME = np.array([[0, -0.0, 1e-6, -1e-6, 5, -5, 20, -20, 90, -90, 1e4, -1e4]], dtype=np.float32)
 
 

@@ -1,6 +1,7 @@
 """Variants that move four numbers at a time: addresses off the 16-byte grid, more rows than chunks, the same bits twice and from each variant."""
 
 import numpy as np
+import op_cases
 import pytest
 from op_cases import hows, normal
 
@@ -30,3 +31,60 @@ def test_more_rows_than_chunks_of_a_norm(how):
     assert results[0] == results[1]
     for got, want in zip((y["dx"], y["dweight"]), reference.rmsnorm_backward(dout, x, weight, y["rstd"])):
         close(got, want)
+
+
+HYPER = {"adamw": [1e-2, 0.9, 0.95, 1e-8, 0.1, 1, 0.3, 0.2], "muon_momentum": [0.02, 0.95, 1, 0.1, 1], "muon_update": [0.02, 0.95, 1, 0.1, 1]}
+FLAT = {"adamw": ("param", "grad m v"), "muon_momentum": ("m", "grad out"), "muon_update": ("param", "x"), "normalize": ("out", "x")}
+
+
+@pytest.mark.parametrize("P", [1, 2, 3, 6, 1001])
+@pytest.mark.parametrize("offset", [1, 2, 3])
+@pytest.mark.parametrize("op", FLAT)
+@pytest.mark.parametrize("device", ops.devices())
+def test_flat_ranges_off_the_grid_of_16_bytes(device, op, offset, P):
+    """What is written begins 1, 2 or 3 numbers behind an address that is a multiple of 16: the same bits. The norm, of which ops read the first number only, overlaps
+    it by one, so that the device keeps the two in one piece of memory"""
+    shifted, others = FLAT[op]
+    for variant in ops.variants(op, device):
+        r = rng(P)
+        x = {key: np.abs(normal(r, P)) for key in (shifted, *others.split())}
+        scalars = {"normalize": {"eps": 1e-7}, "muon_update": {"scale": 1.7}}.get(op, {}) | ({"hyper": np.array(HYPER[op], np.float32)} if op in HYPER else {})
+        plain, moved = ({key: value.copy() for key, value in x.items()} for _ in range(2))
+        ops.call(op, **plain, **scalars, norm=np.array([2.5], np.float32), variant=variant, device=device)
+        buffer = np.concatenate([[2.5], np.zeros(offset - 1), x[shifted], [7]]).astype(np.float32)
+        moved[shifted] = buffer[offset : offset + P]
+        ops.call(op, **moved, **scalars, norm=buffer[: offset + 1], variant=variant, device=device)
+        for key in x:
+            np.testing.assert_array_equal(moved[key], plain[key])
+        assert buffer[0] == 2.5 and buffer[-1] == 7 and (buffer[1:offset] == 0).all()
+
+
+@pytest.mark.parametrize("device", ops.devices())
+def test_embedding_gradients_of_all_variants_are_one_chain(device):
+    """dwte[tokens[n]] += dout[n] in the order of n: a common id, ids that occur once, more than one tile; whoever adds, the bits are the same"""
+    r = rng(2)
+    for N, C, V in ((2100, 6, 300), (70, 1030, 5), (1024, 3, 70_000)):
+        tokens = np.where(r.random(N) < 0.4, V // 2, r.integers(0, V, N)).astype(np.int32)
+        dout, start = normal(r, N, C), normal(r, V, C)
+        results = []
+        for variant in (*ops.variants("embedding_backward", device), *ops.variants("embedding_backward", device)):
+            dwte = start.copy()
+            ops.call("embedding_backward", dwte=dwte, dout=dout, tokens=tokens, variant=variant, device=device)
+            results.append(dwte.tobytes())
+        assert len(set(results)) == 1
+
+
+ELEMENTWISE = ["embedding_forward", "rope", "gelu_forward", "gelu_backward", "swiglu_forward", "swiglu_backward", "adamw", "muon_momentum", "muon_update",
+               "normalize", "linear_combination"]  # fmt: skip
+
+
+@pytest.mark.parametrize("op", ELEMENTWISE)
+@pytest.mark.parametrize("device", [device for device in ops.devices() if device != "cpu"])
+def test_elementwise_variants_have_the_same_bits(op, device):
+    for case in op_cases.CASES[op]:
+        results = []
+        for variant in ops.variants(op, device):
+            arguments = case.arguments(device)
+            ops.call(op, **arguments, variant=variant, device=device)
+            results.append([arguments[key].tobytes() for key in case.expected])
+        assert all(other == results[0] for other in results), case.name
