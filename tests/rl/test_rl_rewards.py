@@ -66,6 +66,21 @@ def test_not_stopping_is_never_better_than_stopping():
     assert [r.reward for r in rewarded(rollouts(2, stopped=False), rows, value(-1.0))] == [-1.0, -1.0]
 
 
+def test_length_and_repetition_are_rewards_by_name():
+    """cosine: short and right is best, short and wrong is worst, at the limit both are in between; repetition: only what was there before costs."""
+    said = lambda text, n: Rollout([1], [7] * n, np.zeros(n, np.float32), text, True)
+    scorer = Scorer(["cosine"], max_completion_length=10)
+    made = [said("Answer: 4", 0), said("Answer: 4", 10), said("Answer: 5", 0), said("Answer: 5", 10), said("Answer: 4", 5)]
+    assert [r.reward for r in scorer(made, [{"prompt": "2+2", "answer": "4"}] * 5)] == pytest.approx([1.0, 0.5, -1.0, -0.5, 0.75])
+    rows = [{"prompt": "q", "meta": {"task": "parity"}, "answer": "even"}]
+    assert scorer([said("Answer: even", 0)], rows)[0].reward == 1.0
+    both = Scorer(["repetition", "coin"], [0.5, 0.0])
+    assert [r.reward for r in both([said("x", 2), said("x", 12), dataclasses.replace(said("x", 3), ids=[1, 2, 3])], [{"prompt": "q"}] * 3)] == pytest.approx([0.0, -0.45, 0.0])
+    given = dict(model="m", data="d")
+    assert RLConfig(**given, reward=["repetition", "answer"]).judged_by == ["answer"] and RLConfig(**given, reward=["cosine"]).judged_by == ["answer"]
+    assert RLConfig(model="m", task=["parity"], reward=["cosine"]).judged_by == ["task"] and RLConfig(**given, reward=["a.py:f", "cosine"]).judged_by == ["a.py:f"]
+
+
 def test_reward_files(tmp_path):
     mine = tmp_path / "mine.py"
     mine.write_text("def score(prompts, completions, completion_ids, **columns):\n    return [0.5] * len(prompts)\n")

@@ -17,7 +17,7 @@ from freedive.model import Model, from_depth, load_pretrained, read_adapter
 from freedive.objectives import PRESETS
 from freedive.pretrain import stage as pretrain
 from freedive.rl import stage as rl
-from freedive.rl.config import RLConfig, policy_spec
+from freedive.rl.config import RLConfig, policy_spec, unused
 from freedive.rl.evaluate import evaluate
 from freedive.rl.problems import Problem, made_problems
 from freedive.rl.rollouts import Rollout
@@ -243,6 +243,17 @@ def test_every_field_of_a_preset_can_be_replaced():
     assert (s.correction_low, s.correction_high, s.num_iterations, s.mask_truncated_completions, s.beta) == (0.5, 3.0, 2, True, 0.0)
 
 
+@pytest.mark.parametrize("changes, named", [
+    ({}, []), ({"gamma": 0.9, "lam": 0.5}, ["--gamma, --lam (of a value model"]), ({"algorithm": "ppo", "gamma": 0.9, "lam": 0.5}, []), ({"algorithm": "rloo", "epsilon": 0.1}, ["--epsilon"]),
+    ({"is_clip_max": 3.0, "kl": "k2"}, ["--is-clip-max", "--kl (of a KL"]), ({"algorithm": "grpo", "kl": "k2"}, []), ({"max_tool_calls": 2, "monitor_samples": 3, "lora_alpha": 4.0}, ["--monitor-samples", "--max-tool-calls", "--lora-alpha"]),
+    ({"correction_high": 3.0, "horizon": 7}, ["--horizon", "--correction-high"]), ({"correction": "token_mask", "correction_high": 3.0}, []), ({"eval_data": None, "eval_samples": 4}, ["--eval-samples (of held-out"]),
+])  # fmt: skip
+def test_settings_that_have_no_part_in_a_run_are_named(room: Path, changes: dict[str, Any], named: list[str]):
+    c = config(room, Path("out"), **({"eval_every": 20, "eval_problems": 128} | changes)) if "eval_data" in changes else config(room, Path("out"), **changes)
+    found = unused(c, policy_spec(c))
+    assert len(found) == len(named) and all(any(f.startswith(n) for f in found) for n in named)
+
+
 @pytest.mark.parametrize("flags, says", [
     (["--task", "chess"], "no task 'chess'"), ([], "no problems"), (["--task", "parity", "--data", "x.jsonl"], "one of them"), (["--task", "parity", "--loss-type", "mse"], "mse"),
     (["--task", "parity", "--algorithm", "trpo"], "trpo"), (["--task", "parity", "--advantage", "luck"], "luck"), (["--task", "parity", "--delta", "0.5"], "delta"),
@@ -255,6 +266,8 @@ def test_what_cannot_be_is_said_and_leaves_nothing(room: Path, tmp_path: Path, c
 
 
 def test_the_verb(room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["rl", str(room / "chat"), "--data", str(room / "p.jsonl"), "--lam", "0.5", "--dry-run", "--threads", "1"]) == 0
+    assert "note: these change nothing in this run: --lam (of a value model: --algorithm ppo)" in capsys.readouterr().out
     flags = ["rl", str(room / "chat"), "--task", "parity:length=6", "--task-size", "20", "--eval-size", "5", "--algorithm", "rft", "--steps", "2", "--prompts-per-step", "2",
              "--max-completion-length", "8", "--out", str(tmp_path / "out")]  # fmt: skip
     assert main([*flags, "--dry-run"]) == 0 and not (tmp_path / "out").exists()

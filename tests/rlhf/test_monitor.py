@@ -301,6 +301,30 @@ def test_the_best_of_n_is_the_one_with_the_highest_reward(room: Path, practice: 
     assert main([*arguments, "--reward", "gone"]) == 2 and main([*arguments, "--reward", str(practice / "rm"), "--temperature", "0"]) == 2
 
 
+def test_train_on_the_best_of_n_and_measure_its_choice(room: Path, practice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The lines of `generate best --least` are rows for sft, only those that are good enough; `eval --reward` says how often the choice among n is right."""
+    reward = f"{practice}/gold.py:long"
+    arguments = ["generate", "best", str(room / "chat"), "--file", str(practice / "p.jsonl"), "--n", "4", "--max-new-tokens", "8", "--threads", "1", "--reward", reward, "--jsonl"]
+    assert main(arguments) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == 12 and all(r["completion"] in [a["text"] for a in r["answers"]] and r["reward"] == max(a["reward"] for a in r["answers"]) for r in rows)
+    least = sorted(r["reward"] for r in rows)[6]
+    assert main([*arguments, "--least", str(least)]) == 0
+    told = capsys.readouterr()
+    kept = [json.loads(line) for line in told.out.splitlines()]
+    assert kept == [r for r in rows if r["reward"] >= least] and (len(kept) == 12 or f"{12 - len(kept)} of 12 questions have no answer" in told.err)
+    (tmp_path / "best.jsonl").write_text(told.out)
+    assert main(["sft", "--model", str(room / "chat"), "--data", str(tmp_path / "best.jsonl"), "--context", "128", "--steps", "2", "--batch-tokens", "256", "--micro-tokens", "256", "--threads", "1",
+                 "--out", str(tmp_path / "better")]) == 0  # fmt: skip
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps({"prompt": f"Say {a}", "answer": "a"}) + "\n" for a in range(6)))
+    ask = ["eval", str(room / "chat"), "--data", str(tmp_path / "q.jsonl"), "--max-new-tokens", "8", "--threads", "1", "--reward", reward, "--out", str(tmp_path / "eval")]
+    assert main([*ask, "--samples", "4", "--temperature", "1"]) == 0
+    found = json.loads((tmp_path / "eval" / "eval.json").read_text())
+    items = [json.loads(line) for line in (tmp_path / "eval" / "answers.jsonl").read_text().splitlines()]
+    assert found["best_of_4"] == pytest.approx(np.mean([r["right"][int(np.argmax(r["rewards"]))] for r in items])) and "best of 4" in capsys.readouterr().out
+    assert main([*ask, "--force"]) == 2 and "chooses among several answers" in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
 def test_the_step_that_spends_the_budget_is_no_peak_and_gold_stops_only_where_it_may():
     told = {0: (0.0, 1.0), 1: (1.0, 2.0), 2: (9.0, 3.0)}
     now = [0]

@@ -19,6 +19,7 @@ def measures(result: Result) -> list[tuple[str, str, float, list[float] | None, 
     if "accuracy" in result:
         rows.append(("questions", "accuracy", result["accuracy"], result.get("accuracy_95"), result["questions"]))
         rows += [("questions", f"pass@{k}", v, None, result["questions"]) for k, v in result.get("pass_at", {}).items()]
+        rows += [("questions", name.replace("_", " "), v, result.get(f"{name}_95"), result["questions"]) for name, v in result.items() if name.startswith("best_of_") and not name.endswith("_95")]
         rows.append(("questions", "stop_rate", result["stop_rate"], None, result["questions"]))
     rows += [("text", name, result[name], None, 0) for name in ("val_bits_per_byte", "val_loss") if name in result]
     return rows

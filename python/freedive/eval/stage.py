@@ -15,6 +15,9 @@ from freedive.inference import LM, load
 from freedive.inference.folder import chat_tokens_untrained
 from freedive.inference.load import ADAPTER_HELP, DTYPE_HELP, KV_CACHE_HELP, WEIGHTS_HELP
 from freedive.objectives import pass_at_k
+from freedive.rl.rollouts import Rollout
+from freedive.rl.scoring import Scorer
+from freedive.rlhf.rewards import reward_inputs
 from freedive.runs import (
     Artefact,
     UserError,
@@ -62,6 +65,7 @@ class EvalConfig:
     checker: str = option("match", "match; or package.module:function or file.py:function, taking (reply, row) and returning True or False")
     limit: int = option(0, "questions asked of each file, spread over it (0: all)")
     samples: int = option(1, "answers per question; more than 1 gives pass@k")
+    reward: str = option("", "of the --samples answers to a question of --data, how often is the one that this reward likes best right: a reward model's folder, judge:MODEL, file.py:function")
     temperature: float = option(0.0, "0 takes the likeliest token")
     max_new_tokens: int = option(64, "longest answer, in tokens (humaneval and gsm8k want 256 or more)")
     base: bool = option(False, "a base model: the question is plain text, not a turn")
@@ -97,10 +101,12 @@ def run(c: EvalConfig) -> Path:
     check_at_least(c, 0, "limit", "temperature", "seed")
     if c.samples > 1 and c.temperature == 0:
         raise UserError(f"samples is {c.samples} at temperature 0", hint="several samples need --temperature 1, or all are the same")
+    if c.reward and (c.samples < 2 or c.data is None):
+        raise UserError("--reward chooses among several answers to the questions of --data", hint="--data questions.jsonl --samples 16 --temperature 1")
     if c.dry_run:
         _measure(c, suites, None)
         return c.out
-    inputs = {"model": c.model, "adapter": c.adapter, "data": c.data, "text": c.text, "checker_file": function_file(c.checker),
+    inputs = {"model": c.model, "reward_model": reward_inputs([c.reward]) or None, "reward_file": function_file(c.reward), "adapter": c.adapter, "data": c.data, "text": c.text, "checker_file": function_file(c.checker),
               "suites": [s.file for s in suites] or None, "examples": list(example_files(c.examples).values()) or None}  # fmt: skip
     with stage("eval", c, out=c.out, inputs=inputs, force=c.force) as artefact:
         if not artefact.done:
@@ -123,6 +129,7 @@ def _measure(c: EvalConfig, chosen: list[Named], artefact: Artefact | None) -> N
     text = _text(c, lm, c.text) if c.text else None
     asking = Asking(base=c.base, chat=c.chat, samples=c.samples, temperature=c.temperature, max_new_tokens=c.max_new_tokens, seed=c.seed)
     suites = prepare(chosen, lm, asking, c.shots, c.limit, example_files(c.examples))
+    scorer = Scorer([c.reward], threads=c.threads, max_completion_length=c.max_new_tokens) if c.reward else None
     if artefact is None:
         for s in suites:
             print(f"{s.name}: {len(s.items):,} items")
@@ -131,7 +138,7 @@ def _measure(c: EvalConfig, chosen: list[Named], artefact: Artefact | None) -> N
         return
     result: dict[str, Any] = {"suites": run_suites(suites, artefact)} if suites else {}
     if rows:
-        result |= _exam(c, lm, rows, prompts, check, artefact)
+        result |= _exam(c, lm, rows, prompts, check, artefact, scorer)
     if text:
         result |= held_out_loss(lm.model, text.documents, text.window, text.bos, text.n_bytes)
     write_json_atomic(artefact.work / "eval.json", result)
@@ -196,14 +203,19 @@ def answers(c: EvalConfig, lm: LM, prompts: list[list[int]]) -> list[list[Any]]:
     return out
 
 
-def _exam(c: EvalConfig, lm: LM, rows: list[Row], prompts: list[list[int]], check: Checker, artefact: Artefact) -> dict[str, Any]:
-    """Accuracy, in all and by group; one line of answers.jsonl for each question."""
+def _exam(c: EvalConfig, lm: LM, rows: list[Row], prompts: list[list[int]], check: Checker, artefact: Artefact, scorer: Scorer | None = None) -> dict[str, Any]:
+    """Accuracy, in all and by group, and of the answer that `scorer` likes best; one line of answers.jsonl for each question."""
     groups: dict[str, list[float]] = defaultdict(list)
     right: list[list[bool]] = []
     stopped = length = 0
-    for row, outs in zip(rows, answers(c, lm, prompts)):
+    answered = answers(c, lm, prompts)
+    rewards = _rewards(scorer, rows, answered) if scorer is not None else [None] * len(rows)
+    chosen: list[bool] = []
+    for row, outs, earned in zip(rows, answered, rewards):
         good = [_checked(c, check, o.text, row) for o in outs]
         right.append(good)
+        if earned is not None:
+            chosen.append(good[int(np.argmax(np.nan_to_num(earned, nan=-np.inf)))])
         stopped += sum(o.stopped for o in outs)
         length += sum(len(o.ids) for o in outs)
         values = [str(row["meta"].get(key, NO_GROUP)) for key in c.group_by]
@@ -211,16 +223,29 @@ def _exam(c: EvalConfig, lm: LM, rows: list[Row], prompts: list[list[int]], chec
         for name in [*names, "/".join(values)] if len(values) > 1 else names:
             groups[name].append(sum(good) / len(good))
         artefact.append("answers.jsonl", json_line({"prompt": row["prompt"], "answer": row["answer"], "replies": [o.text for o in outs],
-                                                    "right": good, "stopped": [o.stopped for o in outs], "meta": row["meta"]}))  # fmt: skip
+                                                    "right": good, "stopped": [o.stopped for o in outs], "meta": row["meta"]} | ({} if earned is None else {"rewards": earned})))  # fmt: skip
     n, total = len(rows), len(rows) * c.samples
     share = sum(sum(g) for g in right) / total
     result = {"questions": n, "accuracy": share, "accuracy_95": wilson(round(share * n), n), "stop_rate": stopped / total, "mean_length": length / total}
     if c.samples > 1:
         ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= c.samples]
         result["pass_at"] = {str(k): sum(pass_at_k(c.samples, sum(g), k) for g in right) / n for k in ks}
+    if chosen:
+        result |= {f"best_of_{c.samples}": sum(chosen) / n, f"best_of_{c.samples}_95": wilson(sum(chosen), n)}
     if groups:
         result["groups"] = {k: {"n": len(v), "accuracy": sum(v) / len(v), "accuracy_95": wilson(round(sum(v)), len(v))} for k, v in sorted(groups.items())}
     return result
+
+
+def _rewards(scorer: Scorer, rows: list[Row], answered: list[list[Any]]) -> list[list[float]]:
+    """Of each answer; NaN where the reward says nothing."""
+    out: list[list[float]] = []
+    for at in range(0, len(rows), 32):
+        part = answered[at : at + 32]
+        rollouts = [Rollout([], list(o.ids), np.zeros(len(o.ids), np.float32), o.text, o.stopped, finish_reason=o.finish_reason) for outs in part for o in outs]
+        scored = scorer(rollouts, [row for row, outs in zip(rows[at : at + 32], part) for _ in outs], len(part[0]))
+        out += [[r.reward for r in scored[i : i + len(part[0])]] for i in range(0, len(scored), len(part[0]))]
+    return out
 
 
 def _checked(c: EvalConfig, check: Checker, reply: str, row: Row) -> bool:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from freedive.model import is_adapter
 from freedive.objectives import ADVANTAGES, PRESETS
 from freedive.objectives.policy import CORRECTIONS, KL_ESTIMATORS, PolicySpec
 from freedive.runs import UserError, check_at_least, option
 from freedive.runs.reporting import REPORT_HELP
 
-from .rewards import BUILT_IN
+from .rewards import BUILT_IN, SHAPERS
 
 # TRL's loss_type -> (loss, aggregation)
 LOSS_TYPES = {"grpo": ("clip", "grpo"), "dapo": ("clip", "token"), "bnpo": ("clip", "token"), "dr_grpo": ("clip", "dr_grpo"), "cispo": ("cispo", "token"),
@@ -37,7 +38,7 @@ class RLConfig:
     reward_weights: list[float] = option([], "a number for each --reward (default: 1)")
     reward_timeout: float = option(10.0, "seconds that a reward function of yours may take for the completions of one problem; then its process is killed and they have no reward; and for a method of an environment (0: no limit, in this process)")
     reward_workers: int = option(2, "processes for each reward function", hash=False)
-    eval_reward: str = option("", "what says whether a held-out answer is right (1) (default: the first --reward)")
+    eval_reward: str = option("", "what says whether a held-out answer is right (1) (default: the first --reward that can, which cosine and repetition cannot)")
     environment: str = option("", "file.py:Class, an environment for each completion: reset(**row), methods as tools, step(text), get_reward() (docs/rl.md)")
     max_tool_calls: int = option(8, "calls of tools, or turns with step, in a completion")
     algorithm: str = option("dr_grpo", ", ".join(PRESETS))
@@ -133,6 +134,13 @@ class RLConfig:
         return bool(self.gold_reward or self.max_kl)
 
     @property
+    def judged_by(self) -> list[str]:
+        """What says whether a held-out answer is right: as given, or the first reward that can say so."""
+        if other := self.eval_reward or self.gold_reward:
+            return [other]
+        return [r for r in self.rewards if r not in SHAPERS][:1] or (["task"] if self.task else [] if self.environment else ["answer"])
+
+    @property
     def rewards(self) -> list[str]:
         """Names of the reward functions: as given, or the task's checker, or `answer`; none where the environment rewards."""
         if self.reward:
@@ -168,6 +176,30 @@ def policy_spec(c: RLConfig) -> PolicySpec:
         return dataclasses.replace(PRESETS[c.algorithm], **changes)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def unused(c: RLConfig, spec: PolicySpec) -> list[str]:
+    """Settings that were given, as flags, and have no part in this run: each with what it belongs to. A value that is the default does not count as given."""
+    gae, clip, kl = spec.advantage == "gae", spec.loss == "clip", bool(spec.beta) or c.target_kl is not None
+    adapter = bool(c.lora_rank)
+    parts: list[tuple[bool, str, tuple[str, ...]]] = [  # whether they are used; where they would be; which
+        (gae, "a value model: --algorithm ppo", ("gamma", "lam", "vf_coef", "cliprange_value", "value_lr")),
+        (clip, "a loss with a clipped ratio", ("epsilon", "epsilon_high", "delta", "importance_sampling_level")),
+        (spec.loss == "cispo", "--algorithm cispo", ("is_clip_max",)),
+        (kl, "a KL: --beta above 0", ("kl", "kl_in")),
+        (c.target_kl is not None, "--target-kl", ("horizon",)),
+        (spec.correction != "none", "--correction", ("correction_low", "correction_high")),
+        (c.monitored, "--gold-reward or --max-kl", ("monitor_samples",)),
+        (bool(c.ptx_coef), "--ptx-coef", ("ptx_tokens",)),
+        (bool(c.environment), "--environment", ("max_tool_calls",)),
+        (bool(c.task), "--task", ("task_size", "eval_size")),
+        (bool(c.task or c.eval_data), "held-out problems: --eval-data", ("eval_reward", "eval_samples", "eval_temperature", "eval_every", "eval_problems", "show")),
+        (adapter, "--lora-rank", ("lora_alpha", "lora_targets")),
+        (adapter or is_adapter(c.start), "an adapter: --lora-rank", ("weights",)),
+    ]
+    default = {f.name: f.default for f in dataclasses.fields(c)}
+    flag = lambda name: "--" + name.replace("_", "-")
+    return [f"{', '.join(given)} (of {where})" for used, where, names in parts if not used and (given := [flag(n) for n in names if getattr(c, n) != default[n]])]
 
 
 def check(c: RLConfig) -> PolicySpec:

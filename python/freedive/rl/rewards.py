@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from freedive.objectives import cosine_reward, repetition_penalty
 from freedive.runs import UserError
 
 Reward = Callable[..., list[float | None]]
@@ -62,7 +63,22 @@ def task(prompts: list[Any], completions: list[Any], completion_ids: list[Any] |
     return [float(check(completion_text(c), row)) for c, row in zip(completions, rows, strict=True)]
 
 
-BUILT_IN: dict[str, Reward] = {"answer": answer_match, "coin": coin, "form": form, "task": task}  # type: ignore[dict-item]
+def cosine(prompts: list[Any], completions: list[Any], completion_ids: list[Any] | None = None, *, lengths: list[int], max_completion_length: list[int],
+           **columns: Any) -> list[float]:  # fmt: skip
+    """Right answers earn 1 where they are short, down to 0.5 at the limit, wrong ones -1 up to -0.5 (objectives.cosine_reward): to think longer pays where the
+    answer is not known. Right is what the row's task says, or its `answer`."""
+    judge = task if any((m or {}).get("task") for m in columns.get("meta") or [] if m is None or isinstance(m, dict)) else answer_match
+    right = judge(prompts, completions, completion_ids, **columns)
+    return [cosine_reward(r >= 1.0 - 1e-9, n, most) for r, n, most in zip(right, lengths, max_completion_length, strict=True)]
+
+
+def repetition(prompts: list[Any], completions: list[Any], completion_ids: list[Any], **columns: Any) -> list[float]:
+    """0, down to -1 by the share of three tokens in a row that were there before (objectives.repetition_penalty): beside a reward that long answers can game."""
+    return [repetition_penalty(ids) for ids in completion_ids]
+
+
+BUILT_IN: dict[str, Reward] = {"answer": answer_match, "coin": coin, "cosine": cosine, "form": form, "repetition": repetition, "task": task}  # type: ignore[dict-item]
+SHAPERS = ("cosine", "repetition")  # of what they give, 1 or any other number does not say that an answer is right
 
 
 def accepted(reward: Reward, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:

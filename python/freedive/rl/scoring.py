@@ -30,7 +30,7 @@ class Scorer:
 
     def __init__(self, names: Sequence[str], weights: Sequence[float] = (), *, timeout: float = 0.0, workers: int = 2, overlong: tuple[int, int] | None = None,
                  environment_timeout: float = 0.0, environment: bool = True, missing_eos_penalty: float = 0.0, threads: int | None = None, device: str = "cpu",
-                 dtype: str = "auto", loaded: dict[str, Reward] | None = None):  # fmt: skip
+                 dtype: str = "auto", loaded: dict[str, Reward] | None = None, max_completion_length: int | None = None):  # fmt: skip
         if weights and len(weights) != len(names):
             raise UserError(f"{len(names)} reward functions and {len(weights)} weights", hint="--reward-weights takes one number for each --reward")
         self.names = list(names)
@@ -43,8 +43,9 @@ class Scorer:
         self.labels = _labels(self.names, self.functions)
         self.environment_timeout = environment_timeout
         self.environment = environment  # whether what an environment gives its rollout counts
+        self.max_completion_length = max_completion_length  # a column, for rewards that ask how long a completion may be
         self.overlong = overlong  # (longest completion, tokens before its end where the penalty begins)
-        apart = [timeout > 0 and found is None and (n == "task" or n not in BUILT_IN and not n.startswith("freedive.")) for n, found in zip(names, learned)]
+        apart = [timeout > 0 and found is None and (n in ("task", "cosine") or n not in BUILT_IN and not n.startswith("freedive.")) for n, found in zip(names, learned)]
         self._workers = [Workers(n, workers, timeout) if a else None for n, a in zip(names, apart)]
 
     def __call__(self, rollouts: list[Rollout], rows: Sequence[dict[str, Any]], group: int = 1) -> list[Rollout]:
@@ -56,6 +57,8 @@ class Scorer:
         Raises UserError when a function fails.
         """
         prompts, completions, ids, columns = _arguments(rollouts, rows)
+        if self.max_completion_length is not None:
+            columns = {"max_completion_length": [self.max_completion_length] * len(rollouts), "lengths": [r.length for r in rollouts], **columns}
         values: dict[str, list[float]] = {}
         metrics: dict[str, float] = {}
         for label, function, workers in zip(self.labels, self.functions, self._workers, strict=True):

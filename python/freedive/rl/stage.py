@@ -29,7 +29,7 @@ from freedive.runs import Artefact, UserError, function_file, json_line, progres
 from freedive.tokenizer import Tokenizer, encode_documents
 from freedive.train import Documents, PackedLoader, learning_rate, restore
 
-from .config import RLConfig, check
+from .config import RLConfig, check, unused
 from .environments import find_environment, schema, tools_of
 from .episodes import Episodes
 from .evaluate import evaluate, keep_shown, scalars
@@ -46,8 +46,10 @@ __all__ = ["Learner", "Problem", "RLConfig", "evaluate", "read_problems", "run"]
 def run(c: RLConfig) -> Path:
     """Train; returns the folder written. Raises UserError for input that cannot be used."""
     c = replace(c, model=c.start, path=None)
-    check(c)
+    spec = check(c)
     check_weights(c.weights)
+    if ignored := unused(c, spec):
+        print(f"note: these change nothing in this run: {'; '.join(ignored)}")
     sequences = c.prompts_per_step * c.num_generations
     print(f"{c.prompts_per_step} problems x {c.num_generations} completions = {sequences} sequences a step, {c.steps} steps, {c.algorithm}")
     if c.dry_run:
@@ -98,12 +100,12 @@ class _Practice:
 def _load(c: RLConfig) -> _Practice:
     """Everything loaded and checked. Raises UserError."""
     spec = check(c)
-    where: dict[str, Any] = {"threads": c.threads, "device": c.device, "dtype": c.dtype, "loaded": {}}  # of reward models; all three scorers have the same
+    where: dict[str, Any] = {"threads": c.threads, "device": c.device, "dtype": c.dtype, "max_completion_length": c.max_completion_length, "loaded": {}}  # reward models: all three scorers have the same
     timeout = 0.0 if c.environment else c.reward_timeout  # instances of environments live in this process
     scorer = Scorer(c.rewards, c.reward_weights, timeout=timeout, workers=c.reward_workers, overlong=(c.max_completion_length, c.overlong_cache) if c.overlong_cache else None,
                     environment_timeout=c.reward_timeout, missing_eos_penalty=c.missing_eos_penalty, **where)  # fmt: skip
     other = c.eval_reward or c.gold_reward
-    judge = Scorer([other] if other else c.rewards[:1], timeout=timeout, workers=c.reward_workers, environment_timeout=c.reward_timeout, environment=not other, **where)
+    judge = Scorer(c.judged_by, timeout=timeout, workers=c.reward_workers, environment_timeout=c.reward_timeout, environment=not other, **where)
     gold = Scorer([c.gold_reward], timeout=timeout, workers=c.reward_workers, environment_timeout=c.reward_timeout, environment=False, **where) if c.gold_reward else None
     factory = find_environment(c.environment) if c.environment else None
     if factory is not None and not c.rewards and not hasattr(factory(), "get_reward"):

@@ -1,11 +1,12 @@
 """`freedive generate best`: several answers to each question, and the one that a reward likes best: RLHF without training (talk 4.4).
 
 How far that is from the model itself is known: KL = ln n - (n - 1)/n nats (objectives.best_of_n_kl). The reward is any of `freedive rl`: a reward model's
-folder, `judge:WHO`, or a function.
+folder, `judge:WHO`, or a function. With --jsonl and --least the lines are rows for `freedive sft`: what the model said best, to be learned ("RFT").
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -30,15 +31,16 @@ class BestConfig:
     """Answer questions n times, and tell the answer with the highest reward."""
 
     model: Path = option(help="the assistant: a folder, a .gguf file", positional=True)
-    reward: str = option(help="a reward model's folder, judge:MODEL, file.py:function or package.module:function")
+    reward: str = option(help="a reward model's folder, judge:MODEL, file.py:function or package.module:function; task, answer or another built-in of freedive rl")
     adapter: Path | None = option(None, ADAPTER_HELP)
     prompt: list[str] = option([], "questions")
-    file: Path | None = option(None, 'JSONL of questions: {"prompt": text or messages}; other keys go to the reward')
+    file: Path | None = option(None, 'JSONL of questions: {"prompt": text or messages}; other keys go to the reward, and with --jsonl into the line')
     n: int = option(8, "answers to choose from")
     max_new_tokens: int = option(256, "longest answer, in tokens")
     temperature: float = option(1.0, "of sampling")
     seed: int = option(0, "of sampling")
-    jsonl: bool = option(False, "print one JSON object a question: the best answer, its reward, and all of them")
+    jsonl: bool = option(False, "print one JSON object a question: prompt and completion (the best answer), its reward, and all answers; freedive sft reads such lines")
+    least: float | None = option(None, "leave out questions whose best answer has less than this reward, for example 1 where 1 is right; how many is told")
     threads: int | None = option(None, "CPU threads (default: all)")
     weights: str = option("auto", WEIGHTS_HELP)
     dtype: str = option("float32", DTYPE_HELP)
@@ -65,19 +67,27 @@ def run(c: BestConfig) -> int:
             rows.append(row)
     if not rows:
         raise UserError("no question was given", hint='--prompt "Tell me a joke about a pelican."')
-    with closing(Scorer([c.reward], threads=c.threads)) as scorer:
+    if c.least is not None and not np.isfinite(c.least):
+        raise UserError(f"least is {c.least}; it must be a number")
+    left_out = 0
+    with closing(Scorer([c.reward], threads=c.threads, max_completion_length=c.max_new_tokens)) as scorer:
         lm = load(c.model, threads=c.threads, dtype=c.dtype, weights=c.weights, adapter=c.adapter)
         problems = rendered(rows, lm.tokenizer)
         for at in range(0, len(problems), 32):
             for problem, (best, group) in zip(problems[at : at + 32], best_of(lm, scorer, problems[at : at + 32], c.n, c.max_new_tokens, c.temperature, c.seed + at)):
+                if c.least is not None and not group[best].reward >= c.least:  # NaN: no reward at all
+                    left_out += 1
+                    continue
                 _print(c, problem.row, best, group)
+    if left_out:
+        print(f"{left_out:,} of {len(rows):,} questions have no answer with a reward of {c.least:g}", file=sys.stderr)
     return 0
 
 
 def _print(c: BestConfig, row: dict[str, Any], best: int, group: list[Rollout]) -> None:
     number = lambda r: None if np.isnan(r.reward) else r.reward
     if c.jsonl:
-        told = {"prompt": row["prompt"], "text": group[best].text, "reward": number(group[best]), "n": c.n, "kl": best_of_n_kl(c.n), "answers": [{"text": r.text, "reward": number(r)} for r in group]}
+        told = {**row, "completion": group[best].text, "reward": number(group[best]), "n": c.n, "kl": best_of_n_kl(c.n), "answers": [{"text": r.text, "reward": number(r)} for r in group]}
         print(json_line(told).decode().rstrip("\n"), flush=True)
         return
     rewards = [r.reward for r in group if not np.isnan(r.reward)]
