@@ -79,6 +79,7 @@ struct Stores {
   Bulk pending[MOST_STORES];
   int n = 0, groups = 0;
   unsigned thread = 0;
+  char done;  // an edge from stores carried out, early ones too, to the thread that waits
 };
 constexpr int MOST_STORERS = 8;
 Stores storers[MOST_STORERS];  // threads that store, in order of appearance
@@ -126,7 +127,7 @@ void carry_out_load(Bulk& b) {
   leave_engine();
 }
 
-void carry_out_store(Bulk& b) {
+void carry_out_store(Stores& by, Bulk& b) {
   enter_engine(TMA_ENGINE);
   acquire(&b.edge);
   for_pieces(b, [](uint32_t address, char* element, uint32_t skip, uint32_t bytes) {
@@ -135,7 +136,7 @@ void carry_out_store(Bulk& b) {
     note_write(element, bytes);
     copy_bytes(element, async_view(address, 16) + skip, bytes);
   });
-  release_edge(&b.edge);
+  release_edge(&by.done);
   leave_engine();
 }
 
@@ -382,7 +383,7 @@ void tma_store_2d(const CUtensorMap* map, const void* from, int x, int y, const 
   Bulk& kept = mine.pending[mine.n] = b;
   release_edge(&kept.edge);
   if (copies_are_early())
-    carry_out_store(kept);
+    carry_out_store(mine, kept);
   else
     ++mine.n;
 }
@@ -394,13 +395,13 @@ void bulk_wait(int n, const char*, int) {
   int kept = 0;
   for (int i = 0; i < mine.n; ++i) {
     if (mine.pending[i].group < mine.groups - n) {
-      carry_out_store(mine.pending[i]);
-      acquire(&mine.pending[i].edge);
+      carry_out_store(mine, mine.pending[i]);
     } else {
       mine.pending[kept++] = mine.pending[i];
     }
   }
   mine.n = kept;
+  acquire(&mine.done);
 }
 
 // ---- wgmma ----------------------------------------------------------------------------------------------------------------
