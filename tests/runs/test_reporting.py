@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import json
+import signal
 import struct
+import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,11 +118,17 @@ def test_tensorboards_own_reader(here: Path):
 
 def test_wandb_offline_goes_on_in_one_run_without_doubles(here: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("wandb", reason="needs wandb: pip install 'freedive[report]'")
-    from wandb.proto import wandb_internal_pb2
-
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(here))
     stopped_and_gone_on(Toy(report_to="wandb"))
+    ids, found = offline_runs()
+    assert len(ids) == 1 and close(found, wanted())
+
+
+def offline_runs() -> tuple[set[str], dict[str, list[tuple[int, float]]]]:
+    """(ids, metrics) of wandb's files, by a reader of our own."""
+    from wandb.proto import wandb_internal_pb2
+
     found: dict[str, list[tuple[int, float]]] = {}
     ids = set()
     for path in sorted(Path("wandb").glob("offline-run-*/*.wandb"), key=lambda p: p.stat().st_mtime_ns):
@@ -129,25 +139,95 @@ def test_wandb_offline_goes_on_in_one_run_without_doubles(here: Path, monkeypatc
                 continue
             row = {("/".join(i.nested_key) or i.key): json.loads(i.value_json) for i in record.history.item}
             for key, value in row.items():
-                if not key.startswith("_"):
-                    found.setdefault(key, []).append((row.get("_step", record.history.step.num), value))
-    assert len(ids) == 1 and close({k: sorted(v) for k, v in found.items()}, wanted())
+                if not key.startswith("_") and key != "step":
+                    found.setdefault(key, []).append((row["step"], value))
+    return ids, {k: sorted(v) for k, v in found.items()}
 
 
 def test_trackio_goes_on_in_one_run_without_doubles(here: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TRACKIO_DIR", str(here / "trackio"))
     pytest.importorskip("trackio", reason="needs trackio: pip install 'freedive[report]'")
-    from trackio.sqlite_storage import SQLiteStorage
-
     monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", here / "trackio", raising=False)
     stopped_and_gone_on(Toy(report_to="trackio"))
+    assert close(local_database(), wanted())
+
+
+def local_database() -> dict[str, list[tuple[int, float]]]:
+    from trackio.sqlite_storage import SQLiteStorage
+
     [name] = SQLiteStorage.get_runs("freedive")
     found: dict[str, list[tuple[int, float]]] = {}
     for row in SQLiteStorage.get_logs("freedive", name):
         for key, value in row.items():
             if key not in ("step", "timestamp"):
                 found.setdefault(key, []).append((row["step"], value))
-    assert close(found, wanted())
+    return found
+
+
+KILLED = """
+import os, signal, sys, time
+sys.path.insert(0, {folder!r})
+from freedive.runs import Artefact
+from test_reporting import Toy, train
+log = Artefact.log
+def dying(self, **numbers):
+    log(self, **numbers)
+    if numbers["step"] == int(sys.argv[2]):
+        time.sleep(float(sys.argv[3]))
+        os.kill(os.getpid(), signal.SIGKILL)
+Artefact.log = dying
+train(Toy(report_to=sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_kill_loses_no_line_and_doubles_none(here: Path, name: str, monkeypatch: pytest.MonkeyPatch):
+    """kill -9 before and after the service has written what it was handed: it is asked what it holds, and gets the rest."""
+    pytest.importorskip(name, reason=f"needs {name}: pip install 'freedive[report]'")
+    for key, value in {"WANDB_MODE": "offline", "WANDB_DIR": str(here), "TRACKIO_DIR": str(here / "trackio")}.items():
+        monkeypatch.setenv(key, value)
+    if name == "trackio":
+        monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", here / "trackio", raising=False)
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)  # of this process's earlier runs: each process that is killed has its own
+    for at, pause in ((2, 0.0), (5, 2.0), (8, 0.0)):
+        run = subprocess.run([sys.executable, "-c", KILLED.format(folder=str(Path(__file__).parent)), name, str(at), str(pause)], capture_output=True, text=True, timeout=120)
+        assert run.returncode == -signal.SIGKILL, run.stderr
+    train(Toy(report_to=name))
+    ids, found = offline_runs() if name == "wandb" else ({""}, local_database())
+    assert len(ids) == 1 and close(found, wanted())
+
+
+def test_wandbs_server_says_how_many_lines_it_has(here: Path, monkeypatch: pytest.MonkeyPatch):
+    """A stand-in for the server, which kept three of the five lines that it was handed before a kill: it gets the others, and no line of the three."""
+    kept: dict[int, dict[str, float]] = {}
+
+    class Run:
+        offline = False
+
+        def __init__(self) -> None:
+            self.step = max(kept, default=-1) + 1
+
+        def define_metric(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def log(self, row: dict[str, float], step: int, commit: bool) -> None:
+            assert commit and step not in kept
+            kept[step] = row
+
+        def finish(self, exit_code: int) -> None:
+            pass
+
+    module = types.ModuleType("wandb")
+    module.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    module.init, module.Settings = lambda **_: Run(), lambda **_: None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    with pytest.raises(KeyboardInterrupt):
+        train(Toy(report_to="wandb"), 5)
+    assert sorted(kept) == [1, 2, 3, 4, 5]
+    for lost in (4, 5):
+        del kept[lost]
+    train(Toy(report_to="wandb"))
+    assert sorted(kept) == list(range(1, 12)) and [kept[i]["step"] for i in range(1, 12)] == [*range(1, 11), 10] and kept[5]["loss"] == 1 / 5 and kept[11] == {"step": 10, "eval/pass@1": 0.5}
 
 
 @pytest.mark.parametrize("name, package", [("tensorboard", "tensorboardX"), ("wandb", "wandb"), ("trackio", "trackio")])
@@ -175,7 +255,10 @@ def test_a_reporter_that_fails_does_not_stop_the_training(here: Path, monkeypatc
         def __init__(self, *_: Any) -> None:
             pass
 
-        def log(self, step: int, numbers: dict[str, float]) -> None:
+        def held(self) -> int | None:
+            return None
+
+        def log(self, line: int, step: int, numbers: dict[str, float]) -> None:
             raise ConnectionError("gone")
 
     monkeypatch.setitem(reporting.PACKAGES, "broken", "json")

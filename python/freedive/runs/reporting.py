@@ -1,8 +1,9 @@
 """Where metrics go besides metrics.jsonl: TensorBoard, Weights & Biases, Trackio, by `--report-to tensorboard,wandb,trackio` (TRL's name).
 
-metrics.jsonl is the truth and the others are views of it: every line is one call, with the keys it has there and its `step`. So a run that is resumed goes
-on in the same run of theirs and no line comes twice: TensorBoard's event files are written anew from metrics.jsonl, and for services the number of lines
-that they have got is kept beside the checkpoints (the same line comes out again, bit for bit, after a resume; it is not sent again).
+metrics.jsonl is the truth and the others are views of it: every line with numbers is one call, with the keys it has there and its `step`. So a run that is
+resumed goes on in the same run of theirs, and every line is there once (it comes out again, bit for bit, after a resume): TensorBoard's event files are written
+anew from metrics.jsonl, and services are asked how many lines they hold, for what was handed to them when the process was killed may have got lost in their
+queues. Only where they cannot say is it the number that was handed to them, which is kept beside the checkpoints.
 
 A package that is missing, or a service that cannot be begun, is an error before any training; one that fails later is told once and left alone.
 """
@@ -13,6 +14,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import struct
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
@@ -35,7 +37,11 @@ class Reporter(Protocol):
 
     keeps: bool  # what it got before a kill it still has: only new lines are sent
 
-    def log(self, step: int, numbers: dict[str, float]) -> None: ...
+    def held(self) -> int | None:
+        """How many lines it has got from earlier processes; None if it cannot say."""
+        ...
+
+    def log(self, line: int, step: int, numbers: dict[str, float]) -> None: ...
 
     def close(self, failed: bool) -> None: ...
 
@@ -62,26 +68,35 @@ def reporting(run: Artefact, names: Sequence[str], config: Any) -> Iterator[None
     told: dict[str, Any] = read_json(path) if path.is_file() else {}
     lines = _lines(run.work / "metrics.jsonl")
     made: dict[str, Reporter] = {}
-    failed = True
+    failed, count = True, 0  # lines with numbers so far
     try:
         for name in names:
             state = told.setdefault(name, {"id": uuid.uuid4().hex[:12], "lines": 0})
             write_json_atomic(path, told)
             made[name] = _begin(name, run.out, state["id"], config)
+            if (held := _held(made[name])) is not None:
+                state["lines"] = held
 
         def report(number: int, row: dict[str, Any]) -> None:
+            nonlocal count
+            numbers = _numbers(row)
+            if not numbers:
+                return
+            count += 1
             for name, reporter in list(made.items()):
-                if reporter.keeps and number <= told[name]["lines"]:
+                if reporter.keeps and count <= told[name]["lines"]:
                     continue
                 try:
-                    reporter.log(int(row.get("step") or 0), _numbers(row))
+                    reporter.log(count, int(row.get("step") or 0), numbers)
                 except Exception as error:  # theirs: a network, a full disk. Training goes on
                     print(f"note: {name} fails, and gets nothing more of this run: {type(error).__name__}: {error}", file=sys.stderr)
                     del made[name]
                     continue
-                told[name]["lines"] = number
+                told[name]["lines"] = count
             if any(r.keeps for r in made.values()) and path.parent.is_dir():
-                path.write_text(json.dumps(told))  # not forced to disk: a power cut may send a line again, under the same step
+                temporary = path.with_name(path.name + ".new")  # whole or not at all, but not forced to disk
+                temporary.write_text(json.dumps(told))
+                os.replace(temporary, path)
 
         for number, row in enumerate(lines, 1):
             report(number, row)
@@ -94,6 +109,14 @@ def reporting(run: Artefact, names: Sequence[str], config: Any) -> Iterator[None
                 reporter.close(failed)
             except Exception as error:
                 print(f"note: {name} could not be ended: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def _held(reporter: Reporter) -> int | None:
+    try:
+        return reporter.held()
+    except Exception as error:  # their inner workings, which may change
+        print(f"note: {type(error).__name__} when it was asked what it holds: {error}", file=sys.stderr)
+        return None
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -126,7 +149,10 @@ class _TensorBoard:
             old.unlink()
         self._writer = FileWriter(str(folder), flush_secs=10)
 
-    def log(self, step: int, numbers: dict[str, float]) -> None:
+    def held(self) -> None:
+        return None
+
+    def log(self, line: int, step: int, numbers: dict[str, float]) -> None:
         from tensorboardX.proto.summary_pb2 import Summary  # SummaryWriter.add_scalar would rename pass@1
 
         self._writer.add_summary(Summary(value=[Summary.Value(tag=key, simple_value=value) for key, value in numbers.items()]), step)
@@ -146,12 +172,42 @@ class _Wandb:
         folder = os.environ.get("WANDB_DIR") or str(out.parent)
         self._run = wandb.init(project=os.environ.get("WANDB_PROJECT", PROJECT), name=out.name, id=id, resume="allow", config=config, dir=folder,
                                settings=wandb.Settings(console="off", silent=True))  # fmt: skip
+        self._run.define_metric("*", step_metric="step")
+        self._files = sorted(Path(folder).glob(f"*wandb/offline-run-*-{id}*/*.wandb"))  # of each process, this one too; -1 where two began in one second
 
-    def log(self, step: int, numbers: dict[str, float]) -> None:
-        self._run.log(numbers, step=step)
+    def held(self) -> int | None:
+        if not self._run.offline:
+            return max(0, int(self._run.step) - 1)  # the server's: its last step and one
+        lines = [line for path in self._files for line in _offline_lines(path.read_bytes())]
+        return max(lines, default=0 if len(self._files) > 1 else None)  # this process's alone: there was none before, or they were synchronised and removed
+
+    def log(self, line: int, step: int, numbers: dict[str, float]) -> None:
+        """Their step is the line's number, so that they have each once and all of them, also two of one step; curves are drawn over `step`."""
+        self._run.log({"step": step, **numbers}, step=line, commit=True)
 
     def close(self, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))
+
+
+def _offline_lines(data: bytes) -> Iterator[int]:
+    """Steps of the history that an offline run's file holds: 7 bytes, then records in LevelDB's form (blocks of 32 KiB; checksum, length, kind: 1 whole, 2 first,
+    3 middle, 4 last), as far as they are whole."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    at, whole = 7, b""
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        size, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+        if not 1 <= kind <= 4 or at + 7 + size > len(data):
+            return
+        whole = (b"" if kind in (1, 2) else whole) + data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):
+            record = Record.FromString(whole)
+            if record.WhichOneof("record_type") == "history":
+                yield record.history.step.num or next((int(i.value_json) for i in record.history.item if "_step" in (i.key, *i.nested_key)), 0)
 
 
 class _Trackio:
@@ -162,11 +218,18 @@ class _Trackio:
     def __init__(self, out: Path, id: str, config: dict[str, Any]):
         import trackio
 
-        self._trackio = trackio
+        self._project, self._name = os.environ.get("TRACKIO_PROJECT", PROJECT), f"{out.name}-{id}"
         with contextlib.redirect_stdout(sys.stderr):
-            self._run = trackio.init(project=os.environ.get("TRACKIO_PROJECT", PROJECT), name=f"{out.name}-{id}", config=config, resume="allow", embed=False)
+            self._run = trackio.init(project=self._project, name=self._name, config=config, resume="allow", embed=False)
 
-    def log(self, step: int, numbers: dict[str, float]) -> None:
+    def held(self) -> int | None:
+        if any(os.environ.get(name) for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")):
+            return None  # its database is elsewhere
+        from trackio.sqlite_storage import SQLiteStorage
+
+        return len(SQLiteStorage.get_logs(self._project, self._name))
+
+    def log(self, line: int, step: int, numbers: dict[str, float]) -> None:
         self._run.log(numbers, step=step)
 
     def close(self, failed: bool) -> None:
