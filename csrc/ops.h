@@ -233,6 +233,25 @@ typedef struct {
   // ops have ended when they return (CPU).
   void* (*allocate)(size_t bytes);
   void (*release)(void* memory);
+  // What only devices with memory of their own have (else NULL).
+  // Memory of the kernels alone, zero-filled, given back by release: the host reaches it by copy and clear. NULL: none left.
+  void* (*allocate_private)(size_t bytes);
+  size_t (*free_memory)(void);
+  // Memory of the host that copies are made from and to (pinned), so that they run while others work.
+  void* (*allocate_host)(size_t bytes);
+  void (*release_host)(void* memory);
+  // A queue of ops and copies (fd_context.stream), done in order; several of them side by side.
+  void* (*open_stream)(void);
+  void (*close_stream)(void* stream);
+  // In order with the ops of the context's stream, as they are. A side that is the host's is memory of allocate_host, and is left alone until it is done.
+  void (*copy)(fd_context*, void* to, const void* from, size_t bytes);
+  void (*clear)(fd_context*, void* memory, size_t bytes);
+  // Marks: all that the context's stream was given before. follow: its later work waits for the mark. reach: the host does; NULL or a sentence, as synchronize.
+  void* (*open_mark)(void);
+  void (*close_mark)(void* mark);
+  void (*mark)(fd_context*, void* mark);
+  void (*follow)(fd_context*, void* mark);
+  const char* (*reach)(void* mark);
   // Waits for every op called with this context: the host may touch device memory after it and before the next op. Returns NULL, or a sentence
   // about the first op that failed since the last call.
   const char* (*synchronize)(fd_context*);

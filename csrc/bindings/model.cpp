@@ -158,10 +158,22 @@ void bind_model(py::module_& m) {
       },
       py::arg("config"), py::arg("threads"), py::arg("max_tokens"), py::arg("max_seqs"), py::arg("trainable"),
       py::arg("adapter") = py::none(), py::arg("device") = "cpu", py::arg("recompute") = "none");
+  m.def("free_memory", [](const std::string& device) -> std::optional<size_t> {  // of a device that has its own
+    const fd_device_table* d = require_device(device);
+    return d->free_memory == nullptr ? std::nullopt : std::optional<size_t>(d->free_memory());
+  });
   m.def("parameter_table", [](const py::dict& config) { return table_of(ParameterTable(config_from(config)).rows); });
   m.def("adapter_table", [](const py::dict& config, const py::dict& adapter) {
     return table_of(AdapterTable(config_from(config), adapter_from(adapter)).rows);
   });
+
+  py::class_<Snapshot, std::shared_ptr<Snapshot>>(m, "Snapshot")
+      .def("wait", &Snapshot::wait, py::call_guard<py::gil_scoped_release>())
+      .def("array", [](py::object self, int i) {  // 0: trained parameters, 1 and 2: moments
+        const auto& s = self.cast<const Snapshot&>();
+        if (i < 0 || i >= s.arrays) throw py::value_error("a snapshot has " + std::to_string(s.arrays) + " arrays");
+        return py::array_t<float>({static_cast<py::ssize_t>(s.floats)}, {sizeof(float)}, s.memory.floats() + i * s.floats, self);
+      });
 
   py::class_<KVCache>(m, "KVCache").def_readonly("blocks", &KVCache::blocks);
 
@@ -184,6 +196,10 @@ void bind_model(py::module_& m) {
       .def("buffer",
            [](py::object self, const std::string& which) {
              auto& d = self.cast<PyDecoder&>().decoder;
+             {
+               Alone alone(self.cast<PyDecoder&>());
+               d.finish();
+             }
              if (which != "parameters" && which != "adapter" && !d.trainable())
                throw py::value_error("this model was made with trainable=False");
              if (which == "adapter" && !d.frozen()) throw py::value_error("this model has no adapter");
@@ -199,6 +215,16 @@ void bind_model(py::module_& m) {
            [](PyDecoder& d, bool on) {
              Alone alone(d);
              d.decoder.use_adapter(on);
+           })
+      .def("snapshot",
+           [](PyDecoder& d) {
+             Alone alone(d);
+             return d.decoder.snapshot();
+           })
+      .def("finish",
+           [](PyDecoder& d) {
+             Alone alone(d);
+             d.decoder.finish();
            })
       .def("touch", [](PyDecoder& d) { d.decoder.touch(); })
       .def("reserve_packed", [](PyDecoder& d, size_t bytes) { d.decoder.reserve_packed(bytes); })

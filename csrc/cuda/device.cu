@@ -2,6 +2,7 @@
 // (csrc/core/plugin.h), so that nothing of CUDA is needed to import it.
 #include "device.h"
 
+#include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <string>
@@ -16,9 +17,12 @@ fd_variant all_variants[CAPACITY];
 fd_device_table table;
 std::string first_error, told_error;
 std::mutex error_in_use;
+constexpr uint64_t LAUNCHED = 8;
+const char* launched[LAUNCHED];  // since the last wait
+uint64_t n_launched = 0;
 
-// Memory that kernels and the host both see: parameters, batches and outputs are read and written by Python without copies of our own. The host
-// may touch it after synchronize() only.
+// Memory that kernels and the host both see: parameters, gradients and moments, which Python reads and writes as arrays. The host may touch it after
+// synchronize() only.
 void* allocate(size_t bytes) {
   void* memory = nullptr;
   if (cudaMallocManaged(&memory, bytes, cudaMemAttachGlobal) != cudaSuccess) {
@@ -29,17 +33,81 @@ void* allocate(size_t bytes) {
   return memory;
 }
 
-void release(void* memory) { cudaFree(memory); }
+// All the rest: it never moves, and no page of it is ever looked for.
+void* allocate_private(size_t bytes) {
+  void* memory = nullptr;
+  if (cudaMalloc(&memory, bytes) != cudaSuccess) {
+    cudaGetLastError();
+    return nullptr;
+  }
+  cudaMemsetAsync(memory, 0, bytes, nullptr);
+  cudaStreamSynchronize(nullptr);
+  return memory;
+}
 
-const char* synchronize(fd_context* ctx) {
-  const cudaError_t e = cudaStreamSynchronize(static_cast<cudaStream_t>(ctx->stream));
-  if (e != cudaSuccess) record_error("a kernel", cudaGetErrorString(e));
+size_t free_memory() {
+  size_t free = 0, total = 0;
+  return cudaMemGetInfo(&free, &total) == cudaSuccess ? free : 0;
+}
+
+void* allocate_host(size_t bytes) {
+  void* memory = nullptr;
+  if (cudaMallocHost(&memory, bytes) == cudaSuccess) return memory;
+  cudaGetLastError();
+  return nullptr;
+}
+
+void release(void* memory) { cudaFree(memory); }
+void release_host(void* memory) { cudaFreeHost(memory); }
+
+// ---- streams and marks -------------------------------------------------------------------------------------------------
+cudaStream_t stream_of(const fd_context* ctx) { return static_cast<cudaStream_t>(ctx->stream); }
+
+void check(cudaError_t e, const char* what) {
+  if (e != cudaSuccess) record_error(what, cudaGetErrorString(e));
+}
+
+void* open_stream() {
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream");
+  return stream;
+}
+void close_stream(void* stream) {
+  cudaStreamSynchronize(static_cast<cudaStream_t>(stream));
+  cudaStreamDestroy(static_cast<cudaStream_t>(stream));
+}
+void copy(fd_context* ctx, void* to, const void* from, size_t bytes) {
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_of(ctx)), ("a copy of " + std::to_string(bytes) + " bytes").c_str());
+}
+void clear(fd_context* ctx, void* memory, size_t bytes) {
+  check(cudaMemsetAsync(memory, 0, bytes, stream_of(ctx)), ("clearing " + std::to_string(bytes) + " bytes").c_str());
+}
+void* open_mark() {
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "an event");
+  return event;
+}
+void close_mark(void* mark) { cudaEventDestroy(static_cast<cudaEvent_t>(mark)); }
+void mark(fd_context* ctx, void* mark) { check(cudaEventRecord(static_cast<cudaEvent_t>(mark), stream_of(ctx)), "recording an event"); }
+void follow(fd_context* ctx, void* mark) { check(cudaStreamWaitEvent(stream_of(ctx), static_cast<cudaEvent_t>(mark), 0), "waiting for an event"); }
+
+// What a wait found. Kernels run later than they are launched: of an error that shows here all that is known is which were under way.
+const char* told(cudaError_t e) {
   std::lock_guard<std::mutex> lock(error_in_use);
+  if (e != cudaSuccess && first_error.empty()) {
+    first_error = std::string(cudaGetErrorString(e)) + ", in one of:";
+    for (uint64_t i = n_launched; i > 0 && i + LAUNCHED > n_launched; --i) first_error += std::string(i == n_launched ? " " : ", ") + launched[(i - 1) % LAUNCHED];
+    first_error += " (the last first); FREEDIVE_CUDA_SYNC=1 waits after each and names it";
+  }
+  n_launched = 0;
   if (first_error.empty()) return nullptr;
   told_error.swap(first_error);
   first_error.clear();
   return told_error.c_str();
 }
+
+const char* synchronize(fd_context* ctx) { return told(cudaStreamSynchronize(stream_of(ctx))); }
+const char* reach(void* mark) { return told(cudaEventSynchronize(static_cast<cudaEvent_t>(mark))); }
 
 double peak_run(fd_context*, int64_t, int64_t) { return 0.0; }
 
@@ -73,6 +141,11 @@ const fd_device_table* assemble() {
   table.allocate = allocate;
   table.release = release;
   table.synchronize = synchronize;
+  table.allocate_private = allocate_private, table.free_memory = free_memory;
+  table.allocate_host = allocate_host, table.release_host = release_host;
+  table.open_stream = open_stream, table.close_stream = close_stream;
+  table.copy = copy, table.clear = clear;
+  table.open_mark = open_mark, table.close_mark = close_mark, table.mark = mark, table.follow = follow, table.reach = reach;
   return &table;
 }
 
@@ -81,6 +154,19 @@ const fd_device_table* assemble() {
 void record_error(const char* op, const char* what) {
   std::lock_guard<std::mutex> lock(error_in_use);
   if (first_error.empty()) first_error = std::string(op) + ": " + what;
+}
+
+void note_launch(const char* op) {
+  std::lock_guard<std::mutex> lock(error_in_use);
+  launched[n_launched++ % LAUNCHED] = op;
+}
+
+bool wait_after_each() {
+  static const bool wanted = [] {
+    const char* value = std::getenv("FREEDIVE_CUDA_SYNC");
+    return value != nullptr && *value != 0 && std::strcmp(value, "0") != 0;
+  }();
+  return wanted;
 }
 
 }  // namespace freedive::cuda

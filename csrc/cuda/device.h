@@ -28,6 +28,8 @@ int64_t quantized_row(int64_t C, int64_t type);
 
 // The first error since the last synchronize() is kept.
 void record_error(const char* op, const char* what);
+void note_launch(const char* op);  // to be named when a later wait fails
+bool wait_after_each();            // FREEDIVE_CUDA_SYNC: every launch is waited for, so that an error names its kernel
 
 #define FD_VARIANT_LIST(family, ...)                                  \
   VariantList family##_variants() {                                   \

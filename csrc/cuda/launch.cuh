@@ -6,10 +6,12 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
+#include <string>
 #include <utility>
 
 #include "../core/context.h"
 #include "../ops.h"
+#include "describe.h"
 #include "device.h"
 
 #ifdef FREEDIVE_CUDA_EMULATION
@@ -55,21 +57,31 @@ void launch_shared(fd_context* ctx, const char* op, int64_t blocks, int threads,
   static_assert(sizeof...(Parameters) == sizeof...(Arguments), "as many arguments as the kernel takes");
   if (blocks <= 0) return;
   const dim3 grid(static_cast<unsigned>(blocks)), block(static_cast<unsigned>(threads));
+  const auto stream = static_cast<cudaStream_t>(ctx == nullptr ? nullptr : ctx->stream);
+  auto failed = [=](const char* what) {
+    std::string where = std::string(op) + ", " + std::to_string(blocks) + " blocks of " + std::to_string(threads) + (shared > 0 ? " with " + std::to_string(shared) + " bytes of shared memory" : "");
+    (describe(where, arguments), ...);
+    record_error(where.c_str(), what);
+  };
+  note_launch(op);
   if (shared > (48 << 10) && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)) != cudaSuccess) {
     cudaGetLastError();
-    return record_error(op, "a block needs more shared memory than this GPU has");
+    return failed("a block needs more shared memory than this GPU has");
   }
 #ifdef FREEDIVE_CUDA_EMULATION
-  (void)ctx;
-  try {
-    emu::launch({grid, block, shared}, kernel, std::forward<Arguments>(arguments)...);
-  } catch (const std::exception& e) {
-    record_error(op, e.what());
-  }
+  emu::enqueue(stream, [=] {
+    try {
+      emu::launch({grid, block, shared}, kernel, arguments...);
+    } catch (const std::exception& e) {
+      failed(e.what());
+    }
+  });
+  if (wait_after_each()) emu::synchronize(stream);
 #else
-  kernel<<<grid, block, shared, static_cast<cudaStream_t>(ctx->stream)>>>(static_cast<Parameters>(arguments)...);
-  const cudaError_t e = cudaGetLastError();
-  if (e != cudaSuccess) record_error(op, cudaGetErrorString(e));
+  kernel<<<grid, block, shared, stream>>>(static_cast<Parameters>(arguments)...);
+  cudaError_t e = cudaGetLastError();
+  if (e == cudaSuccess && wait_after_each()) e = cudaStreamSynchronize(stream);
+  if (e != cudaSuccess) failed(cudaGetErrorString(e));
 #endif
 }
 

@@ -197,6 +197,28 @@ void* allocate(size_t bytes) {
   return p;
 }
 
+void adopt(void* memory, size_t bytes) {
+  auto* p = static_cast<char*>(memory);
+  if (!asan()) fill_bytes(p + bytes, ZONE_BYTE, RED_ZONE);
+  poison(p + (bytes + 7) / 8 * 8, RED_ZONE);
+  std::lock_guard<std::mutex> lock(allocations_in_use);
+  allocations[reinterpret_cast<uintptr_t>(p)] = bytes;
+}
+
+void disown(void* memory) {
+  std::lock_guard<std::mutex> lock(allocations_in_use);
+  const auto found = allocations.find(reinterpret_cast<uintptr_t>(memory));
+  unpoison(static_cast<char*>(memory) + (found->second + 7) / 8 * 8, RED_ZONE);
+  allocations.erase(found);
+}
+
+bool is_device_memory(const void* pointer, size_t bytes) {
+  const auto p = reinterpret_cast<uintptr_t>(pointer);
+  std::lock_guard<std::mutex> lock(allocations_in_use);
+  auto after = allocations.upper_bound(p);
+  return after != allocations.begin() && (--after, p + bytes <= after->first + after->second);
+}
+
 void check_allocations() {
   if (asan()) return;
   std::lock_guard<std::mutex> lock(allocations_in_use);

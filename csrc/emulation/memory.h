@@ -12,6 +12,9 @@ void begin_block_memory();
 void end_block_memory();              // fails when something was written behind a shared array
 void check_allocations();              // the same of device memory
 void finish_copies(unsigned thread);  // of a thread that ends
+void adopt(void* memory, size_t bytes);  // memory of streams.cpp becomes the device's, with 64 bytes behind it
+void disown(void* memory);
+bool is_device_memory(const void* pointer, size_t bytes);
 bool copies_are_early();              // drawn for each, or as the options say
 
 

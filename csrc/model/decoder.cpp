@@ -275,8 +275,8 @@ void Decoder::trunk_forward(const BatchView& b, bool keep, const Cached* cached,
     ops_.embedding_forward(&ctx_, &e);
   }
   if (trace) {
+    get(trace->residual, act_[0].x, n_ * C * sizeof(float));
     settle();
-    std::memcpy(trace->residual, act_[0].x, n_ * C * sizeof(float));
   }
   for (int64_t i = 0; i <= last; ++i) {
     Activations& a = act_[keep ? i : 0];
@@ -313,7 +313,7 @@ void Decoder::trunk_backward(const float* dhidden) {
 
 void Decoder::forward(const BatchView& b, float temperature, bool keep, const TokenOutputs& out) {
   if (keep && !trainable_) throw std::logic_error("this model was made with trainable=False: use score()");
-  scalars_[0] = temperature;
+  put(scalars_, &temperature, sizeof temperature);
   trunk_forward(b, keep, nullptr);
   const int64_t C = config_.d_model;
   const TokenOutputs o = this->out(out);
@@ -335,9 +335,9 @@ void Decoder::forward(const BatchView& b, float temperature, bool keep, const To
                            compute_};
     ops_.head_forward(&ctx_, &h);
   }
+  move(final_lse_, o.lse, n_ * sizeof(float));
+  move(final_entropy_, o.entropy, n_ * sizeof(float));
   settle();
-  std::memcpy(final_lse_, out.lse, n_ * sizeof(float));
-  std::memcpy(final_entropy_, out.entropy, n_ * sizeof(float));
 }
 
 void Decoder::backward(const float* dlogprobs, const float* dentropy, const float* dlse, const float* dhidden) {
@@ -377,13 +377,12 @@ void Decoder::backward(const float* dlogprobs, const float* dentropy, const floa
                             compute_};
     ops_.head_backward(&ctx_, &h);
   }
-  trunk_backward(in(dhidden, n_ * config_.d_model));
-  settle();
+  hand_over([&] { trunk_backward(in(dhidden, n_ * config_.d_model)); });
 }
 
 void Decoder::forward_backward(const BatchView& b, float temperature, const float* dlogprobs, const TokenOutputs& out) {
   if (!trainable_) throw std::logic_error("this model was made with trainable=False");
-  scalars_[0] = temperature;
+  put(scalars_, &temperature, sizeof temperature);
   trunk_forward(b, true, nullptr);
   const int64_t C = config_.d_model;
   const TokenOutputs o = this->out(out);
@@ -419,14 +418,17 @@ void Decoder::forward_backward(const BatchView& b, float temperature, const floa
                                     compute_};
     ops_.head_forward_backward(&ctx_, &h);
   }
-  trunk_backward();
+  hand_over([&] { trunk_backward(); });
+}
+
+void Decoder::hidden(float* out) {
+  get(out, final_, n_ * config_.d_model * sizeof(float));
   settle();
 }
 
-void Decoder::hidden(float* out) const { std::memcpy(out, final_, n_ * config_.d_model * sizeof(float)); }
-
 void Decoder::gather_hidden(const int32_t* rows, int64_t n_rows) {
   const int64_t C = config_.d_model;
+  if (has_own_memory()) return copy_rows(view(sampled_hidden_, n_rows, C), view(final_, n_, C), in(rows, n_rows));
   for (int64_t r = 0; r < n_rows; ++r) std::memcpy(sampled_hidden_ + r * C, final_ + rows[r] * C, C * sizeof(float));
 }
 
@@ -436,7 +438,6 @@ void Decoder::decode(KVCache& cache, const BatchView& b, const int32_t* past_len
   Cached cached{&cache, in(past_lens, b.n_seqs), in(block_table, b.n_seqs * blocks_per_seq), blocks_per_seq};
   use_packed_ = true;
   trunk_forward(b, false, &cached);
-  settle();
   const int64_t C = config_.d_model, V = config_.vocab_size;
   gather_hidden(rows, n_rows);
   tokens = out(tokens, n_rows), logprobs = out(logprobs, n_rows);
@@ -488,14 +489,14 @@ void Decoder::logits(const int32_t* rows, int64_t n_rows, float* out) {
 
 // ---- optimizer -------------------------------------------------------------------------------------------------
 
-void Decoder::zero_gradients() { std::memset(grads_.floats(), 0, trained_floats() * sizeof(float)); }
+void Decoder::zero_gradients() { zero(grads_.floats(), trained_floats() * sizeof(float)); }
 
 // One AdamW step on a range of the flat buffers; scalars_[1] holds the gradient norm.
 void Decoder::adamw_range(int64_t begin, int64_t size, const float hyper[8], bool decay) {
-  float* h = scalars_ + 8;
-  settle();  // the range before this one reads them
-  std::memcpy(h, hyper, 8 * sizeof(float));
-  if (!decay) h[4] = 0.0f;
+  float *h = scalars_ + 8, mine[8];
+  std::memcpy(mine, hyper, sizeof mine);
+  if (!decay) mine[4] = 0.0f;
+  put(h, mine, sizeof mine);
   fd_adamw_args a{view((frozen() ? adapter_params_ : params_).floats() + begin, size),
                   view(grads_.floats() + begin, size),
                   view(m_.floats() + begin, size),
@@ -508,13 +509,16 @@ void Decoder::adamw_range(int64_t begin, int64_t size, const float hyper[8], boo
 float Decoder::adamw(const float hyper[8]) {
   const int64_t total = trained_floats(), matrices = frozen() ? total : table_.matrix_floats;
   float* norm = scalars_ + 1;
+  let_snapshot_pass();
   fd_global_norm_args n{view(norm, 1), view(grads_.floats(), total)};
   ops_.global_norm(&ctx_, &n);
   adamw_range(0, matrices, hyper, true);  // matrices decay, vectors do not
   if (total > matrices) adamw_range(matrices, total - matrices, hyper, false);
   frozen() ? ++adapter_version_ : ++weight_version_;
+  float total_norm = 0.0f;
+  get(&total_norm, norm, sizeof total_norm);
   settle();
-  return *norm;
+  return total_norm;
 }
 
 }  // namespace freedive

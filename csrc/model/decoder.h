@@ -1,6 +1,7 @@
 // The decoder: configuration in, explicit forward and backward out. Knows ops.h only: whatever device fills the table
 // runs it. All memory is planned for capacities (max_tokens, max_seqs) and taken once.
 #pragma once
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <string>
@@ -31,11 +32,14 @@ struct PlanRow {
   size_t bytes;
 };
 
-// Zero-filled, 64-byte aligned memory: the device's where it has memory of its own, else page-lazy memory of the process.
+// Zero-filled, 64-byte aligned memory. Of a device with memory of its own: PRIVATE to the kernels, SHARED with the host (parameters, gradients, moments: Python's
+// arrays), or the HOST's, for copies (not zero). Elsewhere page-lazy memory of the process.
 class Buffer {
  public:
+  enum Kind { PRIVATE, SHARED, HOST };
   Buffer() = default;
-  explicit Buffer(size_t bytes, bool huge_pages = true, const fd_device_table* device = nullptr);
+  explicit Buffer(size_t bytes, bool huge_pages = true, const fd_device_table* device = nullptr, Kind kind = PRIVATE);
+  Buffer(void* part, size_t bytes) : data_(part), size_(bytes), borrowed_(true) {}  // of another buffer
   ~Buffer();
   Buffer(Buffer&& o) noexcept;
   Buffer& operator=(Buffer&& o) noexcept;
@@ -46,6 +50,7 @@ class Buffer {
  private:
   void* data_ = nullptr;
   size_t size_ = 0;
+  bool borrowed_ = false;
   void (*release_)(void*) = nullptr;  // the device's
 };
 
@@ -66,6 +71,19 @@ struct KVCache {
   Buffer key_scales, value_scales;  // of int8
 };
 
+// Trained parameters and the two moments of a moment, of the same number of floats each, for a checkpoint (snapshot.cpp).
+struct Snapshot {
+  Snapshot(const fd_device_table* device, int64_t floats, int arrays);
+  ~Snapshot();
+  Snapshot(const Snapshot&) = delete;
+  void wait() const;  // until it is whole; throws what the device tells. From any thread
+  const fd_device_table* device;
+  int64_t floats;
+  int arrays;
+  Buffer memory;
+  void* mark = nullptr;
+};
+
 // Rows of a weight in the type of their file, rearranged by quantized_pack.
 struct PackedRows {
   int64_t rows, type;  // ggml's number of the type
@@ -78,6 +96,8 @@ class Decoder {
   Decoder(const DecoderConfig& config, const fd_device_table* device, int threads, int64_t max_tokens, int64_t max_seqs,
           int64_t max_targets, bool trainable, int64_t compute, const float* cos, const float* sin,
           const AdapterConfig& adapter = {}, Recompute recompute = Recompute::NONE);
+  ~Decoder();
+  Decoder(const Decoder&) = delete;
 
   // What the constructor will take, without taking it.
   static std::vector<PlanRow> plan(const DecoderConfig& config, const fd_device_table* device, int threads, int64_t max_tokens,
@@ -108,9 +128,15 @@ class Decoder {
   // of the last forward(keep = true); dhidden [N, C]: what a head of the caller's own gives back to `hidden`. Null: zero.
   void backward(const float* dlogprobs, const float* dentropy, const float* dlse, const float* dhidden = nullptr);
   void forward_backward(const BatchView& b, float temperature, const float* dlogprobs, const TokenOutputs& out);
-  void hidden(float* out) const;  // final hidden states [N, C] of the last forward
+  void hidden(float* out);  // final hidden states [N, C] of the last forward
 
+  // What the optimizer's next step will change, as it is now. On a device it is copied on a stream of its own while later calls run; of those only the
+  // optimizer's next step waits for it, and finish().
+  std::shared_ptr<Snapshot> snapshot();
   void zero_gradients();
+  // forward_backward returns when its outputs are there, backward and zero_gradients when their work is queued. The host may look at parameters, gradients and
+  // moments after finish(), or any other call.
+  void finish();
   // hyper as in ops.h, without weight decay on vectors. Returns the gradient norm before clipping.
   float adamw(const float hyper[8]);
   // Muon on the matrices of the layers (hyper as in ops.h), AdamW on the rest: rows of adamw_hyper are for vectors, embeddings (a tied
@@ -119,7 +145,7 @@ class Decoder {
 
   KVCache new_cache(int64_t blocks, int32_t dtype) const;
   size_t cache_block_bytes(int32_t dtype) const;  // of all layers
-  void copy_block(KVCache& cache, int64_t from, int64_t to) const;  // keys and values of all layers
+  void copy_block(KVCache& cache, int64_t from, int64_t to);  // keys and values of all layers
   struct Sampling {
     const float *temperature, *top_p, *min_p;
     const int32_t* top_k;
@@ -162,7 +188,7 @@ class Decoder {
   struct Copies {
     fd_tensor q, k, v, out, lse, zero, dq, dk, dv, dout, cu_seqlens;
   };
-  void plan_shared(const int32_t* prefixes);
+  void plan_shared(const BatchView& b);
   Copies copies(const Piece& piece) const;
   void copy_rows(const fd_tensor& out, const fd_tensor& table, const int32_t* rows);
   void add_rows(const fd_tensor& table, const fd_tensor& from, const int32_t* rows);
@@ -188,8 +214,8 @@ class Decoder {
   void linear_backward(float* dx, const float* dout, const float* x, int64_t weight, int64_t bias, int64_t O, int64_t C);
   void accept(const BatchView& b);
   // A caller's memory as ops may see it: itself on the CPU, else a piece of the device's, into which `in` copies and from which settle() copies
-  // what `out` lent. settle() first waits for all that was launched, and throws what the device tells; every public call ends with it, so between
-  // calls the host may touch all buffers.
+  // what `out` lent. All copies are in order with the ops, through pinned memory, so nothing waits for them. settle() waits for all that was launched, and throws
+  // what the device tells; hand_over() for what was lent alone, and the rest goes on. Every public call ends with one of them.
   template <class T>
   const T* in(const T* host, int64_t count) {
     return static_cast<const T*>(lend(const_cast<T*>(host), count * sizeof(T), true));
@@ -200,9 +226,27 @@ class Decoder {
   }
   TokenOutputs out(const TokenOutputs& host) { return {out(host.logprobs, n_ * k_), out(host.entropy, n_), out(host.lse, n_)}; }
   void* lend(void* host, size_t bytes, bool is_input);
-  void wait();
+  bool has_own_memory() const { return device_->copy != nullptr; }
+  void put(void* to, const void* host, size_t bytes);    // into memory of ops; `host` may change at once
+  void get(void* host, const void* from, size_t bytes);  // out of it; there when the call ends
+  void move(void* to, const void* from, size_t bytes);   // within it
+  void zero(void* memory, size_t bytes);
+  uint8_t* pinned(size_t bytes);
+  void told(const char* error);
+  void fetch();
+  void deliver();
   void settle();
-  Buffer buffer(size_t bytes, bool huge_pages = true) const { return Buffer(bytes, huge_pages, device_); }
+  template <class Rest>
+  void hand_over(const Rest& rest) {
+    if (!has_own_memory()) return rest(), settle();
+    fetch();
+    if (!lent_.empty()) device_->mark(&ctx_, outputs_mark_);
+    rest();
+    next_stage();
+  }
+  void next_stage();
+  void let_snapshot_pass();
+  Buffer buffer(size_t bytes, bool huge_pages = true, Buffer::Kind kind = Buffer::PRIVATE) const { return Buffer(bytes, huge_pages, device_, kind); }
   fd_tensor mask() const;
   KVCache::Layer cache_layer(const KVCache& cache, int64_t layer) const;
   void gather_hidden(const int32_t* rows, int64_t n_rows);  // to sampled_hidden_
@@ -249,11 +293,28 @@ class Decoder {
     void* host;
     const void* device;
     size_t bytes;
+    const uint8_t* place;  // pinned, on the way
   };
   std::vector<Lent> lent_;  // to be copied back
-  Buffer staging_;
-  size_t staged_ = 0;
-  std::vector<Buffer> more_staging_;  // of a call that needed more than any before
+  // The device's side of what is lent, filled anew by every call, in order; and pinned memory, of which two calls take turns: the copies of one may be under
+  // way while the next fills its own. `more` is for a call that needs more than any before.
+  struct Stage {
+    Buffer memory;
+    size_t used = 0, wanted = 0, most = 0;  // by this call, with what did not fit; by any
+    std::vector<Buffer> more;
+    void* mark = nullptr;  // of the last copy from it
+    bool busy = false;
+    uint8_t* take(size_t bytes);
+    void next() { most = std::max(most, wanted), used = wanted = 0; }
+  };
+  Stage device_stage_, host_stages_[2];
+  int host_stage_ = 0;
+  void* outputs_mark_ = nullptr;
+  fd_context copying_{};                 // a stream for snapshots
+  std::shared_ptr<Snapshot> snapshot_;   // the last one, its memory to be used again
+  bool snapshot_under_way_ = false;
+  bool pending_ = false;  // work that no call has waited for
+  Buffer arena_;          // of a device: all that the constructor plans, but what is shared with the host
 
   Buffer adapter_params_;
   float *lora_h_ = nullptr, *lora_dh_ = nullptr, *unread_ = nullptr;
@@ -269,6 +330,7 @@ class Decoder {
   int64_t muon_matrix_ = 0, muon_square_ = 0;
   std::vector<Piece> pieces_;  // of the batch at work; none: nothing is shared
   Buffer shared_, shared_rows_;
+  std::vector<int32_t> shared_plan_;  // as shared_rows_ has it
   int32_t* zeros_ = nullptr;
   int64_t n_ = 0, s_ = 0, k_ = 1;
   bool kept_ = false;

@@ -16,10 +16,11 @@
 namespace freedive {
 
 // Anonymous mappings: zero-filled, and pages nobody touched cost nothing, so capacity may exceed what a run uses.
-Buffer::Buffer(size_t bytes, bool huge_pages, const fd_device_table* device) : size_(bytes) {
+Buffer::Buffer(size_t bytes, bool huge_pages, const fd_device_table* device, Kind kind) : size_(bytes) {
   if (bytes == 0) return;
   if (device != nullptr && device->allocate != nullptr) {
-    data_ = device->allocate(bytes), release_ = device->release;
+    data_ = kind == SHARED ? device->allocate(bytes) : kind == HOST ? device->allocate_host(bytes) : device->allocate_private(bytes);
+    release_ = kind == HOST ? device->release_host : device->release;
     if (data_ == nullptr) throw std::bad_alloc();
     return;
   }
@@ -30,17 +31,18 @@ Buffer::Buffer(size_t bytes, bool huge_pages, const fd_device_table* device) : s
 #endif
 }
 Buffer::~Buffer() {
-  if (data_ == nullptr) return;
+  if (data_ == nullptr || borrowed_) return;
   if (release_ != nullptr)
     release_(data_);
   else
     munmap(data_, size_);
 }
 Buffer::Buffer(Buffer&& o) noexcept
-    : data_(std::exchange(o.data_, nullptr)), size_(std::exchange(o.size_, 0)), release_(std::exchange(o.release_, nullptr)) {}
+    : data_(std::exchange(o.data_, nullptr)), size_(std::exchange(o.size_, 0)), borrowed_(o.borrowed_), release_(std::exchange(o.release_, nullptr)) {}
 Buffer& Buffer::operator=(Buffer&& o) noexcept {
   std::swap(data_, o.data_);
   std::swap(size_, o.size_);
+  std::swap(borrowed_, o.borrowed_);
   std::swap(release_, o.release_);
   return *this;
 }
@@ -214,16 +216,11 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
   }
 
   const size_t floats = static_cast<size_t>(table_.total_floats) * sizeof(float);
-  params_ = buffer(floats);
+  const auto shared = [&](size_t bytes) { return buffer(bytes, true, Buffer::SHARED); };
+  params_ = shared(floats);
   const size_t trained = static_cast<size_t>(trained_floats()) * sizeof(float);
-  if (trainable) grads_ = buffer(trained), m_ = buffer(trained), v_ = buffer(trained);
-  if (frozen()) adapter_params_ = buffer(trained);
-  if (!config.learned_positions) {
-    const size_t bytes = config.max_positions * (config.head_dim / 2) * sizeof(float);
-    cos_ = buffer(bytes), sin_ = buffer(bytes);
-    std::memcpy(cos_.floats(), cos, bytes);
-    std::memcpy(sin_.floats(), sin, bytes);
-  }
+  if (trainable) grads_ = shared(trained), m_ = shared(trained), v_ = shared(trained);
+  if (frozen()) adapter_params_ = shared(trained);
 
   const Sizes z = sizes_of(config, max_tokens, max_seqs);
   const int64_t kept_layers = trainable ? config.n_layer : 1;
@@ -250,32 +247,55 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
     x_last_ = a.take(z.N * z.C), final_ = a.take(z.N * z.C), final_stat_ = a.take(z.N), final_mean_ = a.take(z.N);
     final_lse_ = a.take(z.N), final_entropy_ = a.take(z.N), sampled_hidden_ = a.take(z.S * z.C), scalars_ = a.take(16);
   };
-  Arena count{nullptr};
-  lay_out(count);
-  activations_ = buffer(count.used * sizeof(float));
-  Arena place{activations_.floats()};
-  lay_out(place);
+  auto lay_out_gradients = [&](Arena& a) {
+    if (!trainable) return;
+    dx_ = a.take(z.N * z.C), dnorm_ = a.take(z.N * z.C), dqkv_ = a.take(z.N * z.E), dqk_ = a.take(z.N * (z.H + z.G) * z.D);
+    dattention_ = a.take(z.N * z.H * z.D), dup_ = a.take(z.N * z.U), dact_ = a.take(z.N * z.F);
+  };
+  Arena count{nullptr}, count_gradients{nullptr};
+  lay_out(count), lay_out_gradients(count_gradients);
 
-  if (trainable) {
-    auto lay_out_gradients = [&](Arena& a) {
-      dx_ = a.take(z.N * z.C), dnorm_ = a.take(z.N * z.C), dqkv_ = a.take(z.N * z.E), dqk_ = a.take(z.N * (z.H + z.G) * z.D);
-      dattention_ = a.take(z.N * z.H * z.D), dup_ = a.take(z.N * z.U), dact_ = a.take(z.N * z.F);
-    };
-    Arena c2{nullptr};
-    lay_out_gradients(c2);
-    gradients_of_activations_ = buffer(c2.used * sizeof(float));
-    Arena p2{gradients_of_activations_.floats()};
-    lay_out_gradients(p2);
+  // A buffer each; on a device with memory of its own they are pieces of one.
+  const size_t angles = config.learned_positions ? 0 : config.max_positions * (config.head_dim / 2) * sizeof(float);
+  const std::pair<Buffer*, size_t> planned[] = {
+      {&cos_, angles},
+      {&sin_, angles},
+      {&activations_, count.used * sizeof(float)},
+      {&gradients_of_activations_, count_gradients.used * sizeof(float)},
+      {&batch_, (max_tokens * (2 + max_targets) + max_seqs + 1) * sizeof(int32_t)},
+      {&workspace_, workspace_bytes(config, device, threads, max_tokens, max_seqs, max_targets, trainable, frozen())}};
+  size_t all = 0;
+  auto rounded = [](size_t bytes) { return (bytes + 255) / 256 * 256; };
+  for (const auto& piece : planned) all += rounded(piece.second);
+  if (has_own_memory()) arena_ = buffer(all);
+  size_t at_byte = 0;
+  for (auto [piece, bytes] : planned) {
+    *piece = has_own_memory() ? Buffer(arena_.bytes() + at_byte, bytes) : buffer(bytes);
+    at_byte += rounded(bytes);
   }
+  Arena place{activations_.floats()}, place_gradients{gradients_of_activations_.floats()};
+  lay_out(place), lay_out_gradients(place_gradients);
 
-  batch_ = buffer((max_tokens * (2 + max_targets) + max_seqs + 1) * sizeof(int32_t));
   tokens_ = reinterpret_cast<int32_t*>(batch_.bytes());
   positions_ = tokens_ + max_tokens;
   targets_ = positions_ + max_tokens;
   cu_seqlens_ = targets_ + max_tokens * max_targets;
 
-  workspace_ = buffer(workspace_bytes(config, device, threads, max_tokens, max_seqs, max_targets, trainable, frozen()));
   ctx_ = fd_context{pool_.get(), nullptr, workspace_.bytes(), workspace_.size(), threads};
+  if (has_own_memory()) {
+    ctx_.stream = device_->open_stream(), outputs_mark_ = device_->open_mark();
+    for (Stage& s : host_stages_) s.mark = device_->open_mark();
+  }
+  if (angles > 0) put(cos_.bytes(), cos, angles), put(sin_.bytes(), sin, angles);
+  settle();
+}
+
+Decoder::~Decoder() {
+  if (!has_own_memory()) return;
+  device_->close_stream(ctx_.stream);  // waits for it
+  if (copying_.stream != nullptr) device_->close_stream(copying_.stream);
+  for (Stage& s : host_stages_) device_->close_mark(s.mark);
+  device_->close_mark(outputs_mark_);
 }
 
 std::vector<PlanRow> Decoder::plan(const DecoderConfig& c, const fd_device_table* device, int threads, int64_t max_tokens,
@@ -301,45 +321,127 @@ std::vector<PlanRow> Decoder::plan(const DecoderConfig& c, const fd_device_table
           {"workspace", workspace_bytes(c, device, threads, max_tokens, max_seqs, 1, trainable, frozen)}};
 }
 
-void* Decoder::lend(void* host, size_t bytes, bool is_input) {
-  if (device_->allocate == nullptr || host == nullptr) return host;
+// ---- between the host's memory and the device's; where there is but one, these are plain copies -----------------------------
+
+uint8_t* Decoder::Stage::take(size_t bytes) {
   const size_t taken = (bytes + 63) / 64 * 64;
-  uint8_t* place;
-  if (staged_ + taken <= staging_.size()) {
-    place = staging_.bytes() + staged_;
-  } else {
-    more_staging_.push_back(buffer(taken));
-    place = more_staging_.back().bytes();
-  }
-  staged_ += taken;
-  if (is_input) {
-    wait();  // the host may not write to memory of the device while anything is under way
-    std::memcpy(place, host, bytes);
-  } else {
-    lent_.push_back({host, place, bytes});
-  }
+  if (used + taken > memory.size()) return nullptr;
+  used += taken;
+  return memory.bytes() + used - taken;
+}
+
+// A piece of this call's stage, valid until the call after the next.
+uint8_t* Decoder::pinned(size_t bytes) {
+  Stage& s = host_stages_[host_stage_];
+  s.wanted += (bytes + 63) / 64 * 64;
+  if (uint8_t* place = s.take(bytes)) return place;
+  s.more.push_back(buffer(bytes, true, Buffer::HOST));
+  return s.more.back().bytes();
+}
+
+void* Decoder::lend(void* host, size_t bytes, bool is_input) {
+  if (!has_own_memory() || host == nullptr || bytes == 0) return host;
+  device_stage_.wanted += (bytes + 63) / 64 * 64;
+  uint8_t* place = device_stage_.take(bytes);
+  if (place == nullptr) device_stage_.more.push_back(buffer(bytes)), place = device_stage_.more.back().bytes();
+  if (is_input)
+    put(place, host, bytes);
+  else
+    lent_.push_back({host, place, bytes, nullptr});
   return place;
 }
 
-void Decoder::wait() {
-  if (device_->synchronize == nullptr) return;
-  if (const char* error = device_->synchronize(&ctx_)) {
-    lent_.clear(), staged_ = 0;
-    throw std::runtime_error(error);
+void Decoder::put(void* to, const void* host, size_t bytes) {
+  if (bytes == 0) return;
+  if (!has_own_memory()) {
+    std::memcpy(to, host, bytes);
+    return;
+  }
+  uint8_t* place = pinned(bytes);
+  std::memcpy(place, host, bytes);
+  device_->copy(&ctx_, to, place, bytes);
+  pending_ = true;
+}
+
+void Decoder::get(void* host, const void* from, size_t bytes) {
+  if (has_own_memory())
+    lent_.push_back({host, from, bytes, nullptr});
+  else
+    std::memcpy(host, from, bytes);
+}
+
+void Decoder::move(void* to, const void* from, size_t bytes) {
+  has_own_memory() ? device_->copy(&ctx_, to, from, bytes) : static_cast<void>(std::memcpy(to, from, bytes));
+}
+
+void Decoder::zero(void* memory, size_t bytes) {
+  pending_ = true;
+  has_own_memory() ? device_->clear(&ctx_, memory, bytes) : static_cast<void>(std::memset(memory, 0, bytes));
+}
+
+void Decoder::told(const char* error) {
+  if (error == nullptr) return;
+  lent_.clear();
+  throw std::runtime_error(error);
+}
+
+// What was lent comes back: first into pinned memory, in order; then, when it is there, to the caller.
+void Decoder::fetch() {
+  for (Lent& l : lent_) {
+    uint8_t* place = pinned(l.bytes);
+    device_->copy(&ctx_, place, l.device, l.bytes);
+    l.place = place;
   }
 }
 
-void Decoder::settle() {
-  wait();
-  for (const Lent& l : lent_) std::memcpy(l.host, l.device, l.bytes);
+void Decoder::deliver() {
+  for (const Lent& l : lent_) std::memcpy(l.host, l.place, l.bytes);
   lent_.clear();
-  if (!more_staging_.empty()) more_staging_.clear(), staging_ = buffer(staged_);
-  staged_ = 0;
+}
+
+void Decoder::settle() {
+  if (!has_own_memory()) return;
+  fetch();
+  const char* error = device_->synchronize(&ctx_);
+  pending_ = false;
+  if (error == nullptr) deliver();
+  for (Stage* s : {&device_stage_, &host_stages_[0], &host_stages_[1]}) {
+    s->busy = false;
+    s->next();
+    s->more.clear();
+    if (s->most <= s->memory.size() || error != nullptr) continue;
+    s->memory = Buffer();
+    s->memory = buffer(s->most, true, s == &device_stage_ ? Buffer::PRIVATE : Buffer::HOST);
+  }
+  told(error);
+}
+
+// The end of a call that leaves work behind.
+void Decoder::next_stage() {
+  pending_ = true;
+  Stage& mine = host_stages_[host_stage_];
+  device_->mark(&ctx_, mine.mark), mine.busy = true;
+  if (!lent_.empty()) told(device_->reach(outputs_mark_)), deliver();
+  host_stage_ ^= 1;
+  Stage& next = host_stages_[host_stage_];
+  if (next.busy) told(device_->reach(next.mark));
+  next.busy = false, next.next();
+  next.more.clear();
+  device_stage_.next();  // the next call's copies into it come after all that reads it now
+}
+
+void Decoder::finish() {
+  if (pending_) settle();
+  if (!snapshot_under_way_) return;
+  snapshot_under_way_ = false;
+  told(device_->reach(snapshot_->mark));
 }
 
 void Decoder::set_vocab_mask(const uint8_t* mask) {
+  finish();
   vocab_mask_ = buffer(static_cast<size_t>(config_.vocab_size));
-  std::memcpy(vocab_mask_.bytes(), mask, static_cast<size_t>(config_.vocab_size));
+  put(vocab_mask_.bytes(), mask, static_cast<size_t>(config_.vocab_size));
+  settle();
 }
 
 fd_tensor Decoder::mask() const { return vocab_mask_.size() == 0 ? absent() : view(vocab_mask_.bytes(), config_.vocab_size); }
@@ -354,11 +456,11 @@ void Decoder::accept(const BatchView& b) {
                                 " sequences exceeds the capacity of " + std::to_string(max_tokens_) + " tokens in " +
                                 std::to_string(max_seqs_) + " sequences this model was made with");
   n_ = b.n_tokens, s_ = b.n_seqs, k_ = b.n_targets > 0 ? b.n_targets : 1;
-  std::memcpy(tokens_, b.tokens, n_ * sizeof(int32_t));
-  std::memcpy(positions_, b.positions, n_ * sizeof(int32_t));
-  std::memcpy(cu_seqlens_, b.cu_seqlens, (s_ + 1) * sizeof(int32_t));
-  if (b.targets) std::memcpy(targets_, b.targets, n_ * k_ * sizeof(int32_t));
-  plan_shared(b.prefixes);
+  put(tokens_, b.tokens, n_ * sizeof(int32_t));
+  put(positions_, b.positions, n_ * sizeof(int32_t));
+  put(cu_seqlens_, b.cu_seqlens, (s_ + 1) * sizeof(int32_t));
+  if (b.targets) put(targets_, b.targets, n_ * k_ * sizeof(int32_t));
+  plan_shared(b);
 }
 
 // The words of a block and a layer, and of it the scales' one.
@@ -385,16 +487,17 @@ KVCache Decoder::new_cache(int64_t blocks, int32_t dtype) const {
   return c;
 }
 
-void Decoder::copy_block(KVCache& c, int64_t from, int64_t to) const {
+void Decoder::copy_block(KVCache& c, int64_t from, int64_t to) {
   const int64_t P = fd_numbers_per_word(c.dtype), scales = config_.n_kv_head * FD_KV_BLOCK;
   auto copy = [&](Buffer& b, int64_t words) {
     for (int64_t layer = 0; layer < config_.n_layer; ++layer) {
       float* at = b.floats() + layer * c.blocks * words;
-      std::memcpy(at + to * words, at + from * words, words * sizeof(float));
+      move(at + to * words, at + from * words, words * sizeof(float));
     }
   };
   copy(c.keys, key_words(config_, P)), copy(c.values, value_words(config_, P));
   if (c.dtype == FD_I8) copy(c.key_scales, scales), copy(c.value_scales, scales);
+  settle();
 }
 
 KVCache::Layer Decoder::cache_layer(const KVCache& c, int64_t layer) const {
@@ -436,6 +539,7 @@ void Decoder::add_packed(const std::string& parameter, const uint8_t* data, int6
   fd_quantized_pack_args a{view(part.data, bytes), view(in(data, rows * row_bytes), rows, row_bytes), type};
   ops_.quantized_pack(&ctx_, &a);
   settle();
+  for (Stage* stage : {&device_stage_, &host_stages_[0], &host_stages_[1]}) stage->memory = Buffer(), stage->most = 0;  // as large as the matrix
   packed_rows_[weight].push_back(part);
 }
 

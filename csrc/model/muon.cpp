@@ -62,8 +62,7 @@ float* Decoder::orthogonalize(const Parameter& p) {
       fd_matmul_forward_args gram{G, X, X, absent(), absent(), absent(), 0, compute_};
       ops_.matmul_forward(&ctx_, &gram);
     } else {
-      settle();
-      std::memset(g, 0, r * r * sizeof(float));
+      zero(g, r * r * sizeof(float));
       fd_matmul_backward_weight_args gram{G, absent(), X, X, compute_};
       ops_.matmul_backward_weight(&ctx_, &gram);
     }
@@ -93,7 +92,8 @@ float Decoder::muon(const float hyper[5], MuonScale rule, const float adamw_hype
   }
   float *norm = scalars_ + 1, *h = scalars_ + 3;
   fd_global_norm_args n{view(norm, 1), view(grads_.floats(), table_.total_floats)};
-  std::memcpy(h, hyper, 5 * sizeof(float));
+  let_snapshot_pass();
+  put(h, hyper, 5 * sizeof(float));
   ops_.global_norm(&ctx_, &n);
   for (const Parameter& p : table_.rows) {
     if (p.matrix && !takes_muon(p)) adamw_range(p.offset, p.size, adamw_hyper[p.name == "lm_head.weight" ? 2 : 1], true);
@@ -107,8 +107,10 @@ float Decoder::muon(const float hyper[5], MuonScale rule, const float adamw_hype
   }
   adamw_range(table_.matrix_floats, table_.total_floats - table_.matrix_floats, adamw_hyper[0], false);
   touch();
+  float total = 0.0f;
+  get(&total, norm, sizeof total);
   settle();
-  return *norm;
+  return total;
 }
 
 }  // namespace freedive

@@ -28,36 +28,39 @@ fd_tensor flat(fd_tensor t) {
 }  // namespace
 
 // Which rows each piece copies; prefixes int32 [S, 2] = (sequence whose first rows come before this one's, how many), checked by the caller.
-void Decoder::plan_shared(const int32_t* prefixes) {
+void Decoder::plan_shared(const BatchView& b) {
+  const int32_t *prefixes = b.prefixes, *cu = b.cu_seqlens;
   pieces_.clear();
   if (prefixes == nullptr) return;
-  const int32_t* cu = cu_seqlens_;
   int64_t all = 0;
   for (int64_t s = 0; s < s_; ++s) all += prefixes[2 * s + 1];
   all += n_;
   const size_t numbers = static_cast<size_t>(all + n_ + 2 * s_ + std::max(n_, max_tokens_));
-  if (shared_rows_.size() < numbers * sizeof(int32_t)) shared_rows_ = buffer(numbers * sizeof(int32_t) * 5 / 4);
+  if (shared_rows_.size() < numbers * sizeof(int32_t)) finish(), shared_rows_ = buffer(numbers * sizeof(int32_t) * 5 / 4);
+  shared_plan_.assign(numbers, 0);
+  // Places in what ops read, and the same in the plan, which is copied there.
   int32_t *from = reinterpret_cast<int32_t*>(shared_rows_.bytes()), *own = from + all, *starts = own + n_;
   zeros_ = starts + 2 * s_;  // a piece has one start more than sequences, and at least one of these
-  std::memset(zeros_, 0, std::max(n_, max_tokens_) * sizeof(int32_t));
+  auto planned = [&, there = from](int32_t* p) -> int32_t& { return shared_plan_[static_cast<size_t>(p - there)]; };
   int64_t at = 0;
   for (int64_t s = 0; s < s_;) {
     Piece p{cu[s], 0, 0, 0, from + at, own + cu[s], starts};
     for (; s < s_ && p.seqs < max_seqs_; ++s) {
       const int64_t parent = prefixes[2 * s], before = prefixes[2 * s + 1], mine = cu[s + 1] - cu[s];
       if (p.seqs > 0 && p.copies + before + mine > max_tokens_) break;
-      *starts++ = static_cast<int32_t>(p.copies);
-      for (int64_t i = 0; i < before; ++i) p.from[p.copies++] = static_cast<int32_t>(cu[parent] + i);
+      planned(starts++) = static_cast<int32_t>(p.copies);
+      for (int64_t i = 0; i < before; ++i) planned(p.from + p.copies++) = static_cast<int32_t>(cu[parent] + i);
       for (int64_t i = 0; i < mine; ++i) {
-        own[cu[s] + i] = static_cast<int32_t>(p.copies);
-        p.from[p.copies++] = static_cast<int32_t>(cu[s] + i);
+        planned(own + cu[s] + i) = static_cast<int32_t>(p.copies);
+        planned(p.from + p.copies++) = static_cast<int32_t>(cu[s] + i);
       }
       p.rows += mine, ++p.seqs;
     }
-    *starts++ = static_cast<int32_t>(p.copies);
+    planned(starts++) = static_cast<int32_t>(p.copies);
     at += p.copies;
     pieces_.push_back(p);
   }
+  put(shared_rows_.bytes(), shared_plan_.data(), numbers * sizeof(int32_t));
   const int64_t H = config_.n_head, G = config_.n_kv_head, D = config_.head_dim, M = max_tokens_;
   const size_t floats = static_cast<size_t>((trainable_ ? 2 : 1) * M * (2 * H + 2 * G) * D + M * H + H * D);
   if (shared_.size() == 0) shared_ = buffer(floats * sizeof(float));

@@ -12,12 +12,17 @@
 namespace freedive {
 
 void Decoder::record(const Trace& t, int64_t layer, const Activations& a, const float* output) {
-  settle();
   const int64_t C = config_.d_model, H = config_.n_head, G = config_.n_kv_head, D = config_.head_dim;
-  std::memcpy(t.residual + (layer + 1) * n_ * C, output, n_ * C * sizeof(float));
+  get(t.residual + (layer + 1) * n_ * C, output, n_ * C * sizeof(float));
   // without QK-norm and rotation they lie where the product of W_qkv left them, v beside them
   const float* from = a.qk ? a.qk : a.qkv;
   const int64_t row = a.qk ? (H + G) * D : config_.qkv_width();
+  std::vector<float> rows(has_own_memory() ? static_cast<size_t>(n_ * row) : 0);
+  if (has_own_memory()) {
+    get(rows.data(), from, rows.size() * sizeof(float));
+    from = rows.data();
+  }
+  settle();
   for (int64_t i = 0; i < n_; ++i) {
     std::memcpy(t.q + (layer * n_ + i) * H * D, from + i * row, H * D * sizeof(float));
     std::memcpy(t.k + (layer * n_ + i) * G * D, from + i * row + H * D, G * D * sizeof(float));

@@ -18,6 +18,8 @@ static std::string told;
 void record_error(const char* op, const char* what) {
   if (told.empty()) told = std::string(op) + ": " + what;
 }
+void note_launch(const char*) {}
+bool wait_after_each() { return false; }
 
 namespace {
 
@@ -299,6 +301,22 @@ const char* run(const Case& c, const void* in, void* out) {
   return told.empty() ? nullptr : told.c_str();
 }
 
+// A launch that every GPU refuses, of an op with tensors: what is told of it?
+__global__ void unused(fd_gelu_forward_args, int) {}
+const char* refused() {
+  float* memory = nullptr;
+  cudaMallocManaged(reinterpret_cast<void**>(&memory), 60, cudaMemAttachGlobal);
+  auto tensor = [&](void* data) {
+    fd_tensor t{};
+    t.data = data, t.dtype = FD_F32, t.ndim = 2, t.shape[0] = 3, t.shape[1] = 5, t.stride[0] = 5, t.stride[1] = 1;
+    return t;
+  };
+  told.clear();
+  launch(&context, "gelu_forward", 7, 2000, unused, fd_gelu_forward_args{tensor(memory), tensor(memory)}, 4);
+  cudaFree(memory);
+  return told.c_str();
+}
+
 }  // namespace
 }  // namespace freedive::cuda
 
@@ -311,5 +329,6 @@ EXPORT bool ptx_case(int i, const char** name, int64_t* in, int64_t* out) {
   *name = CASES[i].name, *in = CASES[i].in, *out = CASES[i].out;
   return true;
 }
+EXPORT const char* ptx_refused() { return freedive::cuda::refused(); }
 // Null, or what went wrong.
 EXPORT const char* ptx_run(int i, const void* in, void* out) { return freedive::cuda::run(freedive::cuda::CASES[i], in, out); }

@@ -211,6 +211,11 @@ def test_wgmma_of_small_integers_is_exact(on: Conformance, n: int, a_by_k: bool,
     np.testing.assert_array_equal(got, want[t // 32 * 16 + t % 32 // 4 + e // 2 % 2 * 8, e // 4 * 8 + t % 4 * 2 + e % 2])
 
 
+def test_an_error_names_the_kernel_and_its_shapes(on: Conformance):
+    on.library.ptx_refused.restype = ctypes.c_char_p
+    assert on.library.ptx_refused().startswith(b"gelu_forward, 7 blocks of 2000 out [3,5] x [3,5]: ")
+
+
 def test_conversions(on: Conformance):
     x = numbers(8)
     got = on.run("conversions", x, x, x).view(np.uint32).reshape(3, -1)

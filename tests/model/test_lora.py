@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from model_cases import CONFIGS, generator, gradients, make_batch, make_model, relative, same_bits
+from model_cases import CONFIGS, DEVICE, generator, gradients, make_batch, make_model, relative, same_bits
 from test_open_weights import folder
 
 import freedive
@@ -143,7 +143,7 @@ def test_a_packed_base_gives_the_bits_of_its_float32_copy(name: str, kind: str, 
     export(ExportConfig(path, tmp_path / "m.gguf", type=kind))
     weights, got = open_weights(tmp_path / "m.gguf"), []
     for held in ("float32", "auto"):
-        model = weights.to_model(weights=held, lora=LoRA(3, 9.0), dtype=dtype, max_tokens=256, max_seqs=8)
+        model = weights.to_model(weights=held, lora=LoRA(3, 9.0), dtype=dtype, max_tokens=256, max_seqs=8, device=DEVICE)
         assert bool(model.packed) == (held == "auto")
         init_adapter(model, 1)
         rows = []
@@ -192,7 +192,7 @@ def test_a_resumed_adapter_goes_on_with_the_same_bits():
 
 def saved(tmp_path: Path, name: str = "qwen3", lora: LoRA | None = None) -> tuple[Path, Path, Model]:
     path, _ = folder(tmp_path, name)
-    model = load_pretrained(path, lora=lora or LoRA(3, 6.0), max_tokens=256, max_seqs=8)
+    model = load_pretrained(path, lora=lora or LoRA(3, 6.0), max_tokens=256, max_seqs=8, device=DEVICE)
     rng = generator(11)
     for view in model.adapter.values():
         view[...] = 0.2 * rng.standard_normal(view.shape)
@@ -208,11 +208,11 @@ def test_round_trip_and_merged_model(name: str, tmp_path: Path):
     assert found.lora == model.lora and found.base == str(path)
     assert all(same_bits(found.tensors[key], a) for key, a in model.adapter.items())
     batch = make_batch(model.config)
-    merged = found.merged(open_weights(path)).to_model(max_tokens=256, max_seqs=8)
+    merged = found.merged(open_weights(path)).to_model(max_tokens=256, max_seqs=8, device=DEVICE)
     assert relative(merged.score(batch).logprobs, model.score(batch).logprobs) < 1e-5
-    loaded = freedive.load(where, max_tokens=256, max_seqs=8)  # the folder names its base
+    loaded = freedive.load(where, max_tokens=256, max_seqs=8, device=DEVICE)  # the folder names its base
     assert same_bits(loaded.model.score(batch).logprobs, model.score(batch).logprobs)
-    beside = freedive.load(path, adapter=where, max_tokens=256, max_seqs=8)
+    beside = freedive.load(path, adapter=where, max_tokens=256, max_seqs=8, device=DEVICE)
     assert same_bits(beside.model.score(batch).logprobs, model.score(batch).logprobs)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_cases import make_model, same_bits
+from model_cases import DEVICE, make_model, same_bits
 from test_open_weights import FAMILIES, folder
 
 import freedive
@@ -23,7 +23,7 @@ from freedive.reference.ops import rounded_int8
 from freedive.runs import UserError
 from freedive.tokenizer import byte_tokenizer
 
-CAPACITY: dict[str, Any] = dict(max_tokens=256, max_seqs=8)
+CAPACITY: dict[str, Any] = dict(max_tokens=256, max_seqs=8, device=DEVICE)
 NUMBER = {name: number for number, (name, _, _) in TYPES.items()}
 
 
@@ -63,7 +63,7 @@ def test_int8_depends_on_its_own_row_alone_and_sampler_and_scorer_agree(name: st
     lm = freedive.load(path, weights=weights, dtype="int8", **CAPACITY)
     how: dict[str, Any] = dict(max_new_tokens=10, temperature=1.0)
     together = lm.engine.generate(prompts(), seeds=range(5), **how)
-    other = freedive.load(path, weights=weights, dtype="int8", threads=1, max_tokens=7, max_seqs=2)  # prompts in pieces, on one thread
+    other = freedive.load(path, weights=weights, dtype="int8", threads=1, max_tokens=7, max_seqs=2, device=DEVICE)  # prompts in pieces, on one thread
     for seed, (prompt, out) in enumerate(zip(prompts(), together, strict=True)):
         alone = other.engine.generate([prompt], seeds=[seed], **how)[0]
         assert alone.ids == out.ids and np.array_equal(alone.logprobs, out.logprobs)
@@ -112,7 +112,7 @@ def test_a_mixed_group_is_computed_part_by_part(tmp_path: Path):
 
 def test_what_packed_weights_cannot_do_is_told(tmp_path: Path):
     path, _ = folder(tmp_path, "qwen3")
-    lm = freedive.load(path, weights="int8")
+    lm = freedive.load(path, weights="int8", device=DEVICE)
     for act in (lambda: lm.model.parameters, lm.model.state, lambda: lm.model.load_state({})):
         with pytest.raises(UserError, match="packed weights|weights are packed"):
             act()

@@ -57,6 +57,43 @@ def test_frequencies(how, settings):
         assert chi2 <= freedom + 5 * np.sqrt(2 * freedom) + 5
 
 
+def uniforms(seed, counters):
+    """uniform(seed, STREAM_SAMPLE, counter) of csrc/core/rng.h: Philox4x32-10 (Salmon et al., SC'11), in Python's own integers"""
+    out = []
+    for counter in map(int, counters):
+        c, k, low = [counter & 0xFFFFFFFF, counter >> 32, 2, 0], [seed & 0xFFFFFFFF, seed >> 32], 0xFFFFFFFF
+        for _ in range(10):
+            p, q = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+            c = [(q >> 32) ^ c[1] ^ k[0], q & low, (p >> 32) ^ c[3] ^ k[1], p & low]
+            k = [(k[0] + 0x9E3779B9) & low, (k[1] + 0xBB67AE85) & low]
+        out.append((c[0] >> 8) / 2**24)
+    return np.array(out)
+
+
+def check_each_draw(tokens, p, u, best_first):
+    """Every token is where the cumulative sum of p, over ids or from the best on, passes its uniform number; a number on a border may fall either way"""
+    order = np.lexsort((np.arange(len(p)), -p)) if best_first else np.arange(len(p))
+    borders = np.cumsum(p[order])
+    clear = np.abs(u[:, None] - borders[None, :-1]).min(1) > 1e-5
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal(tokens[clear], order[np.minimum(np.searchsorted(borders, u, side="right"), len(p) - 1)][clear])
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_each_draw_is_its_uniform_number_turned_into_an_id(how, settings):
+    """Not in the mean over many draws but every one. The CPU sums from the best candidate on where it has sorted them, over ids else; other devices over ids"""
+    n, V = (1000, 300) if how["device"] == "cpu" else (40, 300)
+    x, weight = one_row(7, V=V)
+    mask = (rng(9).random(V) < 0.8).astype(np.uint8)
+    logits = np.where(mask == 0, -np.inf, reference.f64(weight) @ reference.f64(x[0]))
+    p = reference.sampling_probabilities(logits, **({"temperature": 1.0} | settings))
+    cut = settings.get("top_k", 0) > 0 or settings.get("top_p", 1) < 1 or settings.get("min_p", 0) > 0
+    for seed in (0, 2**40 + 3):
+        tokens = draw(x, weight, n, how, seed=seed, vocab_mask=mask, **settings)
+        check_each_draw(tokens, p, uniforms(seed, np.arange(n)), best_first=cut and how["device"] == "cpu")
+
+
 @pytest.mark.parametrize("how", HOWS)
 def test_supports_of_a_large_vocabulary(how):
     """Many rows, settings differing by row: every draw lies in the support NumPy computes"""

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -251,6 +252,39 @@ def test_full_disk(config, monkeypatch):
     assert not config.out.exists()
     assert not list(config.out.with_name("out.partial").rglob("*.tmp"))  # gives its space back
     assert folder_hash(toy(config)) == expected
+
+
+def test_a_checkpoint_in_the_background_is_the_state_of_its_moment(config):
+    """Work goes on while it is written; what is appended meanwhile is cut off on resume; the next one waits for it"""
+    go = threading.Event()
+    state, weights = {"step": 1, "seen": [1]}, np.arange(5.0)
+    with pytest.raises(KeyboardInterrupt), stage("toy", config, out=config.out) as run:
+        run.log(step=1)
+        run.checkpoint(state, lambda: {"weights": weights} if go.wait(20) else {}, background=True)
+        state["seen"].append(2)
+        run.log(step=2)
+        assert not list((run.work / ".state").glob("checkpoint-*"))
+        go.set()
+        raise KeyboardInterrupt
+    with stage("toy", config, out=config.out) as run:
+        assert run.resume == {"step": 1, "seen": [1]} and run.arrays["weights"].tolist() == weights.tolist() and run.lines == 1
+        for step in (2, 3):
+            run.log(step=step)
+            run.checkpoint({"step": step}, {"weights": weights + step}, background=True)
+    assert [json.loads(line)["step"] for line in (config.out / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
+
+
+def test_what_goes_wrong_in_the_background_is_told_by_the_next_one(config):
+    def full():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(UserError, match="the disk is full") as error, stage("toy", config, out=config.out) as run:
+        run.checkpoint({"step": 1}, {"a": np.zeros(3)})
+        run.checkpoint({"step": 2}, full, background=True)
+        run.checkpoint({"step": 3})
+    assert "resumes from the last checkpoint" in error.value.hint
+    with stage("toy", config, out=config.out) as run:
+        assert run.resume == {"step": 1}
 
 
 def test_a_disk_that_fills_up_before_and_after_the_first_checkpoint(config):

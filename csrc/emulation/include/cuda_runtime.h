@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "../emulator.h"
+#include "../streams.h"
 
 #define FREEDIVE_CUDA_EMULATION 1
 #define __host__
@@ -104,20 +105,80 @@ inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigne
 inline int __ffs(int x) { return __builtin_ffs(x); }
 
 // ---- the runtime's functions -----------------------------------------------------------------------------------------
-using cudaStream_t = void*;
+using cudaStream_t = emu::Stream*;
+using cudaEvent_t = emu::Event*;
 using cudaError_t = int;
-enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2 };
+enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorNotReady = 600 };
+enum cudaMemcpyKind { cudaMemcpyDefault = 4 };
+constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2;
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 constexpr unsigned cudaMemAttachGlobal = 1;
 inline cudaError_t cudaMallocManaged(void** p, size_t bytes, unsigned = cudaMemAttachGlobal) {
   *p = emu::allocate(bytes);
   return *p == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
 }
+inline cudaError_t cudaMalloc(void** p, size_t bytes) {
+  *p = emu::allocate_private(bytes);
+  return *p == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
+}
 inline cudaError_t cudaFree(void* p) {
-  emu::release(p);
+  emu::synchronize(static_cast<emu::Stream*>(nullptr));
+  if (!emu::release_private(p)) emu::release(p);
   return cudaSuccess;
 }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaMallocHost(void** p, size_t bytes) {
+  *p = emu::allocate_pinned(bytes);
+  return *p == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
+}
+inline cudaError_t cudaFreeHost(void* p) {
+  emu::release_pinned(p);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+  *free = *total = emu::free_memory();
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+  emu::copy(stream, to, from, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t stream) {
+  emu::fill(stream, p, value, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  *stream = emu::open_stream();
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  emu::close_stream(stream);
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  emu::synchronize(stream);
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned = 0) {
+  emu::stream_wait(stream, event);
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  *event = emu::open_event();
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  emu::close_event(event);
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  emu::record(event, stream);
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  emu::synchronize(event);
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventQuery(cudaEvent_t event) { return emu::reached(event) ? cudaSuccess : cudaErrorNotReady; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }  // launches tell of theirs by an exception
 inline cudaError_t cudaGetDeviceCount(int* count) {
   *count = 1;

@@ -7,7 +7,7 @@ algorithm written in NumPy reads and writes them in place.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -72,7 +72,7 @@ def plan(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable: bool 
 
 
 def check_fits(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable: bool = True, threads: int | None = None,
-               packed_bytes: int | None = None, lora: LoRA | None = None, recompute: str = "none") -> Plan:  # fmt: skip
+               packed_bytes: int | None = None, lora: LoRA | None = None, recompute: str = "none", device: str = "cpu") -> Plan:  # fmt: skip
     """The plan, or a UserError that says what would fit. Every thread has work space of its own, so their number counts. packed_bytes: of
     the weights where they are not float32."""
     def planned(tokens: int) -> Plan:
@@ -81,7 +81,8 @@ def check_fits(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable:
 
     if threads is not None and threads > MOST_THREADS:
         raise UserError(f"threads is {threads}; it must be at most {MOST_THREADS}", hint="more threads than cores make nothing faster")
-    p, free = planned(max_tokens), available_memory()
+    p = planned(max_tokens)
+    free = _core.free_memory(device) or available_memory()  # a GPU's own
     if p.total <= free:
         return p
     tokens = max_tokens
@@ -151,7 +152,7 @@ class Model:
             raise UserError("dtype int8 needs weights of 8 or 4 bits, and these are float32", hint='load the model with weights="int8" (on the command line: --weights int8)')
         if dtype == "int8" and trainable:
             raise UserError("dtype int8 is for inference", hint="train in float32 or bfloat16")
-        check_fits(config, max_tokens, max_seqs, trainable, threads, packed_bytes, self.lora, check_recompute(recompute))
+        check_fits(config, max_tokens, max_seqs, trainable, threads, packed_bytes, self.lora, check_recompute(recompute), device)
         self.packed: tuple[str, ...] = ()  # types of the matrices where they are packed, e.g. ("Q4_1", "Q8_0")
         self.config, self.max_tokens, self.max_seqs, self.trainable = config, max_tokens, max_seqs, trainable
         self.device, self.threads, self.dtype = device, threads or default_threads(), dtype
@@ -182,16 +183,19 @@ class Model:
         if self.packed:
             raise UserError(f"this model's weights are packed ({', '.join(self.packed)}), not float32", hint='load it with weights="float32"')
         self.touch()
+        self._core.finish()
         return self._parameters
 
     @property
     def gradients(self) -> dict[str, np.ndarray]:
         """Name -> float32 view of dL/dparameter, shaped as `parameters` (with lora as `adapter`), added to by `backward` until `zero_grad`. {} if not trainable."""
+        self._core.finish()
         return self._gradients
 
     @property
     def adapter(self) -> dict[str, np.ndarray]:
         """"layers.0.q_proj.lora_A" -> float32 view [rank, in], lora_B [out, rank]; {} without lora. After writing through a view, call `touch()`."""
+        self._core.finish()
         return self._adapter
 
     @property
@@ -351,6 +355,21 @@ class Model:
         if self.trainable:
             out |= {which: self._core.buffer(which).copy() for which in ("m", "v")}
         return out
+
+    def snapshot(self) -> Callable[[], dict[str, np.ndarray]]:
+        """`state` as it is now, without waiting for it: call what is returned, from any thread, to get it.
+
+        On a GPU the copy runs beside the next forward and backward passes; only the optimizer's next step waits for it.
+        """
+        if self.packed and self.lora is None:
+            raise UserError("a model with packed weights has no state to save", hint='load it with weights="float32"')
+        core, names, step_count = self._core.snapshot(), (self._trained, "m", "v") if self.trainable else (self._trained,), self.step_count
+
+        def arrays() -> dict[str, np.ndarray]:
+            core.wait()
+            return {name: core.array(i) for i, name in enumerate(names)} | {"step_count": np.array([step_count], np.int64)}
+
+        return arrays
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
         """Take what `state` of a model of the same configuration gave. Raises UserError if it is another model's; a missing moment is a KeyError."""

@@ -143,7 +143,7 @@ def _start(c: PretrainConfig, source: Path, artefact: Artefact | None) -> None:
     print(f"{steps:,} steps of {c.batch_tokens:,} tokens, context {c.context}, learning rate {lr:.2g}; memory: {plan(config, micro, max_seqs, threads=c.threads, recompute=c.recompute)}")
     if artefact is None:
         check_device(c.device)
-        check_fits(config, micro, max_seqs, threads=c.threads, recompute=c.recompute)
+        check_fits(config, micro, max_seqs, threads=c.threads, recompute=c.recompute, device=c.device)
         return
 
     how: dict[str, Any] = dict(max_tokens=micro, max_seqs=max_seqs, threads=c.threads, device=c.device, dtype=c.dtype, recompute=c.recompute)

@@ -16,9 +16,11 @@ recorded, not compared.
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -38,6 +40,28 @@ StrPath = str | os.PathLike[str]
 METRICS, TIMINGS, RUN, STATE = "metrics.jsonl", "timings.jsonl", "run.json", ".state"
 
 
+class Writing:
+    """A function at work on a thread of its own; `result` waits, and raises what it raised."""
+
+    def __init__(self, function: Callable[[], str]):
+        self._function, self._result = function, ""
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="checkpoint")
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._result = self._function()
+        except BaseException as error:  # noqa: BLE001 - told by result()
+            self._error = error
+
+    def result(self) -> str:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+
 class Artefact:
     """What a stage holds while it writes its folder; made by `stage()`."""
 
@@ -55,6 +79,7 @@ class Artefact:
         self._slot: str | None = None  # the latest
         self._files: dict[str, BinaryIO] = {}
         self._synced: dict[str, tuple[int, int]] = {}
+        self._writing: Writing | None = None  # a checkpoint in the background
 
     # What a stage calls
 
@@ -91,16 +116,39 @@ class Artefact:
         """Numbers for run.json "metrics"; later calls add to earlier ones. Kept by checkpoints."""
         self.metrics.update(numbers)
 
-    def checkpoint(self, state: dict[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> None:
-        """Saves a point to resume from, atomically. `state` is JSON (tuples return as lists).
+    def checkpoint(self, state: dict[str, Any], arrays: Mapping[str, np.ndarray] | Callable[[], Mapping[str, np.ndarray]] | None = None,
+                   background: bool = False) -> None:  # fmt: skip
+        """Saves a point to resume from, atomically. `state` is JSON (tuples return as lists). arrays: themselves, or what gives them when they are written.
 
         Files are cut back to their present size on resume: write them once or append, and flush those you opened yourself.
+
+        background: returns before it is written, so that work goes on meanwhile; arrays must not change. The next checkpoint and the end of the stage wait for
+        it, and raise what went wrong.
         """
+        self._await_checkpoint()
         self.arrays = {}
         self._sync_files()
         self._sequence += 1
-        saved = slots.Checkpoint(self._sequence, state, self.metrics, self._sizes(), dict(arrays or {}))
-        self._slot = slots.save(self.work / STATE, saved, self._slot)
+        saved = slots.Checkpoint(self._sequence, copy.deepcopy(state), copy.deepcopy(self.metrics), self._sizes())
+
+        def write() -> str:
+            saved.arrays = dict(arrays() if callable(arrays) else arrays or {})
+            return slots.save(self.work / STATE, saved, self._slot)
+
+        if background:
+            self._writing = Writing(write)
+        else:
+            self._slot = write()
+
+    def _await_checkpoint(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            self._slot = writing.result()
+
+    def _let_checkpoint_end(self) -> None:
+        """The stage ends by an error, which is the one to tell."""
+        with contextlib.suppress(Exception):
+            self._await_checkpoint()
 
     # Starting
 
@@ -206,6 +254,7 @@ class Artefact:
 
     def _finish(self) -> None:
         """The stage ended well: everything to disk, run.json, then OUT."""
+        self._await_checkpoint()
         self._close_files()
         self._sync_files()
         import numpy as np
@@ -264,6 +313,7 @@ class Artefact:
 
     def _abandon(self) -> None:
         """The stage failed: OUT.partial stays for the next call."""
+        self._let_checkpoint_end()
         for file in self._files.values():
             with contextlib.suppress(OSError, ValueError):
                 file.close()
@@ -311,6 +361,7 @@ def stage(
                     run._finish()
                     run.done = True
             except Exception as error:
+                run._let_checkpoint_end()
                 users = isinstance(error, UserError) or is_disk_full(error)
                 if users and run._slot is None and not run.done:  # nothing to resume: leave nothing half-written either
                     run._abandon()

@@ -70,9 +70,11 @@ def save(run: Artefact, model: Model, state: dict[str, Any]) -> None:
     run.checkpoint(state, model.state())
 
 
-def _save(run: Artefact, model: Model, state: dict[str, Any], best: Best) -> None:
+def _save(run: Artefact, model: Model, state: dict[str, Any], best: Best, background: bool = False) -> None:
+    """In the background: written while the next steps run."""
     more = {} if best.weights is None else {"best": best.weights}
-    run.checkpoint(state | best.state(), model.state() | more)
+    snapshot = model.snapshot()
+    run.checkpoint(state | best.state(), lambda: snapshot() | more, background)
 
 
 def restore(run: Artefact, model: Model) -> dict[str, Any] | None:
@@ -182,7 +184,7 @@ def supervised_loop(run: Artefact, model: Model, loader: SequenceLoader | Packed
             run.summary(**evaluated, **({"best_step": best.step, "best_val_loss": best.loss} if s.keep_best else {}))  # kept by the last checkpoint, so a kill after it loses no evaluation
         bar.advance(1)
         if step % s.save_every == 0 and step < s.steps and not stopped:
-            _save(run, model, {"step": step, "bad": bad, "loader": loader.state(), "loss_sum": loss_sum, "weight_sum": weight_sum}, best)
+            _save(run, model, {"step": step, "bad": bad, "loader": loader.state(), "loss_sum": loss_sum, "weight_sum": weight_sum}, best, background=True)
     bar.close()
     if bad > 1 and best.weights is None:
         raise UserError(f"the gradient was not finite in the last {bad} steps: these weights are of no use", hint="lower --lr")

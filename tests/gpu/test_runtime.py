@@ -1,0 +1,111 @@
+"""The device's stream, its copies and snapshots. Under emulation nothing on a stream is done before somebody waits for it, so a wait that is missing is a wrong
+number here, and one that is too many is counted.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import freedive
+from freedive import _core
+from freedive.model import Batch, DecoderConfig, Model
+
+DEVICE = os.environ.get("FREEDIVE_GPU_DEVICE", "cuda")
+HERE = [name for name in dict.fromkeys((DEVICE, "cuda-emu", "cpu")) if _core.device_error(name) is None]
+CONFIG = DecoderConfig(64, 2, 4, 2, 32, 8, 64, 64)
+emulated = pytest.mark.skipif(_core.device_error("cuda-emu") is not None, reason="no cuda-emu: csrc/emulation/README.md")
+LATE = os.environ.get("FREEDIVE_EMU_STREAMS", "late") == "late"
+
+
+def batch(seed: int = 1) -> Batch:
+    r = np.random.Generator(np.random.Philox(key=[seed, 15]))
+    return Batch.pack([(r.integers(0, 64, n), r.integers(0, 64, n)) for n in (17, 1, 33)])
+
+
+def made(device: str, **more: object) -> Model:
+    return Model(CONFIG, max_tokens=64, max_seqs=4, threads=1, device=device, **more).init(3)  # type: ignore[arg-type]
+
+
+def step(model: Model, seed: int = 1, update: bool = True) -> None:
+    b = batch(seed)
+    model.zero_grad()
+    model.forward_backward(b, np.full(b.n_tokens, -1 / b.n_tokens, np.float32))
+    if update:
+        model.adamw(1e-2)
+
+
+@emulated
+def test_a_call_waits_once_or_not_at_all():
+    library = ctypes.CDLL(str(Path(freedive.__file__).with_name("_cuda_emu.so")))
+    library.emulation_waits.restype = ctypes.c_uint64
+    model, b = made("cuda-emu"), batch()
+    cache = model.new_cache(4)
+    ones, zeros = np.ones(3, np.float32), np.zeros(3, np.int32)
+    d = np.full(b.n_tokens, -0.1, np.float32)
+    table = np.arange(6, dtype=np.int32).reshape(3, 2) % 4
+    calls = {
+        "zero_grad": (model.zero_grad, 0),
+        "forward": (lambda: model.forward(b), 1),
+        "backward": (lambda: model.backward(d), 0),
+        "forward_backward": (lambda: model.forward_backward(b, d), 1),
+        "adamw": (lambda: model.adamw(1e-3), 1),
+        "muon": (lambda: model.muon(1e-3, adamw_lr=1e-3), 1),
+        "decode": (lambda: model.decode(cache, b, zeros, table, temperature=ones, top_k=zeros, top_p=ones, min_p=ones * 0, seeds=zeros.astype(np.uint64),
+                                        counters=zeros.astype(np.uint64)), 1),
+    }  # fmt: skip
+    for round_ in range(3):  # what is copied through is as large as a call needs after it has been called once; the calls that leave work behind wait for the turn before
+        for name, (call, most) in calls.items():
+            before = library.emulation_waits()
+            call()
+            if round_ > 0:
+                assert library.emulation_waits() - before <= most + (name in ("backward", "forward_backward")), name
+
+
+@emulated
+@pytest.mark.skipif(not LATE, reason="another schedule")
+def test_what_is_looked_at_too_early_is_old():
+    model = made("cuda-emu")
+    view = model.gradients["layers.0.q_proj.weight"]
+    step(model, update=False)
+    assert not view.any()  # nobody has waited for the backward pass: a view that was kept may show anything
+    assert model.gradients["layers.0.q_proj.weight"] is view and view.any()
+
+
+@pytest.mark.parametrize("device", HERE)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_snapshot_is_of_its_moment(device: str, optimizer: str):
+    model = made(device)
+    step(model)
+    taken = []
+    for seed in range(3):
+        taken.append((model.state(), model.snapshot()))
+        step(model, seed, update=optimizer == "adamw")
+        if optimizer == "muon":
+            model.muon(1e-2, adamw_lr=1e-2)
+    for state, snapshot in taken:
+        got = snapshot()
+        assert state.keys() == got.keys() and all(state[key].tobytes() == got[key].tobytes() for key in state)
+    assert taken[0][0]["parameters"].tobytes() != model.state()["parameters"].tobytes()
+
+
+@pytest.mark.parametrize("device", HERE)
+def test_what_is_written_over_is_in_the_snapshot(device: str):
+    """Python's own writes come after it, too"""
+    model = made(device)
+    before, snapshot = model.state(), model.snapshot()
+    model.parameters["final_norm.weight"][...] = 7
+    assert snapshot()["parameters"].tobytes() == before["parameters"].tobytes()
+
+
+@pytest.mark.parametrize("device", [name for name in HERE if name != "cpu"])
+def test_waiting_after_each_kernel_changes_nothing(device: str):
+    program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_runtime import *; m = made({device!r}); step(m); print(m.trained().tobytes().hex())"
+    run = lambda sync: subprocess.run([sys.executable, "-c", program], env=os.environ | {"FREEDIVE_CUDA_SYNC": sync}, capture_output=True, text=True, check=True).stdout
+    assert run("1") == run("0") != ""
