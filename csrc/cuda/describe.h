@@ -6,8 +6,22 @@
 
 namespace freedive::cuda {
 
+// The families' own structs: of a product its sizes, of a head the vocabulary. Scalars and pointers say nothing.
 template <class T>
-void describe(std::string&, const T&) {}  // scalars and pointers say nothing
+auto describe_sizes(std::string& out, const T& p, int) -> decltype(p.rows + p.columns + p.depth, void()) {
+  out += " [" + std::to_string(p.rows) + "," + std::to_string(p.depth) + "] x [" + std::to_string(p.depth) + "," + std::to_string(p.columns) + "]";
+}
+template <class T>
+auto describe_sizes(std::string& out, const T& p, int) -> decltype(p.V + p.temperature.ndim, void()) {
+  out += " V = " + std::to_string(p.V);
+}
+template <class T>
+void describe_sizes(std::string&, const T&, long) {}
+
+template <class T>
+void describe(std::string& out, const T& argument) {
+  describe_sizes(out, argument, 0);
+}
 
 // Names and places of tensors from the op's schema in ops.h.
 inline void describe_tensors(std::string& out, const char* schema, const fd_tensor* tensors) {
