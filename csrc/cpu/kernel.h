@@ -72,10 +72,11 @@ struct Finish {
 };
 
 // C[R, V*VL] = (load ? C : 0) + A[R, K] B[K, V*VL].  A(i, k) = a[i*a_row + k*a_k].
-// B's row k is at b + k*b_k; its columns lie in panels of two vectors at distance b_panel (PANEL when B is a plain matrix).
+// B's row k is at b + k*b_k; its columns lie in panels of two vectors at distance b_panel (PANEL when B is a plain matrix). A line at
+// ahead + k*b_k is fetched meanwhile (b: nothing more than what is read).
 template <bool HALF, int R, int V>
 __attribute__((noinline)) void tile(int64_t K, const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t b_k,
-                                    int64_t b_panel, float* c, int64_t c_row, bool load, Finish finish) {
+                                    int64_t b_panel, const float* ahead, float* c, int64_t c_row, bool load, Finish finish) {
   vf acc[R][V];
 #pragma GCC unroll 8
   for (int i = 0; i < R; ++i) {
@@ -83,6 +84,7 @@ __attribute__((noinline)) void tile(int64_t K, const float* a, int64_t a_row, in
     for (int j = 0; j < V; ++j) acc[i][j] = load ? vload(c + i * c_row + j * VL) : vset(0.0f);
   }
   for (int64_t k = 0; k < K; ++k) {
+    __builtin_prefetch(ahead + k * b_k, 0, 2);
     vf bv[V];
 #pragma GCC unroll 8
     for (int j = 0; j < V; ++j) bv[j] = vload(b + (j / 2) * b_panel + (j % 2) * VL);
@@ -167,21 +169,21 @@ __attribute__((noinline)) void tile_packed(int64_t K, const float* a, const floa
 // tile with rows known at run time only, 1..SR.
 template <bool HALF, int V>
 FD_INLINE void tile_rows(int64_t rows, int64_t K, const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t b_k,
-                         int64_t b_panel, float* c, int64_t c_row, bool load, Finish finish) {
+                         int64_t b_panel, const float* ahead, float* c, int64_t c_row, bool load, Finish finish) {
   switch (rows) {
     case 1:
-      return tile<HALF, 1, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
+      return tile<HALF, 1, V>(K, a, a_row, a_k, b, b_k, b_panel, ahead, c, c_row, load, finish);
     case 2:
-      return tile<HALF, 2, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
+      return tile<HALF, 2, V>(K, a, a_row, a_k, b, b_k, b_panel, ahead, c, c_row, load, finish);
     case 3:
-      return tile<HALF, 3, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
+      return tile<HALF, 3, V>(K, a, a_row, a_k, b, b_k, b_panel, ahead, c, c_row, load, finish);
 #ifdef FREEDIVE_FMA
     case 4:
-      return tile<HALF, 4, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
+      return tile<HALF, 4, V>(K, a, a_row, a_k, b, b_k, b_panel, ahead, c, c_row, load, finish);
     case 5:
-      return tile<HALF, 5, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
+      return tile<HALF, 5, V>(K, a, a_row, a_k, b, b_k, b_panel, ahead, c, c_row, load, finish);
     case 6:
-      return tile<HALF, 6, V>(K, a, a_row, a_k, b, b_k, b_panel, c, c_row, load, finish);
+      return tile<HALF, 6, V>(K, a, a_row, a_k, b, b_k, b_panel, ahead, c, c_row, load, finish);
 #endif
   }
 }

@@ -271,23 +271,26 @@ void gemm_few_rows(const Gemm& g, const float* a, const float* panels, int64_t j
     for (int64_t i = 0; i < g.m; i += SR) {  // panels stay in cache for the second strip
       const int64_t r = min64(SR, g.m - i);
       const float* ai = a + i * words;
+      // The second and the third strip fetch the next panel, each one of the two lines of a row: the first one, which reads what nobody read before, then
+      // does not wait for memory.
+      const float* ahead = i == 0 || i > 2 * SR || left < 2 * PANEL ? b : b + panel + (i / SR - 1) * VL;
       float* c = g.c + i * g.c_row + j;
       const Finish finish = {g.bias == nullptr ? nullptr : g.bias + j,
                              g.residual == nullptr ? nullptr : g.residual + i * g.residual_row + j, g.residual_row};
       if (left >= 4 * PANEL && g.m == 1) {
-        tile<HALF, 1, 8>(words, ai, words, 1, b, PANEL, panel, c, g.c_row, g.accumulate, finish);
+        tile<HALF, 1, 8>(words, ai, words, 1, b, PANEL, panel, ahead, c, g.c_row, g.accumulate, finish);
         step = 4 * PANEL;
       } else if (left >= 2 * PANEL && g.m <= 3) {
-        tile_rows<HALF, 4>(r, words, ai, words, 1, b, PANEL, panel, c, g.c_row, g.accumulate, finish);
+        tile_rows<HALF, 4>(r, words, ai, words, 1, b, PANEL, panel, ahead, c, g.c_row, g.accumulate, finish);
         step = 2 * PANEL;
       } else if (left >= PANEL) {
-        tile_rows<HALF, 2>(r, words, ai, words, 1, b, PANEL, panel, c, g.c_row, g.accumulate, finish);
+        tile_rows<HALF, 2>(r, words, ai, words, 1, b, PANEL, panel, ahead, c, g.c_row, g.accumulate, finish);
       } else {
         alignas(64) float full[SR * PANEL] = {0};
         if (g.accumulate) {
           for (int64_t y = 0; y < r; ++y) memcpy(full + y * PANEL, c + y * g.c_row, left * sizeof(float));
         }
-        tile_rows<HALF, 2>(r, words, ai, words, 1, b, PANEL, panel, full, PANEL, g.accumulate, {nullptr, nullptr, 0});
+        tile_rows<HALF, 2>(r, words, ai, words, 1, b, PANEL, panel, b, full, PANEL, g.accumulate, {nullptr, nullptr, 0});
         for (int64_t y = 0; y < r; ++y) {
           for (int64_t q = 0; q < left; ++q) {
             float sum = full[y * PANEL + q];
