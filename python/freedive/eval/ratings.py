@@ -2,7 +2,9 @@
 
 P(a beats b) = 1 / (1 + exp(beta_b - beta_a - gamma . style)). A tie, of either kind, is half a win for each: the likelihood is then a
 quasi-likelihood, whose own curvature says nothing true about the spread. The intervals are therefore the sandwich's, H^-1 C H^-1 with H the
-curvature and C the outer products of the scores (Huber 1967; White 1982), summed within a cluster first where battles share a prompt. A rating is
+curvature and C the outer products of the scores (Huber 1967; White 1982), summed within a cluster first where battles share a prompt. A tie between
+equals has no score at all, so few battles that were mostly ties would look like certainty: each model's part of C is never without one decided battle
+more than there were, spread over those it fought. A rating is
 1000 + 400 / ln 10 * (beta - mean beta): 400 points are odds of ten to one, as in chess.
 
 A finite maximum exists if and only if every model reaches every other by a chain of wins or ties (Ford 1957). Models that no chain of battles joins
@@ -179,7 +181,7 @@ def _fit(battles: Battles) -> tuple[np.ndarray, np.ndarray, bool, np.ndarray, li
         reach = _closure(wins > 0)
         for group in separate[1:]:
             above = not reach[place[separate[0][0]], place[group[0]]]
-            whom = "all the others" if len(separate) == 2 else "some others"
+            whom = "any of the others" if len(separate) == 2 else "some others"
             what = "never lost to" if above else "never won against"
             warnings.append(f"{', '.join(group)} {what} {whom}: how far {'above' if above else 'below'} is not in the battles; the rating given is that of Jeffreys' prior")
     of = np.zeros(k, np.int64)  # the group of each model
@@ -202,7 +204,7 @@ def _fit(battles: Battles) -> tuple[np.ndarray, np.ndarray, bool, np.ndarray, li
     inverse = design.inverse(weights)
     flat = np.zeros(len(fitted))
     flat[:k] = 1 / math.sqrt(k)
-    curved, sandwich = inverse - np.outer(flat, flat) @ inverse, _sandwich(design, inverse, residual, battles.cluster, warnings)
+    curved, sandwich = inverse - np.outer(flat, flat) @ inverse, _sandwich(design, inverse, weights, residual, battles.cluster, warnings)
     return fitted, sandwich if np.trace(sandwich) > np.trace(curved) else curved, True, everybody, warnings
 
 
@@ -222,7 +224,7 @@ def _within(battles: Battles, group: np.ndarray, warnings: list[str]) -> tuple[n
     if theta is None:
         return None
     weights, residual = design.weights(theta, inside.score)
-    return theta, _sandwich(design, design.inverse(weights), residual, inside.cluster, warnings)
+    return theta, _sandwich(design, design.inverse(weights), weights, residual, inside.cluster, warnings)
 
 
 def _apart(battles: Battles, group: np.ndarray, theta: np.ndarray, cov: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -254,14 +256,18 @@ def _some(battles: Battles, kept: np.ndarray) -> Battles:
     return Battles(battles.models, battles.first[kept], battles.second[kept], battles.score[kept], part(battles.cluster), part(battles.style), battles.style_names)
 
 
-def _sandwich(design: _Design, inverse: np.ndarray, residual: np.ndarray, cluster: np.ndarray | None, warnings: list[str]) -> np.ndarray:
-    """Covariance of theta. G clusters know little of themselves where they are few: never less than of independent battles, and as wide as Student's t
-    with G - 1 degrees of freedom asks."""
-    alone = inverse @ design.meat(residual, None) @ inverse
+def _sandwich(design: _Design, inverse: np.ndarray, weights: np.ndarray, residual: np.ndarray, cluster: np.ndarray | None, warnings: list[str]) -> np.ndarray:
+    """Covariance of theta. Every model has one decided battle more than were fought, in C. G clusters know little of themselves where they are few:
+    never less than of independent battles, and as wide as Student's t with G - 1 degrees of freedom asks."""
+    games = np.bincount(design.a, minlength=design.k) + np.bincount(design.b, minlength=design.k)
+    more = design.curvature(weights * (1 / games[design.a] + 1 / games[design.b]))
+    alone = inverse @ (design.meat(residual, None) + more) @ inverse
     groups = len(residual) if cluster is None else len(np.unique(cluster))
     if groups == len(residual):
+        if groups < 20:
+            warnings.append(f"there are {groups} battles only: the intervals are rough")
         return alone
-    together = inverse @ design.meat(residual, cluster) @ inverse
+    together = inverse @ (design.meat(residual, cluster) + more) @ inverse
     if groups == 1:
         warnings.append("all battles are about one prompt: the intervals are for that prompt, and say nothing about others")
         return alone

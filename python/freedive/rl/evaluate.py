@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from freedive.eval.statistics import bootstrap, share
+from freedive.eval.statistics import interval, share
 from freedive.objectives import pass_at_k
 from freedive.runs import Artefact, json_line
 
@@ -49,7 +49,7 @@ def evaluate(solve: Solve, problems: list[Problem], samples: int, seed: int) -> 
     while k <= samples:
         of_problem = [pass_at_k(int(n), int(c), k) for n, c in zip(judged, right) if n >= k]
         found[f"pass@{k}"] = float(np.mean(of_problem)) if of_problem else np.nan
-        found[f"pass@{k}_interval_95"] = bootstrap(of_problem)
+        found[f"pass@{k}_interval_95"] = interval(of_problem)
         k *= 2
     return found, outs
 

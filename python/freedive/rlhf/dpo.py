@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from freedive.eval.statistics import bootstrap
+from freedive.eval.statistics import interval
 from freedive.inference import load_model, load_tokenizer, save_model_folder
 from freedive.inference.folder import base_and_adapter, chat_tokens_untrained, new_adapter
 from freedive.model import Batch, Model, init_adapter, is_adapter
@@ -141,7 +141,7 @@ class DPOLearner:
             told.append(self._loss(logprobs, mask, batch, part, len(held))[1])
             ratio = sequence_logps(logprobs, mask, batch.cu_seqlens, self.c.loss_type == "ipo").reshape(-1, 2) - self.reference[part]
             right += [float(h > 0) + 0.5 * float(h == 0) for h in ratio[:, 0] - ratio[:, 1]]
-        return {f"eval_{k}": v for k, v in merge_metrics(told).items()} | {"eval_rewards/accuracies_interval_95": bootstrap(right, [self.pairs[i][3] for i in held])}
+        return {f"eval_{k}": v for k, v in merge_metrics(told).items()} | {"eval_rewards/accuracies_interval_95": interval(right, [self.pairs[i][3] for i in held])}
 
     def state(self) -> dict[str, np.ndarray]:
         return self.model.state() | {"reference": self.reference.copy()}

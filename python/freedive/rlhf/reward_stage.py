@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from freedive.eval.statistics import bootstrap
+from freedive.eval.statistics import bootstrap, interval
 from freedive.inference import load_model, load_tokenizer
 from freedive.inference.folder import base_and_adapter, chat_tokens_untrained, new_adapter
 from freedive.model import Batch, Model, init_adapter, is_adapter
@@ -201,7 +201,7 @@ class RewardLearner:
         _, told = _loss(self.inner.c, np.concatenate(scored), lists, len(lists), center=False)
         right, margins, keys = pair_results(lists, scored)
         return {
-            "eval_loss": told["loss"], "eval_accuracy": float(right.mean()), "eval_accuracy_interval_95": bootstrap(right.tolist(), keys),
+            "eval_loss": told["loss"], "eval_accuracy": float(right.mean()), "eval_accuracy_interval_95": interval(right.tolist(), keys),
             "eval_margin": float(margins.mean()), "eval_margin_interval_95": bootstrap(margins.tolist(), keys), "eval_pairs": float(len(right)),
             "eval_longer_is_better": float(longer_is_better(lists).mean()),
         }  # fmt: skip

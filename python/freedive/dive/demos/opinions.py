@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from freedive.dive.found import jsonl
-from freedive.eval.statistics import bootstrap
+from freedive.eval.statistics import interval
 from freedive.inference import load
 from freedive.objectives import best_of_n_kl
 from freedive.rl import stage as rl
@@ -173,19 +173,18 @@ def reward_model(room: Room) -> list[Figure]:
     comedy = Comedy(room)
     test = comedy.opinions("test")
     ceiling = [float(np.mean(jokes.ceiling(row["worths"]))) for row in jsonl(test)]
-    best = float(np.mean(ceiling))
     strong, weak = comedy.reward_model(), comedy.reward_model(weak=True)
     right, prompts, longer = comedy.right(strong, test)
-    low, high = bootstrap(list(right), prompts)
+    at_best = np.array([one for row in jsonl(test) for one in jokes.ceiling(row["worths"])])
 
     def measured(name: str, reward: Path, lists: Path) -> Figure:
         right, prompts, _ = comedy.right(reward, lists)
-        return Figure(name, float(right.mean()), bootstrap(list(right), prompts), len(right), control=True)
+        return Figure(name, float(right.mean()), interval(list(right), prompts), len(right), control=True)
 
     return [
         share_of("the best guess anybody can make of a labeller's opinion (Bayes)", ceiling, control=True),
-        Figure(f"the reward model, from {room.tier.opinions.lists:,} ranked lists", float(right.mean()), [low, high], len(right)),
-        Figure("the same, as a part of the best guess", min(1.0, float(right.mean()) / best), [low / best, min(1.0, high / best)], len(right), ">= 0.9"),
+        Figure(f"the reward model, from {room.tier.opinions.lists:,} ranked lists", float(right.mean()), interval(list(right), prompts), len(right)),
+        part_of("the same, as a part of the best guess", right, at_best, ">= 0.9", prompts, unit="share"),
         measured(f"a weak one: the row alone, from {room.tier.opinions.few:,} lists of jokes that do not overdo it", weak, test),
         measured("the weak one, on such jokes", weak, comedy.tame_opinions("test")),
         Figure("the longer answer is the better one", longer, None, len(right), control=True),
@@ -226,13 +225,18 @@ def overdone(room: Room) -> list[Figure]:
     ]
 
 
-def part_of(name: str, of: np.ndarray, whole: np.ndarray, target: str) -> Figure:
-    """A mean over requests beside another; both are drawn anew together for the interval."""
-    rng = np.random.Generator(np.random.Philox(key=[0, STREAM]))
-    drawn = rng.integers(0, len(of), (2000, len(of)))
-    ratio = lambda a, b: a / np.maximum(b, 1e-3)
-    low, high = np.quantile(ratio(of[drawn].mean(1), whole[drawn].mean(1)), (0.025, 0.975))
-    return Figure(name, float(ratio(of.mean(), whole.mean())), [float(low), float(high)], len(of), target, unit="times")
+def part_of(name: str, of: np.ndarray, whole: np.ndarray, target: str, clusters: Sequence[str] | None = None, unit: str = "times") -> Figure:
+    """A mean beside another over the same items (or clusters of them), both drawn anew together for the interval. Where the other cannot be told from 0, there
+    is nothing to be a part of: 0, and no interval."""
+    _, at = np.unique(np.arange(len(of)) if clusters is None else np.array(clusters), return_inverse=True)
+    n = int(at.max()) + 1
+    sums = np.bincount(at, of, n), np.bincount(at, whole, n)
+    drawn = np.random.Generator(np.random.Philox(key=[0, STREAM])).integers(0, n, (2000, n))
+    a, b = (x[drawn].sum(1) for x in sums)
+    if np.quantile(b, 0.025) <= 0:
+        return Figure(f"{name}: that cannot be told from nothing", 0.0, None, len(of), target, unit=unit)
+    low, high = np.quantile(a / b, (0.025, 0.975))
+    return Figure(name, float(of.sum() / whole.sum()), [float(low), float(high)], len(of), target, unit=unit)
 
 
 def examples(folder: Path) -> Iterator[dict[str, Any]]:

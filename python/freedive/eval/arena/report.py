@@ -21,7 +21,7 @@ from .log import Battle, agreement, to_battles
 SHUFFLES = 200
 ELO_K = 4.0  # FastChat's
 EXPLAINED = (
-    "Bradley-Terry by maximum likelihood: 400 points are odds of ten to one, the mean of all is 1000. Ties, of both kinds, are half a win for each. The 95 % intervals are those of the "
+    "Bradley-Terry by maximum likelihood: 400 points are odds of ten to one, {middle} is 1000. Ties, of both kinds, are half a win for each. The 95 % intervals are those of the "
     "sandwich (robust) covariance, with the battles of one prompt taken together. A rank is one more than the number of models that are better beyond doubt."
 )
 ELO = (
@@ -40,6 +40,7 @@ class Rated:
     styled: Ratings | None
     elo: np.ndarray  # [K], in the log's order
     elo_spread: np.ndarray  # [SHUFFLES, K]
+    anchor: str | None = None
 
     @property
     def main(self) -> Ratings:
@@ -51,7 +52,7 @@ def rated(found: Sequence[Battle], *, anchor: str | None = None, style_control: 
     battles = to_battles(found)
     plain = r.rate(battles, anchor)
     styled = r.rate(to_battles(found, style=True), anchor) if style_control else None
-    return Rated(found, battles, plain, styled, r.elo(battles, ELO_K), r.elo_spread(battles, ELO_K, SHUFFLES, seed))
+    return Rated(found, battles, plain, styled, r.elo(battles, ELO_K), r.elo_spread(battles, ELO_K, SHUFFLES, seed), anchor)
 
 
 def lines(rated: Rated) -> list[str]:
@@ -110,7 +111,8 @@ def write_page(path: Path, rated: Rated, title: str = "Arena") -> Path:
     best = main.ratings[0]
     rows = [(str(one.rank), one.model, f"{one.rating:.0f}", f"{one.interval_95[0]:.0f} – {one.interval_95[1]:.0f}", one.battles, f"{100 * one.win_rate:.1f} %") for one in main.ratings]
     bars = [(one.model, one.rating, *one.interval_95) for one in main.ratings]
-    words = page.paragraph(EXPLAINED) + "".join(page.paragraph(f"Note: {text}.") for text in main.warnings)
+    middle = rated.anchor or ("the mean of those that beat others and were beaten" if main.separated else "the mean of all")
+    words = page.paragraph(EXPLAINED.format(middle=middle)) + "".join(page.paragraph(f"Note: {text}.") for text in main.warnings)
     sections = [("ratings", "Ratings", f"{best.model}: {best.rating:.0f}", words + whiskers(bars, "rating, with its 95 % interval")
                  + page.table(["rank", "model", "rating", "95 % interval", "battles", "won"], rows, left=2))]  # fmt: skip
     order = main.order()
