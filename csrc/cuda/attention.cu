@@ -5,8 +5,8 @@
 // One warp per row and head. Keys come in blocks of FD_KV_BLOCK = 32, one to a lane: the lane's score is one chain over d. The 32 weights go
 // to shared memory, and the lanes turn to the dimensions of the output, which are kept in `out` between blocks. Training, prefill and
 // decode are this one function with another source of keys, so their bits are equal.
-// Every key and value is read once per query and head; the tensor-core kernels of the next rungs read them once per tile of queries.
-#include "launch.cuh"
+// Every key and value is read once per query and head; attention_tiled.cu reads them once for a block of queries and heads, with the same bits.
+#include "attention.cuh"
 #include "sequences.cuh"
 
 namespace freedive::cuda {
@@ -252,9 +252,20 @@ void cached(fd_context* ctx, const void* arguments) {
   launch_threads(ctx, "attention_cached", rows, mix_back_kernel, a.out);
 }
 
+// Heads longer than a tile are left to naive.
+void forward_tiled(fd_context* ctx, const void* arguments) {
+  const auto& a = *static_cast<const fd_attention_forward_args*>(arguments);
+  a.q.shape[2] <= TILED_HEAD ? attention_forward_tiled(ctx, a) : forward(ctx, arguments);
+}
+void cached_tiled(fd_context* ctx, const void* arguments) {
+  const auto& a = *static_cast<const fd_attention_cached_args*>(arguments);
+  a.q.shape[2] <= TILED_HEAD ? attention_cached_tiled(ctx, a) : cached(ctx, arguments);
+}
+
 }  // namespace
 
-FD_VARIANT_LIST(attention, {"attention_forward", "naive", 0, forward, nullptr}, {"kv_cache_write", "naive", 0, write, write_workspace},
-                {"attention_cached", "naive", 0, cached, cached_workspace})
+FD_VARIANT_LIST(attention, {"attention_forward", "naive", 0, forward, nullptr}, {"attention_forward", "tiled", 1, forward_tiled, nullptr},
+                {"kv_cache_write", "naive", 0, write, write_workspace}, {"attention_cached", "naive", 0, cached, cached_workspace},
+                {"attention_cached", "tiled", 1, cached_tiled, cached_workspace})
 
 }  // namespace freedive::cuda

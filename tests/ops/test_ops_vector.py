@@ -3,7 +3,7 @@
 import numpy as np
 import op_cases
 import pytest
-from op_cases import hows, normal
+from op_cases import CACHE_DTYPES, COMPUTE, hows, lengths_to_cu, normal
 
 from freedive import ops
 from freedive.reference import ops as reference
@@ -88,3 +88,44 @@ def test_elementwise_variants_have_the_same_bits(op, device):
             ops.call(op, **arguments, variant=variant, device=device)
             results.append([arguments[key].tobytes() for key in case.expected])
         assert all(other == results[0] for other in results), case.name
+
+
+@pytest.mark.parametrize("compute", COMPUTE)
+@pytest.mark.parametrize(("H", "G", "D"), [(10, 1, 8), (3, 1, 100), (6, 2, 21), (1, 1, 130)])
+@pytest.mark.parametrize("device", [device for device in ops.devices() if device != "cpu"])
+def test_attention_variants_have_the_same_bits(device, H, G, D, compute):
+    """More heads in a group than a block takes queries, heads of either tile and longer than both; sequences that begin and end within a block's rows; then a step of decoding"""
+    r = rng(3)
+    lengths = (3, 0, 134, 2, 66)
+    cu, N = lengths_to_cu(lengths), sum(lengths)
+    q, k, v = normal(r, N + 3, H, D), normal(r, N + 3, G, D), normal(r, N + 3, G, D)
+    results = [ops.attention_forward(q, k, v, cu, variant=variant, device=device, compute=compute) for variant in ops.variants("attention_forward", device)]
+    for other in results[1:]:
+        for got, want in zip(other, results[0]):
+            np.testing.assert_array_equal(got, want)
+    M = -(-max(lengths) // ops.KV_BLOCK)
+    table = r.permutation(len(lengths) * M).reshape(-1, M).astype(np.int32)
+    for dtype in CACHE_DTYPES:
+        k_cache, v_cache, *scales = ops.new_cache(table.size, G, D, dtype)
+        ops.kv_cache_write(k_cache, v_cache, k[:N], v[:N], cu, np.zeros(len(lengths), np.int32), table, *scales, device=device)
+        ends = np.array([n for n in range(len(lengths)) if lengths[n]], np.int32)
+        one, past = np.arange(len(ends) + 1, dtype=np.int32), np.array(lengths, np.int32)[ends] - 1
+        for rows, where in ((q[:N], (cu, np.zeros(len(lengths), np.int32), table)), (q[cu[1:][ends] - 1], (one, past, table[ends]))):
+            results = [ops.attention_cached(rows, k_cache, v_cache, *where, None, *scales, variant=variant, device=device, compute=compute)
+                       for variant in ops.variants("attention_cached", device)]  # fmt: skip
+            for other in results[1:]:
+                np.testing.assert_array_equal(other, results[0])
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.05}, {"top_k": 40, "top_p": 0.9, "min_p": 0.01, "temperature": 1.3}, {"temperature": 0.0}], ids=str)
+@pytest.mark.parametrize("device", ops.devices())
+def test_samplers_draw_the_same_tokens(device, settings):
+    """Thresholds are exact and sums are in double: only a draw within 1e-15 of a boundary could differ. A vocabulary with ties, of a ragged number of strips of 128 ids"""
+    r = rng(4)
+    S, V = 24, 1301
+    x, weight = normal(r, S, 8), normal(r, V, 8)
+    weight[::7] = weight[3]
+    draws = [ops.head_sample(x, weight, **({"temperature": 1.0} | settings), seeds=np.arange(S), variant=variant, device=device) for variant in ops.variants("head_sample", device)]
+    for other in draws[1:]:
+        for got, want in zip(other, draws[0]):
+            np.testing.assert_array_equal(got, want)
