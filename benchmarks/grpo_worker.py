@@ -27,7 +27,7 @@ def main() -> None:
     engine = Engine(model, tok)
     ids = [render(tok, p, add_generation_prompt=True)[0] if isinstance(p, list) else tok.encode(p) for p in request["texts"]]
     c = RLConfig(model=model_path, data=model_path, num_generations=generations, prompts_per_step=prompts, max_completion_length=length)
-    learner = Learner(c, dataclasses.replace(PRESETS["dr_grpo"], num_generations=generations, max_completion_length=length), model)
+    learner = Learner(c, dataclasses.replace(PRESETS["dr_grpo"], max_completion_length=length), model)
     print(json.dumps({}), flush=True)
     for step, _ in enumerate(sys.stdin):
         began, wall = time.process_time(), time.perf_counter()

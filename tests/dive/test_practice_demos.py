@@ -9,7 +9,7 @@ from html_page import Page
 
 from freedive.dive.demos import practice
 from freedive.dive.demos.discovery import Calculator, OutOfOrder
-from freedive.dive.demos.practice import Answers, equal_compute, points, powers_of_two, share_of, than, times
+from freedive.dive.demos.practice import Answers, equal_compute, points, powers_of_four, share_of, than, times
 from freedive.dive.demos.practice_page import ANSWERS, RUNS, _words
 from freedive.dive.demos.practice_page import practice as page_of
 from freedive.dive.demos.room import shown
@@ -67,7 +67,7 @@ def test_figures_of_differences_and_ratios():
     assert grown.share == 4.0 and grown.interval_95 == [3.0, 5.0] and shown(grown.share, grown.unit) == "x 4.00"
     above = than("a", after, 0.4)
     assert above.share == pytest.approx(0.35) and above.interval_95[0] < 0.35 < above.interval_95[1]
-    assert share_of("s", [0.25, 0.75]).share == 0.5 and powers_of_two(16) == [1, 4, 16] and powers_of_two(3) == [1]
+    assert share_of("s", [0.25, 0.75]).share == 0.5 and powers_of_four(16) == [1, 4, 16] and powers_of_four(3) == [1]
 
 
 def test_answers_count_per_problem():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 
 from freedive.rl.adapters import adapted
@@ -55,3 +57,25 @@ def test_trl():
 def test_the_form_alone():
     texts = ["Answer: 4", "it is 4", "I think. Answer: yes, four", "Answer: 4\nand more", "Answer:"]
     assert form([""] * 5, texts) == [1, 0, 1, 0, 0]
+
+
+def test_async_functions_of_every_form():
+    """They run, and those of verl, which are asked of one completion, wait together."""
+    waiting: list[str] = []
+
+    async def compute_score(solution_str, ground_truth):
+        waiting.append(solution_str)
+        await asyncio.sleep(0)
+        assert len(waiting) == 2
+        return {"score": float(solution_str == ground_truth)}
+
+    async def reward_func(queries, prompts, labels):
+        return {"rewards": np.array([float(q.removeprefix(p) == label) for q, p, label in zip(queries, prompts, labels)])}
+
+    class Grader:
+        async def __call__(self, solution_str, ground_truth):
+            return None if solution_str != ground_truth else 1.0
+
+    assert given(compute_score) == [1, 0] and given(reward_func) == [1, 0]
+    said = given(Grader())
+    assert said[0] == 1 and np.isnan(said[1])

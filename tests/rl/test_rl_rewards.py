@@ -45,9 +45,12 @@ def test_a_reward_gets_the_columns_it_names():
     assert [r.reward for r in rewarded(rollouts(2), [{"prompt": "a", "answer": "1"}, {"prompt": "b", "answer": "2", "level": 3}], named)] == [1.0, 0.0]
 
 
-@pytest.mark.parametrize("returned", [[1.0], [1.0, float("nan")], ["x", "y"], None, 3.0])
-def test_what_is_no_reward_is_said(returned):
-    with pytest.raises(UserError, match="reward"):
+@pytest.mark.parametrize("returned, says", [
+    ([1.0], "returned 1$"), ([1.0, float("nan")], "NaN for completion 2"), ([float("inf"), 1.0], "an infinity for completion 1"), (["x", 1.0], "'x' for completion 1"), (None, "returned None"),
+    (3.0, "one number, 3.0"), (np.float32(3), "one number"), ("ab", "'ab'"), ({"rewards": [1, 2]}, "rewards"),
+])  # fmt: skip
+def test_what_is_no_reward_is_said(returned, says):
+    with pytest.raises(UserError, match=f"must return one finite number \\(or None\\) per completion, a list of 2; it returned .*{says}" if not says.startswith("returned") else says):
         rewarded(rollouts(2), [{"prompt": "a"}] * 2, lambda *a, **k: returned)
 
 
@@ -98,7 +101,7 @@ def test_equal_rewards_still_feel_the_kl(algo, moves, tmp_path):
     for p in model.parameters.values():
         p += np.random.default_rng(1).normal(0, 0.05, p.shape).astype(np.float32)
     model.touch()
-    spec = dataclasses.replace(PRESETS[algo], num_generations=4, max_completion_length=8)
+    spec = dataclasses.replace(PRESETS[algo], max_completion_length=8)
     before = model.state()["parameters"]
     c = RLConfig(model=tmp_path, data=tmp_path, num_generations=4, prompts_per_step=1)
     Learner(c, spec, model, reference if spec.beta else None).update([dataclasses.replace(r, reward=1.0) for r in rollouts(4)], 1e-3)

@@ -20,6 +20,7 @@ from freedive.rl import stage as rl
 from freedive.rl.config import RLConfig, policy_spec, unused
 from freedive.rl.evaluate import evaluate
 from freedive.rl.problems import Problem, made_problems
+from freedive.rl.rewards import BUILT_IN, call
 from freedive.rl.rollouts import Rollout
 from freedive.rl.update import Learner
 from freedive.runs import Artefact, UserError, folder_hash
@@ -124,7 +125,7 @@ def test_the_first_problems_made_are_of_all_tasks(room: Path):
 def learner(spec_changes: dict[str, Any], **changes: Any) -> tuple[Learner, Model]:
     model = Model(from_depth(1, 32, 64), max_tokens=changes.pop("max_tokens", 256), max_seqs=16, threads=1).init(3)
     c = RLConfig(model=Path("m"), data=Path("d"), num_generations=4, prompts_per_step=2, **changes)
-    return Learner(c, dataclasses.replace(PRESETS["dr_grpo"], num_generations=4, max_completion_length=8, **spec_changes), model), model
+    return Learner(c, dataclasses.replace(PRESETS["dr_grpo"], max_completion_length=8, **spec_changes), model), model
 
 
 def test_mistakes_are_learned_from_and_what_was_cut_at_the_limit_is_not():
@@ -263,6 +264,42 @@ def test_settings_that_have_no_part_in_a_run_are_named(room: Path, changes: dict
 def test_what_cannot_be_is_said_and_leaves_nothing(room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], says: str):
     assert main(["rl", str(room / "chat"), "--out", str(tmp_path / "out"), *flags]) == 2
     assert says in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+ASK = {"role": "user", "content": "2+2"}
+
+
+@pytest.mark.parametrize("row, says", [
+    ({"answer": "4"}, "needs 'prompt'"), ({"prompt": None, "answer": "4"}, "the prompt is null"), ({"prompt": 7, "answer": "4"}, "the prompt is 7"), ({"prompt": "", "answer": "4"}, "the prompt is empty"),
+    ({"prompt": [], "answer": "4"}, "the prompt is empty"), ({"prompt": [{"role": "user"}], "answer": "4"}, "message 1 has the keys"), ({"prompt": ["2+2"], "answer": "4"}, "message 1 is str"),
+    ({"prompt": [ASK, {"role": "assistant", "content": "It is"}], "answer": "4"}, "ends in a turn of the assistant"),
+    ({"prompt": "2+2"}, "`answer`, a text or a number, and it is missing"), ({"prompt": "2+2", "answer": None}, "it is None"), ({"prompt": "2+2", "answer": ["4"]}, "it is ['4']"),
+    ({"prompt": "2+2", "answer": "4", "meta": {"check": "luck"}}, "there is no check 'luck'"),
+])  # fmt: skip
+@pytest.mark.parametrize("where", ["data", "eval_data"])
+def test_a_problem_that_cannot_be_practised_is_told_with_its_line(room: Path, tmp_path: Path, row: dict[str, Any], says: str, where: str):
+    """Before anything is sampled, and by --dry-run too; a number is a right answer as its text is."""
+    good = {"prompt": [ASK], "answer": 4}
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in (good, row, good)))
+    with pytest.raises(UserError) as told:
+        rl.run(config(room, tmp_path / "out", reward=["answer"], dry_run=True, **{where: tmp_path / "p.jsonl"}))
+    assert "p.jsonl, line 2: " in told.value.message and says in told.value.message
+
+
+def test_which_rewards_need_an_answer(room: Path, tmp_path: Path):
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "2+2", "meta": {"task": "chess"}}) + "\n")
+    run = lambda **changes: rl.run(config(room, tmp_path / "out", data=tmp_path / "p.jsonl", dry_run=True, **({"eval_data": None} | changes)))
+    for good in ({"reward": ["form"]}, {}):
+        run(**good)
+    for changes, says in (({"reward": ["form", "cosine"]}, "asks the row's task"), ({"reward": ["task"]}, "meta.task is 'chess'"), ({"reward": ["form"], "eval_data": tmp_path / "p.jsonl", "eval_reward": "answer"}, "is missing"),
+                          ({"reward": ["form"], "eval_data": tmp_path / "p.jsonl", "gold_reward": "answer"}, "is missing")):  # fmt: skip
+        with pytest.raises(UserError, match=says):
+            run(**changes)
+    texts, columns = ["Answer: 4", "Answer: 5"], {"answer": [4, 4.0]}
+    assert call("answer", BUILT_IN["answer"], ["2+2"] * 2, texts, [[1]] * 2, columns) == [1, 0]
+    assert call("task", BUILT_IN["task"], ["q"] * 2, ["Answer: 4 7", "7 4"], [[1]] * 2, {"answer": ["4 7", 47], "meta": [{"task": "sorting"}] * 2}) == [1, 0]
+    with pytest.raises(UserError, match="1 of 2 rows have no such `answer`"):
+        call("answer", BUILT_IN["answer"], ["2+2"] * 2, texts, [[1]] * 2, {"answer": ["4", None]})
 
 
 def test_the_verb(room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -82,6 +82,17 @@ def test_a_mistake_is_the_users(file: Path, name: str, completion: str, says: st
         score(Workers(f"{file}:{name}", 2, 20), [completion, "b"])
 
 
+def test_a_file_that_is_slow_to_import_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("freedive.rl.workers.START", 0.2)
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(60)\ndef score(completions, **columns):\n    return [0.0] * len(completions)\n")
+    with pytest.raises(UserError, match="not ready after 0.2 seconds"):
+        score(Workers(f"{tmp_path}/slow.py:score", 1, 20), ["a"])
+    monkeypatch.setattr("freedive.rl.workers.START", 60.0)
+    (tmp_path / "dead.py").write_text("import os\nos._exit(3)\n")
+    with pytest.raises(UserError, match="ended before it was ready"):
+        score(Workers(f"{tmp_path}/dead.py:score", 1, 20), ["a"])
+
+
 def test_more_than_a_pipe_holds(file: Path):
     values, _ = score(Workers(f"{file}:score", 2, 30), ["x" * 300_000] * 6, group=3)
     assert values == [300_000] * 6

@@ -79,7 +79,8 @@ def test_what_cannot_be_used_is_counted(tmp_path: Path, tok: Tokenizer):
 
 @pytest.mark.parametrize("row, words", [
     ({"text": "x"}, "chosen and rejected"), ({"chosen": "x", "rejected": "y"}, "no prompt"), ({"prompt": "a", "completions": ["x"], "ranks": [0, 1]}, "1 completions have 2 ranks"),
-    ({"prompt": "a", "chosen": 3, "rejected": "y"}, "turns"), ({"prompt": "a", "chosen": "x", "rejected": "y", "margin": "wide"}, "wide"),
+    ({"prompt": "a", "chosen": 3, "rejected": "y"}, "turns"), ({"prompt": "a", "chosen": "x", "rejected": "y", "margin": "wide"}, "the margin is 'wide'"),
+    ({"chosen": None, "rejected": "y"}, "an answer is empty, and there is no prompt"), ({"prompt": "a", "chosen": "x", "rejected": "y", "margin": [1]}, r"the margin is \[1\]"),
 ])  # fmt: skip
 def test_a_row_that_is_no_preference_is_refused_with_its_line(tmp_path: Path, tok: Tokenizer, row: dict, words: str):
     with pytest.raises(UserError, match=f"line 2.*{words}"):
@@ -128,3 +129,8 @@ def test_real_trees_of_oasst(shared_data: Path, tok: Tokenizer):
     assert report.rows == 100 and report.lists == len(train) + len(held) == 212 and report.pairs + report.ties == 754 and max(report.answers) == 9
     first = {str(row["prompt"]["text"]) for _, row in iter_rows(shared_data / "sft" / "oasst_en_100_trees.jsonl.gz")}
     assert {r.key for r in train} | {r.key for r in held} <= first and not {r.key for r in train} & {r.key for r in held}
+
+
+def test_a_file_of_empty_answers_is_told_so(tmp_path: Path, tok: Tokenizer):
+    with pytest.raises(UserError, match="no two answers of unlike rank: 2 answers are empty"):
+        read(tmp_path / "p.jsonl", [{"prompt": "a", "chosen": None, "rejected": "y"}, {"prompt": "b", "chosen": "x", "rejected": ""}], tok)

@@ -47,7 +47,6 @@ class PolicySpec:
     correction_low: float = 0.0
     correction_high: float = 2.0
     # Not read by policy_loss: how rollouts are drawn and filtered
-    num_generations: int = 8  # G, completions per prompt
     num_iterations: int = 1  # optimizer passes over one rollout
     dynamic_sampling: bool = False  # drop groups of equal rewards and draw others (DAPO)
     mask_truncated_completions: bool = False  # completions cut at the length limit are not trained
@@ -79,23 +78,22 @@ class PolicySpec:
 
 # The papers' settings; every field can still be replaced (dataclasses.replace)
 PRESETS = {
-    "reinforce": PolicySpec(advantage="dr_grpo", loss="reinforce", aggregation="token", num_generations=16),
+    "reinforce": PolicySpec(advantage="dr_grpo", loss="reinforce", aggregation="token"),
     # DeepSeekMath, arXiv:2402.03300
-    "grpo": PolicySpec(advantage="grpo", aggregation="grpo", beta=0.04, kl="k3", num_generations=64),
+    "grpo": PolicySpec(advantage="grpo", aggregation="grpo", beta=0.04, kl="k3"),
     # arXiv:2503.20783
-    "dr_grpo": PolicySpec(advantage="dr_grpo", aggregation="dr_grpo", num_generations=8),
+    "dr_grpo": PolicySpec(advantage="dr_grpo", aggregation="dr_grpo"),
     # arXiv:2503.14476
     "dapo": PolicySpec(
         advantage="grpo",
         aggregation="token",
         epsilon_high=0.28,
-        num_generations=16,
         dynamic_sampling=True,
         mask_truncated_completions=True,
     ),
     # arXiv:2402.14740
     "rloo": PolicySpec(
-        advantage="rloo", loss="reinforce", aggregation="sum", beta=0.05, kl="k1", kl_in="reward", num_generations=4
+        advantage="rloo", loss="reinforce", aggregation="sum", beta=0.05, kl="k1", kl_in="reward"
     ),
     # arXiv:2507.18071
     "gspo": PolicySpec(
@@ -104,20 +102,19 @@ PRESETS = {
         aggregation="grpo",
         epsilon=3e-4,
         epsilon_high=4e-4,
-        num_generations=16,
         num_iterations=4,
     ),
     # arXiv:2506.13585, with ScaleRL's choices (arXiv:2510.13786)
-    "cispo": PolicySpec(advantage="batch", loss="cispo", aggregation="token", is_clip_max=5.0, num_generations=16),
+    "cispo": PolicySpec(advantage="batch", loss="cispo", aggregation="token", is_clip_max=5.0),
     # best of n, SFT on it (expert iteration, RAFT): arXiv:2304.06767
-    "rft": PolicySpec(advantage="best", loss="reinforce", aggregation="token", num_generations=8),
+    "rft": PolicySpec(advantage="best", loss="reinforce", aggregation="token"),
     # arXiv:1707.06347 as in RLHF, arXiv:1909.08593
     "ppo": PolicySpec(
-        advantage="gae", aggregation="token", beta=0.05, kl="k1", kl_in="reward", num_generations=1, num_iterations=4
+        advantage="gae", aggregation="token", beta=0.05, kl="k1", kl_in="reward", num_iterations=4
     ),
     # DeepSeek-R1, arXiv:2501.12948
     "r1": PolicySpec(
-        advantage="grpo", aggregation="grpo", epsilon=10.0, epsilon_high=10.0, beta=0.001, kl="k3", num_generations=16
+        advantage="grpo", aggregation="grpo", epsilon=10.0, epsilon_high=10.0, beta=0.001, kl="k3"
     ),
 }
 

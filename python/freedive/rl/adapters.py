@@ -2,9 +2,9 @@
 
 verl       compute_score(data_source, solution_str, ground_truth, extra_info=None) -> float or {"score": ...}; one completion at a time
 OpenRLHF   reward_func(queries, prompts, labels, **kwargs) -> tensor, list, or {"rewards": ..., "scores": ..., "extra_logs": ...}
-TRL        f(prompts, completions, completion_ids, **columns) -> list[float | None], sync or async
+TRL        f(prompts, completions, completion_ids, **columns) -> list[float | None]
 
-So a file of rewards runs unchanged in four places. Rows may be verl's too: reward_model.ground_truth is their answer.
+Each of them sync or async; of verl's, all completions are awaited together. So a file of rewards runs unchanged in four places. Rows may be verl's too: reward_model.ground_truth is their answer.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ def adapted(function: Callable[..., Any]) -> Reward:
         return _verl(function, names)
     if {"queries", "labels"} <= names:
         return _openrlhf(function)
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(vars(type(function)).get("__call__")):
-        return _asynchronous(function)
-    return function
+    return _trl(function) if _is_async(function) else function
 
 
 def ground_truth(columns: dict[str, list[Any]], i: int) -> Any:
@@ -42,15 +40,14 @@ def ground_truth(columns: dict[str, list[Any]], i: int) -> Any:
 
 def _verl(function: Callable[..., Any], names: set[str]) -> Reward:
     def reward(prompts: list[Any], completions: list[Any], completion_ids: list[Any] | None = None, **columns: Any) -> list[float | None]:
-        out: list[float | None] = []
+        calls = []
         for i, completion in enumerate(completions):
             info = columns.get("extra_info", [None] * (i + 1))[i]
             given = {"data_source": columns.get("data_source", [""] * (i + 1))[i], "solution_str": completion_text(completion),
                      "ground_truth": ground_truth(columns, i), "extra_info": info}  # fmt: skip
-            score = function(**{k: v for k, v in given.items() if k in names})
-            score = score.get("score") if isinstance(score, dict) else score
-            out.append(None if score is None else float(score))
-        return out
+            calls.append({k: v for k, v in given.items() if k in names})
+        said = [s.get("score") if isinstance(s, dict) else s for s in _finished([function(**c) for c in calls])]
+        return [None if s is None else float(s) for s in said]
 
     reward.__name__ = getattr(function, "__name__", "reward")
     return reward
@@ -60,18 +57,32 @@ def _openrlhf(function: Callable[..., Any]) -> Reward:
     def reward(prompts: list[Any], completions: list[Any], completion_ids: list[Any] | None = None, **columns: Any) -> list[float | None]:
         asked = [_plain(p) for p in prompts]
         queries = [p + completion_text(c) for p, c in zip(asked, completions, strict=True)]
-        result = function(queries=queries, prompts=asked, labels=[ground_truth(columns, i) for i in range(len(prompts))])
+        (result,) = _finished([function(queries=queries, prompts=asked, labels=[ground_truth(columns, i) for i in range(len(prompts))])])
         values = result["rewards"] if isinstance(result, dict) else result
-        values = values.tolist() if hasattr(values, "tolist") else list(values)
-        return [None if v is None else float(v) for v in values]
+        return values.tolist() if hasattr(values, "tolist") else values  # type: ignore[no-any-return]
 
     reward.__name__ = getattr(function, "__name__", "reward")
     return reward
 
 
-def _asynchronous(function: Callable[..., Any]) -> Reward:
+def _is_async(function: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(vars(type(function)).get("__call__"))
+
+
+def _finished(results: list[Any]) -> list[Any]:
+    """What was returned, awaited together where a function is async."""
+    if not any(inspect.isawaitable(r) for r in results):
+        return results
+
+    async def every() -> list[Any]:
+        return list(await asyncio.gather(*results))
+
+    return asyncio.run(every())
+
+
+def _trl(function: Callable[..., Any]) -> Reward:
     def reward(*given: Any, **named: Any) -> list[float | None]:
-        return asyncio.run(function(*given, **named))  # type: ignore[arg-type]
+        return _finished([function(*given, **named)])[0]  # type: ignore[no-any-return]
 
     reward.__name__ = getattr(function, "__name__", "reward")
     reward.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]  # so that it is given the columns it names

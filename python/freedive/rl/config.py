@@ -152,7 +152,7 @@ def policy_spec(c: RLConfig) -> PolicySpec:
     """The preset with what the settings replace. Raises UserError for what does not go together."""
     if c.algorithm not in PRESETS:
         raise UserError(f"unknown algorithm {c.algorithm!r}", hint="algorithms: " + ", ".join(PRESETS))
-    changes: dict[str, Any] = {"num_generations": c.num_generations, "max_completion_length": c.max_completion_length, "entropy_coef": c.entropy_coef}
+    changes: dict[str, Any] = {"max_completion_length": c.max_completion_length, "entropy_coef": c.entropy_coef}
     for name in ("num_iterations", "epsilon", "epsilon_high", "delta", "is_clip_max", "beta", "kl", "kl_in", "mask_truncated_completions", "correction",
                  "correction_low", "correction_high", "gamma", "lam", "vf_coef", "cliprange_value", "advantage"):  # fmt: skip
         if getattr(c, name) is not None:

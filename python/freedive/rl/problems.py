@@ -6,7 +6,8 @@ The one idea: a group whose completions all earned the same teaches nothing, so 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,11 @@ from freedive.runs import UserError
 from freedive.tokenizer import Tokenizer, render
 
 from .groups import dead, group_metrics
+from .rewards import lacking
 from .rollouts import Rollout
 from .tasks import task_rows
+
+EXAMPLE = '{"prompt": "What is 2+2?", "answer": "4"}'
 
 
 @dataclass(frozen=True)
@@ -28,19 +32,30 @@ class Problem:
     ids: list[int]  # the prompt, rendered; with an environment, before its reset adds to it
 
 
-def read_problems(path: Path, tok: Tokenizer, tools: Any = None) -> list[Problem]:
-    """Problems with their rendered prompts. Raises UserError for a row without a prompt."""
-
-    def rows() -> Iterable[dict[str, Any]]:
-        for line, row in iter_rows(path):
-            if "prompt" not in row:
-                raise UserError(f"{path}, line {line}: a problem needs 'prompt'; it has {sorted(row)[:6]}", hint='{"prompt": "What is 2+2?", "answer": "4"}')
-            yield row
-
-    out = rendered(rows(), tok, tools)
+def read_problems(path: Path, tok: Tokenizer, tools: Any = None, rewards: Sequence[str] = ()) -> list[Problem]:
+    """Problems with their rendered prompts. Raises UserError, with file and line, for what `problem_rows` refuses and for a prompt that cannot be rendered."""
+    out = [rendered([row], tok, tools, where)[0] for where, row in problem_rows(path, rewards)]
     if not out:
         raise UserError(f"{path} holds no problem")
     return out
+
+
+def problem_rows(path: Path, rewards: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("FILE, line N", row). Raises UserError for a row without a prompt to be answered, and for one that lacks what a built-in among `rewards` needs."""
+    for line, row in iter_rows(path):
+        where = f"{path}, line {line}"
+        if "prompt" not in row:
+            raise UserError(f"{where}: a problem needs 'prompt'; it has {sorted(row)[:6]}", hint=EXAMPLE)
+        prompt = row["prompt"]
+        if not isinstance(prompt, (str, list)):
+            raise UserError(f"{where}: the prompt is {json.dumps(prompt)[:60]}; it must be a text, or a list of messages", hint=EXAMPLE)
+        if not prompt:
+            raise UserError(f"{where}: the prompt is empty", hint=EXAMPLE)
+        if isinstance(prompt, list) and isinstance(prompt[-1], dict) and prompt[-1].get("role") == "assistant":
+            raise UserError(f"{where}: the prompt ends in a turn of the assistant, and a completion is a new one", hint="leave that turn out, or put the user's next one behind it")
+        if said := next(filter(None, (lacking(reward, row) for reward in rewards)), ""):
+            raise UserError(f"{where}: {said}", hint=EXAMPLE)
+        yield where, row
 
 
 def made_problems(tasks: Sequence[str], seed: int, n: int, split: str, tok: Tokenizer, tools: Any = None) -> list[Problem]:
@@ -51,12 +66,13 @@ def made_problems(tasks: Sequence[str], seed: int, n: int, split: str, tok: Toke
     return rendered(in_turn, tok, tools)
 
 
-def rendered(rows: Iterable[dict[str, Any]], tok: Tokenizer, tools: Any = None) -> list[Problem]:
+def rendered(rows: Iterable[dict[str, Any]], tok: Tokenizer, tools: Any = None, where: str | None = None) -> list[Problem]:
+    """where: file and line, for messages."""
     out = []
     for row in rows:
         prompt = row["prompt"]
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        out.append(Problem(row, render(tok, messages, add_generation_prompt=True, tools=tools or None)[0]))
+        out.append(Problem(row, render(tok, messages, add_generation_prompt=True, row=where, tools=tools or None)[0]))
     return out
 
 

@@ -31,15 +31,20 @@ def completion_text(completion: Any) -> str:
     return "".join(m["content"] or "" for m in completion if m.get("role") == "assistant")
 
 
-def answer_match(prompts: list[Any], completions: list[Any], completion_ids: list[Any] | None = None, *, answer: list[str],
+def answer_match(prompts: list[Any], completions: list[Any], completion_ids: list[Any] | None = None, *, answer: list[Any],
                  meta: list[Any] | None = None, **columns: Any) -> list[float]:  # fmt: skip
     """1 where the completion's final answer is the row's `answer`, else 0: by the row's `meta.check` (freedive.eval.match), else by the
     last number for a number, and for a text by what follows the last "Answer:", or the last line, without case and articles.
+
+    An answer may be a number. Raises UserError where a row has none.
 
     Never by whether the answer occurs in it: RL finds out within fifty steps that a list of all possible answers then always pays.
     """
     from freedive.eval.match import is_number, matches
 
+    if lacking := sum(not _is_text(a) for a in answer):
+        raise UserError(f"the reward `answer` compares with a text or a number, and {lacking:,} of {len(answer):,} rows have no such `answer`")
+    answer = [str(a) for a in answer]
     checks = [m.get("check") if isinstance(m, dict) else None for m in meta or [None] * len(answer)]
     texts = [completion_text(c) for c in completions]
     return [float(matches(c, a, check or ("number" if is_number(a) else "last_answer"))) for c, a, check in zip(texts, answer, checks, strict=True)]
@@ -78,7 +83,34 @@ def repetition(prompts: list[Any], completions: list[Any], completion_ids: list[
 
 
 BUILT_IN: dict[str, Reward] = {"answer": answer_match, "coin": coin, "cosine": cosine, "form": form, "repetition": repetition, "task": task}  # type: ignore[dict-item]
+NEEDS_ANSWER = ("answer", "cosine", "task")
 SHAPERS = ("cosine", "repetition")  # of what they give, 1 or any other number does not say that an answer is right
+
+
+def lacking(name: str, row: dict[str, Any]) -> str:
+    """What the built-in reward of this name cannot do without and the row does not have, as a sentence; "" where all is there, and for other rewards."""
+    from freedive.eval.match import CHECKS
+
+    from .tasks import TASKS
+
+    if name not in NEEDS_ANSWER:
+        return ""
+    given = row.get("meta")
+    meta: dict[str, Any] = given if isinstance(given, dict) else {}
+    by_task = name == "task" or name == "cosine" and bool(meta.get("task"))
+    if by_task and meta.get("task") not in (*TASKS, "gsm8k", "reasoning_gym"):
+        return f"the reward `{name}` asks the row's task, and meta.task is {meta.get('task')!r:.40}; tasks: {', '.join(TASKS)}, gsm8k, reasoning_gym"
+    if not _is_text(row.get("answer")):
+        told = f"is {row['answer']!r:.40}" if "answer" in row else "is missing"
+        return f"the reward `{name}` compares with the row's `answer`, a text or a number, and it {told}"
+    if not by_task and meta.get("check") and meta["check"] not in CHECKS:
+        return f"there is no check {meta['check']!r:.40}; meta.check may be one of {', '.join(CHECKS)}"
+    return ""
+
+
+def _is_text(answer: Any) -> bool:
+    """Whether something can be compared with as a text."""
+    return isinstance(answer, str) or isinstance(answer, (int, float)) and not isinstance(answer, bool)
 
 
 def accepted(reward: Reward, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -106,21 +138,37 @@ def _called(reward: Reward, prompts: list[Any], completions: list[Any], ids: lis
 
 def checked(name: str, values: Any, wanted: int) -> list[float]:
     """What a function returned as numbers, NaN for None. UserError unless it is one finite number or None for each completion."""
-    try:
-        numbers = [math.nan if v is None else float(v) for v in values]
-        good = len(numbers) == wanted and all(v is None or math.isfinite(n) for v, n in zip(values, numbers))
-    except (TypeError, ValueError):
-        numbers, good = [], False
-    if not good:
-        found = f"{len(numbers)}" if numbers else f"{values!r:.60}"
-        raise UserError(f"the reward {name!r} must return one finite number (or None) per completion; it returned {found} for {wanted}")
+    wrong = f"the reward {name!r} must return one finite number (or None) per completion, a list of {wanted}; it returned"
+    if not isinstance(values, list):
+        found = f"one number, {values!r:.40}" if hasattr(values, "__float__") else f"{values!r:.60}"
+        raise UserError(f"{wrong} {found}", hint="return [score(c) for c in completions]")
+    numbers: list[float] = []
+    for place, value in enumerate(values, 1):
+        try:
+            numbers.append(math.nan if value is None else float(value))
+        except (TypeError, ValueError):
+            raise UserError(f"{wrong} {value!r:.60} for completion {place}") from None
+        if value is not None and not math.isfinite(numbers[-1]):
+            raise UserError(f"{wrong} {'NaN' if math.isnan(numbers[-1]) else 'an infinity'} for completion {place}", hint="None says that a completion has no reward")
+    if len(numbers) != wanted:
+        raise UserError(f"{wrong} {len(numbers)}")
     return numbers
+
+
+def _iterable(values: Any) -> bool:
+    try:
+        iter(values)
+    except TypeError:
+        return False
+    return True
 
 
 def call(name: str, reward: Reward, prompts: Sequence[Any], completions: Sequence[Any], ids: Sequence[Any], columns: dict[str, list[Any]]) -> list[float]:
     """The rewards of one function, NaN where it gives None. Raises UserError when it fails: it is the user's."""
     try:
-        values = list(_called(reward, list(prompts), list(completions), list(ids), columns))
+        values = _called(reward, list(prompts), list(completions), list(ids), columns)
+        if not isinstance(values, (str, dict)) and _iterable(values):
+            values = list(values)
     except UserError:  # ours, and says what is to be said
         raise
     except Exception as error:

@@ -117,8 +117,9 @@ def _load(c: RLConfig) -> _Practice:
         held_out = made_problems(c.task, c.seed, c.eval_size, "held_out", tok, tools)
     else:
         assert c.data is not None
-        problems = read_problems(c.data, tok, tools)
-        held_out = read_problems(c.eval_data, tok, tools) if c.eval_data else []
+        problems = read_problems(c.data, tok, tools, c.rewards)
+        judges = [*c.judged_by, c.gold_reward, *(c.rewards if c.monitored else [])]  # of held-out answers
+        held_out = read_problems(c.eval_data, tok, tools, judges) if c.eval_data else []
     longest = max(len(p.ids) for p in problems + held_out) + c.max_completion_length
     room = longest + (c.max_tool_calls * (Episodes.ANSWER_TOKENS + 32) if factory is not None else 0)
     model = _model(c, tok, max(c.micro_tokens, room))

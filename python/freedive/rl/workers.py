@@ -81,6 +81,9 @@ class Workers:
                     current, worker.job = worker.job, None
                     if answer is None:  # over its time, or dead
                         self._kill(worker)
+                        if current is None and time.monotonic() >= worker.until:
+                            raise UserError(f"the process of the reward {self.name!r} was not ready after {START:g} seconds: what its file does when it is imported takes too long",
+                                            hint="--reward-timeout 0 imports it in this process, without a limit")  # fmt: skip
                         if current is None:
                             raise UserError(f"the process of the reward {self.name!r} ended before it was ready", hint="does its file import alone?")
                         if current.alone or len(current.places) == 1:

@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from freedive.data.texts import iter_rows
 from freedive.inference import LM, load
 from freedive.inference.chat import printable
 from freedive.inference.load import ADAPTER_HELP, DTYPE_HELP, WEIGHTS_HELP
 from freedive.objectives import best_of_n_kl
-from freedive.rl.problems import Problem, rendered
+from freedive.rl.problems import Problem, problem_rows, rendered
 from freedive.rl.rollouts import Rollout, sample
 from freedive.rl.scoring import Scorer
 from freedive.runs import UserError, check_at_least, json_line, option
@@ -61,10 +60,7 @@ def run(c: BestConfig) -> int:
         raise UserError(f"temperature is {c.temperature}; n answers at 0 are all the same", hint="--temperature 1")
     rows: list[dict[str, Any]] = [{"prompt": p} for p in c.prompt]
     if c.file is not None:
-        for line, row in iter_rows(c.file):
-            if not isinstance(row.get("prompt"), (str, list)):
-                raise UserError(f"{c.file}, line {line}: it has no 'prompt'", hint='{"prompt": "Tell me a joke."}')
-            rows.append(row)
+        rows += [row for _, row in problem_rows(c.file, [c.reward])]
     if not rows:
         raise UserError("no question was given", hint='--prompt "Tell me a joke about a pelican."')
     if c.least is not None and not np.isfinite(c.least):

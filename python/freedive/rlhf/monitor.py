@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from freedive.model import Model
-from freedive.rl.rollouts import Rollout, lay_out
+from freedive.rl.rollouts import Rollout, cuts, lay_out
 
 SMOOTHING = 0.5  # weight of a measurement in the moving average
 ERRORS = 3.0  # standard errors below the peak that count as a fall: the highest of many measurements is a lucky one
@@ -142,8 +142,6 @@ def distinct(completions: Sequence[Sequence[int]], n: int = 2) -> float:
 
 def kl_of(rollouts: Sequence[Rollout], reference: Model, temperature: float, frozen: bool, max_tokens: int) -> np.ndarray:
     """float64 [rollouts]: log-prob of what was sampled less that of the reference (k1), summed over the completion. frozen: `reference` without its adapter."""
-    from freedive.rl.rollouts import cuts
-
     out: list[float] = []
     for begin, end in cuts(rollouts, min(max_tokens, reference.max_tokens), reference.max_seqs):
         b = lay_out(rollouts[begin:end], [0.0] * (end - begin))

@@ -124,7 +124,7 @@ def read_preferences(given: Any, tok: Tokenizer, context: int, val_fraction: flo
             more = f" (and {report.n_problems - 1:,} more rows with problems)" if report.n_problems > 1 else ""
             raise UserError(report.problems[0] + more, hint=FORMS)
         if not mine:
-            why = f": {report.too_long:,} answers are longer than {context} tokens" if report.too_long else ""
+            why = f": {report.too_long:,} answers are longer than {context} tokens" if report.too_long else f": {report.empty:,} answers are empty" if report.empty else ""
             raise UserError(f"{source.path} gives no two answers of unlike rank{why}", hint="raise --context, or give other data" if report.too_long else FORMS)
         out = [is_held_out(r.row["prompt"], val_fraction, seed) for r in mine]
         report.held_out = sum(out)
@@ -148,9 +148,7 @@ def _ranked(source: DataSource, tok: Tokenizer, context: int, report: Report) ->
         where = "{}, line {}".format(*places[index])
         try:
             found = rankings(row)
-            margin = float(row.get("margin") or 0.0)
-            if not math.isfinite(margin):
-                raise ValueError(f"the margin is {margin}; it must be a finite number")
+            margin = _margin(row)
         except (ValueError, TypeError, KeyError) as error:
             report.wrong(where, f"no {error}" if isinstance(error, KeyError) else str(error))
             continue
@@ -175,8 +173,22 @@ def _ranked(source: DataSource, tok: Tokenizer, context: int, report: Report) ->
     report.longer_wins = longer / report.pairs if report.pairs else 0.0
 
 
+def _margin(row: dict[str, Any]) -> float:
+    """By how much the better answer should win; 0 where nothing is said. Raises ValueError."""
+    given = row.get("margin") or 0.0
+    try:
+        margin = float(given)
+    except (TypeError, ValueError):
+        margin = math.nan
+    if not math.isfinite(margin):
+        raise ValueError(f"the margin is {given!r:.40}; it must be a finite number")
+    return margin
+
+
 def _one(ranking: Ranking, margin: float, tok: Tokenizer, context: int, report: Report) -> Ranked | None:
     """The list as ids, without what cannot be used; None if too little is left."""
+    if not ranking.prompt and not all(ranking.completions):
+        raise UserError("an answer is empty, and there is no prompt", hint=FORMS)
     if not ranking.prompt:
         raise UserError("the answers have no prompt, and do not begin alike", hint=FORMS)
     asked = len(ranking.prompt)

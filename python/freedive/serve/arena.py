@@ -97,7 +97,7 @@ def _judged(c: ArenaConfig, contestants: Sequence[Contestant], prompts: Sequence
             raise UserError(f"{c.judge_prompt} could not be read: {error}") from None
     if len(set(c.judge)) != len(c.judge):
         raise UserError(f"a judge is named twice: {', '.join(c.judge)}")
-    judges = [find_judge(name, model=c.judge_name, tokens=c.judge_tokens, form=form, threads=c.threads) for name in c.judge]
+    judges = [find_judge(name.removeprefix("judge:"), model=c.judge_name, tokens=c.judge_tokens, form=form, threads=c.threads) for name in c.judge]
     names = [j.name for j in judges]
     if len(set(names)) != len(names):
         raise UserError(f"two judges have one name, by which the log knows them: {', '.join(names)}", hint="rename a folder, or run them one after the other with another --judge-name")

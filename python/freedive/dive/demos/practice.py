@@ -188,6 +188,6 @@ def times(name: str, after: Sequence[float], before: Sequence[float], target: st
     return Figure(name, float(a.sum() / b.sum()), [float(np.quantile(ratios, q)) for q in (0.025, 0.975)], len(a), target, control, "times")
 
 
-def powers_of_two(samples: int) -> list[int]:
+def powers_of_four(samples: int) -> list[int]:
     """1, 4, 16... up to `samples`."""
     return [4**i for i in range(10) if 4**i <= samples]

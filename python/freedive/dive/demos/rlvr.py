@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from freedive.tasks import arithmetic
 
-from .practice import MORE, answers, equal_compute, points, powers_of_two, practised, problems, share_of, taught
+from .practice import MORE, answers, equal_compute, points, powers_of_four, practised, problems, share_of, taught
 from .room import Figure, Room
 
 P_WORKED = 0.3
@@ -32,5 +32,5 @@ def run(room: Room) -> list[Figure]:
         share_of("after as many CPU-seconds of more conversations instead", first["more"], control=True),
         points("practice beside as many CPU-seconds of conversations", first["after"], first["more"], ">= 0.3"),
         points("practice paid by a coin, beside before", first["coin"], first["before"], "<= 0.03", control=True),
-        *(share_of(f"pass@{k}, {name}", found[name].pass_at(k)) for k in powers_of_two(p.samples)[1:] for name in ("before", "after")),
+        *(share_of(f"pass@{k}, {name}", found[name].pass_at(k)) for k in powers_of_four(p.samples)[1:] for name in ("before", "after")),
     ]

@@ -83,6 +83,7 @@ def _chosen(spec: str, rows: Iterator[Row], n: int, split: str) -> list[Row]:
 def check(reply: str, row: Row) -> float:
     """What a reply to a task's row is worth. Raises UserError for a row of no task."""
     name = (row.get("meta") or {}).get("task", "")
+    row = {**row, "answer": str(row.get("answer"))}  # of a file it may be a number
     if name == "reasoning_gym":
         return gym.check(reply, row)
     if name == "gsm8k":
