@@ -111,6 +111,41 @@ def test_what_a_run_with_an_adapter_leaves(room: Path, tmp_path: Path):
     assert (again / "adapter_config.json").is_file()
 
 
+SILENT = """
+import os
+def none(completions, **columns):
+    return [None] * len(completions)
+def dead(completions, **columns):
+    os._exit(3)
+def slow(completions, **columns):
+    while True: pass
+class Talk:
+    def reset(self, **row):
+        pass
+    def step(self, text):
+        return None
+    def get_reward(self):
+        return None
+"""
+
+
+@pytest.mark.parametrize("changes, why", [
+    ({"reward": ["none"]}, "`none`: 4 got None"), ({"reward": ["dead"]}, "`dead`: 4 ended their process"), ({"reward": ["slow"], "reward_timeout": 0.2}, "`slow`: 4 timed out"),
+    ({"reward": [], "environment": "Talk"}, "`environment`: 4 got None"), ({"reward": ["none"], "algorithm": "dapo"}, "`none`: 16 got None"),
+])  # fmt: skip
+def test_where_nothing_is_rewarded_there_is_no_reward_and_that_is_said(room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], why: str):
+    (tmp_path / "s.py").write_text(SILENT)
+    placed = {k: f"{tmp_path}/s.py:{v}" if k == "environment" else [f"{tmp_path}/s.py:{r}" for r in v] if k == "reward" else v for k, v in changes.items()}
+    out = rl.run(config(room, tmp_path / "out", steps=2, prompts_per_step=2, num_generations=2, max_completion_length=8, eval_data=None, **placed))
+    told = capsys.readouterr().out
+    assert told.count("note: step 1: nothing was rewarded") == 1 and f"({why})" in told and "step 2: nothing" not in told and "in 2 of 2 steps nothing was rewarded" in told
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["reward"], r["reward_std"], r["frac_reward_zero_std"]) for r in rows] == [(None, None, 1.0)] * 2
+    assert json.loads((out / "run.json").read_text())["metrics"]["unrewarded_steps"] == 2
+    before, after = (load_pretrained(folder, max_tokens=64, max_seqs=4).state()["parameters"] for folder in (room / "chat", out))
+    assert np.array_equal(before, after)
+
+
 def test_a_learning_rate_of_0_changes_nothing(room: Path, tmp_path: Path):
     out = rl.run(config(room, tmp_path / "out", lr=0.0, steps=2, eval_data=None))
     before, after = (load_pretrained(folder, max_tokens=64, max_seqs=4).state()["parameters"] for folder in (room / "chat", out))

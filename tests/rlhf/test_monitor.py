@@ -81,7 +81,7 @@ def test_what_gold_says_nothing_of_is_in_no_mean():
     assert point["gold_se"] == pytest.approx(np.std([2.0, 5.0], ddof=1) / math.sqrt(2)) and monitor.rule.peak == [2.0, 5.0] and monitor.gamed() is None
     unknown = Monitor(lambda: rollouts, lambda _: [nan] * 4, monitor.kl, 2, StopRule())
     point, best = unknown.measure(0)
-    assert not best and math.isnan(point["gold"]) and unknown.gamed() is None and math.isnan(unknown.peak_gold)
+    assert not best and math.isnan(point["gold"]) and math.isnan(point["gold_se"]) and unknown.gamed() is None and math.isnan(unknown.peak_gold)
     assert fit([1.0, 4.0, 9.0, 16.0], [1.0, nan, 2.0, 2.5])["r2"] <= 1.0
 
 
@@ -108,7 +108,7 @@ def test_the_laws_of_gold_over_the_root_of_kl():
 
 
 def test_an_answer_that_games_the_reward_is_high_here_and_low_there():
-    said = iter([[(1.0, 1.0), (2.0, 2.0), (1.5, 1.2)], [(5.0, 0.5), (9.0, 0.1), (1.0, 0.1)], [(9.0, 9.0), (1.0, 0.0), (0.0, 0.0)]])
+    said = iter([[(1.0, 1.0), (2.0, 2.0), (1.5, 1.2)], [(5.0, 0.5), (9.0, 0.9), (1.0, 0.4)], [(5.0, 0.5), (9.0, 0.4), (1.0, 0.1)], [(9.0, 9.0), (1.0, 0.0), (0.0, 0.0)]])
     now: list[tuple[float, float]] = []
 
     def answer() -> list[Rollout]:
@@ -118,13 +118,31 @@ def test_an_answer_that_games_the_reward_is_high_here_and_low_there():
     monitor = Monitor(answer, lambda _: [g for _, g in now], lambda r: np.full(len(r), 4.0), 1, StopRule())
     assert monitor.measure(0)[0]["sqrt_kl"] == 2.0 and monitor.gamed() is None
     monitor.measure(1)
-    assert monitor.gamed() == 1
+    monitor.measure(2)
+    assert monitor.gamed() == 1 and monitor.rule.since > 0
     again = Monitor(answer, monitor.gold, monitor.kl, 1, StopRule())
     again.load_state(json.loads(json.dumps(monitor.state())))
     assert again.gamed() == 1 and again.rule == monitor.rule
-    again.measure(2)
+    again.measure(3)
     assert again.gamed() is None  # what is high in both is no game
     assert distinct([[2, 3, 2, 3]]) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_while_gold_only_rises_nothing_is_a_game(seed: int):
+    """Noise gives some answer with a high proxy and a low gold in any run."""
+    rng, now, step = np.random.default_rng(seed), [], [0]
+
+    def answer() -> list[Rollout]:
+        now[:] = rng.normal(0.3 * step[0], 1, (64, 2)).tolist()
+        return [Rollout([1], [2], np.zeros(1, np.float32), "", True, reward=p) for p, _ in now]
+
+    monitor = Monitor(answer, lambda _: [g for _, g in now], lambda r: np.zeros(len(r)), 1, StopRule())
+    for step[0] in range(4):
+        monitor.measure(step[0])
+    assert (monitor.rule.since, monitor.gamed()) == (0, None)
+    monitor.rule.since = 1  # as if it had fallen: there are such answers
+    assert monitor.gamed() is not None
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +218,18 @@ def test_the_peak_is_kept_beside_the_end(room: Path, practice: Path, tmp_path: P
         peak = int(np.argmax(gold))
         told = json.loads((out / "run.json").read_text())["metrics"]
         assert (out / "peak" / "model.safetensors").is_file() and abs(told["monitor/peak_step"] - points[peak]["step"]) <= 6
+
+
+def test_gold_that_never_says_anything(room: Path, practice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """No peak, no error, nothing to stop by: null, and told in the beginning and in the end."""
+    (tmp_path / "g.py").write_text("def silent(completions, **columns):\n    return [None] * len(completions)\n")
+    out = rl.run(config(room, practice, tmp_path / "out", gold_reward=f"{tmp_path}/g.py:silent", algorithm="dr_grpo", beta=0.0, steps=2, early_stop=2))
+    told = capsys.readouterr().out
+    assert "note: --gold-reward says nothing (None) of any of 6 answers" in told and "--early-stop cannot act" in told and "could not act" in told
+    points = [json.loads(line) for line in (out / "monitor.jsonl").read_text().splitlines()]
+    assert all(p["gold"] is None and p["gold_se"] is None and p["gold_none"] == 6 for p in points)
+    metrics = json.loads((out / "run.json").read_text())["metrics"]
+    assert metrics["monitor/peak_step"] is None and metrics["monitor/peak_gold"] is None and metrics["monitor/stop_step"] is None
 
 
 def test_kl_of_is_nought_to_oneself(room: Path):

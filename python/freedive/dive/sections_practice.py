@@ -34,7 +34,7 @@ def practice(found: Found) -> str | None:
         shown = []
         for s in spread(samples, 9):
             good = {0.0: False, 1.0: True}.get(s["reward"])
-            shown.append(asked(last_words(s["prompt"]), Reply(f"step {s['step']}", s["text"], f"reward {s['reward']:g}", good)))
+            shown.append(asked(last_words(s["prompt"]), Reply(f"step {s['step']}", s["text"], "no reward" if s["reward"] is None else f"reward {s['reward']:g}", good)))
         body += "<h3>Attempts during practice, from the first step to the last</h3>" + cards(shown)
     body += _before_and_after(found)
     reward = " ".join(found.config("rl").get("reward") or [])

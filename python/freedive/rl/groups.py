@@ -16,10 +16,10 @@ def dead(rewards: np.ndarray) -> np.ndarray:
 
 
 def group_metrics(rewards: np.ndarray) -> dict[str, float]:
-    """TRL's reward, reward_std and frac_reward_zero_std, over the rewards there are."""
+    """TRL's reward, reward_std and frac_reward_zero_std, over the rewards there are. NaN (null in a log) where there are too few: none, and for a deviation none in a group."""
     r = np.asarray(rewards, np.float64)
     if not np.isnan(r).any():
         return reward_metrics(r)
     known = r[np.isfinite(r)]
     spread = [row[np.isfinite(row)].std(ddof=1) for row in r if np.isfinite(row).sum() > 1]
-    return {"reward": float(known.mean()) if len(known) else 0.0, "reward_std": float(np.mean(spread)) if spread else 0.0, "frac_reward_zero_std": float(dead(r).mean())}
+    return {"reward": float(known.mean()) if len(known) else np.nan, "reward_std": float(np.mean(spread)) if spread else np.nan, "frac_reward_zero_std": float(dead(r).mean())}

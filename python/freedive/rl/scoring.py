@@ -72,6 +72,8 @@ class Scorer:
                 values[label], late = workers.score(prompts, completions, ids, columns, group)
                 noted = workers.metrics
                 metrics[f"rewards/{label}/timeouts"] = float(late)
+                if workers.died:
+                    metrics[f"rewards/{label}/died"] = float(workers.died)
             metrics |= {key: math.fsum(v) / len(v) for key, v in noted.items() if v}  # whatever order the processes answered in
         weights = dict(zip(self.labels, self.weights, strict=True))
         if self.environment and any(hasattr(r.environment, "get_reward") for r in rollouts):
@@ -97,6 +99,17 @@ class Scorer:
             if len(known) < len(v):
                 metrics[f"rewards/{label}/none"] = (len(v) - len(known)) / len(v)
         return out, metrics
+
+    def silence(self, told: Sequence[dict[str, float]], rollouts: int) -> str:
+        """Why no completion has a reward, given the metrics of each `score` and the completions of one: "`score`: 30 timed out, 2 got None"."""
+        total = lambda name: round(sum(t.get(name, 0.0) for t in told))
+        labels = [*self.labels, *(["environment"] if any("rewards/environment/none" in t for t in told) else [])]
+        parts = []
+        for label in labels:
+            late, died = total(f"rewards/{label}/timeouts"), total(f"rewards/{label}/died")
+            counts = ((died, "ended their process"), (late - died, "timed out"), (len(told) * rollouts - late, "got None"))
+            parts.append(f"`{label}`: " + ", ".join(f"{n:,} {what}" for n, what in counts if n))
+        return "; ".join(parts)
 
     def close(self) -> None:
         for workers in self._workers:

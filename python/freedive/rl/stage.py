@@ -202,7 +202,7 @@ def _practise(p: _Practice, artefact: Artefact) -> None:
     draws = c.dynamic_sampling or (4 if learner.spec.dynamic_sampling else 1)
     sequences = c.prompts_per_step * c.num_generations
     state = restore(artefact, model)
-    step, drawn, tokens = (state["step"], state["drawn"], state["num_tokens"]) if state else (0, 0, 0)
+    step, drawn, tokens, unrewarded = (state["step"], state["drawn"], state["num_tokens"], state.get("unrewarded", 0)) if state else (0, 0, 0, 0)
     peak: np.ndarray | None = None  # the weights where gold was highest
 
     def measure() -> str:
@@ -210,13 +210,16 @@ def _practise(p: _Practice, artefact: Artefact) -> None:
         if p.monitor is None:
             return ""
         point, best = p.monitor.measure(step)
+        if p.monitor.gold is not None and np.isnan(point["gold"]) and not p.monitor.points[:-1]:
+            print(f"note: --gold-reward says nothing (None) of any of {point['gold_none']:,} answers before the first step; as long as that is so, "
+                  + ("--early-stop cannot act, and " * bool(c.early_stop)) + "there is no peak")  # fmt: skip
         artefact.append("monitor.jsonl", json_line(point))
         if best:
             peak = model.trained().copy()
-        return f", gold {point['gold']:.2f}" if "gold" in point else ""
+        return f", gold {_shown(point['gold'])}" if "gold" in point else ""
 
     def save() -> None:
-        state = {"step": step, "drawn": drawn, "num_tokens": tokens, "samples": samples, "monitor": p.monitor and p.monitor.state()}
+        state = {"step": step, "drawn": drawn, "num_tokens": tokens, "unrewarded": unrewarded, "samples": samples, "monitor": p.monitor and p.monitor.state()}
         _save(artefact, learner, state, {} if peak is None else {"monitor.peak": peak})
 
     samples: list[dict[str, Any]] = state.get("samples", []) if state else []
@@ -253,6 +256,10 @@ def _practise(p: _Practice, artefact: Artefact) -> None:
         metrics = learner.update(rollouts, rate) | practice.metrics | _mean(told)
         cpu = time.process_time() - cpu
         step += 1
+        if np.isnan(metrics["reward"]):
+            unrewarded += 1
+            if unrewarded == 1:
+                print(f"note: step {step}: nothing was rewarded, and nothing is learned from that ({p.scorer.silence(told, sequences)}); such a step's reward is null in metrics.jsonl")
         if c.log_completions:
             _keep(artefact, step, practice)
         quick = {}
@@ -267,10 +274,13 @@ def _practise(p: _Practice, artefact: Artefact) -> None:
                       tokens=sum(r.length for r in rollouts))  # fmt: skip
         if step in (1, c.steps) or step % max(1, c.steps // 4) == 0:
             samples.append({"step": step, "prompt": practice.problems[0].row["prompt"], "text": rollouts[0].text, "reward": None if np.isnan(rollouts[0].reward) else rollouts[0].reward})
-        bar.advance(1, text=f"reward {metrics['reward']:.2f}, length {metrics['completions/mean_length']:.0f}, entropy {metrics.get('entropy', 0):.2f}{note}")
+        bar.advance(1, text=f"reward {_shown(metrics['reward'])}, length {metrics['completions/mean_length']:.0f}, entropy {metrics.get('entropy', 0):.2f}{note}")
         if step % c.save_every == 0 or step == c.steps or stopping():
             save()
     bar.close()
+    if unrewarded:
+        artefact.summary(unrewarded_steps=unrewarded)
+        print(f"note: in {unrewarded:,} of {step:,} steps nothing was rewarded" + (": no weight was changed by a reward" if unrewarded == step else ""))
     if p.monitor is not None:
         _conclude(p, artefact, peak, step)
     if p.held_out:
@@ -291,7 +301,7 @@ def _conclude(p: _Practice, artefact: Artefact, peak: np.ndarray | None, step: i
     by_gold = monitor.gold is not None
     told: dict[str, Any] = {"monitor/stop_step": monitor.stop_step, "monitor/final_kl": monitor.points[-1]["kl"], "monitor/proxy": [first["proxy"], monitor.points[-1]["proxy"]]}
     if by_gold:
-        told |= {"monitor/peak_step": rule.peak_step, "monitor/gold": [first["gold"], monitor.points[-1]["gold"]], "monitor/peak_gold": monitor.peak_gold}
+        told |= {"monitor/peak_step": rule.peak_step if rule.peak else None, "monitor/gold": [first["gold"], monitor.points[-1]["gold"]], "monitor/peak_gold": monitor.peak_gold}
         told |= {f"monitor/fit_{k}": v for k, v in fit([q["kl"] for q in monitor.points], [q["gold"] - first["gold"] for q in monitor.points]).items()}
         at = monitor.gamed()
         if at is not None:
@@ -300,6 +310,8 @@ def _conclude(p: _Practice, artefact: Artefact, peak: np.ndarray | None, step: i
             print(f"an answer that games the reward (proxy {monitor.last[at]['proxy']:.2f}, at the start {first['proxy']:.2f} on average; gold {monitor.last[at]['gold']:.2f}, "
                   f"at the start {first['gold']:.2f}): {monitor.last[at]['text'][:300]!r}")  # fmt: skip
     artefact.summary(**told)
+    if by_gold and not rule.peak:
+        print("note: --gold-reward said nothing of any answer in the whole run: no peak was found" + (", and --early-stop could not act" if c.early_stop else ""))
     if peak is None or (by_gold and rule.peak_step == step):
         return
     now = model.trained().copy()
@@ -311,6 +323,10 @@ def _conclude(p: _Practice, artefact: Artefact, peak: np.ndarray | None, step: i
     save_model_folder(model, p.tok, artefact.work / "peak", p.tok.im_end, trained_from=c.start)
     model.trained()[...] = now
     model.touch()
+
+
+def _shown(value: float) -> str:
+    return "none" if np.isnan(value) else f"{value:.2f}"
 
 
 def _seed(seed: int, step: int, i: int) -> int:

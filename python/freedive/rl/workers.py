@@ -46,15 +46,16 @@ class Workers:
 
     def __init__(self, name: str, count: int = 2, timeout: float = 10.0):
         self.name, self.count, self.timeout = name, count, timeout
+        self.died = 0  # of the completions that ran out of time in the last `score`, those that ended their process
         self.metrics: dict[str, list[float]] = {}  # what the function noted in the last `score`
         self._workers: list[_Worker] = []
 
     def score(self, prompts: list[Any], completions: list[Any], ids: list[Any], columns: dict[str, list[Any]], group: int) -> tuple[list[float], int]:
-        """(a reward for each completion, NaN for none; how many ran out of time). `group` completions in a row make a job.
+        """(a reward for each completion, NaN for none; how many ran out of time or ended their process). `group` completions in a row make a job.
 
         Raises UserError when the function fails, cannot be found, or gets what JSON cannot say.
         """
-        self.metrics = {}
+        self.metrics, self.died = {}, 0
 
         def job(places: list[int], alone: bool) -> _Job:
             take = lambda values: [values[i] for i in places]
@@ -88,6 +89,7 @@ class Workers:
                             raise UserError(f"the process of the reward {self.name!r} ended before it was ready", hint="does its file import alone?")
                         if current.alone or len(current.places) == 1:
                             late += 1
+                            self.died += time.monotonic() < worker.until
                         else:
                             waiting.extend(job([i], True) for i in current.places)
                     elif "error" in answer:

@@ -117,11 +117,12 @@ class Monitor:
         self.points, self.first, self.last = state["points"], state["first"], state["last"]
 
     def gamed(self) -> int | None:
-        """Which of the last answers games the proxy most: higher there than 9 of 10 at the start, and lower in gold than half of them; None if there is none.
+        """Which of the last answers games the proxy most: higher there than 9 of 10 at the start, and lower in gold than half of them; None if there is none,
+        and where gold is not below its peak by the rule's three standard errors: such an answer is there by chance too.
 
         Measured in deviations of the answers at the start.
         """
-        if self.gold is None or not self.first:
+        if self.gold is None or not self.first or not self.rule.since:
             return None
         proxy, gold = (np.array([r[k] for r in self.first]) for k in ("proxy", "gold"))
         now_proxy, now_gold = (np.array([r[k] for r in self.last]) for k in ("proxy", "gold"))
@@ -180,7 +181,7 @@ def _by_prompt(values: np.ndarray, samples: int) -> np.ndarray:
 
 
 def _error(values: np.ndarray, samples: int) -> float:
-    """Standard error of the mean, over prompts."""
+    """Standard error of the mean, over prompts; NaN with fewer than two."""
     means = _by_prompt(values, samples)
     means = means[~np.isnan(means)]
-    return float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else 0.0
+    return float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else math.nan
