@@ -104,7 +104,7 @@ def dive(tmp_path_factory):
             run.time(step=i, sampling_seconds=1.0, step_seconds=2.0, tokens=100)
         run.summary(**{"before/pass@1": 0.25, "after/pass@1": 0.75, "before/mean_length": 4.0, "after/mean_length": 30.0})
         row = {"prompt": [{"role": "user", "content": EVIL}], "text": EVIL, "reward": 1.0}
-        (run.work / "samples.json").write_text(json.dumps([{"step": 1, **row}, {"step": 4, **row}]))
+        (run.work / "samples.json").write_text(json.dumps([{"step": 1, **row}, {"step": 2, **row, "reward": None}, {"step": 4, **row}]))
     (root / "dive.json").write_text(json.dumps({"tier": "smoke", "source": "town"}))
     for name in ("base", "sft", "rl"):
         with stage("eval", Config(), out=root / f"eval-{name}") as run:
@@ -132,6 +132,7 @@ def test_every_section_is_there_and_nothing_is_loaded(dive):
     page.is_self_contained()
     assert set(page.anchors) >= {anchor for anchor, _, _ in SECTIONS}
     assert text.count("<svg") >= 6
+    assert "no reward" in text  # of an attempt of which the reward said nothing
     assert "<script" not in text and "\x07" not in text
     assert "&lt;script&gt;" in text
 

@@ -86,7 +86,7 @@ def log(folder: str = "arena") -> list[dict[str, Any]]:
 
 def test_arena_order_is_gold_order_by_a_function_and_by_a_model_and_they_agree(room: Path, service: str, capsys: pytest.CaptureFixture[str]):
     players = [f"{service},model={name}" for name in ("fir", "elm", "oak", "ash")]
-    assert main(["arena", *players, "--prompts", "prompts.jsonl", "--out", "arena", "--judge", "gold.py:worth", service, "--judge-name", "wise"]) == 0
+    assert main(["arena", *players, "--prompts", "prompts.jsonl", "--out", "arena", "--judge", "gold.py:worth", f"judge:{service}", "--judge-name", "wise"]) == 0
     out = capsys.readouterr().out
     told = json.loads(Path("arena/ratings.json").read_text())
     assert [r["model"] for r in told["ratings"]] == ["oak", "elm", "ash", "fir"]
