@@ -17,9 +17,9 @@ fd_variant all_variants[CAPACITY];
 fd_device_table table;
 std::string first_error, told_error;
 std::mutex error_in_use;
-constexpr uint64_t LAUNCHED = 8;
-const char* launched[LAUNCHED];  // since the last wait
-uint64_t n_launched = 0;
+constexpr int LAUNCHED = 64;
+const char* launched[LAUNCHED];  // ops since a stream was last waited for, each once
+int n_launched = 0;
 
 // Memory that kernels and the host both see: parameters, gradients and moments, which Python reads and writes as arrays. The host may touch it after
 // synchronize() only.
@@ -77,10 +77,12 @@ void close_stream(void* stream) {
   cudaStreamDestroy(static_cast<cudaStream_t>(stream));
 }
 void copy(fd_context* ctx, void* to, const void* from, size_t bytes) {
-  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_of(ctx)), ("a copy of " + std::to_string(bytes) + " bytes").c_str());
+  const cudaError_t e = cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_of(ctx));
+  if (e != cudaSuccess) check(e, ("a copy of " + std::to_string(bytes) + " bytes").c_str());
 }
 void clear(fd_context* ctx, void* memory, size_t bytes) {
-  check(cudaMemsetAsync(memory, 0, bytes, stream_of(ctx)), ("clearing " + std::to_string(bytes) + " bytes").c_str());
+  const cudaError_t e = cudaMemsetAsync(memory, 0, bytes, stream_of(ctx));
+  if (e != cudaSuccess) check(e, ("clearing " + std::to_string(bytes) + " bytes").c_str());
 }
 void* open_mark() {
   cudaEvent_t event = nullptr;
@@ -96,17 +98,21 @@ const char* told(cudaError_t e) {
   std::lock_guard<std::mutex> lock(error_in_use);
   if (e != cudaSuccess && first_error.empty()) {
     first_error = std::string(cudaGetErrorString(e)) + ", in one of:";
-    for (uint64_t i = n_launched; i > 0 && i + LAUNCHED > n_launched; --i) first_error += std::string(i == n_launched ? " " : ", ") + launched[(i - 1) % LAUNCHED];
-    first_error += " (the last first); FREEDIVE_CUDA_SYNC=1 waits after each and names it";
+    for (int i = 0; i < n_launched; ++i) first_error += std::string(i == 0 ? " " : ", ") + launched[i];
+    first_error += "; FREEDIVE_CUDA_SYNC=1 waits after each and names it";
   }
-  n_launched = 0;
   if (first_error.empty()) return nullptr;
   told_error.swap(first_error);
   first_error.clear();
   return told_error.c_str();
 }
 
-const char* synchronize(fd_context* ctx) { return told(cudaStreamSynchronize(stream_of(ctx))); }
+const char* synchronize(fd_context* ctx) {
+  const char* error = told(cudaStreamSynchronize(stream_of(ctx)));
+  std::lock_guard<std::mutex> lock(error_in_use);
+  n_launched = 0;
+  return error;
+}
 const char* reach(void* mark) { return told(cudaEventSynchronize(static_cast<cudaEvent_t>(mark))); }
 
 double peak_run(fd_context*, int64_t, int64_t) { return 0.0; }
@@ -158,7 +164,9 @@ void record_error(const char* op, const char* what) {
 
 void note_launch(const char* op) {
   std::lock_guard<std::mutex> lock(error_in_use);
-  launched[n_launched++ % LAUNCHED] = op;
+  for (int i = 0; i < n_launched; ++i)
+    if (launched[i] == op) return;
+  if (n_launched < LAUNCHED) launched[n_launched++] = op;
 }
 
 bool wait_after_each() {
