@@ -90,7 +90,7 @@ def test_practice_of_an_adapter_moves_it_alone(room: Path, tmp_path: Path):
 def test_killed_and_resumed_it_ends_with_the_same_bytes(room: Path, tmp_path: Path):
     whole = run(config(room, tmp_path / "x" / "a", val_fraction=0.2, eval_every=3))
     script = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n" "from pathlib import Path; import freedive.sft.stage as s; import freedive.train.loop as loop\nimport os\nsave = loop._save\n"
-              "def once(*a):\n    save(*a)\n    os._exit(9)\nloop._save = once\nimport test_sft_stage as t\ns.run(t.config(Path(sys.argv[1]), Path(sys.argv[2]), val_fraction=0.2, eval_every=3))\n")  # fmt: skip
+              "def once(*a, **k):\n    save(*a, **k)\n    os._exit(9)\nloop._save = once\nimport test_sft_stage as t\ns.run(t.config(Path(sys.argv[1]), Path(sys.argv[2]), val_fraction=0.2, eval_every=3))\n")  # fmt: skip
     where = tmp_path / "y" / "a"
     for _ in range(2):  # dies right after each of its first two checkpoints
         assert subprocess.run([sys.executable, "-c", script, str(room), str(where)]).returncode == 9
