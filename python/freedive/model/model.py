@@ -55,6 +55,7 @@ MOST_THREADS = 1024
 
 
 RECOMPUTE = ("none", "ffn", "block")
+RECOMPUTE_HELP = "none, ffn or block: what a step keeps of each layer for its backward pass; less memory, more time, the same bits"
 
 
 def check_recompute(recompute: str) -> str:

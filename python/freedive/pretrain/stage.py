@@ -13,6 +13,7 @@ import numpy as np
 from freedive.inference import load_model, load_tokenizer, save_model_folder
 from freedive.inference.samples import draw_samples
 from freedive.model import DecoderConfig, Model, check_device, check_fits, from_depth, open_weights, plan, preset
+from freedive.model.model import RECOMPUTE_HELP
 from freedive.runs import Artefact, UserError, check_at_least, option, stage, write_json_atomic
 from freedive.runs.reporting import REPORT_HELP
 from freedive.train import SequenceLoader, Settings, supervised_loop
@@ -65,7 +66,7 @@ class PretrainConfig:
     prompts: list[str] = option([], "texts for the model to continue at the end")
     seed: int = option(0, "of weights, order and samples")
     device: str = option("cpu", "cpu, or cuda where the build and the machine have it")
-    recompute: str = option("none", "none, ffn or block: what a step keeps of each layer for its backward pass; less memory, more time, the same bits", hash=False)
+    recompute: str = option("none", RECOMPUTE_HELP, hash=False)
     dtype: str = option("float32", "float32; bfloat16: operands of products rounded, twice as fast where the processor has it; auto")
     threads: int | None = option(None, "CPU threads (default: all)", hash=False)
     force: bool = option(False, "replace an existing --out")

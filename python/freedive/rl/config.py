@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from freedive.model import is_adapter
+from freedive.model.model import RECOMPUTE_HELP
 from freedive.objectives import ADVANTAGES, PRESETS
 from freedive.objectives.policy import CORRECTIONS, KL_ESTIMATORS, PolicySpec
 from freedive.runs import UserError, check_at_least, option
@@ -105,7 +106,7 @@ class RLConfig:
     micro_tokens: int = option(8192, "tokens of one forward pass")
     seed: int = option(0, "of problems and samples")
     device: str = option("cpu", "cpu, or cuda where the build and the machine have it")
-    recompute: str = option("none", "none, ffn or block: what a step keeps of each layer for its backward pass; less memory, more time, the same bits", hash=False)
+    recompute: str = option("none", RECOMPUTE_HELP, hash=False)
     dtype: str = option("float32", "float32; bfloat16: operands of products rounded, twice as fast where the processor has it; auto")
     threads: int | None = option(None, "CPU threads (default: all)", hash=False)
     force: bool = option(False, "replace an existing --out")

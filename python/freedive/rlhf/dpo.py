@@ -17,6 +17,7 @@ from freedive.eval.statistics import interval
 from freedive.inference import load_model, load_tokenizer, save_model_folder
 from freedive.inference.folder import base_and_adapter, chat_tokens_untrained, new_adapter
 from freedive.model import Batch, Model, init_adapter, is_adapter
+from freedive.model.model import RECOMPUTE_HELP
 from freedive.model.packed import check_weights
 from freedive.objectives import dpo_loss, merge_metrics, sequence_logps
 from freedive.runs import Artefact, UserError, check_at_least, option, progress, stage, write_json_atomic
@@ -63,7 +64,7 @@ class DPOConfig:
     micro_tokens: int = option(4096, "tokens of one forward pass")
     seed: int = option(0, "of the order and the adapter")
     device: str = option("cpu", "cpu, or cuda where the build and the machine have it")
-    recompute: str = option("none", "none, ffn or block: what a step keeps of each layer for its backward pass; less memory, more time, the same bits", hash=False)
+    recompute: str = option("none", RECOMPUTE_HELP, hash=False)
     dtype: str = option("float32", "float32; bfloat16: operands of products rounded, twice as fast where the processor has it; auto")
     threads: int | None = option(None, "CPU threads (default: all)", hash=False)
     force: bool = option(False, "replace an existing --out")

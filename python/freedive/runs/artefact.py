@@ -20,8 +20,8 @@ import copy
 import os
 import shutil
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -38,28 +38,6 @@ if TYPE_CHECKING:
 
 StrPath = str | os.PathLike[str]
 METRICS, TIMINGS, RUN, STATE = "metrics.jsonl", "timings.jsonl", "run.json", ".state"
-
-
-class Writing:
-    """A function at work on a thread of its own; `result` waits, and raises what it raised."""
-
-    def __init__(self, function: Callable[[], str]):
-        self._function, self._result = function, ""
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="checkpoint")
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._result = self._function()
-        except BaseException as error:  # noqa: BLE001 - told by result()
-            self._error = error
-
-    def result(self) -> str:
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._result
 
 
 class Artefact:
@@ -79,7 +57,7 @@ class Artefact:
         self._slot: str | None = None  # the latest
         self._files: dict[str, BinaryIO] = {}
         self._synced: dict[str, tuple[int, int]] = {}
-        self._writing: Writing | None = None  # a checkpoint in the background
+        self._writing: Future[str] | None = None  # a checkpoint in the background
 
     # What a stage calls
 
@@ -136,7 +114,9 @@ class Artefact:
             return slots.save(self.work / STATE, saved, self._slot)
 
         if background:
-            self._writing = Writing(write)
+            writer = ThreadPoolExecutor(1, "checkpoint")
+            self._writing = writer.submit(write)
+            writer.shutdown(wait=False)  # its thread ends with the work
         else:
             self._slot = write()
 

@@ -16,6 +16,7 @@ from freedive.inference import load_model, load_tokenizer, save_model_folder
 from freedive.inference.folder import base_and_adapter, chat_tokens_untrained, new_adapter
 from freedive.inference.samples import draw_samples
 from freedive.model import Model, init_adapter, is_adapter
+from freedive.model.model import RECOMPUTE_HELP
 from freedive.model.packed import check_weights
 from freedive.runs import Artefact, UserError, check_at_least, json_line, option, stage, write_json_atomic
 from freedive.runs.reporting import REPORT_HELP
@@ -62,7 +63,7 @@ class SFTConfig:
     samples: list[str] = option(["Hello!", "Who are you?"], "questions answered at every measurement and at the end")
     seed: int = option(0, "of the order and samples")
     device: str = option("cpu", "cpu, or cuda where the build and the machine have it")
-    recompute: str = option("none", "none, ffn or block: what a step keeps of each layer for its backward pass; less memory, more time, the same bits", hash=False)
+    recompute: str = option("none", RECOMPUTE_HELP, hash=False)
     dtype: str = option("float32", "float32; bfloat16: operands of products rounded, twice as fast where the processor has it; auto")
     threads: int | None = option(None, "CPU threads (default: all)", hash=False)
     force: bool = option(False, "replace an existing --out")
