@@ -77,6 +77,8 @@ def test_length_and_repetition_are_rewards_by_name():
     assert [r.reward for r in scorer(made, [{"prompt": "2+2", "answer": "4"}] * 5)] == pytest.approx([1.0, 0.5, -1.0, -0.5, 0.75])
     rows = [{"prompt": "q", "meta": {"task": "parity"}, "answer": "even"}]
     assert scorer([said("Answer: even", 0)], rows)[0].reward == 1.0
+    mixed = [*rows, {"prompt": "2+2", "answer": "4", "meta": {"check": "number"}}, {"prompt": "2+2", "answer": "4"}, *rows]  # each row by its own judge
+    assert [r.reward for r in scorer([said(t, 0) for t in ("Answer: even", "Answer: 4", "Answer: 5", "Answer: odd")], mixed)] == [1.0, 1.0, -1.0, -1.0]
     both = Scorer(["repetition", "coin"], [0.5, 0.0])
     assert [r.reward for r in both([said("x", 2), said("x", 12), dataclasses.replace(said("x", 3), ids=[1, 2, 3])], [{"prompt": "q"}] * 3)] == pytest.approx([0.0, -0.45, 0.0])
     given = dict(model="m", data="d")

@@ -17,11 +17,11 @@ from freedive.objectives import pass_at_k
 from freedive.runs import Artefact, json_line
 
 from .problems import Problem
+from .rewards import RIGHT
 from .rollouts import Rollout
 
 EVAL_STREAM = 32
 AT_ONCE = 256  # problems
-RIGHT = 1.0 - 1e-9  # a reward from which on an answer is right
 
 Solve = Callable[[Sequence[Problem], int, Sequence[int]], list[Rollout]]  # problems, answers to each, seeds -> rewarded rollouts
 

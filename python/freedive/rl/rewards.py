@@ -21,6 +21,7 @@ from freedive.objectives import cosine_reward, repetition_penalty
 from freedive.runs import UserError
 
 Reward = Callable[..., list[float | None]]
+RIGHT = 1.0 - 1e-9  # a reward from which on an answer is right
 ANSWER_FORM = re.compile(r"\banswer\s*:\s*\S.*\Z", re.IGNORECASE)
 
 
@@ -71,10 +72,16 @@ def task(prompts: list[Any], completions: list[Any], completion_ids: list[Any] |
 def cosine(prompts: list[Any], completions: list[Any], completion_ids: list[Any] | None = None, *, lengths: list[int], max_completion_length: list[int],
            **columns: Any) -> list[float]:  # fmt: skip
     """Right answers earn 1 where they are short, down to 0.5 at the limit, wrong ones -1 up to -0.5 (objectives.cosine_reward): to think longer pays where the
-    answer is not known. Right is what the row's task says, or its `answer`."""
-    judge = task if any((m or {}).get("task") for m in columns.get("meta") or [] if m is None or isinstance(m, dict)) else answer_match
-    right = judge(prompts, completions, completion_ids, **columns)
-    return [cosine_reward(r >= 1.0 - 1e-9, n, most) for r, n, most in zip(right, lengths, max_completion_length, strict=True)]
+    answer is not known. Right is what the row's task says; of a row without meta.task, its `answer`."""
+    judges = [task if isinstance(m, dict) and m.get("task") else answer_match for m in columns.get("meta") or [None] * len(completions)]
+    right = [0.0] * len(completions)
+    for judge in dict.fromkeys(judges):
+        at = [i for i, j in enumerate(judges) if j is judge]
+        take = lambda values, at=at: [values[i] for i in at]
+        found = judge(take(prompts), take(completions), **{key: take(values) for key, values in columns.items() if isinstance(values, list)})
+        for i, r in zip(at, found, strict=True):
+            right[i] = r
+    return [cosine_reward(r >= RIGHT, n, most) for r, n, most in zip(right, lengths, max_completion_length, strict=True)]
 
 
 def repetition(prompts: list[Any], completions: list[Any], completion_ids: list[Any], **columns: Any) -> list[float]:
