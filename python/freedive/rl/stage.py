@@ -218,9 +218,9 @@ def _practise(p: _Practice, artefact: Artefact) -> None:
             peak = model.trained().copy()
         return f", gold {_shown(point['gold'])}" if "gold" in point else ""
 
-    def save() -> None:
+    def save(background: bool = False) -> None:
         state = {"step": step, "drawn": drawn, "num_tokens": tokens, "unrewarded": unrewarded, "samples": samples, "monitor": p.monitor and p.monitor.state()}
-        _save(artefact, learner, state, {} if peak is None else {"monitor.peak": peak})
+        _save(artefact, learner, state, {} if peak is None else {"monitor.peak": peak}, background)
 
     samples: list[dict[str, Any]] = state.get("samples", []) if state else []
     if state:
@@ -275,8 +275,9 @@ def _practise(p: _Practice, artefact: Artefact) -> None:
         if step in (1, c.steps) or step % max(1, c.steps // 4) == 0:
             samples.append({"step": step, "prompt": practice.problems[0].row["prompt"], "text": rollouts[0].text, "reward": None if np.isnan(rollouts[0].reward) else rollouts[0].reward})
         bar.advance(1, text=f"reward {_shown(metrics['reward'])}, length {metrics['completions/mean_length']:.0f}, entropy {metrics.get('entropy', 0):.2f}{note}")
-        if step % c.save_every == 0 or step == c.steps or stopping():
-            save()
+        last = step == c.steps or stopping()
+        if last or step % c.save_every == 0:
+            save(background=not last)
     bar.close()
     if unrewarded:
         artefact.summary(unrewarded_steps=unrewarded)
@@ -334,10 +335,12 @@ def _seed(seed: int, step: int, i: int) -> int:
     return (seed * 1_000_003 + step) * 65_536 + i
 
 
-def _save(artefact: Artefact, learner: Learner, state: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    more = {} if learner.value is None else learner.value.state()
+def _save(artefact: Artefact, learner: Learner, state: dict[str, Any], arrays: dict[str, np.ndarray], background: bool = False) -> None:
+    """In the background: written while the next steps run."""
+    more = arrays if learner.value is None else arrays | learner.value.state()
+    snapshot = learner.model.snapshot()
     state |= {"bad": learner.bad, "beta": learner.spec.beta, "ptx": learner.ptx and learner.ptx.state()}
-    artefact.checkpoint(state, learner.model.state() | more | arrays)
+    artefact.checkpoint(state, lambda: snapshot() | more, background)
 
 
 def _restore(learner: Learner, state: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:

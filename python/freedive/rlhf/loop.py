@@ -40,7 +40,7 @@ class Learner(Protocol):
 
     def update(self, chosen: Sequence[int], lr: float) -> dict[str, float]: ...  # one optimizer step on these lists; "grad_norm" among the metrics
 
-    def state(self) -> dict[str, np.ndarray]: ...
+    def state(self) -> dict[str, np.ndarray]: ...  # copies
 
     def load_state(self, arrays: dict[str, np.ndarray]) -> None: ...
 
@@ -95,8 +95,9 @@ def preference_loop(run: Artefact, learner: Learner, n: int, s: Settings, name: 
         stopped = 0 < s.patience <= best["since"]
 
     def save() -> None:
+        """Written while the next steps run."""
         state = {"step": step, "bad": bad, "stopped": stopped, "sums": sums, "counted": counted, "best": best if kept else None}
-        run.checkpoint(state, learner.state() | {f"best.{k}": v for k, v in kept.items()})
+        run.checkpoint(state, learner.state() | {f"best.{k}": v for k, v in kept.items()}, background=True)
 
     if run.resume is not None:
         state = run.resume
