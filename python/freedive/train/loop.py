@@ -65,11 +65,6 @@ class Best:
         return {"best": None if self.weights is None else {"loss": self.loss, "step": self.step, "since": self.since}}
 
 
-def save(run: Artefact, model: Model, state: dict[str, Any]) -> None:
-    """A checkpoint of weights, moments and `state`."""
-    run.checkpoint(state, model.state())
-
-
 def _save(run: Artefact, model: Model, state: dict[str, Any], best: Best, background: bool = False) -> None:
     """In the background: written while the next steps run."""
     more = {} if best.weights is None else {"best": best.weights}
