@@ -323,13 +323,20 @@ def test_a_problem_that_cannot_be_practised_is_told_with_its_line(room: Path, tm
 
 def test_which_rewards_need_an_answer(room: Path, tmp_path: Path):
     (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "2+2", "meta": {"task": "chess"}}) + "\n")
-    run = lambda **changes: rl.run(config(room, tmp_path / "out", data=tmp_path / "p.jsonl", dry_run=True, **({"eval_data": None} | changes)))
+    run = lambda **changes: rl.run(config(room, tmp_path / "out", dry_run=True, **({"data": tmp_path / "p.jsonl", "eval_data": None} | changes)))
     for good in ({"reward": ["form"]}, {}):
         run(**good)
     for changes, says in (({"reward": ["form", "cosine"]}, "asks the row's task"), ({"reward": ["task"]}, "meta.task is 'chess'"), ({"reward": ["form"], "eval_data": tmp_path / "p.jsonl", "eval_reward": "answer"}, "is missing"),
                           ({"reward": ["form"], "eval_data": tmp_path / "p.jsonl", "gold_reward": "answer"}, "is missing")):  # fmt: skip
         with pytest.raises(UserError, match=says):
             run(**changes)
+    for meta, says in (({"task": "countdown"}, "whole numbers is wanted in meta.numbers, which is None"), ({"task": "countdown", "numbers": [1, "2"], "target": 3}, "meta.numbers"),
+                       ({"task": "countdown", "numbers": [1, 2], "target": "3"}, "a number is wanted in meta.target, which is '3'"), ({"task": "reasoning_gym"}, "meta.family")):  # fmt: skip
+        (tmp_path / "c.jsonl").write_text(json.dumps({"prompt": "1, 2 -> 3", "answer": "3", "meta": meta}) + "\n")
+        with pytest.raises(UserError, match=f"line 1: the reward `task` asks the row's task, and .*{says}"):
+            run(reward=["task"], data=tmp_path / "c.jsonl")
+    (tmp_path / "c.jsonl").write_text(json.dumps({"prompt": "1, 2 -> 3", "answer": "3", "meta": {"task": "countdown", "numbers": [1, 2], "target": 3}}) + "\n")
+    run(reward=["task"], data=tmp_path / "c.jsonl")
     texts, columns = ["Answer: 4", "Answer: 5"], {"answer": [4, 4.0]}
     assert call("answer", BUILT_IN["answer"], ["2+2"] * 2, texts, [[1]] * 2, columns) == [1, 0]
     assert call("task", BUILT_IN["task"], ["q"] * 2, ["Answer: 4 7", "7 4"], [[1]] * 2, {"answer": ["4 7", 47], "meta": [{"task": "sorting"}] * 2}) == [1, 0]

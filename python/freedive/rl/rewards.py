@@ -98,15 +98,15 @@ def lacking(name: str, row: dict[str, Any]) -> str:
     """What the built-in reward of this name cannot do without and the row does not have, as a sentence; "" where all is there, and for other rewards."""
     from freedive.eval.match import CHECKS
 
-    from .tasks import TASKS
+    from . import tasks
 
     if name not in NEEDS_ANSWER:
         return ""
     given = row.get("meta")
     meta: dict[str, Any] = given if isinstance(given, dict) else {}
     by_task = name == "task" or name == "cosine" and bool(meta.get("task"))
-    if by_task and meta.get("task") not in (*TASKS, "gsm8k", "reasoning_gym"):
-        return f"the reward `{name}` asks the row's task, and meta.task is {meta.get('task')!r:.40}; tasks: {', '.join(TASKS)}, gsm8k, reasoning_gym"
+    if by_task and (told := tasks.lacking(meta)):
+        return f"the reward `{name}` asks the row's task, and {told}"
     if not _is_text(row.get("answer")):
         told = f"is {row['answer']!r:.40}" if "answer" in row else "is missing"
         return f"the reward `{name}` compares with the row's `answer`, a text or a number, and it {told}"

@@ -25,16 +25,18 @@ STREAM = 81
 
 @dataclass(frozen=True)
 class Task:
-    """`make(draw, **settings)` gives a row without meta.task; `check(reply, row)` 1 for right, 0 for wrong, or a part."""
+    """`make(draw, **settings)` gives a row without meta.task; `check(reply, row)` 1 for right, 0 for wrong, or a part; `lacking(meta)` says what of a
+    row's meta the checker needs and does not find."""
 
     make: Callable[..., Row]
     check: Callable[[str, Row], float]
     about: str
+    lacking: Callable[[dict[str, Any]], str] = lambda meta: ""
 
 
 TASKS = {
     "arithmetic": Task(numbers.arithmetic, numbers.check_number, "sums and products: terms=2, digits=2, operations=+-*"),
-    "countdown": Task(numbers.countdown, numbers.check_countdown, "reach a number with all of some numbers and + - * /: numbers=3, largest=20"),
+    "countdown": Task(numbers.countdown, numbers.check_countdown, "reach a number with all of some numbers and + - * /: numbers=3, largest=20", numbers.lacking_countdown),
     "parity": Task(numbers.parity, texts.check_text, "even or odd number of ones in bits: length=12"),
     "sorting": Task(numbers.sorting, numbers.check_list, "put numbers in order: count=4, largest=99"),
     "letters": Task(texts.letters, numbers.check_number, "how often a letter is in a word: shortest=3, longest=8"),
@@ -91,6 +93,14 @@ def check(reply: str, row: Row) -> float:
     if name not in TASKS:
         raise UserError(f"the row's meta.task is {name!r}; the reward `task` judges: {', '.join(TASKS)}, gsm8k, reasoning_gym")
     return float(TASKS[name].check(reply, row))
+
+
+def lacking(meta: dict[str, Any]) -> str:
+    """Why rows with this meta cannot be judged by `check`, as a sentence; "" where they can."""
+    name = meta.get("task")
+    if name not in (*TASKS, "gsm8k", "reasoning_gym"):
+        return f"meta.task is {name!r:.40}; tasks: {', '.join(TASKS)}, gsm8k, reasoning_gym"
+    return gym.lacking(meta) if name == "reasoning_gym" else TASKS[name].lacking(meta) if name in TASKS else ""
 
 
 def _settings(name: str, tail: str) -> dict[str, Any]:

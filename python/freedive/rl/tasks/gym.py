@@ -58,6 +58,12 @@ def stream(tail: str, seed: int, split: str) -> Iterator[Row]:
         number += 1
 
 
+def lacking(meta: dict[str, Any]) -> str:
+    """What `check` needs of a row's meta and does not find, as a sentence; "" where all is there."""
+    wanted = {"family": str, "entry": dict}
+    return next((f"meta.{key}, as a row of reasoning-gym has it, is wanted; it is {meta.get(key)!r:.40}" for key, kind in wanted.items() if not isinstance(meta.get(key), kind)), "")
+
+
 def check(reply: str, row: Row) -> float:
     """The library's own score of the answer in the reply, or 1 where the answer is the right one, word for word without case."""
     found = answer_of(reply)

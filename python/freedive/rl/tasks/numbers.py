@@ -56,6 +56,16 @@ def countdown(draw: Draw, numbers: int = 3, largest: int = 20) -> Row:
             "meta": {"numbers": given, "target": total}}  # fmt: skip
 
 
+def lacking_countdown(meta: dict[str, Any]) -> str:
+    """What `check_countdown` needs of a row's meta and does not find, as a sentence; "" where all is there."""
+    numbers, target = meta.get("numbers"), meta.get("target")
+    if not isinstance(numbers, list) or not numbers or any(type(n) is not int for n in numbers):
+        return f"a list of whole numbers is wanted in meta.numbers, which is {numbers!r:.40}"
+    if type(target) not in (int, float):
+        return f"a number is wanted in meta.target, which is {target!r:.40}"
+    return ""
+
+
 def check_countdown(reply: str, row: Row) -> float:
     """An expression of exactly the given numbers that has the target's value; a right-hand side "= 24" is read over."""
     text = answer_of(reply).partition("=")[0].replace("×", "*").replace("÷", "/").replace("−", "-").strip()
