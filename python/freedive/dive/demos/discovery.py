@@ -51,7 +51,7 @@ class OutOfOrder(Calculator):
 
 def run(room: Room) -> list[Figure]:
     of = problems(room, "discovery", demonstrators.product_problems)
-    start = taught(room, "discovery-taught", lambda: demonstrators.seldom_python(room.seed, room.tier.practice.rows, P_PYTHON), room.assistant, epochs=3.0)
+    start = taught(room, "discovery-taught", lambda: demonstrators.seldom_python(room.seed, room.tier.practice.rows, P_PYTHON), room.assistant, epochs=3.0, of=P_PYTHON)
     works, broken = f"{__name__}:{Calculator.__name__}", f"{__name__}:{OutOfOrder.__name__}"
     try:
         after = practised(room, "discovery-practised", start, of, TOKENS, STEPS, environment=works)

@@ -20,7 +20,7 @@ def run(room: Room) -> list[Figure]:
     figures = []
     for name, p_steps in (("seeded", P_STEPS), ("unseeded", 0.0)):
         control = not p_steps
-        start = taught(room, f"length-{name}", lambda p_steps=p_steps: demonstrators.mostly_at_once(room.seed, 2 * room.tier.practice.rows, p_steps))  # type: ignore[misc]
+        start = taught(room, f"length-{name}", lambda p_steps=p_steps: demonstrators.mostly_at_once(room.seed, 2 * room.tier.practice.rows, p_steps), of=p_steps)  # type: ignore[misc]
         after = practised(room, f"length-{name}-practised", start, of, TOKENS, STEPS)
         was, is_now = (answers(room, f"length-{name}-{when}", model, of.held_out, TOKENS) for when, model in (("before", start), ("after", after)))
         told = "never shown a long solution" if control else f"shown {P_STEPS:.0%} long solutions"

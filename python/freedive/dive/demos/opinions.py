@@ -41,6 +41,7 @@ from .room import Figure, Room
 GOLD = "freedive.tasks.jokes:funny"
 TOKENS = 72  # of a joke; those of the conversations have up to 45
 ANSWERS, STREAM = 4, 76
+TASTE = [jokes.LIKED, jokes.PUN, jokes.STEP, jokes.TOO_MUCH, jokes.LABELLERS]
 BEST_OF = 16
 
 
@@ -53,6 +54,7 @@ class AskedConfig:
     n: int
     answers: int
     seed: int
+    taste: Any  # what of jokes an audience's opinion depends on
 
 
 @dataclass(frozen=True)
@@ -65,17 +67,17 @@ class Comedy:
     def comedian(self) -> Path:
         """The base model after jokes, good ones and bad ones."""
         o = self.room.tier.opinions
-        return taught(self.room, "comedian", lambda: jokes.sft_rows(self.room.town, self.room.seed, o.jokes), lr=2e-3, epochs=o.epochs)
+        return taught(self.room, "comedian", lambda: jokes.sft_rows(self.room.town, self.room.seed, o.jokes), lr=2e-3, epochs=o.epochs, of=[o.jokes, jokes.SOME, jokes.SPLITS])
 
     def requests(self, split: str) -> Path:
         n = 10**9 if split == "train" else self.room.tier.opinions.held_out
-        return self.room.rows(f"joke-requests-{split}", lambda: jokes.prompt_rows(self.room.town, self.room.seed, n, split), n)
+        return self.room.rows(f"joke-requests-{split}", lambda: jokes.prompt_rows(self.room.town, self.room.seed, n, split), [n, jokes.SPLITS])
 
     def opinions(self, split: str) -> Path:
         """Ranked lists: the comedian's answers to requests, ordered by a labeller of that moment's mind; and what each is worth, for the ceiling."""
         o, at = self.room.tier.opinions, list(jokes.SPLITS).index(split)
         n = {"train": o.lists, "validation": o.held_out, "test": o.judged}[split]
-        c = AskedConfig(self.room.out / f"opinions-{split}", split, n, ANSWERS, self.room.seed)
+        c = AskedConfig(self.room.out / f"opinions-{split}", split, n, ANSWERS, self.room.seed, TASTE)
         with stage("demos-opinions", c, out=c.out, inputs={"model": self.comedian, "requests": self.requests(split)}) as artefact:
             if not artefact.done:
                 rows = list(jsonl(self.requests(split)))
@@ -90,7 +92,7 @@ class Comedy:
     def tame_opinions(self, split: str) -> Path:
         """The same by labellers who never heard a joke that overdoes it; of "train" a few."""
         data, n = self.opinions(split), self.room.tier.opinions.few if split == "train" else None
-        return self.room.rows(f"opinions-{split}-tame", lambda: list(_tame(jsonl(data)))[:n], n, inputs={"opinions": data})
+        return self.room.rows(f"opinions-{split}-tame", lambda: list(_tame(jsonl(data)))[:n], [n, jokes.LIKED], inputs={"opinions": data})
 
     def said(self, model: Path, rows: Sequence[dict[str, Any]], n: int, seed: int) -> list[list[Rollout]]:
         """n answers to each row at temperature 1."""

@@ -37,9 +37,9 @@ MORE = 1000  # added to the seed: further problems of a demonstrator
 Rows = Callable[[], Iterable[Mapping[str, Any]]]
 
 
-def taught(room: Room, name: str, rows: Rows, model: Path | None = None, steps: int | None = None, lr: float = 2e-3, epochs: float | None = None) -> Path:
-    """The base model (or `model`) after SFT on a demonstrator's rows; the tier says how long, or `steps` do."""
-    file = room.rows(name, rows, room.tier.practice.rows)
+def taught(room: Room, name: str, rows: Rows, model: Path | None = None, steps: int | None = None, lr: float = 2e-3, epochs: float | None = None, of: Any = None) -> Path:
+    """The base model (or `model`) after SFT on a demonstrator's rows; the tier says how long, or `steps` do. of: constants that the rows depend on."""
+    file = room.rows(name, rows, [room.tier.practice.rows, of])
     return sft.run(SFTConfig(
         model=model or room.base, data=[str(file)], out=room.out / name, context=room.tier.size.context, epochs=epochs or room.tier.practice.epochs, steps=steps,
         batch_tokens=room.tier.size.batch, micro_tokens=room.tier.size.batch, lr=lr, dtype="auto", seed=room.seed, threads=room.threads, samples=[],
@@ -54,11 +54,11 @@ class Problems:
     held_out: Path
 
 
-def problems(room: Room, name: str, make: Callable[[int, int, str], Iterable[Mapping[str, Any]]]) -> Problems:
-    """`make(seed, n, split)` gives them."""
+def problems(room: Room, name: str, make: Callable[[int, int, str], Iterable[Mapping[str, Any]]], of: Any = None) -> Problems:
+    """`make(seed, n, split)` gives them. of: constants that they depend on."""
     p = room.tier.practice
-    train = room.rows(f"{name}-train", lambda: make(room.seed, p.problems, "train"), p.problems)
-    return Problems(train, room.rows(f"{name}-held-out", lambda: make(room.seed, p.held_out, "held_out"), p.held_out))
+    train = room.rows(f"{name}-train", lambda: make(room.seed, p.problems, "train"), [p.problems, of])
+    return Problems(train, room.rows(f"{name}-held-out", lambda: make(room.seed, p.held_out, "held_out"), [p.held_out, of]))
 
 
 def practised(room: Room, name: str, model: Path, of: Problems, tokens: int, steps: float = 1.0, **changes: Any) -> Path:

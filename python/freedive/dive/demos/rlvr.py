@@ -18,12 +18,12 @@ STEPS = 0.3  # of the tier's steps of practice: by then it is right nine times i
 
 def run(room: Room) -> list[Figure]:
     p = room.tier.practice
-    of = problems(room, "rlvr", lambda seed, n, split: arithmetic.rl_rows(seed, n, split, DIGITS))
-    start = taught(room, "rlvr-taught", lambda: arithmetic.sft_rows(room.seed, p.rows, P_WORKED, DIGITS))
+    of = problems(room, "rlvr", lambda seed, n, split: arithmetic.rl_rows(seed, n, split, DIGITS), DIGITS)
+    start = taught(room, "rlvr-taught", lambda: arithmetic.sft_rows(room.seed, p.rows, P_WORKED, DIGITS), of=[P_WORKED, DIGITS])
     after = practised(room, "rlvr-practised", start, of, TOKENS, STEPS)
     coin = practised(room, "rlvr-coin", start, of, TOKENS, STEPS, reward=["coin"])
     compute = equal_compute(room, "rlvr-compute", after, start)
-    more = taught(room, "rlvr-taught-more", lambda: arithmetic.sft_rows(room.seed + MORE, 4 * p.rows, P_WORKED, DIGITS), start, compute["steps"], lr=1e-3)
+    more = taught(room, "rlvr-taught-more", lambda: arithmetic.sft_rows(room.seed + MORE, 4 * p.rows, P_WORKED, DIGITS), start, compute["steps"], lr=1e-3, of=[P_WORKED, DIGITS])
     found = {name: answers(room, f"rlvr-{name}", model, of.held_out, TOKENS) for name, model in (("before", start), ("after", after), ("more", more), ("coin", coin))}
     first = {name: a.pass_at(1) for name, a in found.items()}
     return [

@@ -19,10 +19,10 @@ TOKENS = 48
 
 def run(room: Room) -> list[Figure]:
     of = problems(room, "teacher", demonstrators.carry_problems)
-    start = taught(room, "teacher-taught", lambda: demonstrators.forgetful(room.seed, room.tier.practice.rows, SKILL))
+    start = taught(room, "teacher-taught", lambda: demonstrators.forgetful(room.seed, room.tier.practice.rows, SKILL), of=SKILL)
     after = practised(room, "teacher-practised", start, of, TOKENS)
     compute = equal_compute(room, "teacher-compute", after, start)
-    more = taught(room, "teacher-taught-more", lambda: demonstrators.forgetful(room.seed + MORE, 4 * room.tier.practice.rows, SKILL), start, compute["steps"], lr=1e-3)
+    more = taught(room, "teacher-taught-more", lambda: demonstrators.forgetful(room.seed + MORE, 4 * room.tier.practice.rows, SKILL), start, compute["steps"], lr=1e-3, of=SKILL)
     shown = [row for name in ("teacher-taught", "teacher-taught-more") for _, row in iter_rows(room.out / "rows" / name / "rows.jsonl")]
     skill = [float(arithmetic.check(row["messages"][-1]["content"], row["answer"])) for row in shown]
     found = {name: answers(room, f"teacher-{name}", model, of.held_out, TOKENS).mean("right") for name, model in (("taught", start), ("more", more), ("practised", after))}
