@@ -35,7 +35,7 @@ from freedive.runs import json_line, read_json, stage
 from freedive.tasks import jokes
 from freedive.tasks.draw import Draw
 
-from .practice import share_of, taught
+from .practice import ratio_of, share_of, taught
 from .room import Figure, Room
 
 GOLD = "freedive.tasks.jokes:funny"
@@ -228,17 +228,11 @@ def overdone(room: Room) -> list[Figure]:
 
 
 def part_of(name: str, of: np.ndarray, whole: np.ndarray, target: str, clusters: Sequence[str] | None = None, unit: str = "times") -> Figure:
-    """A mean beside another over the same items (or clusters of them), both drawn anew together for the interval. Where the other cannot be told from 0, there
-    is nothing to be a part of: 0, and no interval."""
-    _, at = np.unique(np.arange(len(of)) if clusters is None else np.array(clusters), return_inverse=True)
-    n = int(at.max()) + 1
-    sums = np.bincount(at, of, n), np.bincount(at, whole, n)
-    drawn = np.random.Generator(np.random.Philox(key=[0, STREAM])).integers(0, n, (2000, n))
-    a, b = (x[drawn].sum(1) for x in sums)
-    if np.quantile(b, 0.025) <= 0:
+    """A mean beside another over the same items. Where the other cannot be told from 0: 0, and no interval."""
+    found = ratio_of(of, whole, STREAM, clusters)
+    if found is None:
         return Figure(f"{name}: that cannot be told from nothing", 0.0, None, len(of), target, unit=unit)
-    low, high = np.quantile(a / b, (0.025, 0.975))
-    return Figure(name, float(of.sum() / whole.sum()), [float(low), float(high)], len(of), target, unit=unit)
+    return Figure(name, *found, len(of), target, unit=unit)
 
 
 def examples(folder: Path) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from freedive.dive.found import jsonl
 from freedive.eval.statistics import bootstrap, interval
@@ -181,11 +182,21 @@ def than(name: str, values: Sequence[float], beside: float, target: str = "", co
 
 def times(name: str, after: Sequence[float], before: Sequence[float], target: str = "", control: bool = False) -> Figure:
     """How many times as large the mean became, of the same problems."""
-    a, b = np.asarray(after), np.asarray(before)
-    rng = np.random.Generator(np.random.Philox(key=[0, EVAL_STREAM]))
-    drawn = rng.integers(0, len(a), (2000, len(a)))
-    ratios = a[drawn].sum(1) / b[drawn].sum(1)
-    return Figure(name, float(a.sum() / b.sum()), [float(np.quantile(ratios, q)) for q in (0.025, 0.975)], len(a), target, control, "times")
+    ratio, among = ratio_of(after, before, EVAL_STREAM) or (0.0, None)
+    return Figure(name, ratio, among, len(after), target, control, "times")
+
+
+def ratio_of(of: ArrayLike, whole: ArrayLike, stream: int, clusters: Sequence[str] | None = None) -> tuple[float, list[float]] | None:
+    """(a mean beside another over the same items, its 95 % interval): items, or clusters of them, drawn anew for both together. None where the other mean
+    cannot be told from 0: there is nothing to be a part of."""
+    a, b = np.asarray(of), np.asarray(whole)
+    _, at = np.unique(np.arange(len(a)) if clusters is None else np.array(clusters), return_inverse=True)
+    n = int(at.max()) + 1
+    drawn = np.random.Generator(np.random.Philox(key=[0, stream])).integers(0, n, (2000, n))
+    above, below = (np.bincount(at, x, n)[drawn].sum(1) for x in (a, b))
+    if np.quantile(below, 0.025) <= 0:
+        return None
+    return float(a.sum() / b.sum()), [float(x) for x in np.quantile(above / below, (0.025, 0.975))]
 
 
 def powers_of_four(samples: int) -> list[int]:
