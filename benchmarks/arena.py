@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from freedive.eval.arena.contestants import read_contestants
-from freedive.eval.arena.form import NAMES, differences, form
 from freedive.eval.arena.judges import Scored
 from freedive.eval.arena.log import read_log
 from freedive.eval.arena.play import fill, play
 from freedive.eval.arena.report import lines, rated, write_page
 from freedive.eval.arena.room import Match, Room, make_prompt
+from freedive.eval.arena.style import NAMES, counts, differences
 from freedive.eval.ratings import BASE, POINTS, Battles, rate
 from freedive.eval.statistics import share
 from freedive.sft.labels.importing import read_items
@@ -84,17 +84,17 @@ def people(a: argparse.Namespace) -> None:
     """Pairs of answers that people put in an order: who wins if the longer one does; and the odds that each look is worth, prompts taken together.
     Sides are drawn, so the two "models" are nobody and must come out equal: the control."""
     items, _ = read_items(str(a.data / "sft" / "oasst_en_100_trees.jsonl.gz"))
-    draw, forms, score, prompt, longer = random.Random(0), [], [], [], []
+    draw, counted, score, prompt, longer = random.Random(0), [], [], [], []
     for item in items:
         for x, y in combinations(item.answers, 2):
             if item.ranks and item.ranks[x.id] != item.ranks[y.id]:
                 x, y = (x, y) if draw.random() < 0.5 else (y, x)
-                forms.append((form(x.text), form(y.text)))
+                counted.append((counts(x.text), counts(y.text)))
                 score.append(float(item.ranks[x.id] < item.ranks[y.id]))
                 prompt.append(item.id)
-                if forms[-1][0][0] != forms[-1][1][0]:
-                    longer.append(((forms[-1][0][0] > forms[-1][1][0]) == bool(score[-1]), item.id))
-    style, names = differences(forms)
+                if counted[-1][0][0] != counted[-1][1][0]:
+                    longer.append(((counted[-1][0][0] > counted[-1][1][0]) == bool(score[-1]), item.id))
+    style, names = differences(counted)
     n = len(score)
     numbers = {p: i for i, p in enumerate(dict.fromkeys(prompt))}
     found = rate(Battles(("left", "right"), np.zeros(n, int), np.ones(n, int), np.array(score), np.array([numbers[p] for p in prompt]), style, names))

@@ -18,9 +18,9 @@ import pytest
 
 from freedive.cli import main
 from freedive.eval.arena.contestants import read_contestants
-from freedive.eval.arena.form import form
 from freedive.eval.arena.log import answer_texts, read_log, to_battles
 from freedive.eval.arena.room import Room, read_prompts
+from freedive.eval.arena.style import counts
 from freedive.eval.pairwise import Pair, judge_pairs, parse
 from freedive.runs import UserError
 
@@ -167,7 +167,7 @@ def test_logs_of_others(tmp_path: Path):
     (tmp_path / "lmsys.json").write_text(json.dumps([*rows, {"model_a": "x", "model_b": "x", "winner": "tie"}, {"model_a": "x", "model_b": "y", "winner": "none"}]))
     found, wrong = read_log(tmp_path / "lmsys.json")
     assert [b.winner for b in found] == ["model_a", "tie (bothbad)", "model_b", "model_a"] and len(wrong) == 2 and "against itself" in wrong[0] and "winner is 'none'" in wrong[1]
-    assert found[0].forms == ((10, 1, 2, 1), (1, 0, 0, 0)) and found[1].forms == ((10, 3, 1, 1), (30, 0, 0, 0))
+    assert found[0].counts == ((10, 1, 2, 1), (1, 0, 0, 0)) and found[1].counts == ((10, 3, 1, 1), (30, 0, 0, 0))
     assert to_battles(found).score.tolist() == [1, 0.5, 0, 1]
     assert to_battles(found[:2], style=True).style_names == ("length",)  # the other differences are the same in both: nothing to learn from
     with pytest.raises(UserError, match="2 of 4 battles have no answers"):
@@ -193,17 +193,17 @@ def test_logs_of_others_lose_no_battle_and_count_what_the_voter_did_not_know(tmp
     (tmp_path / "b.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     found, wrong = read_log(tmp_path / "b.jsonl")
     assert [(b.model_b, b.winner) for b in found] == [("y", "model_a"), ("z", "model_a"), ("y", "model_b"), ("y", "tie")] and wrong == ["1 battles in which the voter was shown the names (anony: false)"]
-    assert found[-1].forms == (form("a **b**"), form("c"))
+    assert found[-1].counts == (counts("a **b**"), counts("c"))
     (tmp_path / "b.jsonl").write_text(json.dumps(rows[3]) + "\n")
     with pytest.raises(UserError, match="shown the names"):
         read_log(tmp_path / "b.jsonl")
     long = "word " * 40_000
     (tmp_path / "b.csv").write_text(f'model_a,model_b,winner_model_a,winner_model_b,winner_tie,anony,response_a,response_b\nx,y,True,False,false,True,"[""{long}"", null]",b\nx,y,0,1.0,,true,a,b\nx,y,0,0,TRUE,False,a,b\nx,y,perhaps,0,0,True,a,b\n')
     found, wrong = read_log(tmp_path / "b.csv")
-    assert [b.winner for b in found] == ["model_a", "model_b"] and len(wrong) == 2 and "neither true nor false" in wrong[1] and found[0].forms is not None and found[0].forms[0][0] == 40_000
+    assert [b.winner for b in found] == ["model_a", "model_b"] and len(wrong) == 2 and "neither true nor false" in wrong[1] and found[0].counts is not None and found[0].counts[0][0] == 40_000
 
 
-def test_a_form_is_of_what_the_two_wrote_themselves():
+def test_style_is_of_what_the_two_wrote_themselves():
     """The turns that both conversations begin with were given, headings and all; of a conversation each had alone all turns are its own."""
     given = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "# Given\n- **much**"}, {"role": "user", "content": "And?"}]
     a, b = ([*given, {"role": "assistant", "content": t}] for t in ("mine", "# yours"))
@@ -237,8 +237,8 @@ def test_a_changed_judge_is_asked_again_and_what_it_said_before_does_not_count(r
 
 
 def test_what_an_answer_looks_like():
-    assert form("Plain words, no more.") == (6, 0, 0, 0)
-    assert form("# One\n\n## Two\n1. **a** and **b**\n* c\n\n```\n# no heading\n- no item\n```\n")[1:] == (2, 2, 2)
+    assert counts("Plain words, no more.") == (6, 0, 0, 0)
+    assert counts("# One\n\n## Two\n1. **a** and **b**\n* c\n\n```\n# no heading\n- no item\n```\n")[1:] == (2, 2, 2)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ FAR = 12.0  # nats; beyond, a style that tells winners from losers exactly
 @dataclass(frozen=True)
 class Battles:
     """n battles among `models`. score 1: the first won, 0: the second, 0.5: a tie. cluster: what is not independent has the same number.
-    style [n, F]: how much more of something the first answer has (freedive.eval.arena.form)."""
+    style [n, F]: how much more of something the first answer has (freedive.eval.arena.style)."""
 
     models: tuple[str, ...]
     first: np.ndarray  # int [n], places in models

@@ -1,6 +1,6 @@
 """Models against each other (talk 5.2): two answer one prompt, somebody says which answer is better, and ratings come of many such battles.
 
-form.py          what an answer looks like, for style control
+style.py         what an answer looks like, for style control
 log.py           the log of battles, ours and LMSYS's
 contestants.py   who plays: models, adapters, services, each with its own sampling
 room.py          the folder: answers and battles, appended and never lost

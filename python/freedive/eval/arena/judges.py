@@ -26,8 +26,8 @@ from freedive.runs import UserError, find_function, folder_hash
 from ..asker import Asker
 from ..pairwise import PROMPT, Pair, check_form, judge_pairs
 from .contestants import judge_model
-from .form import form as looks
 from .room import Match, Prompt
+from .style import counts
 
 _SIDES = {"first": "model_a", "second": "model_b", "tie": "tie"}
 _TOLD = {"a": "model_a", "b": "model_b", "model_a": "model_a", "model_b": "model_b", "tie": "tie", "c": "tie", "both bad": "tie (bothbad)", "tie (bothbad)": "tie (bothbad)"}
@@ -90,7 +90,7 @@ def _built_in() -> dict[str, Callable[..., Any]]:
 
 def length(prompts: list[Any], completions: list[Any], completion_ids: list[Any] | None = None, **columns: Any) -> list[float]:
     """The longer answer wins, in words and marks: what a judge that does not read would say."""
-    return [float(looks(c)[0]) for c in completions]
+    return [float(counts(c)[0]) for c in completions]
 
 
 def _parameters(function: Callable[..., Any]) -> set[str]:

@@ -29,7 +29,7 @@ from freedive.data.texts import iter_rows
 from freedive.eval.ratings import Battles
 from freedive.runs import UserError
 
-from .form import differences, form
+from .style import counts, differences
 
 WINNERS = ("model_a", "model_b", "tie", "tie (bothbad)")
 SCORES = {"model_a": 1.0, "model_b": 0.0, "tie": 0.5, "tie (bothbad)": 0.5}
@@ -40,14 +40,14 @@ _COUNTS = ("header_count", "list_count", "bold_count")
 
 @dataclass(frozen=True)
 class Battle:
-    """One line, as far as ratings need it. `forms`: what the answers look like, where that is known."""
+    """One line, as far as ratings need it. `counts`: what the answers look like, where that is known."""
 
     model_a: str
     model_b: str
     winner: str
     judge: str = ""
     prompt: str = ""  # what tells prompts apart
-    forms: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    counts: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     id: str = ""
     content: str = ""  # of another's log: a hash of the answers. Ids that several files count from 1 are no names
     judge_hash: str = ""
@@ -133,11 +133,11 @@ def battle(row: dict[str, Any]) -> Battle:
     if a == b:
         raise ValueError(f"{a} against itself says nothing")
     winner = _winner(row, a, b)
-    forms = _forms(row)
+    counted = _style(row)
     prompt = row.get("prompt_id") or row.get("question_id") or _prompt(row)
     ours = "prompt_id" in row
     content = "" if ours else hashlib.sha256(json.dumps([row.get(k) for side in "ab" for k in (f"conversation_{side}", f"response_{side}")], default=str).encode()).hexdigest()[:16]
-    return Battle(a, b, winner, str(row.get("judge") or ""), str(prompt or ""), forms, str(row.get("id") or ""), content, str(row.get("judge_hash") or ""))
+    return Battle(a, b, winner, str(row.get("judge") or ""), str(prompt or ""), counted, str(row.get("id") or ""), content, str(row.get("judge_hash") or ""))
 
 
 def flag(value: Any) -> bool:
@@ -169,10 +169,10 @@ def _winner(row: dict[str, Any], a: str, b: str) -> str:
     raise ValueError(f"winner is {told!r:.60}, it must be one of {', '.join(WINNERS)}")
 
 
-def _forms(row: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+def _style(row: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     answers = [row.get("conversation_a") or row.get("response_a"), row.get("conversation_b") or row.get("response_b")]
     if all(answers):
-        return tuple(form(text) for text in answer_texts(*answers))  # type: ignore[return-value]
+        return tuple(counts(text) for text in answer_texts(*answers))  # type: ignore[return-value]
     told = row.get("conv_metadata")
     if isinstance(told, str):
         told = json.loads(told)
@@ -227,9 +227,9 @@ def to_battles(found: Sequence[Battle], style: bool = False) -> Battles:
     cluster = np.array([numbers.setdefault(b.prompt or f"\0{i}", len(numbers)) for i, b in enumerate(found)], np.int64)
     drawn, names = None, ()
     if style:
-        if not all(b.forms for b in found):
-            raise UserError(f"{sum(not b.forms for b in found):,} of {len(found):,} battles have no answers, so their style is not known", hint="leave --style-control out, or give a log with conversation_a and conversation_b")
-        drawn, names = differences([b.forms for b in found if b.forms])  # type: ignore[assignment]
+        if not all(b.counts for b in found):
+            raise UserError(f"{sum(not b.counts for b in found):,} of {len(found):,} battles have no answers, so their style is not known", hint="leave --style-control out, or give a log with conversation_a and conversation_b")
+        drawn, names = differences([b.counts for b in found if b.counts])  # type: ignore[assignment]
         if not names:
             raise UserError("all answers look the same: there is no style to control for", hint="leave --style-control out")
     of = lambda pick: np.array([place[pick(b)] for b in found], np.int64)

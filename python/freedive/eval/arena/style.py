@@ -19,17 +19,17 @@ _LIST = re.compile(r"^\s*(?:[-*+]|\d{1,3}[.)])\s+\S", re.MULTILINE)
 _BOLD = re.compile(r"\*\*[^*\n]+\*\*|__[^_\n]+__")
 
 
-def form(text: str) -> tuple[int, int, int, int]:
+def counts(text: str) -> tuple[int, int, int, int]:
     """(words and marks, headings, items of lists, bold runs); fenced code counts as words only."""
     prose = _FENCED.sub("", text)
     return len(_WORDS.findall(text)), len(_HEADING.findall(prose)), len(_LIST.findall(prose)), len(_BOLD.findall(prose))
 
 
-def differences(forms: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[np.ndarray, tuple[str, ...]]:
+def differences(counted: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[np.ndarray, tuple[str, ...]]:
     """(style [n, F], names) for Battles; what is the same in all battles is left out."""
-    a, b = (np.array([pair[i] for pair in forms], np.float64).reshape(len(forms), len(NAMES)) for i in (0, 1))
-    for counts in (a, b):
-        counts[:, 1:] /= np.maximum(counts[:, :1], 1)
+    a, b = (np.array([pair[i] for pair in counted], np.float64).reshape(len(counted), len(NAMES)) for i in (0, 1))
+    for side in (a, b):
+        side[:, 1:] /= np.maximum(side[:, :1], 1)
     out = (a - b) / np.where(a + b > 0, a + b, 1)
     spread = np.sqrt((out**2).mean(0))  # around 0: whoever stands first
     kept = out.std(0) > 1e-9
