@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from freedive.data.texts import iter_rows
-from freedive.eval.statistics import bootstrap
+from freedive.eval.statistics import interval
 from freedive.inference import load_model, load_tokenizer
 from freedive.rlhf.dpo import DPOConfig, DPOLearner, pairs_of
 from freedive.rlhf.dpo import run as dpo
@@ -59,7 +59,7 @@ def judged_reward(folder: Path, file: Path, context: int, threads: int | None) -
     model = RewardModel.load(folder, threads=threads)
     lists = read_preferences([str(file)], model.tok, context)[0]
     right, margins, prompts = pair_results(lists, [model.score(r.sequences) for r in lists])
-    return {"test_accuracy": float(right.mean()), "test_accuracy_interval_95": bootstrap(list(right), prompts), "test_margin": float(margins.mean()), "test_pairs": len(right),
+    return {"test_accuracy": float(right.mean()), "test_accuracy_interval_95": interval(list(right), prompts), "test_margin": float(margins.mean()), "test_pairs": len(right),
             "test_trees": len(set(prompts)), "test_longer_is_better": float(longer_is_better(lists).mean())}  # fmt: skip
 
 

@@ -2,8 +2,9 @@
 
 The one idea: a proxy can always be raised; what it stands for rises with it, turns, and falls (Gao et al. 2022, arXiv:2210.10760). The same held-out
 prompts are answered at every measurement, and three things are told of the answers: both rewards, and the KL to the starting model in nats a
-completion, whose root is the axis on which such curves are compared. An answer of which a reward says nothing is in no mean. When gold has fallen significantly below its peak several times in a row, it is time
-to stop; the weights of the peak are the ones to keep. Gold may be a function, a reward model trained on other preferences, or a judge.
+completion, whose root is the axis on which such curves are compared. An answer of which a reward says nothing is in no mean. When gold has fallen
+significantly below its peak several times in a row, it is time to stop; the weights of the peak are the ones to keep. Gold may be a function, a reward
+model trained on other preferences, or a judge.
 """
 
 from __future__ import annotations
@@ -156,14 +157,14 @@ def kl_of(rollouts: Sequence[Rollout], reference: Model, temperature: float, fro
     return np.array(out)
 
 
-def fit(kl: Sequence[float], gain: Sequence[float], form: str = "rl") -> dict[str, float]:
+def fit(kl: Sequence[float], gain: Sequence[float], law: str = "rl") -> dict[str, float]:
     """Gao et al.'s laws of gold over d = sqrt(KL): "rl" d (alpha - beta ln d), "bon" d (alpha - beta d). {"alpha", "beta", "r2"}, by least squares."""
     d, y = np.sqrt(np.maximum(np.asarray(kl, np.float64), 0)), np.asarray(gain, np.float64)
     used = (d > 0) & np.isfinite(y)
     d, y = d[used], y[used]
     if len(d) < 3:
         return {}
-    columns = np.stack([d, -d * (np.log(d) if form == "rl" else d)], 1)
+    columns = np.stack([d, -d * (np.log(d) if law == "rl" else d)], 1)
     (alpha, beta), *_ = np.linalg.lstsq(columns, y, rcond=None)
     rest = y - columns @ np.array([alpha, beta])
     return {"alpha": float(alpha), "beta": float(beta), "r2": float(1 - (rest**2).sum() / max(float(((y - y.mean()) ** 2).sum()), 1e-12))}
