@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from op_cases import COMPUTE, TOLERANCE, hows, lengths_to_cu, normal
+from op_case import COMPUTE, TOLERANCE, hows, lengths_to_cu, normal
 
 from freedive import ops
 from freedive.reference import ops as reference

@@ -3,6 +3,7 @@
 import numpy as np
 import op_cases
 import pytest
+from op_case import BF16
 
 from freedive import ops
 
@@ -43,7 +44,7 @@ def test_against_reference(op, how, case):
         if key == "tokens":
             np.testing.assert_array_equal(got, want)
             continue
-        if got.dtype == np.int8 or got.dtype == op_cases.BF16:  # a cache: what it holds is a matter of bits
+        if got.dtype == np.int8 or got.dtype == BF16:  # a cache: what it holds is a matter of bits
             assert got.tobytes() == want.tobytes(), key
             continue
         known = np.isfinite(want)  # what nobody wrote in a cache is NaN, and stays so

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from op_cases import hows, normal
+from op_case import hows, normal
 
 from freedive import ops
 from freedive.reference import ops as reference

@@ -3,7 +3,8 @@
 import numpy as np
 import op_cases
 import pytest
-from op_cases import CACHE_DTYPES, COMPUTE, hows, lengths_to_cu, normal
+from op_case import COMPUTE, hows, lengths_to_cu, normal
+from op_cases import CACHE_DTYPES
 
 from freedive import ops
 from freedive.reference import ops as reference
