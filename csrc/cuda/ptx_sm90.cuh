@@ -110,54 +110,44 @@ __device__ __forceinline__ void hold(float (&d)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
+// add: false begins from 0. Thread t of the group holds rows 16 (t / 32) + t % 32 / 4 and 8 below, columns 8 j + 2 (t % 4) and the next, for each j.
+// One definition for each width: COUNT registers of d, which are operands %0, %1, .. and are followed by a, b, add and the two layouts.
 #define FD_8_REGISTERS(d, i) \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define FD_32_REGISTERS(d, i) FD_8_REGISTERS(d, i), FD_8_REGISTERS(d, i + 8), FD_8_REGISTERS(d, i + 16), FD_8_REGISTERS(d, i + 24)
 #define FD_64_REGISTERS(d, i) FD_32_REGISTERS(d, i), FD_32_REGISTERS(d, i + 32)
 #define FD_128_REGISTERS(d, i) FD_64_REGISTERS(d, i), FD_64_REGISTERS(d, i + 64)
-// add: false begins from 0. Thread t of the group holds rows 16 (t / 32) + t % 32 / 4 and 8 below, columns 8 j + 2 (t % 4) and the next, for each j.
-template <bool A_BY_K, bool B_BY_K>
-__device__ __forceinline__ void wgmma_bf16(float (&d)[32], uint64_t a, uint64_t b, bool add) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-               "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
-               " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-               "%32, %33, p, 1, 1, %35, %36;\n}\n"
-               : FD_32_REGISTERS(d, 0)
-               : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(A_BY_K ? 0 : 1), "n"(B_BY_K ? 0 : 1));
-}
-template <bool A_BY_K, bool B_BY_K>
-__device__ __forceinline__ void wgmma_bf16(float (&d)[64], uint64_t a, uint64_t b, bool add) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-               "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
-               " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,"
-               " %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"
-               " %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-               "%64, %65, p, 1, 1, %67, %68;\n}\n"
-               : FD_64_REGISTERS(d, 0)
-               : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(A_BY_K ? 0 : 1), "n"(B_BY_K ? 0 : 1));
-}
-template <bool A_BY_K, bool B_BY_K>
-__device__ __forceinline__ void wgmma_bf16(float (&d)[128], uint64_t a, uint64_t b, bool add) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
-               "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
-               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
-               " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,"
-               " %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"
-               " %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63,"
-               " %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79,"
-               " %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95,"
-               " %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111,"
-               " %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
-               "%128, %129, p, 1, 1, %131, %132;\n}\n"
-               : FD_128_REGISTERS(d, 0)
-               : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(A_BY_K ? 0 : 1), "n"(B_BY_K ? 0 : 1));
-}
+#define FD_32_NAMES \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15" \
+  ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define FD_64_NAMES FD_32_NAMES \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
+  ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define FD_128_NAMES FD_64_NAMES \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79" \
+  ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95" \
+  ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
+  ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define FD_WGMMA(COUNT, SHAPE, A, B, ADD, A_ACROSS, B_ACROSS)                                                                 \
+  template <bool A_BY_K, bool B_BY_K>                                                                                        \
+  __device__ __forceinline__ void wgmma_bf16(float (&d)[COUNT], uint64_t a, uint64_t b, bool add) {                          \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " ADD ", 0;\n"                                                            \
+                 "wgmma.mma_async.sync.aligned." SHAPE ".f32.bf16.bf16 {" FD_##COUNT##_NAMES "}, "                           \
+                 A ", " B ", p, 1, 1, " A_ACROSS ", " B_ACROSS ";\n}\n"                                                       \
+                 : FD_##COUNT##_REGISTERS(d, 0)                                                                              \
+                 : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(A_BY_K ? 0 : 1), "n"(B_BY_K ? 0 : 1));                    \
+  }
+FD_WGMMA(32, "m64n64k16", "%32", "%33", "%34", "%35", "%36")
+FD_WGMMA(64, "m64n128k16", "%64", "%65", "%66", "%67", "%68")
+FD_WGMMA(128, "m64n256k16", "%128", "%129", "%130", "%131", "%132")
+#undef FD_WGMMA
 #undef FD_8_REGISTERS
 #undef FD_32_REGISTERS
 #undef FD_64_REGISTERS
 #undef FD_128_REGISTERS
+#undef FD_32_NAMES
+#undef FD_64_NAMES
+#undef FD_128_NAMES
 
 // Registers of each thread of the warpgroup that calls it: given back, or taken from what others gave.
 template <int REGISTERS>
