@@ -139,11 +139,6 @@ __device__ void mix(float (*x)[PAIRS], int D) {
   }
 }
 
-__device__ float warp_most(float x) {
-  for (int step = WARP / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, step));
-  return x;
-}
-
 template <int KIND, bool BF16, int D_MAX>
 __global__ void attention_tiled_kernel(Arguments a) {
   constexpr int KEYS = 8192 / D_MAX, PER_KEY = PAIRS * KEYS / THREADS, PER_DIMENSION = PAIRS * D_MAX / THREADS;
@@ -214,7 +209,7 @@ __global__ void attention_tiled_kernel(Arguments a) {
         if (begins >= warp_keys) break;  // whole warps
         const int here = warp_keys - begins < BLOCK ? static_cast<int>(warp_keys - begins) : BLOCK;
         float* mine = weights[warp] + b * BLOCK;
-        const float score = lane < here ? mine[lane] : -INFINITY, new_top = fmaxf(top, warp_most(score)), weight = expf(score - new_top);
+        const float score = lane < here ? mine[lane] : -INFINITY, new_top = fmaxf(top, warp_max(score)), weight = expf(score - new_top);
         mine[lane] = weight;
         __syncwarp();
         float block_sum = 0.0f;
@@ -283,12 +278,10 @@ void launch_tiled(fd_context* ctx, const char* op, const Arguments& a, bool one_
   compute == FD_BF16 ? launch_tiled<KIND, true>(ctx, op, a, one_row) : launch_tiled<KIND, false>(ctx, op, a, one_row);
 }
 
-const fd_tensor ABSENT{nullptr, {0, 0, 0, 0}, {0, 0, 0, 0}, 0, FD_F32};
-
 }  // namespace
 
 void attention_forward_tiled(fd_context* ctx, const fd_attention_forward_args& a) {
-  const Arguments all{a.out, a.lse, a.q, a.k, a.v, ABSENT, ABSENT, a.cu_seqlens, ABSENT, ABSENT, static_cast<float>(a.scale), 0, 0};
+  const Arguments all{a.out, a.lse, a.q, a.k, a.v, absent(), absent(), a.cu_seqlens, absent(), absent(), static_cast<float>(a.scale), 0, 0};
   launch_tiled<ROWS>(ctx, "attention_forward", all, false, a.compute);
 }
 
@@ -297,7 +290,7 @@ void attention_cached_tiled(fd_context* ctx, const fd_attention_cached_args& a) 
   const bool decoding = a.q.shape[0] <= a.past_lens.shape[0], int8 = a.k_cache.dtype != FD_F32 && a.k_cache.dtype != FD_BF16;
   const int64_t D = a.q.shape[2];
   const auto scale = static_cast<float>(int8 ? a.scale / static_cast<double>(D & -D) : a.scale);  // H H = B
-  const Arguments all{a.out, ABSENT, a.q, a.k_cache, a.v_cache, a.k_scale, a.v_scale, a.cu_seqlens, a.past_lens, a.block_table, scale, 0, 0};
+  const Arguments all{a.out, absent(), a.q, a.k_cache, a.v_cache, a.k_scale, a.v_scale, a.cu_seqlens, a.past_lens, a.block_table, scale, 0, 0};
   const char* op = "attention_cached";
   if (int8)
     launch_tiled<CACHE_I8>(ctx, op, all, decoding, a.compute);

@@ -19,11 +19,7 @@ __device__ RowStats row_stats_naive(const float* z, int64_t V, const fd_tensor& 
   float top = -INFINITY;
   for (int64_t v = threadIdx.x; v < V; v += THREADS)
     if (allowed(mask, v)) top = fmaxf(top, z[v] / temperature);
-  top = warp_max(top);
-  if (lane_id() == 0) shared[warp_of_block()] = static_cast<double>(top);
-  __syncthreads();
-  for (int w = 0; w < WARPS; ++w) top = fmaxf(top, static_cast<float>(shared[w]));
-  __syncthreads();
+  top = block_max(top, shared);
   Seen seen{top};
   for (int64_t v = threadIdx.x; v < V; v += THREADS)
     if (allowed(mask, v)) seen.add(z[v] / temperature);

@@ -25,8 +25,6 @@ inline void visit_pointers(const HeadArguments& a, int argument) {
 }
 #endif
 
-inline fd_tensor absent() { return fd_tensor{nullptr, {0, 0, 0, 0}, {0, 0, 0, 0}, 0, FD_F32}; }
-
 struct RowStats {
   float top;
   double log_sum, entropy;  // log sum exp(z - top)
@@ -76,11 +74,7 @@ __device__ inline RowStats row_stats(const float* z, int64_t V, const fd_tensor&
     for (int c = 0; c < VECTOR; ++c)
       if (in[c]) seen.add(x.at[c]);
   }
-  float top = warp_max(seen.top);
-  if (lane_id() == 0) shared[warp_of_block()] = static_cast<double>(top);
-  __syncthreads();
-  for (int w = 0; w < WARPS; ++w) top = fmaxf(top, static_cast<float>(shared[w]));
-  __syncthreads();
+  const float top = block_max(seen.top, shared);
   seen.raise(top);
   const double sum = block_sum(seen.sum, shared), weighted = block_sum(seen.weighted, shared);
   return {top, log(sum), log(sum) - weighted / sum};

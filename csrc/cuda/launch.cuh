@@ -125,6 +125,8 @@ template <class T = float>
 T* scratch(fd_context* ctx) {
   return reinterpret_cast<T*>(ctx->workspace);
 }
+// A view that is not there: it has no data.
+inline fd_tensor absent() { return fd_tensor{nullptr, {0, 0, 0, 0}, {0, 0, 0, 0}, 0, FD_F32}; }
 
 // What a product takes of x.
 template <bool BF16>
@@ -138,11 +140,20 @@ __device__ T warp_sum(T x) {
   for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
   return x;
 }
+// The largest of a warp; of floats, NaN counts for nothing.
+__device__ inline float larger(float a, float b) { return fmaxf(a, b); }
+__device__ inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 template <class T>
 __device__ T warp_max(T x) {
-  for (int step = WARP / 2; step > 0; step /= 2) {
-    const T other = __shfl_xor_sync(ALL_LANES, x, step);
-    x = x > other ? x : other;
+  for (int step = WARP / 2; step > 0; step /= 2) x = larger(x, __shfl_xor_sync(ALL_LANES, x, step));
+  return x;
+}
+// The sum over the lanes up to this one.
+template <class T>
+__device__ T warp_sum_up_to(T x) {
+  for (int step = 1; step < WARP; step *= 2) {
+    const T below = __shfl_up_sync(ALL_LANES, x, static_cast<unsigned>(step));
+    if (lane_id() >= step) x += below;
   }
   return x;
 }
@@ -156,6 +167,15 @@ __device__ inline double block_sum(double x, double* shared) {
   for (int w = 0; w < WARPS; ++w) total += shared[w];
   __syncthreads();  // before the next sum overwrites it
   return total;
+}
+// The largest float over the threads of a block, in the same way.
+__device__ inline float block_max(float x, double* shared) {
+  x = warp_max(x);
+  if (lane_id() == 0) shared[warp_of_block()] = static_cast<double>(x);
+  __syncthreads();
+  for (int w = 0; w < WARPS; ++w) x = fmaxf(x, static_cast<float>(shared[w]));
+  __syncthreads();
+  return x;
 }
 
 }  // namespace freedive::cuda

@@ -134,7 +134,6 @@ struct NormBackward {
   fd_tensor dx, dweight, dbias, dout, x, weight, mean, rstd;
   int64_t N, H, D, accumulate;
 };
-const fd_tensor ABSENT{nullptr, {0, 0, 0, 0}, {0, 0, 0, 0}, 0, FD_F32};
 #ifdef FREEDIVE_CUDA_EMULATION
 void visit_pointers(const NormForward& a, int argument) {
   for (const fd_tensor* t : {&a.out, &a.mean, &a.rstd, &a.x, &a.weight, &a.bias}) ::visit_pointers(*t, argument);
@@ -360,13 +359,13 @@ size_t layernorm_workspace(const void* arguments, int32_t) {
 void rmsnorm_forward_vector(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_rmsnorm_forward_args*>(arguments);
   if (a.x.shape[2] > LONGEST_ROW) return rmsnorm_forward(ctx, arguments);
-  vector_forward<false>(ctx, "rmsnorm_forward", {a.out, ABSENT, a.rstd, a.x, a.weight, ABSENT, a.x.shape[0], a.x.shape[1], a.x.shape[2], a.eps});
+  vector_forward<false>(ctx, "rmsnorm_forward", {a.out, absent(), a.rstd, a.x, a.weight, absent(), a.x.shape[0], a.x.shape[1], a.x.shape[2], a.eps});
 }
 void rmsnorm_backward_vector(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_rmsnorm_backward_args*>(arguments);
   if (a.x.shape[2] > LONGEST_ROW) return rmsnorm_backward(ctx, arguments);
   vector_backward<false>(ctx, "rmsnorm_backward",
-                         {a.dx, a.dweight, ABSENT, a.dout, a.x, a.weight, ABSENT, a.rstd, a.x.shape[0], a.x.shape[1], a.x.shape[2], a.accumulate});
+                         {a.dx, a.dweight, absent(), a.dout, a.x, a.weight, absent(), a.rstd, a.x.shape[0], a.x.shape[1], a.x.shape[2], a.accumulate});
 }
 void layernorm_forward_vector(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_layernorm_forward_args*>(arguments);

@@ -16,17 +16,12 @@ namespace {
 constexpr int64_t NORM_CHUNK = 16384;
 
 __global__ void norm_chunk_kernel(double* partial, fd_tensor x) {
-  FD_SHARED(double, sums, [WARPS]);
+  FD_SHARED(double, shared, [WARPS]);
   const int64_t P = x.shape[0], begin = static_cast<int64_t>(blockIdx.x) * NORM_CHUNK, end = begin + NORM_CHUNK < P ? begin + NORM_CHUNK : P;
   double sum = 0.0;
   for (int64_t i = begin + threadIdx.x; i < end; i += THREADS) sum = fma(static_cast<double>(flat(x)[i]), static_cast<double>(flat(x)[i]), sum);
-  sum = warp_sum(sum);
-  if (lane_id() == 0) sums[warp_of_block()] = sum;
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  double total = 0.0;
-  for (int w = 0; w < WARPS; ++w) total += sums[w];
-  partial[blockIdx.x] = total;
+  sum = block_sum(sum, shared);
+  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
 __global__ void norm_total_kernel(fd_tensor out, const double* partial, int64_t chunks) {

@@ -273,11 +273,7 @@ __device__ Kept cut(const Candidates& c, int64_t top_k, float top_p, double (*bi
 // The sum of x over the lanes before this one, and of all lanes.
 template <class T>
 __device__ T sum_before(T x, T* all) {
-  T sum = x;
-  for (int step = 1; step < WARP; step *= 2) {
-    const T below = __shfl_up_sync(ALL_LANES, sum, static_cast<unsigned>(step));
-    if (lane_id() >= step) sum += below;
-  }
+  const T sum = warp_sum_up_to(x);
   *all = __shfl_sync(ALL_LANES, sum, WARP - 1);
   return sum - x;
 }

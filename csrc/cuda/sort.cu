@@ -79,11 +79,7 @@ __global__ void count_kernel(Source from, int* counts) {
 
 // The sum of x over the threads before this one; shared: WARPS numbers.
 __device__ int sum_before(int x, int* shared) {
-  int sum = x;
-  for (int step = 1; step < WARP; step *= 2) {
-    const int below = __shfl_up_sync(ALL_LANES, sum, static_cast<unsigned>(step));
-    if (lane_id() >= step) sum += below;
-  }
+  int sum = warp_sum_up_to(x);
   if (lane_id() == WARP - 1) shared[warp_of_block()] = sum;
   __syncthreads();
   for (int w = 0; w < warp_of_block(); ++w) sum += shared[w];
