@@ -37,7 +37,6 @@ void multiply_sm80(fd_context* ctx, const char* op, const Product& p, const void
 size_t sm80_workspace(int64_t rows, int64_t columns, int64_t depth);
 // By TMA and wgmma (matmul_sm90.cu) where the GPU has them, else as sm80. The same workspace and packed weight.
 void multiply_sm90(fd_context* ctx, const char* op, const Product& p, const void* packed_b, uint8_t* workspace);
-bool has_sm90();
 // A weight [O, C] rounded to bfloat16 in rows padded to 16 bytes, and its size in words of 32 bits.
 void sm80_pack(fd_context* ctx, const char* op, void* packed, const fd_tensor& weight);
 int64_t sm80_packed_words(int64_t O, int64_t C);

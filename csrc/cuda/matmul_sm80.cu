@@ -14,35 +14,30 @@
 // neither on how many other rows there are nor on which tile is chosen, and a decode step has the bits of training.
 #include "matmul_rounded.cuh"
 #include "ptx.cuh"
+#include "vector.cuh"
 
 namespace freedive::cuda {
 namespace {
 
 // ---- operands, rounded ----------------------------------------------------------------------------------------------
 // Rows of `width` float32, `stride` apart, to rows of padded(width) bfloat16; 0 behind their end. A thread writes 16 bytes.
-__global__ void round_kernel(uint16_t* out, const float* x, int64_t rows, int64_t width, int64_t stride, bool aligned) {
+__global__ void round_kernel(uint16_t* out, const float* x, int64_t rows, int64_t width, int64_t stride) {
   const int64_t pieces = (width + PIECE - 1) / PIECE, e = global_thread(), r = e / pieces, begin = e % pieces * PIECE;
   if (r >= rows) return;
   const float* source = x + r * stride + begin;
-  float v[PIECE];
-  if (aligned && begin + PIECE <= width) {
-    const float4 low = *reinterpret_cast<const float4*>(source), high = *reinterpret_cast<const float4*>(source + 4);
-    v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w, v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
-  } else {
-#pragma unroll
-    for (int i = 0; i < PIECE; ++i) v[i] = begin + i < width ? source[i] : 0.0f;
-  }
+  const Four four[] = {load4(source, width - begin), load4(source + VECTOR, width - begin - VECTOR)};
   uint32_t words[PIECE / 2];
 #pragma unroll
-  for (int i = 0; i < PIECE / 2; ++i)
-    words[i] = static_cast<uint32_t>(__bfloat16_as_ushort(__float2bfloat16_rn(v[2 * i]))) |
-               static_cast<uint32_t>(__bfloat16_as_ushort(__float2bfloat16_rn(v[2 * i + 1]))) << 16;
+  for (int i = 0; i < PIECE / 2; ++i) {
+    const float *v = four[i / 2].at + i % 2 * 2;
+    words[i] = static_cast<uint32_t>(__bfloat16_as_ushort(__float2bfloat16_rn(v[0]))) |
+               static_cast<uint32_t>(__bfloat16_as_ushort(__float2bfloat16_rn(v[1]))) << 16;
+  }
   *reinterpret_cast<uint4*>(out + e * PIECE) = make_uint4(words[0], words[1], words[2], words[3]);
 }
 
 void round_rows(fd_context* ctx, const char* op, uint16_t* out, const float* x, int64_t rows, int64_t width, int64_t stride) {
-  const bool aligned = reinterpret_cast<uintptr_t>(x) % 16 == 0 && stride % 4 == 0;
-  launch_threads(ctx, op, rows * (padded(width) / PIECE), round_kernel, out, x, rows, width, stride, aligned);
+  launch_threads(ctx, op, rows * (padded(width) / PIECE), round_kernel, out, x, rows, width, stride);
 }
 
 // ---- the product ------------------------------------------------------------------------------------------------------

@@ -123,8 +123,6 @@ void launch_wgmma(fd_context* ctx, const char* op, const RoundedProduct& p) {
   launch_shared(ctx, op, blocks_for(p.rows, M) * blocks_for(p.columns, N), GROUP_THREADS * (1 + CONSUMERS), Ring<N>::SHARED, kernel, p, a, b);
 }
 
-}  // namespace
-
 bool has_sm90() {
   static const bool has = [] {
     int device = 0, major = 0, minor = 0;
@@ -133,6 +131,8 @@ bool has_sm90() {
   }();
   return has;
 }
+
+}  // namespace
 
 void multiply_sm90(fd_context* ctx, const char* op, const Product& p, const void* packed_b, uint8_t* workspace) {
   if (p.rows == 0 || p.columns == 0) return;
