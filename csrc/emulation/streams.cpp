@@ -175,12 +175,6 @@ void synchronize(Event* event) {
   if (event->queue) advance(*event->queue, event->until);
 }
 
-bool reached(Event* event) {
-  std::lock_guard<std::recursive_mutex> lock(machine);
-  let_go();
-  return !event->queue || event->queue->done >= event->until;
-}
-
 void* allocate_private(size_t bytes) {
   std::lock_guard<std::recursive_mutex> lock(machine);
   const size_t mapped = (bytes + ZONE + page() - 1) / page() * page();

@@ -25,7 +25,6 @@ void record(Event* event, Stream* stream);
 void stream_wait(Stream* stream, Event* event);
 void synchronize(Stream* stream);  // null: all
 void synchronize(Event* event);
-bool reached(Event* event);
 
 void* allocate_private(size_t bytes);  // null when there is none
 bool release_private(void* memory);    // false: it is none

@@ -33,15 +33,11 @@ struct alignas(8) float2 {
 struct alignas(16) float4 {
   float x, y, z, w;
 };
-struct alignas(8) uint2 {
-  unsigned x, y;
-};
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
 // ---- barriers and collectives of a warp ----------------------------------------------------------------------------
@@ -101,84 +97,46 @@ inline float __uint_as_float(unsigned u) {
   return f;
 }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
-inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
-inline int __ffs(int x) { return __builtin_ffs(x); }
 
 // ---- the runtime's functions -----------------------------------------------------------------------------------------
 using cudaStream_t = emu::Stream*;
 using cudaEvent_t = emu::Event*;
 using cudaError_t = int;
-enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorNotReady = 600 };
+enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2 };
 enum cudaMemcpyKind { cudaMemcpyDefault = 4 };
 constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2;
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 constexpr unsigned cudaMemAttachGlobal = 1;
-inline cudaError_t cudaMallocManaged(void** p, size_t bytes, unsigned = cudaMemAttachGlobal) {
-  *p = emu::allocate(bytes);
-  return *p == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
-}
-inline cudaError_t cudaMalloc(void** p, size_t bytes) {
-  *p = emu::allocate_private(bytes);
-  return *p == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
-}
+namespace emu {
+inline cudaError_t given(void** p, void* memory) { return (*p = memory) == nullptr ? cudaErrorMemoryAllocation : cudaSuccess; }
+}  // namespace emu
+inline cudaError_t cudaMallocManaged(void** p, size_t bytes, unsigned = cudaMemAttachGlobal) { return emu::given(p, emu::allocate(bytes)); }
+inline cudaError_t cudaMalloc(void** p, size_t bytes) { return emu::given(p, emu::allocate_private(bytes)); }
+inline cudaError_t cudaMallocHost(void** p, size_t bytes) { return emu::given(p, emu::allocate_pinned(bytes)); }
 inline cudaError_t cudaFree(void* p) {
   emu::synchronize(static_cast<emu::Stream*>(nullptr));
   if (!emu::release_private(p)) emu::release(p);
   return cudaSuccess;
 }
-inline cudaError_t cudaMallocHost(void** p, size_t bytes) {
-  *p = emu::allocate_pinned(bytes);
-  return *p == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
-}
-inline cudaError_t cudaFreeHost(void* p) {
-  emu::release_pinned(p);
-  return cudaSuccess;
-}
-inline cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
-  *free = *total = emu::free_memory();
-  return cudaSuccess;
-}
+// Of the rest each has one function of streams.h, which fails by an exception.
+inline cudaError_t cudaFreeHost(void* p) { return emu::release_pinned(p), cudaSuccess; }
+inline cudaError_t cudaMemGetInfo(size_t* free, size_t* total) { return *free = *total = emu::free_memory(), cudaSuccess; }
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
-  emu::copy(stream, to, from, bytes);
-  return cudaSuccess;
+  return emu::copy(stream, to, from, bytes), cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t stream) {
-  emu::fill(stream, p, value, bytes);
-  return cudaSuccess;
+  return emu::fill(stream, p, value, bytes), cudaSuccess;
 }
-inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  *stream = emu::open_stream();
-  return cudaSuccess;
-}
-inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  emu::close_stream(stream);
-  return cudaSuccess;
-}
-inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  emu::synchronize(stream);
-  return cudaSuccess;
-}
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return *stream = emu::open_stream(), cudaSuccess; }
+inline cudaError_t cudaStreamDestroy(cudaStream_t stream) { return emu::close_stream(stream), cudaSuccess; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return emu::synchronize(stream), cudaSuccess; }
 inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned = 0) {
-  emu::stream_wait(stream, event);
-  return cudaSuccess;
+  return emu::stream_wait(stream, event), cudaSuccess;
 }
-inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-  *event = emu::open_event();
-  return cudaSuccess;
-}
-inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
-  emu::close_event(event);
-  return cudaSuccess;
-}
-inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-  emu::record(event, stream);
-  return cudaSuccess;
-}
-inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-  emu::synchronize(event);
-  return cudaSuccess;
-}
-inline cudaError_t cudaEventQuery(cudaEvent_t event) { return emu::reached(event) ? cudaSuccess : cudaErrorNotReady; }
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return *event = emu::open_event(), cudaSuccess; }
+inline cudaError_t cudaEventDestroy(cudaEvent_t event) { return emu::close_event(event), cudaSuccess; }
+inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) { return emu::record(event, stream), cudaSuccess; }
+inline cudaError_t cudaEventSynchronize(cudaEvent_t event) { return emu::synchronize(event), cudaSuccess; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }  // launches tell of theirs by an exception
 inline cudaError_t cudaGetDeviceCount(int* count) {
   *count = 1;
