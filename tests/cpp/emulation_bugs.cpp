@@ -7,14 +7,9 @@
 // dev/emulation_bugs.sh runs all of them plain, with AddressSanitizer and UBSan, and with ThreadSanitizer.
 #include "emulation_bugs.h"
 
-namespace freedive::cuda {
+#include "launch_errors.h"
 
-static std::string told;
-void record_error(const char* op, const char* what) {
-  if (told.empty()) told = std::string(op) + ": " + what;
-}
-void note_launch(const char*) {}
-bool wait_after_each() { return false; }
+namespace freedive::cuda {
 
 namespace {
 

@@ -158,27 +158,36 @@ bool tensor_map_of_odd_rows() {
   return ptx::tensor_map_2d(&map, x.data, 60, 60, BUG ? 60 : 64, 64, 64);  // BUG: rows that do not begin at multiples of 16 bytes
 }
 
+template <int KIND, bool B_BY_K = true>
+Case of_ring(const char* name) {
+  return {name, ring_is_right<CORRECT, B_BY_K>, ring_is_right<KIND, B_BY_K>};
+}
+template <int KIND>
+Case of_stores(const char* name) {
+  return {name, stores_are_right<STORED>, stores_are_right<KIND>};
+}
+
 }  // namespace
 
 std::vector<Case> sm90_cases() {
-  return {{"tma_bytes_not_announced", ring_is_right<CORRECT>, ring_is_right<NO_EXPECT>},
-          {"tma_too_many_bytes_announced", ring_is_right<CORRECT>, ring_is_right<TOO_MANY_BYTES>},
-          {"mbarrier_wrong_parity", ring_is_right<CORRECT>, ring_is_right<WRONG_PARITY>},
-          {"mbarrier_never_waited_for", ring_is_right<CORRECT>, ring_is_right<NO_EMPTY_WAIT>},
-          {"mbarrier_init_not_fenced", ring_is_right<CORRECT>, ring_is_right<NO_INIT_FENCE>},
-          {"stage_freed_while_wgmma_reads", ring_is_right<CORRECT>, ring_is_right<FREED_TOO_EARLY>},
-          {"wgmma_not_fenced", ring_is_right<CORRECT>, ring_is_right<NO_WGMMA_FENCE>},
-          {"accumulators_read_before_wait", ring_is_right<CORRECT>, ring_is_right<READ_BEFORE_WAIT>},
-          {"tile_read_without_its_swizzle", ring_is_right<CORRECT>, ring_is_right<NO_SWIZZLE>},
-          {"descriptor_wrong_stride", ring_is_right<CORRECT>, ring_is_right<WRONG_STRIDE>},
-          {"descriptor_not_transposed", ring_is_right<CORRECT, false>, ring_is_right<NOT_TRANSPOSED, false>},
-          {"tma_tile_misaligned", ring_is_right<CORRECT>, ring_is_right<MISALIGNED_TILE>},
-          {"setmaxnreg_not_by_eights", ring_is_right<CORRECT>, ring_is_right<ODD_REGISTERS>},
-          {"wgmma_of_three_warps", ring_is_right<CORRECT>, ring_is_right<ONE_WARP_SHORT>},
-          {"tma_store_not_fenced", stores_are_right<STORED>, stores_are_right<NO_PROXY_FENCE>},
-          {"tma_store_not_waited_for", stores_are_right<STORED>, stores_are_right<NOT_WAITED>},
-          {"tma_store_overwritten", stores_are_right<STORED>, stores_are_right<OVERWRITTEN>},
-          {"tma_store_in_plain_order", stores_are_right<STORED>, stores_are_right<PLAIN_ORDER>},
+  return {of_ring<NO_EXPECT>("tma_bytes_not_announced"),
+          of_ring<TOO_MANY_BYTES>("tma_too_many_bytes_announced"),
+          of_ring<WRONG_PARITY>("mbarrier_wrong_parity"),
+          of_ring<NO_EMPTY_WAIT>("mbarrier_never_waited_for"),
+          of_ring<NO_INIT_FENCE>("mbarrier_init_not_fenced"),
+          of_ring<FREED_TOO_EARLY>("stage_freed_while_wgmma_reads"),
+          of_ring<NO_WGMMA_FENCE>("wgmma_not_fenced"),
+          of_ring<READ_BEFORE_WAIT>("accumulators_read_before_wait"),
+          of_ring<NO_SWIZZLE>("tile_read_without_its_swizzle"),
+          of_ring<WRONG_STRIDE>("descriptor_wrong_stride"),
+          of_ring<NOT_TRANSPOSED, false>("descriptor_not_transposed"),
+          of_ring<MISALIGNED_TILE>("tma_tile_misaligned"),
+          of_ring<ODD_REGISTERS>("setmaxnreg_not_by_eights"),
+          of_ring<ONE_WARP_SHORT>("wgmma_of_three_warps"),
+          of_stores<NO_PROXY_FENCE>("tma_store_not_fenced"),
+          of_stores<NOT_WAITED>("tma_store_not_waited_for"),
+          of_stores<OVERWRITTEN>("tma_store_overwritten"),
+          of_stores<PLAIN_ORDER>("tma_store_in_plain_order"),
           FD_CASE(tensor_map_of_odd_rows)};
 }
 

@@ -6,20 +6,13 @@
 #include <cuda_fp16.h>
 
 #include <cstring>
-#include <string>
 
 #include "../../csrc/cuda/launch.cuh"
 #include "../../csrc/cuda/ptx.cuh"
 #include "../../csrc/cuda/ptx_sm90.cuh"
+#include "../cpp/launch_errors.h"
 
 namespace freedive::cuda {
-
-static std::string told;
-void record_error(const char* op, const char* what) {
-  if (told.empty()) told = std::string(op) + ": " + what;
-}
-void note_launch(const char*) {}
-bool wait_after_each() { return false; }
 
 namespace {
 
