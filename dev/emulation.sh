@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The CUDA kernels executed by csrc/emulation, with something looking over their shoulder: dev/emulation.sh address|coverage [pytest arguments]
 # address: AddressSanitizer and UBSan. coverage: gcov's share of lines of csrc/cuda, per file; fails
-# below 95 %. Needs cmake, ninja, a Python with pybind11 and freedive[test] (PYTHON), and the package built in place (dev/build_inplace.sh).
+# below 95 %. Needs cmake, ninja and a Python (PYTHON) with pybind11 and freedive[test], installed or built in place
+# (dev/build_inplace.sh, then PYTHONPATH=python).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 kind=${1:?address or coverage}
@@ -14,10 +15,13 @@ case $kind in
   coverage) options=(-DCMAKE_CXX_FLAGS=--coverage -DCMAKE_SHARED_LINKER_FLAGS=--coverage -DCMAKE_MODULE_LINKER_FLAGS=--coverage) ;;
   *) echo "address or coverage, not $kind" && exit 2 ;;
 esac
+# Asked before the build, which takes minutes.
+package=$("$python" -c 'import os, freedive._core; print(os.path.dirname(freedive.__file__))') || {
+  echo "$python has no freedive: pip install . or, with the package built in place (dev/build_inplace.sh), PYTHONPATH=python" && exit 2
+}
 cmake -S . -B "$build" -G Ninja -DFREEDIVE_CUDA_EMULATION=ON "${options[@]}" -DPython_EXECUTABLE="$(command -v "$python")" \
   -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" >/dev/null
 cmake --build "$build" --target freedive_cuda_emu
-package=$("$python" -c 'import os, freedive; print(os.path.dirname(freedive.__file__))')
 rm -rf "$build/python" && mkdir "$build/python" && cp -r "$package" "$build/python/freedive" && cp "$build/_cuda_emu.so" "$build/python/freedive/"
 run=(env PYTHONPATH="$PWD/$build/python")
 [[ $build == /* ]] && run=(env PYTHONPATH="$build/python")
