@@ -71,7 +71,8 @@ struct KVCache {
   Buffer key_scales, value_scales;  // of int8
 };
 
-// Trained parameters and the two moments of a moment, of the same number of floats each, for a checkpoint (snapshot.cpp).
+// Trained parameters and, where there are some, the optimizer's two moments as they were at one time, of the same number of floats each,
+// for a checkpoint (snapshot.cpp).
 struct Snapshot {
   Snapshot(const fd_device_table* device, int64_t floats, int arrays);
   ~Snapshot();
@@ -304,7 +305,7 @@ class Decoder {
     std::vector<Buffer> more;
     void* mark = nullptr;  // of the last copy from it
     bool busy = false;
-    uint8_t* take(size_t bytes);
+    uint8_t* take(size_t bytes);  // null: it does not fit
     void next() { most = std::max(most, wanted), used = wanted = 0; }
   };
   Stage device_stage_, host_stages_[2];

@@ -325,6 +325,7 @@ std::vector<PlanRow> Decoder::plan(const DecoderConfig& c, const fd_device_table
 
 uint8_t* Decoder::Stage::take(size_t bytes) {
   const size_t taken = (bytes + 63) / 64 * 64;
+  wanted += taken;
   if (used + taken > memory.size()) return nullptr;
   used += taken;
   return memory.bytes() + used - taken;
@@ -333,7 +334,6 @@ uint8_t* Decoder::Stage::take(size_t bytes) {
 // A piece of this call's stage, valid until the call after the next.
 uint8_t* Decoder::pinned(size_t bytes) {
   Stage& s = host_stages_[host_stage_];
-  s.wanted += (bytes + 63) / 64 * 64;
   if (uint8_t* place = s.take(bytes)) return place;
   s.more.push_back(buffer(bytes, true, Buffer::HOST));
   return s.more.back().bytes();
@@ -341,7 +341,6 @@ uint8_t* Decoder::pinned(size_t bytes) {
 
 void* Decoder::lend(void* host, size_t bytes, bool is_input) {
   if (!has_own_memory() || host == nullptr || bytes == 0) return host;
-  device_stage_.wanted += (bytes + 63) / 64 * 64;
   uint8_t* place = device_stage_.take(bytes);
   if (place == nullptr) device_stage_.more.push_back(buffer(bytes)), place = device_stage_.more.back().bytes();
   if (is_input)
