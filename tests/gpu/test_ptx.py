@@ -91,6 +91,7 @@ def test_every_wrapper_has_a_case():
     wrappers = "".join((ROOT / "csrc" / "cuda" / name).read_text() for name in ("ptx.cuh", "ptx_sm90.cuh"))
     declared = set(re.findall(r"__device__ __forceinline__ \w+ (\w+)\(", wrappers))
     called = set(re.findall(r"ptx::(\w+)", (Path(__file__).parent / "ptx_conformance.cu").read_text()))
+    assert {"mma_bf16", "wgmma_bf16"} <= declared
     assert declared - called - {"shared_address"} == set()
 
 

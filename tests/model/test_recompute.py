@@ -17,7 +17,7 @@ LEVELS = ("ffn", "block")
 
 
 def trained(level: str, name: str, **arguments: Any) -> dict[str, np.ndarray]:
-    """Gradients of a forward and backward with every derivative, of a fast one with prefixes, and the weights after two steps"""
+    """Gradients of a forward and backward with every derivative, of a fast one, and the weights after two steps"""
     config = CONFIGS[name]
     model = make_model(config, recompute=level, **arguments)
     if model.lora is not None:
