@@ -57,7 +57,7 @@ struct Seen {
 };
 
 // Of z[v] / temperature over the allowed ids, by one block, which reads them once: a thread's maximum rises as it goes (online softmax), at the end all take the
-// block's. The same bits in forward and in every sampler: the sampler's log-prob is the trainer's.
+// block's. The same bits in head.cu's vector variants and in every sampler: the sampler's log-prob is the trainer's.
 __device__ inline RowStats row_stats(const float* z, int64_t V, const fd_tensor& mask, float temperature, double* shared) {
   Seen seen;
   for (int64_t v = threadIdx.x * VECTOR; v < V; v += THREADS * VECTOR) {

@@ -1,7 +1,8 @@
 // launch.cuh: what every file of kernels is written with: how a kernel is launched, shared memory, views, and sums in a fixed order.
 //
-// nvcc compiles these files for a GPU; the C++ compiler compiles the same files for csrc/emulation. This is the only place where the two
-// differ: no kernel says <<<>>> or __shared__ itself, and where else FREEDIVE_CUDA_EMULATION is asked, it is for a name, a size, or the pointers within an argument.
+// nvcc compiles these files for a GPU; the C++ compiler compiles the same files for csrc/emulation. The two differ here and in ptx.cuh and
+// ptx_sm90.cuh: no kernel says <<<>>>, __shared__ or asm itself, and where else FREEDIVE_CUDA_EMULATION is asked, it is for the device's name
+// or the pointers within an argument.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
