@@ -112,16 +112,19 @@ struct PyDecoder {
       if (prefixes->ndim() != 2 || prefixes->shape(0) != S || prefixes->shape(1) != 2) bad("prefixes must be int32[S, 2]");
       for (int64_t s = 0; s < S; ++s) {
         const int64_t from = prefixes->at(s, 0), count = prefixes->at(s, 1);
-        if (count < 0 || from < 0 || from > s || (count > 0 && from == s)) bad("a prefix is a number of rows of an earlier sequence");
+        if (count < 0 || from < 0 || from > s || (count > 0 && from == s))
+          bad("a prefix is a number of rows of an earlier sequence");
         if (count > 0 && (prefixes->at(from, 1) > 0 || count > cu.at(from + 1) - cu.at(from)))
           bad("a prefix must be whole in the rows of its sequence, which has none itself");
       }
     }
-    return {t, need_targets ? targets.data() : nullptr, p, cu.data(), N, S, need_targets ? K : 1, prefixes ? prefixes->data() : nullptr};
+    const int32_t *wanted = need_targets ? targets.data() : nullptr, *shared = prefixes ? prefixes->data() : nullptr;
+    return {t, wanted, p, cu.data(), N, S, need_targets ? K : 1, shared};
   }
 };
 
-// One call of a decoder at a time: others wait, without Python's lock. Taken in this order, so that nobody holds one and waits for the other.
+// One call of a decoder at a time: others wait, without Python's lock. Taken in this order, so that nobody holds one and waits
+// for the other.
 struct Alone {
   py::gil_scoped_release release;
   std::lock_guard<std::mutex> lock;
@@ -179,7 +182,8 @@ void bind_model(py::module_& m) {
 
   py::class_<PyDecoder>(m, "Decoder")
       .def(py::init([](const py::dict& config, int threads, int64_t n, int64_t s, int64_t k, bool trainable, const F32& cos,
-                       const F32& sin, int64_t compute, const std::optional<py::dict>& adapter, const std::string& device, const std::string& recompute) {
+                       const F32& sin, int64_t compute, const std::optional<py::dict>& adapter, const std::string& device,
+                       const std::string& recompute) {
              const DecoderConfig c = config_from(config);
              const py::ssize_t want = c.learned_positions ? 0 : c.max_positions * (c.head_dim / 2);
              if (n < 1 || s < 1 || k < 1 || threads < 1) throw py::value_error("capacities and threads must be at least 1");
@@ -188,7 +192,8 @@ void bind_model(py::module_& m) {
              if (compute == FD_I8 && trainable) throw py::value_error("int8 is for inference: trainable must be False");
              if (cos.size() < want || sin.size() < want)
                throw py::value_error("cos and sin must be float32[max_positions, head_dim/2]");
-             return std::make_unique<PyDecoder>(c, threads, n, s, k, trainable, compute, cos, sin, adapter_from(adapter), device, recompute_from(recompute));
+             return std::make_unique<PyDecoder>(c, threads, n, s, k, trainable, compute, cos, sin, adapter_from(adapter), device,
+                                                recompute_from(recompute));
            }),
            py::arg("config"), py::arg("threads"), py::arg("max_tokens"), py::arg("max_seqs"), py::arg("max_targets"),
            py::arg("trainable"), py::arg("cos"), py::arg("sin"), py::arg("compute") = static_cast<int64_t>(FD_F32),
@@ -241,13 +246,13 @@ void bind_model(py::module_& m) {
            })
       .def(
           "forward",
-          [](PyDecoder& d, const I32& tokens, const I32& targets, const I32& positions, const I32& cu, float temperature, bool keep,
-             const std::optional<I32>& prefixes) {
+          [](PyDecoder& d, const I32& tokens, const I32& targets, const I32& positions, const I32& cu, float temperature,
+             bool keep, const std::optional<I32>& prefixes) {
             const BatchView b = d.batch(tokens, targets, positions, cu, true, prefixes);
             return outputs(d, b, shape_of(targets), [&](const TokenOutputs& o) { d.decoder.forward(b, temperature, keep, o); });
           },
-          py::arg("tokens"), py::arg("targets"), py::arg("positions"), py::arg("cu_seqlens"), py::arg("temperature"), py::arg("keep"),
-          py::arg("prefixes") = py::none())
+          py::arg("tokens"), py::arg("targets"), py::arg("positions"), py::arg("cu_seqlens"), py::arg("temperature"),
+          py::arg("keep"), py::arg("prefixes") = py::none())
       .def(
           "backward",
           [](PyDecoder& d, const std::optional<F32>& dlogprobs, const std::optional<F32>& dentropy,
@@ -275,8 +280,8 @@ void bind_model(py::module_& m) {
             return outputs(d, b, shape_of(targets),
                            [&](const TokenOutputs& o) { d.decoder.forward_backward(b, temperature, dlogprobs.data(), o); });
           },
-          py::arg("tokens"), py::arg("targets"), py::arg("positions"), py::arg("cu_seqlens"), py::arg("dlogprobs"), py::arg("temperature"),
-          py::arg("prefixes") = py::none())
+          py::arg("tokens"), py::arg("targets"), py::arg("positions"), py::arg("cu_seqlens"), py::arg("dlogprobs"),
+          py::arg("temperature"), py::arg("prefixes") = py::none())
       .def("hidden",
            [](PyDecoder& d) {
              F32 out({static_cast<py::ssize_t>(d.last_tokens), static_cast<py::ssize_t>(d.config.d_model)});
@@ -373,7 +378,8 @@ void bind_model(py::module_& m) {
              const DecoderConfig& c = d.config;
              const py::ssize_t L = c.n_layer, N = b.n_tokens;
              F32 residual(std::vector<py::ssize_t>{L + 1, N, c.d_model});
-             F32 q(std::vector<py::ssize_t>{L, N, c.n_head, c.head_dim}), k(std::vector<py::ssize_t>{L, N, c.n_kv_head, c.head_dim});
+             F32 q(std::vector<py::ssize_t>{L, N, c.n_head, c.head_dim}),
+                 k(std::vector<py::ssize_t>{L, N, c.n_kv_head, c.head_dim});
              const Decoder::Trace out{residual.mutable_data(), q.mutable_data(), k.mutable_data()};
              {
                Alone alone(d);

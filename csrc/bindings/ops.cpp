@@ -200,15 +200,17 @@ static void check_cache(const std::string& op, const std::map<std::string, fd_te
   if (k.dtype != v.dtype) throw py::value_error(op + ": k_cache and v_cache must be of one dtype");
   const int64_t W = (D + P - 1) / P;
   if (sizes["W"] != W || sizes["U"] != T * P || sizes["X"] != T / P || sizes["Y"] != D * P)
-    throw py::value_error(op + ": the cache's blocks hold " + std::to_string(T) + " positions: for " + std::to_string(D) + " numbers of " +
-                          dtype_name(k.dtype) + " k_cache must be [B,G," + std::to_string(W) + "," + std::to_string(T * P) +
-                          "] and v_cache [B,G," + std::to_string(T / P) + "," + std::to_string(D * P) + "]");
+    throw py::value_error(op + ": the cache's blocks hold " + std::to_string(T) + " positions: for " + std::to_string(D) +
+                          " numbers of " + dtype_name(k.dtype) + " k_cache must be [B,G," + std::to_string(W) + "," +
+                          std::to_string(T * P) + "] and v_cache [B,G," + std::to_string(T / P) + "," + std::to_string(D * P) +
+                          "]");
   for (const fd_tensor* x : {&k, &v})
     if (x->stride[0] % P != 0 || reinterpret_cast<uintptr_t>(x->data) % 4 != 0)
       throw py::value_error(op + ": the cache must lie in whole words of 32 bits");
   if ((t.count("k_scale") == 1) != (k.dtype == FD_I8) || (t.count("v_scale") == 1) != (k.dtype == FD_I8))
     throw py::value_error(op + ": an int8 cache needs k_scale and v_scale, and no other has them");
-  if (k.dtype == FD_I8 && sizes["T"] != T) throw py::value_error(op + ": k_scale and v_scale must be [B,G," + std::to_string(T) + "]");
+  if (k.dtype == FD_I8 && sizes["T"] != T)
+    throw py::value_error(op + ": k_scale and v_scale must be [B,G," + std::to_string(T) + "]");
 }
 
 template <class T>
@@ -354,7 +356,9 @@ void bind_ops(py::module_& m) {
       py::arg("O"), py::arg("C"), py::arg("compute") = static_cast<int64_t>(FD_F32), py::arg("device") = "cpu");
   m.def(
       "quantized_size",
-      [](int64_t O, int64_t C, int64_t type, const std::string& device) { return require_device(device)->quantized_size(O, C, type); },
+      [](int64_t O, int64_t C, int64_t type, const std::string& device) {
+        return require_device(device)->quantized_size(O, C, type);
+      },
       py::arg("O"), py::arg("C"), py::arg("type"), py::arg("device") = "cpu");
   m.def(
       "quantized_row", [](int64_t C, int64_t type) { return require_cpu()->quantized_row(C, type); }, py::arg("C"),

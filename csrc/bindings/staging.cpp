@@ -1,5 +1,5 @@
-// staging.cpp: see staging.h. Arrays may be slices of one buffer, or one array given twice (out may be x): ranges of host memory that
-// overlap go to one piece of device memory, so what is one place there is one place here.
+// staging.cpp: see staging.h. Arrays may be slices of one buffer, or one array given twice (out may be x): ranges of host memory
+// that overlap go to one piece of device memory, so what is one place there is one place here.
 #include "staging.h"
 
 #include <algorithm>
@@ -42,7 +42,8 @@ struct Memory {
   const fd_device_table* device;
   uint8_t* data;
   Memory(const fd_device_table* d, size_t bytes) : device(d), data(static_cast<uint8_t*>(d->allocate(bytes > 0 ? bytes : 1))) {
-    if (data == nullptr) throw std::runtime_error(std::string(d->name) + ": no " + std::to_string(bytes) + " bytes of memory left");
+    if (data == nullptr)
+      throw std::runtime_error(std::string(d->name) + ": no " + std::to_string(bytes) + " bytes of memory left");
   }
   Memory(Memory&& o) noexcept : device(o.device), data(o.data) { o.data = nullptr; }
   Memory(const Memory&) = delete;
@@ -96,7 +97,8 @@ void run_staged(const fd_device_table* device, const fd_variant& variant, const 
   }
   each_tensor([&](const Field&, fd_tensor& t) {
     auto* begin = static_cast<uint8_t*>(t.data);
-    const auto after = std::upper_bound(merged.begin(), merged.end(), begin, [](const uint8_t* p, const Range& r) { return p < r.begin; });
+    const auto after =
+        std::upper_bound(merged.begin(), merged.end(), begin, [](const uint8_t* p, const Range& r) { return p < r.begin; });
     const size_t i = static_cast<size_t>(after - merged.begin()) - 1;
     t.data = copies[i].data + (begin - merged[i].begin);
   });

@@ -7,8 +7,8 @@
 
 namespace freedive {
 
-// args: the op's argument struct over host memory. Throws RuntimeError when memory is short or the device tells of an error; arrays are
-// then as they were.
+// args: the op's argument struct over host memory. Throws RuntimeError when memory is short or the device tells of an error;
+// arrays are then as they were.
 void run_staged(const fd_device_table* device, const fd_variant& variant, const OpSchema& schema, std::vector<uint8_t> args,
                 size_t workspace_bytes);
 

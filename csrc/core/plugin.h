@@ -1,5 +1,5 @@
-// Devices that are not linked in: a plugin beside the package's own module, opened when its device is first asked for. So nothing of CUDA is
-// needed to import the package, and a build without CUDA lacks a file and nothing else.
+// Devices that are not linked in: a plugin beside the package's own module, opened when its device is first asked for. So nothing
+// of CUDA is needed to import the package, and a build without CUDA lacks a file and nothing else.
 #pragma once
 #include <string>
 

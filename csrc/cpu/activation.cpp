@@ -2,9 +2,9 @@
 //   gelu(x) = 0.5 x (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3): the sigmoid form has no cancellation.
 //   swiglu(a, b) = silu(a) b, silu(a) = a sigmoid(a); silu'(a) = s (1 + a (1 - s)).
 //
-// Memory: 8 bytes an element (gelu forward) to 20 (swiglu backward), plus one exp and one division. Large outputs go past the cache
-// (stream.h). With AVX-512 the exponential is nine instructions, because the processor scales by a power of two itself; with the
-// thirty of simd.h's vexp gelu is bound by arithmetic on one thread. How fast: benchmarks/ops.py.
+// Memory: 8 bytes an element (gelu forward) to 20 (swiglu backward), plus one exp and one division. Large outputs go past the
+// cache (stream.h). With AVX-512 the exponential is nine instructions, because the processor scales by a power of two itself;
+// with the thirty of simd.h's vexp gelu is bound by arithmetic on one thread. How fast: benchmarks/ops.py.
 #include "stream.h"
 #include "tier.h"
 
@@ -78,7 +78,8 @@ void swiglu_backward_naive(fd_context* ctx, const void* p) {
 // 1 / (1 + 2^-z). Relative error about 2e-7; 0 and 1 at the far ends; NaN stays NaN.
 #ifdef FREEDIVE_AVX512
 FD_INLINE vf sigmoid2(vf z) {
-  const __m512 y = _mm512_min_ps(_mm512_set1_ps(200), _mm512_max_ps(_mm512_set1_ps(-200), reinterpret_cast<__m512>(-z)));  // NaN passes
+  const __m512 y =
+      _mm512_min_ps(_mm512_set1_ps(200), _mm512_max_ps(_mm512_set1_ps(-200), reinterpret_cast<__m512>(-z)));  // NaN passes
   const __m512 n = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), f = _mm512_sub_ps(y, n);
   __m512 e = _mm512_set1_ps(1.5403530393e-4f);  // 2^f on [-1/2, 1/2]: the series of exp(f ln 2)
   e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(1.3333558146e-3f));

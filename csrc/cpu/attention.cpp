@@ -15,10 +15,10 @@
 // rest, the sum of p included, is float32.
 //
 // Memory plan: no T x T matrix. Training writes keys and values of a chunk of sequences once as operands, block by block; a
-// cache of the products' own dtype is read where it lies, of any other a span at a time is converted (kv_cache.h). A unit of work is 96
-// rows (positions x heads of a group, which share keys) of one sequence; the scores of a strip of six rows in a span (3 KB), its
-// probabilities and the operands it meets stay in L1 and L2. Rows of one head are a whole position apart in memory, so those of
-// the next unit and the next block are fetched ahead.
+// cache of the products' own dtype is read where it lies, of any other a span at a time is converted (kv_cache.h). A unit of work
+// is 96 rows (positions x heads of a group, which share keys) of one sequence; the scores of a strip of six rows in a span (3
+// KB), its probabilities and the operands it meets stay in L1 and L2. Rows of one head are a whole position apart in memory, so
+// those of the next unit and the next block are fetched ahead.
 //
 // Variants, 4 x 1024, 12 heads of 64, one thread, GFLOP/s of the causal half at peaks of 118 (float32) and 236 (bfloat16):
 //   naive   1.6; a row and a head at a time, keys three times over (max, sum, values); nothing is stored
@@ -344,13 +344,13 @@ void forward_chunk(fd_context* ctx, const fd_attention_forward_args& a, const in
       const Piece coming = pieces[piece_count - 1 - next % piece_count];
       fetch_rows(a.q, coming.first, coming.rows, next / piece_count * group, group, false);
     }
-    attend<HALF, false>(take_rows<HALF>(mine, capacity, D), a.q, a.out, &a.lse, piece.first, piece.rows, piece.offset, group, g * group,
-                 D, static_cast<float>(a.scale), KEYS, padded(D), [&](int64_t b, int64_t n, Span* span) {
-                   for (int64_t i = 0; i < n; ++i) {
-                     span->keys[i] = keys + (begin + b + i) * key_block;
-                     span->values[i] = values + (begin + b + i) * value_block;
-                   }
-                 });
+    attend<HALF, false>(take_rows<HALF>(mine, capacity, D), a.q, a.out, &a.lse, piece.first, piece.rows, piece.offset, group,
+                        g * group, D, static_cast<float>(a.scale), KEYS, padded(D), [&](int64_t b, int64_t n, Span* span) {
+                          for (int64_t i = 0; i < n; ++i) {
+                            span->keys[i] = keys + (begin + b + i) * key_block;
+                            span->values[i] = values + (begin + b + i) * value_block;
+                          }
+                        });
   });
 }
 

@@ -187,7 +187,8 @@ FD_INLINE void probabilities(const float* s, const float* dp, int64_t vectors, i
           const int64_t keys = y == 0 ? seen : second ? seen + 1 : 0;
           const vi mask = viota() + vseti(static_cast<int32_t>((j + u) * VL)) < vseti(static_cast<int32_t>(keys));
           probability = vselect(mask, probability, vset(0.0f));
-          change = vselect(mask, change, vset(0.0f));  // of a row that is not there, old memory: 0 times what is no number is none
+          // Of a row that is not there, old memory: 0 times what is no number is none.
+          change = vselect(mask, change, vset(0.0f));
         }
         p[u][y] = probability;
         ds[u][y] = probability * change;

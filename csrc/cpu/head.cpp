@@ -4,9 +4,10 @@
 //   dx = W^T dz / T,  dW += dz x^T / T
 //
 // Memory plan: logits [N, V] never exist. Rows without a target are dropped first, the others gathered; some of them at a time
-// (512 for V = 4096 and more) make a chunk of logits, which turns in place into z, and is overwritten by the next chunk: 8 MB up to
-// V = 4096, 103 MB for GPT-2's 50257. Then 2,048 ids at a time: dz of the chunk's rows, which stays in cache, and from it this part of
-// the chain of dx over ids, and these rows of dW. The chain of dW over rows goes on from chunk to chunk: neither size changes a bit.
+// (512 for V = 4096 and more) make a chunk of logits, which turns in place into z, and is overwritten by the next chunk: 8 MB up
+// to V = 4096, 103 MB for GPT-2's 50257. Then 2,048 ids at a time: dz of the chunk's rows, which stays in cache, and from it this
+// part of the chain of dx over ids, and these rows of dW. The chain of dW over rows goes on from chunk to chunk: neither size
+// changes a bit.
 //
 // Variants:
 //   naive   one row at a time, softmax in double
@@ -232,14 +233,18 @@ struct RowKnown {
 };
 
 // A block of dz: [rows of a chunk, BLOCK_IDS], or the logits themselves where one block is all of them.
-FD_INLINE int64_t block_floats(int64_t N, int64_t V) { return logits_row(V) <= BLOCK_IDS ? 0 : min64(N, chunk_rows(V)) * BLOCK_IDS; }
+FD_INLINE int64_t block_floats(int64_t N, int64_t V) {
+  return logits_row(V) <= BLOCK_IDS ? 0 : min64(N, chunk_rows(V)) * BLOCK_IDS;
+}
 size_t backward_bytes(int64_t N, int64_t C, int64_t V) {
-  return bytes64(N * C, sizeof(float)) + bytes64(block_floats(N, V), sizeof(float)) + bytes64(min64(N, chunk_rows(V)), sizeof(RowKnown));
+  return bytes64(N * C, sizeof(float)) + bytes64(block_floats(N, V), sizeof(float)) +
+         bytes64(min64(N, chunk_rows(V)), sizeof(RowKnown));
 }
 
 size_t simd_bytes(int64_t N, int64_t C, int64_t V, int32_t threads, bool backward) {
   return bytes64(N, sizeof(int32_t)) + bytes64(chunk_floats(N, V), sizeof(float)) + bytes64(N * C, sizeof(float)) +
-         (backward ? backward_bytes(N, C, V) : 0) + gemm_workspace(threads) + bytes64(matmul_packed_size(V, C, FD_F32), sizeof(float));
+         (backward ? backward_bytes(N, C, V) : 0) + gemm_workspace(threads) +
+         bytes64(matmul_packed_size(V, C, FD_F32), sizeof(float));
 }
 size_t quantized_bytes(int64_t N, int64_t C, int64_t V, int32_t threads, bool backward) {
   const size_t forward = quantized_workspace(N, V, C, threads), back = backward ? quantized_backward_workspace(V, C, threads) : 0;
@@ -294,8 +299,8 @@ void run_simd(fd_context* ctx, const Job& job) {
         quantized_backward(ctx, blocks, job.quantized->rows(v, ids), {dz, dz_row, rows, dx, C, v > 0}, job.compute);
       } else {
         gemm(ctx, blocks,
-             {rows, C, ids, dz, dz_row, 1, row(*job.weight, v), job.weight->stride[0], 1, nullptr, dx, C, v > 0, nullptr, nullptr, 0,
-              job.compute});
+             {rows, C, ids, dz, dz_row, 1, row(*job.weight, v), job.weight->stride[0], 1, nullptr, dx, C, v > 0, nullptr, nullptr,
+              0, job.compute});
       }
       if (job.dweight != nullptr)
         gemm(ctx, blocks,

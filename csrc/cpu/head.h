@@ -8,8 +8,8 @@ namespace freedive {
 namespace FREEDIVE_TIER_NAMESPACE {
 namespace {
 
-// Rows of logits alive at once: 8 MB of them, which stay in cache, but at least 512 rows, so that a weight is used often. Their derivatives
-// are made for BLOCK_IDS ids at a time.
+// Rows of logits alive at once: 8 MB of them, which stay in cache, but at least 512 rows, so that a weight is used often. Their
+// derivatives are made for BLOCK_IDS ids at a time.
 constexpr int64_t CHUNK_FLOATS = 1 << 21, CHUNK_ROWS = 512, BLOCK_IDS = 2048;
 FD_INLINE int64_t logits_row(int64_t V) { return ceil_div(V, 16) * 16; }
 FD_INLINE int64_t chunk_rows(int64_t V) { return max64(CHUNK_ROWS, CHUNK_FLOATS / max64(1, logits_row(V))); }
@@ -43,8 +43,8 @@ struct RowStats {
   float lse, entropy;
 };
 
-// Logits of a row become z = logit / T in place, -inf where the mask forbids. Dividing by 1 changes no bit, so it is left out, and the row
-// stays as clean in the cache as it came.
+// Logits of a row become z = logit / T in place, -inf where the mask forbids. Dividing by 1 changes no bit, so it is left out,
+// and the row stays as clean in the cache as it came.
 FD_INLINE RowStats row_stats(float* z, int64_t V, const uint8_t* mask, float temperature) {
   RowStats s;
   vf top = vset(NEG_INF);

@@ -1,5 +1,6 @@
 // kernel.h: the register kernel under matmul and the head: a tile of A·B where every element is one chain of fused multiply-adds
-// over k, so that how a product is cut into tiles never shows in its bits. (Attention has its own for its short chains: attention.h.)
+// over k, so that how a product is cut into tiles never shows in its bits. (Attention has its own for its short chains:
+// attention.h.)
 //
 // A and B hold words of 32 bits. In float32 a word is a number; in bfloat16 it is a pair of neighbours along k (simd.h), and the
 // chain takes two products at a step. Everything else is the same, so one kernel serves both.
@@ -72,8 +73,8 @@ struct Finish {
 };
 
 // C[R, V*VL] = (load ? C : 0) + A[R, K] B[K, V*VL].  A(i, k) = a[i*a_row + k*a_k].
-// B's row k is at b + k*b_k; its columns lie in panels of two vectors at distance b_panel (PANEL when B is a plain matrix). A line at
-// ahead + k*b_k is fetched meanwhile (b: nothing more than what is read).
+// B's row k is at b + k*b_k; its columns lie in panels of two vectors at distance b_panel (PANEL when B is a plain matrix). A
+// line at ahead + k*b_k is fetched meanwhile (b: nothing more than what is read).
 template <bool HALF, int R, int V>
 __attribute__((noinline)) void tile(int64_t K, const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t b_k,
                                     int64_t b_panel, const float* ahead, float* c, int64_t c_row, bool load, Finish finish) {
@@ -121,7 +122,8 @@ __attribute__((noinline)) void tile_packed(int64_t K, const float* a, const floa
     acc[i][1] = load ? vload(c + i * c_row + VL) : vset(0.0f);
   }
 #pragma GCC unroll 12
-  for (int i = 0; i < MR; ++i) {  // both lines of a row: of 3,072 columns no two rows share a page, and nothing else would fetch the second
+  for (int i = 0; i < MR; ++i) {
+    // Both lines of a row: of 3,072 columns no two rows share a page, and nothing else would fetch the second.
     __builtin_prefetch(out + (MR + i) * out_row, 1);
     __builtin_prefetch(out + (MR + i) * out_row + VL, 1);
   }

@@ -1,14 +1,15 @@
-// kv_cache.h: how a paged cache stores keys and values in float32, bfloat16 or int8, and how attention takes its operands from there.
+// kv_cache.h: how a paged cache stores keys and values in float32, bfloat16 or int8, and how attention takes its operands from
+// there.
 //
-// A block of the cache is words of 32 bits holding P = 1, 2 or 4 numbers, neighbours along the index a product sums over (ops.h). So a
-// bfloat16 cache is the operand of a bfloat16 product as it lies, a float32 one that of a float32 product, and what else there is needs
-// shifts only: no gathering, the same source on every tier.
+// A block of the cache is words of 32 bits holding P = 1, 2 or 4 numbers, neighbours along the index a product sums over (ops.h).
+// So a bfloat16 cache is the operand of a bfloat16 product as it lies, a float32 one that of a float32 product, and what else
+// there is needs shifts only: no gathering, the same source on every tier.
 //
-// int8: x = scale q with one scale for each position and group. A scale is constant along d, so it leaves the sum over d as a factor of
-// the score, and the value's one joins the probability: products multiply the integers themselves, which are exact in bfloat16. A few
-// channels are large throughout, above all of keys. A scale for each channel would suit them, but must be known before the block is full,
-// or depends on how the prompt was cut. So rows are mixed first, H x: that spreads what is large over all channels, concerns one position
-// only, and q' k' = B q k (QuaRot, arXiv:2404.00456). It halves the error (dev/LOG.md).
+// int8: x = scale q with one scale for each position and group. A scale is constant along d, so it leaves the sum over d as a
+// factor of the score, and the value's one joins the probability: products multiply the integers themselves, which are exact in
+// bfloat16. A few channels are large throughout, above all of keys. A scale for each channel would suit them, but must be known
+// before the block is full, or depends on how the prompt was cut. So rows are mixed first, H x: that spreads what is large over
+// all channels, concerns one position only, and q' k' = B q k (QuaRot, arXiv:2404.00456). It halves the error (dev/LOG.md).
 #pragma once
 #include "attention.h"
 
@@ -104,8 +105,9 @@ FD_INLINE float quantize_simd(int8_t* q, const float* x, int64_t D) {
 
 // One key and one value at `slot` of a block.
 template <bool SIMD, int P>
-FD_INLINE void write_position(float* keys, int64_t key_row, float* values, int64_t value_row, float* key_scale, float* value_scale,
-                              const float* k, const float* v, int64_t D, int64_t slot, int8_t* q, float* mixed) {
+FD_INLINE void write_position(float* keys, int64_t key_row, float* values, int64_t value_row, float* key_scale,
+                              float* value_scale, const float* k, const float* v, int64_t D, int64_t slot, int8_t* q,
+                              float* mixed) {
   float* value = values + slot / P * value_row;
   if (P == 1) {
     for (int64_t d = 0; d < D; ++d) keys[d * key_row + slot] = k[d];

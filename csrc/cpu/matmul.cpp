@@ -26,10 +26,11 @@ namespace freedive {
 namespace FREEDIVE_TIER_NAMESPACE {
 namespace {
 
-// Words of a slice of k. With AVX-512 a panel of 768 is 96 KB, three times the L1 cache: what is saved are the partial sums, which went to
-// memory and back for each slice, and the kernel runs as fast on operands that stream from L2, as long as a strip is fetched ahead. One
-// thread, GPT-2 124M's products without the head, share of peak in bfloat16 and float32: 192 words and 240 rows 0.84, 0.87; both lines of
-// the next output fetched 0.85, 0.88; 384 words 0.87, 0.89; 768 0.885, 0.905; and 120 rows 0.89, 0.91.
+// Words of a slice of k. With AVX-512 a panel of 768 is 96 KB, three times the L1 cache: what is saved are the partial sums,
+// which went to memory and back for each slice, and the kernel runs as fast on operands that stream from L2, as long as a strip
+// is fetched ahead. One thread, GPT-2 124M's products without the head, share of peak in bfloat16 and float32: 192 words and 240
+// rows 0.84, 0.87; both lines of the next output fetched 0.85, 0.88; 384 words 0.87, 0.89; 768 0.885, 0.905; and 120 rows 0.89,
+// 0.91.
 #ifdef FREEDIVE_AVX512
 constexpr int64_t BLOCK_K = 768, BLOCK_M = 120;
 #else
@@ -254,9 +255,10 @@ void gemm_block(const Gemm& g, const Part& part, const Buffers& buffers, int64_t
 }
 
 // ---- few rows --------------------------------------------------------------------------------------------------
-// No blocking over k: every weight is read once, in panels, which stay in cache for the next SR rows. A word of A is broadcast from where
-// the rows lie as words. Of the packed weight 768 x 3072 in bfloat16, which comes from memory, one thread: 16 rows 1.6 times as fast as the
-// blocked product, whose strips of MR rows would be a third empty, 24 rows 1.1, 48 rows 1.07 times; from 96 rows on there is no difference.
+// No blocking over k: every weight is read once, in panels, which stay in cache for the next SR rows. A word of A is broadcast
+// from where the rows lie as words. Of the packed weight 768 x 3072 in bfloat16, which comes from memory, one thread: 16 rows 1.6
+// times as fast as the blocked product, whose strips of MR rows would be a third empty, 24 rows 1.1, 48 rows 1.07 times; from 96
+// rows on there is no difference.
 
 constexpr int64_t FEW = 64;
 constexpr int64_t FEW_UNPACKED = 2 * SR;  // rows for which a weight is packed as a whole first: blocks would be packed as often
@@ -271,8 +273,8 @@ void gemm_few_rows(const Gemm& g, const float* a, const float* panels, int64_t j
     for (int64_t i = 0; i < g.m; i += SR) {  // panels stay in cache for the second strip
       const int64_t r = min64(SR, g.m - i);
       const float* ai = a + i * words;
-      // The second and the third strip fetch the next panel, each one of the two lines of a row: the first one, which reads what nobody read before, then
-      // does not wait for memory.
+      // The second and the third strip fetch the next panel, each one of the two lines of a row: the first one, which reads what
+      // nobody read before, then does not wait for memory.
       const float* ahead = i == 0 || i > 2 * SR || left < 2 * PANEL ? b : b + panel + (i / SR - 1) * VL;
       float* c = g.c + i * g.c_row + j;
       const Finish finish = {g.bias == nullptr ? nullptr : g.bias + j,

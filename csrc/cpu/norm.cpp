@@ -79,7 +79,8 @@ void rmsnorm_forward_simd(fd_context* ctx, const void* p) {
       float* out = row_of(a.out, H, r);
       const float square = sum_lanes(D, [&](int64_t i, auto load, vf s) { return vfma(load(x + i), load(x + i), s); });
       const float rstd = static_cast<float>(1.0 / sqrt(static_cast<double>(square) / D + a.eps));
-      for_lanes_to(stream, D, [&](int64_t i, auto load, auto store) { store(out + i, load(x + i) * vset(rstd) * load(weight + i)); });
+      for_lanes_to(stream, D,
+                   [&](int64_t i, auto load, auto store) { store(out + i, load(x + i) * vset(rstd) * load(weight + i)); });
       *stat_of(a.rstd, H, r) = rstd;
     }
     stream_end(stream);
@@ -198,7 +199,8 @@ void rmsnorm_backward_simd(fd_context* ctx, const void* p) {
     const float *x = row_of(a.x, H, r), *dout = row_of(a.dout, H, r), *weight = f32(a.weight);
     float* dx = row_of(a.dx, H, r);
     const float rstd = *stat_of(a.rstd, H, r);
-    const float dot = sum_lanes(D, [&](int64_t i, auto load, vf s) { return vfma(load(dout + i) * load(weight + i), load(x + i), s); });
+    const float dot =
+        sum_lanes(D, [&](int64_t i, auto load, vf s) { return vfma(load(dout + i) * load(weight + i), load(x + i), s); });
     const float pull = -rstd * rstd * dot / static_cast<float>(D);
     for_lanes(D, [&](int64_t i, auto load, auto store) {
       const vf dy = load(dout + i), xi = load(x + i);

@@ -175,10 +175,11 @@ void linear_combination(fd_context* ctx, const void* p) {
 
 }  // namespace
 
-FD_VARIANT_LIST(optimizer, {"muon_momentum", "naive", 0, muon_momentum, nullptr}, {"muon_update", "naive", 0, muon_update, nullptr},
-                {"normalize", "naive", 0, normalize, nullptr}, {"linear_combination", "naive", 0, linear_combination, nullptr},
-                {"global_norm", "naive", 0, global_norm, global_norm_workspace},
-                {"adamw", "naive", 0, adamw_naive, nullptr}, {"adamw", "simd", 10, adamw_simd, nullptr})
+FD_VARIANT_LIST(optimizer, {"muon_momentum", "naive", 0, muon_momentum, nullptr},
+                {"muon_update", "naive", 0, muon_update, nullptr}, {"normalize", "naive", 0, normalize, nullptr},
+                {"linear_combination", "naive", 0, linear_combination, nullptr},
+                {"global_norm", "naive", 0, global_norm, global_norm_workspace}, {"adamw", "naive", 0, adamw_naive, nullptr},
+                {"adamw", "simd", 10, adamw_simd, nullptr})
 
 }  // namespace FREEDIVE_TIER_NAMESPACE
 }  // namespace freedive

@@ -1,6 +1,6 @@
 // peak.cpp: the limit of this processor for products in float32 and in bfloat16, for "percent of peak": independent chains of
-// multiply-adds on registers, no memory. 12 chains hide the latency of two units (4 to 6 cycles each); of NEON's units some have four. Every thread runs the same
-// loop.
+// multiply-adds on registers, no memory. 12 chains hide the latency of two units (4 to 6 cycles each); of NEON's units some have
+// four. Every thread runs the same loop.
 #include "tier.h"
 
 namespace freedive {

@@ -211,7 +211,8 @@ void round_row(const Quantized& w, const float* x, int8_t* q, float* scale, floa
       most = vmax(most, vmax(v[i], -v[i]));
       odd = odd + (v[i] - v[i]);
     }
-    // Below SMALLEST 127 / largest would overflow: such a block is 0. Where a number is none, the scale is none and the integers are 0.
+    // Below SMALLEST 127 / largest would overflow: such a block is 0. Where a number is none, the scale is none and the integers
+    // are 0.
     const float largest = hmax(most), strange = hsum(odd), inverse = largest >= SMALLEST ? 127.0f / largest : 0.0f;
     vi sum = vseti(0);
 #pragma GCC unroll 4

@@ -80,7 +80,8 @@ Int8Kernel best_int8();
 size_t quantized_workspace(int64_t rows, int64_t O, int64_t C, int32_t threads);  // bytes, whatever the compute
 void quantized_product(fd_context* ctx, uint8_t* workspace, const Quantized& w, const float* x, int64_t x_row, int64_t rows,
                        const Target& t, int64_t compute, Int8Kernel int8);
-// dx[n,c] = (accumulate ? dx : 0) + sum_o dout[n,o] w[o,c]: one chain over o, with the bits of matmul_backward_input on the unpacked weight.
+// dx[n,c] = (accumulate ? dx : 0) + sum_o dout[n,o] w[o,c]: one chain over o, with the bits of matmul_backward_input on the
+// unpacked weight.
 struct InputGradient {
   const float* dout;
   int64_t dout_row, rows;

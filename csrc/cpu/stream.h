@@ -1,5 +1,5 @@
-// stream.h: stores past the cache. A tensor larger than the caches is gone from them before anybody reads it, and an ordinary store
-// first fetches the line it is about to overwrite: a third of the traffic of an op that reads one tensor and writes one.
+// stream.h: stores past the cache. A tensor larger than the caches is gone from them before anybody reads it, and an ordinary
+// store first fetches the line it is about to overwrite: a third of the traffic of an op that reads one tensor and writes one.
 // Measured on two cores of a Zen 4 server, 64 MB tensors: see csrc/README.md and dev/LOG.md. Bits are those of ordinary stores.
 #pragma once
 #include "simd.h"

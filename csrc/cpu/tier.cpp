@@ -4,9 +4,9 @@
 //   baseline:  -O3 -ffp-contract=off -DFREEDIVE_TIER_NAMESPACE=tier_baseline
 //   avx2:      -O3 -ffp-contract=off -DFREEDIVE_TIER_NAMESPACE=tier_avx2 -mavx2 -mfma -DFREEDIVE_AVX2
 //   avx512, avx512_bf16, neon, neon_bf16: as CMakeLists.txt says
-// device.cpp is compiled once, without ISA flags (-DFREEDIVE_HAS_X86_TIERS or _ARM_TIERS when the objects of these are linked in).
-// No -ffast-math, ever: the determinism rules of ops.h rest on IEEE arithmetic.
-// Run dev/check_weak_symbols.py on the directory of a tier's objects.
+// device.cpp is compiled once, without ISA flags (-DFREEDIVE_HAS_X86_TIERS or _ARM_TIERS when the objects of these are linked
+// in). No -ffast-math, ever: the determinism rules of ops.h rest on IEEE arithmetic. Run dev/check_weak_symbols.py on the
+// directory of a tier's objects.
 #include "tier.h"
 
 #include "matmul.h"

@@ -6,9 +6,9 @@
 //   head:       logprobs, entropy, lse of W_head norm(x)
 //
 // Kept for the backward pass: the members of Activations, 4 bytes a value. Outputs of norms and activation functions are cheap
-// and as wide as what they come from: they are computed again (a third of the memory for under 1 % of the time); of what else, Recompute says. Everything lives
-// in buffers taken once (memory.cpp), so a step allocates nothing. Scoring and decoding reuse the buffers of layer 0 for every
-// layer.
+// and as wide as what they come from: they are computed again (a third of the memory for under 1 % of the time); of what else,
+// Recompute says. Everything lives in buffers taken once (memory.cpp), so a step allocates nothing. Scoring and decoding reuse
+// the buffers of layer 0 for every layer.
 #include "decoder.h"
 
 #include <cstring>
@@ -441,7 +441,8 @@ void Decoder::decode(KVCache& cache, const BatchView& b, const int32_t* past_len
   const int64_t C = config_.d_model, V = config_.vocab_size;
   gather_hidden(rows, n_rows);
   tokens = out(tokens, n_rows), logprobs = out(logprobs, n_rows);
-  const Sampling p{in(s.temperature, n_rows), in(s.top_p, n_rows), in(s.min_p, n_rows), in(s.top_k, n_rows), in(s.seeds, n_rows), in(s.counters, n_rows)};
+  const Sampling p{in(s.temperature, n_rows), in(s.top_p, n_rows), in(s.min_p, n_rows),
+                   in(s.top_k, n_rows),       in(s.seeds, n_rows), in(s.counters, n_rows)};
   if (const auto* parts = packed_rows(head_, V)) {
     fd_quantized_head_sample_args h{view(tokens, n_rows),
                                     view(logprobs, n_rows),

@@ -20,7 +20,8 @@ namespace freedive {
 struct BatchView {
   const int32_t *tokens, *targets, *positions, *cu_seqlens;  // targets may be null when decoding
   int64_t n_tokens, n_seqs, n_targets;                       // n_targets = K candidate ids per token
-  const int32_t* prefixes = nullptr;  // [S, 2], training only: the sequence whose first rows come before this one's, how many; see shared_prefix.cpp
+  // [S, 2], training only: the sequence whose first rows come before this one's, how many; see shared_prefix.cpp.
+  const int32_t* prefixes = nullptr;
 };
 
 struct TokenOutputs {
@@ -32,8 +33,9 @@ struct PlanRow {
   size_t bytes;
 };
 
-// Zero-filled, 64-byte aligned memory. Of a device with memory of its own: PRIVATE to the kernels, SHARED with the host (parameters, gradients, moments: Python's
-// arrays), or the HOST's, for copies (not zero). Elsewhere page-lazy memory of the process.
+// Zero-filled, 64-byte aligned memory. Of a device with memory of its own: PRIVATE to the kernels, SHARED with the host
+// (parameters, gradients, moments: Python's arrays), or the HOST's, for copies (not zero). Elsewhere page-lazy memory of the
+// process.
 class Buffer {
  public:
   enum Kind { PRIVATE, SHARED, HOST };
@@ -57,8 +59,9 @@ class Buffer {
 // How the length of a Muon step follows from a matrix's shape [rows, columns]; see muon.cpp.
 enum class MuonScale { MATCH_RMS_ADAMW, ORIGINAL, SPECTRAL };
 
-// What the forward pass keeps of a layer for the backward pass; the rest is computed again there, by the same ops on the same rows, so gradients have the
-// same bits. NONE: everything. FFN: not the outputs of W_up, the widest rows; costs that product. BLOCK: a layer's input alone; costs its forward pass.
+// What the forward pass keeps of a layer for the backward pass; the rest is computed again there, by the same ops on the same
+// rows, so gradients have the same bits. NONE: everything. FFN: not the outputs of W_up, the widest rows; costs that product.
+// BLOCK: a layer's input alone; costs its forward pass.
 enum class Recompute { NONE, FFN, BLOCK };
 
 struct KVCache {
@@ -71,8 +74,8 @@ struct KVCache {
   Buffer key_scales, value_scales;  // of int8
 };
 
-// Trained parameters and, where there are some, the optimizer's two moments as they were at one time, of the same number of floats each,
-// for a checkpoint (snapshot.cpp).
+// Trained parameters and, where there are some, the optimizer's two moments as they were at one time, of the same number of
+// floats each, for a checkpoint (snapshot.cpp).
 struct Snapshot {
   Snapshot(const fd_device_table* device, int64_t floats, int arrays);
   ~Snapshot();
@@ -102,7 +105,8 @@ class Decoder {
 
   // What the constructor will take, without taking it.
   static std::vector<PlanRow> plan(const DecoderConfig& config, const fd_device_table* device, int threads, int64_t max_tokens,
-                                   int64_t max_seqs, bool trainable, const AdapterConfig& adapter = {}, Recompute recompute = Recompute::NONE);
+                                   int64_t max_seqs, bool trainable, const AdapterConfig& adapter = {},
+                                   Recompute recompute = Recompute::NONE);
 
   // With an adapter the parameters are frozen: gradients, moments and optimizer are the adapter's.
   const ParameterTable& table() const { return table_; }
@@ -117,10 +121,10 @@ class Decoder {
   float* moment2() { return v_.floats(); }
   bool trainable() const { return trainable_; }
   void touch() { ++weight_version_, ++adapter_version_; }  // parameters were written from outside: packed copies are stale
-  // For inference, or frozen: `rows` more rows of the weight that begins at this parameter (q, k, v are one weight, and gate and up)
-  // are kept in a ggml type and used instead of the float32 parameter, whose memory is then never touched. data: the file's rows,
-  // row_bytes each.
-  // reserve_packed first: all lie in one piece of memory, in huge pages, so that what reads one to its end has fetched the beginning of the next.
+  // For inference, or frozen: `rows` more rows of the weight that begins at this parameter (q, k, v are one weight, and gate and
+  // up) are kept in a ggml type and used instead of the float32 parameter, whose memory is then never touched. data: the file's
+  // rows, row_bytes each. reserve_packed first: all lie in one piece of memory, in huge pages, so that what reads one to its end
+  // has fetched the beginning of the next.
   void reserve_packed(size_t bytes);
   void add_packed(const std::string& parameter, const uint8_t* data, int64_t rows, int64_t row_bytes, int64_t type);
   void set_vocab_mask(const uint8_t* mask);
@@ -131,17 +135,17 @@ class Decoder {
   void forward_backward(const BatchView& b, float temperature, const float* dlogprobs, const TokenOutputs& out);
   void hidden(float* out);  // final hidden states [N, C] of the last forward
 
-  // What the optimizer's next step will change, as it is now. On a device it is copied on a stream of its own while later calls run; of those only the
-  // optimizer's next step waits for it, and finish().
+  // What the optimizer's next step will change, as it is now. On a device it is copied on a stream of its own while later calls
+  // run; of those only the optimizer's next step waits for it, and finish().
   std::shared_ptr<Snapshot> snapshot();
   void zero_gradients();
-  // forward_backward returns when its outputs are there, backward and zero_gradients when their work is queued. The host may look at parameters, gradients and
-  // moments after finish(), or any other call.
+  // forward_backward returns when its outputs are there, backward and zero_gradients when their work is queued. The host may look
+  // at parameters, gradients and moments after finish(), or any other call.
   void finish();
   // hyper as in ops.h, without weight decay on vectors. Returns the gradient norm before clipping.
   float adamw(const float hyper[8]);
-  // Muon on the matrices of the layers (hyper as in ops.h), AdamW on the rest: rows of adamw_hyper are for vectors, embeddings (a tied
-  // head too) and the head. Returns the gradient norm before clipping.
+  // Muon on the matrices of the layers (hyper as in ops.h), AdamW on the rest: rows of adamw_hyper are for vectors, embeddings (a
+  // tied head too) and the head. Returns the gradient norm before clipping.
   float muon(const float hyper[5], MuonScale scale, const float adamw_hyper[3][8]);
 
   KVCache new_cache(int64_t blocks, int32_t dtype) const;
@@ -195,8 +199,8 @@ class Decoder {
   void add_rows(const fd_tensor& table, const fd_tensor& from, const int32_t* rows);
   void zero_rows(const fd_tensor& out, const fd_tensor& zero);
   void shared_attention_forward(Activations& a, const fd_tensor& q, const fd_tensor& k, const fd_tensor& v);
-  void shared_attention_backward(const Activations& a, const fd_tensor& dq, const fd_tensor& dk, const fd_tensor& dv, const fd_tensor& q,
-                                 const fd_tensor& k, const fd_tensor& v);
+  void shared_attention_backward(const Activations& a, const fd_tensor& dq, const fd_tensor& dk, const fd_tensor& dv,
+                                 const fd_tensor& q, const fd_tensor& k, const fd_tensor& v);
   // The two halves of a layer, forward and backward; each reads like the maths.
   void attention_forward(int64_t layer, Activations& a, const Cached* cached);
   void mlp_forward(int64_t layer, Activations& a, float* x_next);
@@ -214,9 +218,10 @@ class Decoder {
   void linear_backward_frozen(float* dx, const float* dout, const float* x, int64_t weight, int64_t O, int64_t C);
   void linear_backward(float* dx, const float* dout, const float* x, int64_t weight, int64_t bias, int64_t O, int64_t C);
   void accept(const BatchView& b);
-  // A caller's memory as ops may see it: itself on the CPU, else a piece of the device's, into which `in` copies and from which settle() copies
-  // what `out` lent. All copies are in order with the ops, through pinned memory, so nothing waits for them. settle() waits for all that was launched, and throws
-  // what the device tells; hand_over() for what was lent alone, and the rest goes on. Every public call ends with one of them.
+  // A caller's memory as ops may see it: itself on the CPU, else a piece of the device's, into which `in` copies and from which
+  // settle() copies what `out` lent. All copies are in order with the ops, through pinned memory, so nothing waits for them.
+  // settle() waits for all that was launched, and throws what the device tells; hand_over() for what was lent alone, and the rest
+  // goes on. Every public call ends with one of them.
   template <class T>
   const T* in(const T* host, int64_t count) {
     return static_cast<const T*>(lend(const_cast<T*>(host), count * sizeof(T), true));
@@ -247,7 +252,9 @@ class Decoder {
   }
   void next_stage();
   void let_snapshot_pass();
-  Buffer buffer(size_t bytes, bool huge_pages = true, Buffer::Kind kind = Buffer::PRIVATE) const { return Buffer(bytes, huge_pages, device_, kind); }
+  Buffer buffer(size_t bytes, bool huge_pages = true, Buffer::Kind kind = Buffer::PRIVATE) const {
+    return Buffer(bytes, huge_pages, device_, kind);
+  }
   fd_tensor mask() const;
   KVCache::Layer cache_layer(const KVCache& cache, int64_t layer) const;
   void gather_hidden(const int32_t* rows, int64_t n_rows);  // to sampled_hidden_
@@ -297,8 +304,8 @@ class Decoder {
     const uint8_t* place;  // pinned, on the way
   };
   std::vector<Lent> lent_;  // to be copied back
-  // The device's side of what is lent, filled anew by every call, in order; and pinned memory, of which two calls take turns: the copies of one may be under
-  // way while the next fills its own. `more` is for a call that needs more than any before.
+  // The device's side of what is lent, filled anew by every call, in order; and pinned memory, of which two calls take turns: the
+  // copies of one may be under way while the next fills its own. `more` is for a call that needs more than any before.
   struct Stage {
     Buffer memory;
     size_t used = 0, wanted = 0, most = 0;  // by this call, with what did not fit; by any

@@ -19,7 +19,9 @@ namespace freedive {
 Buffer::Buffer(size_t bytes, bool huge_pages, const fd_device_table* device, Kind kind) : size_(bytes) {
   if (bytes == 0) return;
   if (device != nullptr && device->allocate != nullptr) {
-    data_ = kind == SHARED ? device->allocate(bytes) : kind == HOST ? device->allocate_host(bytes) : device->allocate_private(bytes);
+    data_ = kind == SHARED ? device->allocate(bytes)
+            : kind == HOST ? device->allocate_host(bytes)
+                           : device->allocate_private(bytes);
     release_ = kind == HOST ? device->release_host : device->release;
     if (data_ == nullptr) throw std::bad_alloc();
     return;
@@ -38,7 +40,10 @@ Buffer::~Buffer() {
     munmap(data_, size_);
 }
 Buffer::Buffer(Buffer&& o) noexcept
-    : data_(std::exchange(o.data_, nullptr)), size_(std::exchange(o.size_, 0)), borrowed_(o.borrowed_), release_(std::exchange(o.release_, nullptr)) {}
+    : data_(std::exchange(o.data_, nullptr)),
+      size_(std::exchange(o.size_, 0)),
+      borrowed_(o.borrowed_),
+      release_(std::exchange(o.release_, nullptr)) {}
 Buffer& Buffer::operator=(Buffer&& o) noexcept {
   std::swap(data_, o.data_);
   std::swap(size_, o.size_);
@@ -228,7 +233,8 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
     act_.assign(kept_layers, {});
     for (auto& l : act_) {
       // What is computed again has one place for all layers, the first one's.
-      const bool again = &l != &act_[0] && recompute == Recompute::BLOCK, up_again = &l != &act_[0] && recompute != Recompute::NONE;
+      const bool again = &l != &act_[0] && recompute == Recompute::BLOCK,
+                 up_again = &l != &act_[0] && recompute != Recompute::NONE;
       if (again) l = act_[0];
       l.x = a.take(z.N * z.C);
       if (!again) {
@@ -306,8 +312,10 @@ std::vector<PlanRow> Decoder::plan(const DecoderConfig& c, const fd_device_table
   const Sizes z = sizes_of(c, max_tokens, max_seqs);
   const size_t p = static_cast<size_t>(table.total_floats) * sizeof(float);
   const size_t layers = trainable ? c.n_layer : 1;
-  const size_t block = z.C + 4 + z.E + (z.separate_qk ? (z.H + z.G) * z.D : 0) + z.H + z.G + z.H * z.D + z.H;  // beside its input and W_up's output
-  const size_t kept = z.C * layers + block * (recompute == Recompute::BLOCK ? 1 : layers) + z.U * (recompute == Recompute::NONE ? layers : 1);
+  // Of a layer, beside its input and W_up's output.
+  const size_t block = z.C + 4 + z.E + (z.separate_qk ? (z.H + z.G) * z.D : 0) + z.H + z.G + z.H * z.D + z.H;
+  const size_t kept =
+      z.C * layers + block * (recompute == Recompute::BLOCK ? 1 : layers) + z.U * (recompute == Recompute::NONE ? layers : 1);
   const size_t lora = (trainable ? 2 : 1) * adapters.widest;
   const size_t act = (kept + 3 * z.C + z.F + 4 + lora) * z.N * sizeof(float);
   const size_t pairs = static_cast<size_t>(adapters.total_floats) * sizeof(float), trained = frozen ? pairs : p;
@@ -538,7 +546,8 @@ void Decoder::add_packed(const std::string& parameter, const uint8_t* data, int6
   fd_quantized_pack_args a{view(part.data, bytes), view(in(data, rows * row_bytes), rows, row_bytes), type};
   ops_.quantized_pack(&ctx_, &a);
   settle();
-  for (Stage* stage : {&device_stage_, &host_stages_[0], &host_stages_[1]}) stage->memory = Buffer(), stage->most = 0;  // as large as the matrix
+  for (Stage* stage : {&device_stage_, &host_stages_[0], &host_stages_[1]})
+    stage->memory = Buffer(), stage->most = 0;  // as large as the matrix
   packed_rows_[weight].push_back(part);
 }
 

@@ -1,6 +1,6 @@
-// Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): the step of a weight matrix is its momentum with all singular values
-// made about 1. Every logical matrix by itself: q, k, v, gate and up are rows of their own in the parameter table, though the
-// decoder multiplies by some of them at once. Embeddings, head, biases and norms take AdamW.
+// Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): the step of a weight matrix is its momentum with all singular
+// values made about 1. Every logical matrix by itself: q, k, v, gate and up are rows of their own in the parameter table, though
+// the decoder multiplies by some of them at once. Embeddings, head, biases and norms take AdamW.
 //
 //   u = Nesterov momentum of the clipped gradient (csrc/ops.h: muon_momentum);  X = u / |u|
 //   five times:  X = a X + (b G + c G G) X,  G = X X^T        (a, b, c) = (3.4445, -4.7750, 2.0315)

@@ -1,13 +1,14 @@
 // Sequences that begin alike: the tokens they share go through the layers once.
 //
-// Completions of one prompt, or a chosen and a rejected answer, repeat hundreds of tokens. In a batch with `prefixes` a sequence leaves out the
-// first rows that an earlier one has; all that works row by row (norms, products, activations, head) sees each row once. Only attention looks
-// along a sequence: for it rows are copied out, shared ones in front of each that needs them, into sequences as ops.h knows them, in pieces of at
-// most max_tokens rows; and the derivatives of shared rows are added up, in the order of the sequences. So a row's numbers are those of the batch
-// that repeats everything, bit for bit, whatever kernel attends; its gradients are the same sums in another order.
+// Completions of one prompt, or a chosen and a rejected answer, repeat hundreds of tokens. In a batch with `prefixes` a sequence
+// leaves out the first rows that an earlier one has; all that works row by row (norms, products, activations, head) sees each row
+// once. Only attention looks along a sequence: for it rows are copied out, shared ones in front of each that needs them, into
+// sequences as ops.h knows them, in pieces of at most max_tokens rows; and the derivatives of shared rows are added up, in the
+// order of the sequences. So a row's numbers are those of the batch that repeats everything, bit for bit, whatever kernel
+// attends; its gradients are the same sums in another order.
 //
-// Memory: the copies of a piece, 4 (2 HD + 2 GD + H) bytes a row, as much again for the backward pass; taken at the first batch that shares.
-// Copying and adding are embedding_forward and embedding_backward with rows for ids: no device needs anything new.
+// Memory: the copies of a piece, 4 (2 HD + 2 GD + H) bytes a row, as much again for the backward pass; taken at the first batch
+// that shares. Copying and adding are embedding_forward and embedding_backward with rows for ids: no device needs anything new.
 #include <algorithm>
 #include <cstring>
 
@@ -27,7 +28,8 @@ fd_tensor flat(fd_tensor t) {
 
 }  // namespace
 
-// Which rows each piece copies; prefixes int32 [S, 2] = (sequence whose first rows come before this one's, how many), checked by the caller.
+// Which rows each piece copies; prefixes int32 [S, 2] = (sequence whose first rows come before this one's, how many), checked by
+// the caller.
 void Decoder::plan_shared(const BatchView& b) {
   const int32_t *prefixes = b.prefixes, *cu = b.cu_seqlens;
   pieces_.clear();
@@ -69,7 +71,8 @@ void Decoder::plan_shared(const BatchView& b) {
 // Of a piece of R rows, the copies of what attention reads and writes.
 Decoder::Copies Decoder::copies(const Piece& p) const {
   const int64_t H = config_.n_head, G = config_.n_kv_head, D = config_.head_dim, M = max_tokens_, R = p.copies;
-  float *q = shared_.floats(), *k = q + M * H * D, *v = k + M * G * D, *out = v + M * G * D, *lse = out + M * H * D, *zero = lse + M * H;
+  float *q = shared_.floats(), *k = q + M * H * D, *v = k + M * G * D, *out = v + M * G * D, *lse = out + M * H * D,
+        *zero = lse + M * H;
   float *dq = zero + H * D, *dk = dq + M * H * D, *dv = dk + M * G * D, *dout = dv + M * G * D;
   return {view(q, R, H, D), view(k, R, G, D), view(v, R, G, D), view(out, R, H, D), view(lse, R, H), view(zero, 1, H * D),
           view(dq, R, H, D), view(dk, R, G, D), view(dv, R, G, D), view(dout, R, H, D), view(p.starts, p.seqs + 1)};
@@ -119,7 +122,8 @@ void Decoder::shared_attention_backward(const Activations& a, const fd_tensor& d
     fd_tensor from = dout;  // the piece's own rows; a copy's output goes nowhere
     from.data = dattention_ + p.row * H * D, from.shape[0] = p.rows;
     zero_rows(flat(c.dout), zero), add_rows(flat(c.dout), from, p.own);
-    fd_attention_backward_args at{c.dq, c.dk, c.dv, c.dout, c.out, c.lse, c.q, c.k, c.v, c.cu_seqlens, attention_scale(D), compute_};
+    const double scale = attention_scale(D);
+    fd_attention_backward_args at{c.dq, c.dk, c.dv, c.dout, c.out, c.lse, c.q, c.k, c.v, c.cu_seqlens, scale, compute_};
     ops_.attention_backward(&ctx_, &at);
     fd_tensor to = flat(dq);
     to.data = static_cast<float*>(dq.data) + p.row * dq.stride[0], to.shape[0] = p.rows;

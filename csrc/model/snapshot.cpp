@@ -1,8 +1,9 @@
 // snapshot.cpp: parameters and moments as they are at one moment, without stopping for them.
 //
-// A checkpoint is three copies of what is trained. They are made on a stream of their own, into pinned memory, while the next forward and backward passes
-// run: these only read parameters. The optimizer would overwrite them, so its next step waits, on the device, for the copies. Whoever writes the file
-// waits for them on the host. Where there is no second memory it is a plain copy, made at once.
+// A checkpoint is three copies of what is trained. They are made on a stream of their own, into pinned memory, while the next
+// forward and backward passes run: these only read parameters. The optimizer would overwrite them, so its next step waits, on the
+// device, for the copies. Whoever writes the file waits for them on the host. Where there is no second memory it is a plain copy,
+// made at once.
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -37,9 +38,11 @@ std::shared_ptr<Snapshot> Decoder::snapshot() {
     return made;
   }
   if (copying_.stream == nullptr) copying_.stream = device_->open_stream();
-  if (!snapshot_ || snapshot_.use_count() > 1) snapshot_ = std::make_shared<Snapshot>(device_, floats, arrays);  // who has the last one keeps it
+  if (!snapshot_ || snapshot_.use_count() > 1)
+    snapshot_ = std::make_shared<Snapshot>(device_, floats, arrays);  // who has the last one keeps it
   device_->mark(&ctx_, snapshot_->mark), device_->follow(&copying_, snapshot_->mark);
-  for (int i = 0; i < arrays; ++i) device_->copy(&copying_, snapshot_->memory.floats() + i * floats, from[i], floats * sizeof(float));
+  for (int i = 0; i < arrays; ++i)
+    device_->copy(&copying_, snapshot_->memory.floats() + i * floats, from[i], floats * sizeof(float));
   device_->mark(&copying_, snapshot_->mark);
   snapshot_under_way_ = true;
   return snapshot_;

@@ -1,8 +1,8 @@
 // Looking into the decoder: what each layer passes on, and what the head would say to it.
 //
-// The forward is the decoder's own (trunk_forward), with a copy taken after each layer: the residual stream, and the queries and keys as
-// attention multiplies them. So what is shown is what was computed, bit for bit. Copies cost 4 (C + (H + G) D) bytes a token and layer; the
-// attention of a head is softmax(scale q k^T), made of them by whoever looks.
+// The forward is the decoder's own (trunk_forward), with a copy taken after each layer: the residual stream, and the queries and
+// keys as attention multiplies them. So what is shown is what was computed, bit for bit. Copies cost 4 (C + (H + G) D) bytes a
+// token and layer; the attention of a head is softmax(scale q k^T), made of them by whoever looks.
 #include <cstring>
 #include <stdexcept>
 
