@@ -1,11 +1,12 @@
 // activation.cu: gelu (tanh form) and swiglu, forward and backward.
 //
-// Forward reads 1 (2) floats and writes 1: 8 (12) bytes an element; backward reads 2 (3) and writes 1 (2): 12 (20). Gradients may overwrite what they
-// are computed from: a thread reads before it writes.
+// Forward reads 1 (2) floats and writes 1: 8 (12) bytes an element; backward reads 2 (3) and writes 1 (2): 12 (20). Gradients may
+// overwrite what they are computed from: a thread reads before it writes.
 //
 // naive: one thread per element.
-// vector: one per four, by loads and stores of 128 bits; the same formulas, the same bits and bytes. A quarter of the instructions that move them, no 64-bit division
-// for every element, and four times as much under way for each thread. Views whose rows follow each other are taken as one row.
+// vector: one per four, by loads and stores of 128 bits; the same formulas, the same bits and bytes. A quarter of the
+// instructions that move them, no 64-bit division for every element, and four times as much under way for each thread. Views
+// whose rows follow each other are taken as one row.
 #include "launch.cuh"
 #include "vector.cuh"
 
@@ -68,7 +69,8 @@ void swiglu_forward(fd_context* ctx, const void* arguments) {
 }
 void swiglu_backward(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_swiglu_backward_args*>(arguments);
-  launch_threads(ctx, "swiglu_backward", a.dout.shape[0] * a.dout.shape[1], swiglu_backward_kernel, a.dgate, a.dup, a.dout, a.gate, a.up);
+  launch_threads(ctx, "swiglu_backward", a.dout.shape[0] * a.dout.shape[1], swiglu_backward_kernel, a.dgate, a.dup, a.dout,
+                 a.gate, a.up);
 }
 
 // ---- vector ----------------------------------------------------------------------------------------------------------------
@@ -88,11 +90,14 @@ __global__ void swiglu_forward_vector_kernel(fd_tensor out, fd_tensor gate, fd_t
   store4(row(out, p.n) + p.at, map4(swiglu, load4(row(gate, p.n) + p.at, p.left), load4(row(up, p.n) + p.at, p.left)), p.left);
 }
 
-__global__ void swiglu_backward_vector_kernel(fd_tensor dgate, fd_tensor dup, fd_tensor dout, fd_tensor gate, fd_tensor up, unsigned blocks_of_row) {
+__global__ void swiglu_backward_vector_kernel(fd_tensor dgate, fd_tensor dup, fd_tensor dout, fd_tensor gate, fd_tensor up,
+                                              unsigned blocks_of_row) {
   const RowPiece p = row_piece(dout.shape[1], blocks_of_row);
-  const Four g = load4(row(gate, p.n) + p.at, p.left), u = load4(row(up, p.n) + p.at, p.left), d = load4(row(dout, p.n) + p.at, p.left);
+  const Four g = load4(row(gate, p.n) + p.at, p.left), u = load4(row(up, p.n) + p.at, p.left),
+             d = load4(row(dout, p.n) + p.at, p.left);
   const Four s = map4(sigmoid, g);
-  store4(row(dgate, p.n) + p.at, map4([](float dy, float b, float a, float t) { return dy * b * t * (1.0f + a * (1.0f - t)); }, d, u, g, s), p.left);
+  store4(row(dgate, p.n) + p.at,
+         map4([](float dy, float b, float a, float t) { return dy * b * t * (1.0f + a * (1.0f - t)); }, d, u, g, s), p.left);
   store4(row(dup, p.n) + p.at, map4([](float dy, float a, float t) { return dy * a * t; }, d, g, s), p.left);
 }
 
@@ -127,9 +132,10 @@ void swiglu_backward_vector(fd_context* ctx, const void* arguments) {
 
 }  // namespace
 
-FD_VARIANT_LIST(activation, {"gelu_forward", "naive", 0, gelu_forward, nullptr}, {"gelu_forward", "vector", 1, gelu_forward_vector, nullptr},
-                {"gelu_backward", "naive", 0, gelu_backward, nullptr}, {"gelu_backward", "vector", 1, gelu_backward_vector, nullptr},
-                {"swiglu_forward", "naive", 0, swiglu_forward, nullptr}, {"swiglu_forward", "vector", 1, swiglu_forward_vector, nullptr},
-                {"swiglu_backward", "naive", 0, swiglu_backward, nullptr}, {"swiglu_backward", "vector", 1, swiglu_backward_vector, nullptr})
+FD_VARIANT_LIST(
+    activation, {"gelu_forward", "naive", 0, gelu_forward, nullptr}, {"gelu_forward", "vector", 1, gelu_forward_vector, nullptr},
+    {"gelu_backward", "naive", 0, gelu_backward, nullptr}, {"gelu_backward", "vector", 1, gelu_backward_vector, nullptr},
+    {"swiglu_forward", "naive", 0, swiglu_forward, nullptr}, {"swiglu_forward", "vector", 1, swiglu_forward_vector, nullptr},
+    {"swiglu_backward", "naive", 0, swiglu_backward, nullptr}, {"swiglu_backward", "vector", 1, swiglu_backward_vector, nullptr})
 
 }  // namespace freedive::cuda

@@ -2,10 +2,11 @@
 //
 //   out[n,h] = sum_j softmax_j(scale q[n,h].k[j,g]) v[j,g],  g = h / (H/G),  j over the sequence's positions up to n's
 //
-// One warp per row and head. Keys come in blocks of FD_KV_BLOCK = 32, one to a lane: the lane's score is one chain over d. The 32 weights go
-// to shared memory, and the lanes turn to the dimensions of the output, which are kept in `out` between blocks. Training, prefill and
-// decode are this one function with another source of keys, so their bits are equal.
-// Every key and value is read once per query and head; attention_tiled.cu reads them once for a block of queries and heads, with the same bits.
+// One warp per row and head. Keys come in blocks of FD_KV_BLOCK = 32, one to a lane: the lane's score is one chain over d. The 32
+// weights go to shared memory, and the lanes turn to the dimensions of the output, which are kept in `out` between blocks.
+// Training, prefill and decode are this one function with another source of keys, so their bits are equal.
+// Every key and value is read once per query and head; attention_tiled.cu reads them once for a block of queries and heads, with
+// the same bits.
 #include "attention.cuh"
 #include "sequences.cuh"
 
@@ -89,7 +90,8 @@ __device__ float attend(float* out, const float* q, const Source& source, int64_
 }
 
 template <bool BF16>
-__global__ void forward_kernel(fd_tensor out, fd_tensor lse, fd_tensor q, fd_tensor k, fd_tensor v, fd_tensor cu_seqlens, float scale) {
+__global__ void forward_kernel(fd_tensor out, fd_tensor lse, fd_tensor q, fd_tensor k, fd_tensor v, fd_tensor cu_seqlens,
+                               float scale) {
   FD_SHARED(float, weights, [WARPS][WARP]);
   const int64_t H = q.shape[1], D = q.shape[2], n = global_warp() / H, h = global_warp() % H;
   if (n >= q.shape[0]) return;  // whole warps leave together
@@ -108,8 +110,9 @@ __global__ void forward_kernel(fd_tensor out, fd_tensor lse, fd_tensor q, fd_ten
 
 void forward(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_attention_forward_args*>(arguments);
-  launch_warps(ctx, "attention_forward", a.q.shape[0] * a.q.shape[1], a.compute == FD_BF16 ? forward_kernel<true> : forward_kernel<false>, a.out, a.lse,
-               a.q, a.k, a.v, a.cu_seqlens, static_cast<float>(a.scale));
+  launch_warps(ctx, "attention_forward", a.q.shape[0] * a.q.shape[1],
+               a.compute == FD_BF16 ? forward_kernel<true> : forward_kernel<false>, a.out, a.lse, a.q, a.k, a.v, a.cu_seqlens,
+               static_cast<float>(a.scale));
 }
 
 // ---- the paged cache -------------------------------------------------------------------------------------------------
@@ -177,7 +180,8 @@ __global__ void write_kernel(fd_kv_cache_write_args a, float* mixed) {
   }
   T *keys = row<T>(a.k_cache, block, g), *values = row<T>(a.v_cache, block, g);
   const int64_t key_row = a.k_cache.shape[3], value_row = a.v_cache.shape[3];
-  for (int64_t d = 0; d < (D + P - 1) / P * P; ++d) keys[d / P * key_row + slot * P + d % P] = stored<T>(d < D ? key[d] : 0.0f, key_inverse);
+  for (int64_t d = 0; d < (D + P - 1) / P * P; ++d)
+    keys[d / P * key_row + slot * P + d % P] = stored<T>(d < D ? key[d] : 0.0f, key_inverse);
   // The other half of a word just begun is 0, unless the next position comes in this call too: it is another thread's then.
   const bool lone = P == 2 && slot % 2 == 0 && n + 1 == end;
   for (int64_t d = 0; d < D; ++d) {
@@ -195,7 +199,9 @@ size_t write_workspace(const void* arguments, int32_t) {
 void write(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_kv_cache_write_args*>(arguments);
   const int64_t work = a.k.shape[0] * a.k.shape[1];
-  auto* kernel = a.k_cache.dtype == FD_F32 ? write_kernel<float> : a.k_cache.dtype == FD_BF16 ? write_kernel<__nv_bfloat16> : write_kernel<int8_t>;
+  auto* kernel = a.k_cache.dtype == FD_F32    ? write_kernel<float>
+                 : a.k_cache.dtype == FD_BF16 ? write_kernel<__nv_bfloat16>
+                                              : write_kernel<int8_t>;
   launch_threads(ctx, "kv_cache_write", work, kernel, a, scratch(ctx));
 }
 
@@ -211,7 +217,8 @@ __global__ void cached_kernel(fd_attention_cached_args a, const float* mixed_q) 
     return;
   }
   const int64_t position = flat<int32_t>(a.past_lens)[s] + n - flat<int32_t>(a.cu_seqlens)[s];
-  const Cached<T> source{a.k_cache, a.v_cache, a.k_scale, a.v_scale, row<int32_t>(a.block_table, s), h / (H / a.k_cache.shape[1])};
+  const Cached<T> source{
+      a.k_cache, a.v_cache, a.k_scale, a.v_scale, row<int32_t>(a.block_table, s), h / (H / a.k_cache.shape[1])};
   const float* q = mixed_q != nullptr ? mixed_q + (n * H + h) * D : row(a.q, n, h);
   const float scale = static_cast<float>(mixed_q != nullptr ? a.scale / static_cast<double>(D & -D) : a.scale);  // H H = B
   attend<BF16>(to, q, source, position + 1, D, scale, weights[warp_of_block()]);
@@ -239,7 +246,8 @@ size_t cached_workspace(const void* arguments, int32_t) {
 
 template <class T>
 void launch_cached(fd_context* ctx, const fd_attention_cached_args& a, const float* mixed_q) {
-  launch_warps(ctx, "attention_cached", a.q.shape[0] * a.q.shape[1], a.compute == FD_BF16 ? cached_kernel<T, true> : cached_kernel<T, false>, a, mixed_q);
+  launch_warps(ctx, "attention_cached", a.q.shape[0] * a.q.shape[1],
+               a.compute == FD_BF16 ? cached_kernel<T, true> : cached_kernel<T, false>, a, mixed_q);
 }
 
 void cached(fd_context* ctx, const void* arguments) {
@@ -264,8 +272,9 @@ void cached_tiled(fd_context* ctx, const void* arguments) {
 
 }  // namespace
 
-FD_VARIANT_LIST(attention, {"attention_forward", "naive", 0, forward, nullptr}, {"attention_forward", "tiled", 1, forward_tiled, nullptr},
-                {"kv_cache_write", "naive", 0, write, write_workspace}, {"attention_cached", "naive", 0, cached, cached_workspace},
+FD_VARIANT_LIST(attention, {"attention_forward", "naive", 0, forward, nullptr},
+                {"attention_forward", "tiled", 1, forward_tiled, nullptr}, {"kv_cache_write", "naive", 0, write, write_workspace},
+                {"attention_cached", "naive", 0, cached, cached_workspace},
                 {"attention_cached", "tiled", 1, cached_tiled, cached_workspace})
 
 }  // namespace freedive::cuda

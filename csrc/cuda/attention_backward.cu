@@ -1,10 +1,12 @@
-// attention_backward.cu: with P the probabilities of the forward pass, P_ij = exp(scale q_i.k_j - lse_i), and delta_i = sum_d dout_i out_i,
+// attention_backward.cu: with P the probabilities of the forward pass, P_ij = exp(scale q_i.k_j - lse_i), and
+// delta_i = sum_d dout_i out_i,
 //
-//   dS_ij = P_ij (dout_i.v_j - delta_i),   dq_i = scale sum_j dS_ij k_j,   dk_j = scale sum_i dS_ij q_i,   dv_j = sum_i P_ij dout_i
+//   dS_ij = P_ij (dout_i.v_j - delta_i)
+//   dq_i = scale sum_j dS_ij k_j,   dk_j = scale sum_i dS_ij q_i,   dv_j = sum_i P_ij dout_i
 //
-// Two kernels and no atomics: a warp per query and head walks the keys and makes dq; a warp per key and group walks the queries of all
-// its heads and makes dk and dv. P is computed in both: twice the products, for a fixed order of every sum. Blocks of 32 as in the
-// forward pass: a lane to a key (a query), the two weights through shared memory, then a lane to a dimension.
+// Two kernels and no atomics: a warp per query and head walks the keys and makes dq; a warp per key and group walks the queries
+// of all its heads and makes dk and dv. P is computed in both: twice the products, for a fixed order of every sum. Blocks of 32
+// as in the forward pass: a lane to a key (a query), the two weights through shared memory, then a lane to a dimension.
 #include "launch.cuh"
 #include "sequences.cuh"
 
@@ -31,7 +33,8 @@ __global__ void delta_kernel(float* delta, fd_tensor dout, fd_tensor out) {
 
 // P and dS of query n and key j of head h, group g.
 template <bool BF16>
-__device__ void weights_of(const fd_attention_backward_args& a, const float* delta, int64_t n, int64_t h, int64_t j, int64_t g, float* p, float* ds) {
+__device__ void weights_of(const fd_attention_backward_args& a, const float* delta, int64_t n, int64_t h, int64_t j, int64_t g,
+                           float* p, float* ds) {
   const int64_t D = a.q.shape[2];
   const float score = dot<BF16>(row(a.q, n, h), row(a.k, j, g), D) * static_cast<float>(a.scale);
   *p = expf(score - row(a.lse, n)[h]);
@@ -107,7 +110,8 @@ void backward(fd_context* ctx, const void* arguments) {
   const char* op = "attention_backward";
   launch_threads(ctx, op, rows, a.compute == FD_BF16 ? delta_kernel<true> : delta_kernel<false>, scratch(ctx), a.dout, a.out);
   launch_warps(ctx, op, rows, a.compute == FD_BF16 ? query_kernel<true> : query_kernel<false>, a, scratch(ctx));
-  launch_warps(ctx, op, a.k.shape[0] * a.k.shape[1], a.compute == FD_BF16 ? key_kernel<true> : key_kernel<false>, a, scratch(ctx));
+  launch_warps(ctx, op, a.k.shape[0] * a.k.shape[1], a.compute == FD_BF16 ? key_kernel<true> : key_kernel<false>, a,
+               scratch(ctx));
 }
 
 }  // namespace

@@ -1,16 +1,21 @@
-// attention_tiled.cu: the attention of attention.cu, from rows and from the paged cache, by blocks that share what they read: the same bits.
+// attention_tiled.cu: the attention of attention.cu, from rows and from the paged cache, by blocks that share what they read: the
+// same bits.
 //
-// A block takes up to 8 queries of one key-value group: the heads of the group and, where a batch has more rows than sequences, neighbouring rows. Keys and values come
-// in tiles of 128 (heads of up to 64) or 64 (up to 128) positions, by loads of 128 bits, and wait in shared memory for all of them:
-//   1. keys to shared memory        2. scores: a thread to a key and 2 or 4 queries, one chain over d       3. values to the same shared memory, while
-//   a warp to a query takes its softmax on, 32 keys at a time       4. the output: a thread to a dimension and 2 or 4 queries, one chain over the keys
-// The order of every sum is attention.cu's (blocks of FD_KV_BLOCK keys from the start of the sequence), whoever sits in the block: sampler and trainer stay
-// bit-equal, and a sequence is not cut among blocks, for that would be another order.
+// A block takes up to 8 queries of one key-value group: the heads of the group and, where a batch has more rows than sequences,
+// neighbouring rows. Keys and values come in tiles of 128 (heads of up to 64) or 64 (up to 128) positions, by loads of 128 bits,
+// and wait in shared memory for all of them:
+//   1. keys to shared memory
+//   2. scores: a thread to a key and 2 or 4 queries, one chain over d
+//   3. values to the same shared memory, while a warp to a query takes its softmax on, 32 keys at a time
+//   4. the output: a thread to a dimension and 2 or 4 queries, one chain over the keys
+// The order of every sum is attention.cu's (blocks of FD_KV_BLOCK keys from the start of the sequence), whoever sits in the
+// block: sampler and trainer stay bit-equal, and a sequence is not cut among blocks, for that would be another order.
 //
-// Bytes: a query and head of naive reads its keys and values from memory or cache each for itself, number by number, 8 D bytes a key in float32. Here they are read once
-// for the H / G heads of a group in decoding, and once for 8 queries and heads in training and prefill, in a quarter of the loads (an eighth of bfloat16's, a
-// sixteenth of int8's, which naive loads one by one); and 256 threads have a tile of 32 KB under way where a warp has 32 numbers. int8 mixes q and the output in shared memory,
-// where naive has two more kernels of one thread a row.
+// Bytes: a query and head of naive reads its keys and values from memory or cache each for itself, number by number, 8 D bytes a
+// key in float32. Here they are read once for the H / G heads of a group in decoding, and once for 8 queries and heads in
+// training and prefill, in a quarter of the loads (an eighth of bfloat16's, a sixteenth of int8's, which naive loads one by one);
+// and 256 threads have a tile of 32 KB under way where a warp has 32 numbers. int8 mixes q and the output in shared memory, where
+// naive has two more kernels of one thread a row.
 #include "attention.cuh"
 #include "sequences.cuh"
 #include "vector.cuh"
@@ -32,7 +37,9 @@ struct Arguments {
 };
 #ifdef FREEDIVE_CUDA_EMULATION
 void visit_pointers(const Arguments& a, int argument) {
-  for (const fd_tensor* t : {&a.out, &a.lse, &a.q, &a.k, &a.v, &a.k_scale, &a.v_scale, &a.cu_seqlens, &a.past_lens, &a.block_table}) ::visit_pointers(*t, argument);
+  for (const fd_tensor* t :
+       {&a.out, &a.lse, &a.q, &a.k, &a.v, &a.k_scale, &a.v_scale, &a.cu_seqlens, &a.past_lens, &a.block_table})
+    ::visit_pointers(*t, argument);
 }
 #endif
 
@@ -94,14 +101,16 @@ struct Source {
 #pragma unroll
         for (int c = 0; c < 4; ++c)
 #pragma unroll
-          for (int p = 0; p < P; ++p) tile[(w * P + p) * KEY_STRIDE + b * BLOCK + slot + c] = operand<BF16>(number_of<KIND>(x.at[c], p));
+          for (int p = 0; p < P; ++p)
+            tile[(w * P + p) * KEY_STRIDE + b * BLOCK + slot + c] = operand<BF16>(number_of<KIND>(x.at[c], p));
       }
     }
   }
 
   // tile[j][d] of the values
   __device__ void values(float* tile, int64_t first, int64_t end) const {
-    const int here = end - first < KEYS ? static_cast<int>(end - first) : KEYS, fours = static_cast<int>((D + VECTOR - 1) / VECTOR);
+    const int here = end - first < KEYS ? static_cast<int>(end - first) : KEYS,
+              fours = static_cast<int>((D + VECTOR - 1) / VECTOR);
     if constexpr (KIND == ROWS) {
       for (int i = static_cast<int>(threadIdx.x); i < here * fours; i += THREADS) {
         const int j = i / fours, d = (i - j * fours) * VECTOR;
@@ -124,7 +133,8 @@ struct Source {
   }
 };
 
-// x = H x on each block of B numbers of every pair, B the largest power of two in D: butterflies of distance 1, 2, .. B/2. Ends behind a barrier.
+// x = H x on each block of B numbers of every pair, B the largest power of two in D: butterflies of distance 1, 2, .. B/2. Ends
+// behind a barrier.
 __device__ void mix(float (*x)[PAIRS], int D) {
   const int B = D & -D;
   __syncthreads();
@@ -148,7 +158,8 @@ __global__ void attention_tiled_kernel(Arguments a) {
   FD_SHARED(float, fades, [PAIRS][KEYS / BLOCK]);
   FD_SHARED(float, sums, [PAIRS]);
   const int me = static_cast<int>(threadIdx.x), warp = warp_of_block(), lane = lane_id(), D = static_cast<int>(a.q.shape[2]);
-  const auto G = static_cast<unsigned>(a.k.shape[1]), group = static_cast<unsigned>(a.q.shape[1]) / G, slices = (group + a.heads - 1) / a.heads;
+  const auto G = static_cast<unsigned>(a.k.shape[1]), group = static_cast<unsigned>(a.q.shape[1]) / G,
+             slices = (group + a.heads - 1) / a.heads;
   const unsigned slice = blockIdx.x % slices, g = blockIdx.x / slices % G;
   const int64_t N = a.q.shape[0], last = static_cast<int64_t>(blockIdx.x / slices / G + 1) * a.rows, end = last < N ? last : N;
   const int heads = static_cast<int>(group - slice * a.heads < a.heads ? group - slice * a.heads : a.heads);
@@ -157,7 +168,8 @@ __global__ void attention_tiled_kernel(Arguments a) {
   for (int64_t n = last - a.rows, next = 0; n < end; n = next) {
     const int64_t s = sequence_of(a.cu_seqlens, n);
     if (s < 0) {  // nor has any row behind it one
-      for (int64_t i = me; i < (end - n) * heads * D; i += THREADS) row(a.out, n + i / (heads * D), h0 + i / D % heads)[i % D] = 0.0f;
+      for (int64_t i = me; i < (end - n) * heads * D; i += THREADS)
+        row(a.out, n + i / (heads * D), h0 + i / D % heads)[i % D] = 0.0f;
       if (KIND == ROWS)
         for (int64_t i = me; i < (end - n) * heads; i += THREADS) row(a.lse, n + i / heads)[h0 + i % heads] = 0.0f;
       return;
@@ -167,7 +179,8 @@ __global__ void attention_tiled_kernel(Arguments a) {
     const int pairs = static_cast<int>(next - n) * heads;  // pair p: row n + p / heads, head h0 + p % heads
     const int64_t seen = n - begin + 1 + (KIND == ROWS ? 0 : flat<int32_t>(a.past_lens)[s]);  // keys of the first row
     const int64_t most = seen + (next - n - 1);
-    const Source<KIND, BF16, D_MAX, KEYS> source{a.k, a.v, a.k_scale, a.v_scale, KIND == ROWS ? nullptr : row<int32_t>(a.block_table, s), begin, g, D};
+    const Source<KIND, BF16, D_MAX, KEYS> source{
+        a.k, a.v, a.k_scale, a.v_scale, KIND == ROWS ? nullptr : row<int32_t>(a.block_table, s), begin, g, D};
 
     for (int i = me; i < D_MAX * PAIRS; i += THREADS) {
       const int p = i / D_MAX, d = i % D_MAX;
@@ -184,7 +197,8 @@ __global__ void attention_tiled_kernel(Arguments a) {
     float out[PER_DIMENSION] = {};
     int64_t out_keys[PER_DIMENSION];
 #pragma unroll
-    for (int j = 0; j < PER_DIMENSION; ++j) out_keys[j] = my_d < D && first_pair + j < pairs ? seen + (first_pair + j) / heads : 0;
+    for (int j = 0; j < PER_DIMENSION; ++j)
+      out_keys[j] = my_d < D && first_pair + j < pairs ? seen + (first_pair + j) / heads : 0;
 
     for (int64_t first = 0; first < most; first += KEYS) {
       source.keys(tile, first, most);
@@ -209,7 +223,8 @@ __global__ void attention_tiled_kernel(Arguments a) {
         if (begins >= warp_keys) break;  // whole warps
         const int here = warp_keys - begins < BLOCK ? static_cast<int>(warp_keys - begins) : BLOCK;
         float* mine = weights[warp] + b * BLOCK;
-        const float score = lane < here ? mine[lane] : -INFINITY, new_top = fmaxf(top, warp_max(score)), weight = expf(score - new_top);
+        const float score = lane < here ? mine[lane] : -INFINITY, new_top = fmaxf(top, warp_max(score)),
+                    weight = expf(score - new_top);
         mine[lane] = weight;
         __syncwarp();
         float block_sum = 0.0f;
@@ -258,7 +273,8 @@ __global__ void attention_tiled_kernel(Arguments a) {
     }
     if (KIND == CACHE_I8) {
       mix(q, D);
-      for (int i = me; i < pairs * D; i += THREADS) row(a.out, n + i / D / heads, h0 + i / D % heads)[i % D] = q[i % D][i / D] / static_cast<float>(D & -D);
+      for (int i = me; i < pairs * D; i += THREADS)
+        row(a.out, n + i / D / heads, h0 + i / D % heads)[i % D] = q[i % D][i / D] / static_cast<float>(D & -D);
     }
     __syncthreads();  // before the next sequence's q and sums
   }
@@ -270,7 +286,8 @@ void launch_tiled(fd_context* ctx, const char* op, Arguments a, bool one_row) {
   a.heads = static_cast<unsigned>(group < PAIRS ? group : PAIRS);
   a.rows = one_row ? 1 : PAIRS / a.heads;
   const int64_t blocks = blocks_for(a.q.shape[0], a.rows) * a.k.shape[1] * blocks_for(group, a.heads);
-  launch(ctx, op, blocks, THREADS, a.q.shape[2] <= 64 ? attention_tiled_kernel<KIND, BF16, 64> : attention_tiled_kernel<KIND, BF16, 128>, a);
+  launch(ctx, op, blocks, THREADS,
+         a.q.shape[2] <= 64 ? attention_tiled_kernel<KIND, BF16, 64> : attention_tiled_kernel<KIND, BF16, 128>, a);
 }
 
 template <int KIND>
@@ -281,7 +298,8 @@ void launch_tiled(fd_context* ctx, const char* op, const Arguments& a, bool one_
 }  // namespace
 
 void attention_forward_tiled(fd_context* ctx, const fd_attention_forward_args& a) {
-  const Arguments all{a.out, a.lse, a.q, a.k, a.v, absent(), absent(), a.cu_seqlens, absent(), absent(), static_cast<float>(a.scale), 0, 0};
+  const Arguments all{
+      a.out, a.lse, a.q, a.k, a.v, absent(), absent(), a.cu_seqlens, absent(), absent(), static_cast<float>(a.scale), 0, 0};
   launch_tiled<ROWS>(ctx, "attention_forward", all, false, a.compute);
 }
 
@@ -290,7 +308,8 @@ void attention_cached_tiled(fd_context* ctx, const fd_attention_cached_args& a) 
   const bool decoding = a.q.shape[0] <= a.past_lens.shape[0], int8 = a.k_cache.dtype != FD_F32 && a.k_cache.dtype != FD_BF16;
   const int64_t D = a.q.shape[2];
   const auto scale = static_cast<float>(int8 ? a.scale / static_cast<double>(D & -D) : a.scale);  // H H = B
-  const Arguments all{a.out, absent(), a.q, a.k_cache, a.v_cache, a.k_scale, a.v_scale, a.cu_seqlens, a.past_lens, a.block_table, scale, 0, 0};
+  const Arguments all{a.out,        absent(),    a.q,           a.k_cache, a.v_cache, a.k_scale, a.v_scale,
+                      a.cu_seqlens, a.past_lens, a.block_table, scale,     0,         0};
   const char* op = "attention_cached";
   if (int8)
     launch_tiled<CACHE_I8>(ctx, op, all, decoding, a.compute);

@@ -1,4 +1,5 @@
-// describe.h: the arguments of a launch in words, for errors: "x [5,7] weight [3,7] (C = 7)". Runs when something has gone wrong, never else.
+// describe.h: the arguments of a launch in words, for errors: "x [5,7] weight [3,7] (C = 7)". Runs when something has gone wrong,
+// never else.
 #pragma once
 #include <string>
 
@@ -9,7 +10,8 @@ namespace freedive::cuda {
 // The families' own structs: of a product its sizes, of a head the vocabulary. Scalars and pointers say nothing.
 template <class T>
 auto describe_sizes(std::string& out, const T& p, int) -> decltype(p.rows + p.columns + p.depth, void()) {
-  out += " [" + std::to_string(p.rows) + "," + std::to_string(p.depth) + "] x [" + std::to_string(p.depth) + "," + std::to_string(p.columns) + "]";
+  out += " [" + std::to_string(p.rows) + "," + std::to_string(p.depth) + "] x [" + std::to_string(p.depth) + "," +
+         std::to_string(p.columns) + "]";
 }
 template <class T>
 auto describe_sizes(std::string& out, const T& p, int) -> decltype(p.V + p.temperature.ndim, void()) {
@@ -42,8 +44,10 @@ inline void describe_tensors(std::string& out, const char* schema, const fd_tens
   }
 }
 
-#define FD_DESCRIBE(op, schema) \
-  inline void describe(std::string& out, const fd_##op##_args& a) { describe_tensors(out, schema, reinterpret_cast<const fd_tensor*>(&a)); }
+#define FD_DESCRIBE(op, schema)                                            \
+  inline void describe(std::string& out, const fd_##op##_args& a) {        \
+    describe_tensors(out, schema, reinterpret_cast<const fd_tensor*>(&a)); \
+  }
 FD_OPS(FD_DESCRIBE)
 #undef FD_DESCRIBE
 

@@ -1,5 +1,5 @@
-// device.cu: the CUDA device: its table of ops, its memory, and the one symbol of the plugin. The package opens the plugin on first use
-// (csrc/core/plugin.h), so that nothing of CUDA is needed to import it.
+// device.cu: the CUDA device: its table of ops, its memory, and the one symbol of the plugin. The package opens the plugin on
+// first use (csrc/core/plugin.h), so that nothing of CUDA is needed to import it.
 #include "device.h"
 
 #include <cstdlib>
@@ -21,8 +21,8 @@ constexpr int LAUNCHED = 64;
 const char* launched[LAUNCHED];  // ops since a stream was last waited for, each once
 int n_launched = 0;
 
-// Memory that kernels and the host both see: parameters, gradients and moments, which Python reads and writes as arrays. The host may touch it after
-// synchronize() only.
+// Memory that kernels and the host both see: parameters, gradients and moments, which Python reads and writes as arrays. The host
+// may touch it after synchronize() only.
 void* allocate(size_t bytes) {
   void* memory = nullptr;
   if (cudaMallocManaged(&memory, bytes, cudaMemAttachGlobal) != cudaSuccess) {
@@ -90,10 +90,15 @@ void* open_mark() {
   return event;
 }
 void close_mark(void* mark) { cudaEventDestroy(static_cast<cudaEvent_t>(mark)); }
-void mark(fd_context* ctx, void* mark) { check(cudaEventRecord(static_cast<cudaEvent_t>(mark), stream_of(ctx)), "recording an event"); }
-void follow(fd_context* ctx, void* mark) { check(cudaStreamWaitEvent(stream_of(ctx), static_cast<cudaEvent_t>(mark), 0), "waiting for an event"); }
+void mark(fd_context* ctx, void* mark) {
+  check(cudaEventRecord(static_cast<cudaEvent_t>(mark), stream_of(ctx)), "recording an event");
+}
+void follow(fd_context* ctx, void* mark) {
+  check(cudaStreamWaitEvent(stream_of(ctx), static_cast<cudaEvent_t>(mark), 0), "waiting for an event");
+}
 
-// What a wait found. Kernels run later than they are launched: of an error that shows here all that is known is which were under way.
+// What a wait found. Kernels run later than they are launched: of an error that shows here all that is known is which were under
+// way.
 const char* told(cudaError_t e) {
   std::lock_guard<std::mutex> lock(error_in_use);
   if (e != cudaSuccess && first_error.empty()) {

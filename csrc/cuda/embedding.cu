@@ -2,12 +2,13 @@
 //
 // Forward reads C floats (2C with wpe) and an id, writes C floats per token. Backward reads C and adds to C (2C) per token.
 //
-// naive: forward a thread per element; backward a thread per column, which takes N steps of reading, adding and writing back: only C threads, each of which waits
-// for memory twice a token.
+// naive: forward a thread per element; backward a thread per column, which takes N steps of reading, adding and writing back:
+// only C threads, each of which waits for memory twice a token.
 // vector, forward: a thread to four columns, loads and stores of 128 bits; the same bits and bytes.
-// sorted, backward: ids are sorted with their places (sort.cuh: about 70 bytes a token), then blocks walk through the places of one id each, in order, with the sum in
-// registers: the same chain and bits as naive. Reads C floats a token, and reads and writes C for every different id, where naive moves 3 C for each token;
-// and as many blocks as there are ids. What stays serial is the commonest id: its rows are added one after another, loads running eight ahead.
+// sorted, backward: ids are sorted with their places (sort.cuh: about 70 bytes a token), then blocks walk through the places of
+// one id each, in order, with the sum in registers: the same chain and bits as naive. Reads C floats a token, and reads and
+// writes C for every different id, where naive moves 3 C for each token; and as many blocks as there are ids. What stays serial
+// is the commonest id: its rows are added one after another, loads running eight ahead.
 #include "launch.cuh"
 #include "sort.cuh"
 #include "vector.cuh"
@@ -27,7 +28,8 @@ __global__ void forward_kernel(fd_tensor out, fd_tensor tokens, fd_tensor positi
 
 void forward(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_embedding_forward_args*>(arguments);
-  launch_threads(ctx, "embedding_forward", a.out.shape[0] * a.out.shape[1], forward_kernel, a.out, a.tokens, a.positions, a.wte, a.wpe);
+  launch_threads(ctx, "embedding_forward", a.out.shape[0] * a.out.shape[1], forward_kernel, a.out, a.tokens, a.positions, a.wte,
+                 a.wpe);
 }
 
 // One thread per column walks through the tokens: rows that several tokens share are added to in the tokens' order, and no two
@@ -46,7 +48,8 @@ void backward(fd_context* ctx, const void* arguments) {
 }
 
 // ---- vector ----------------------------------------------------------------------------------------------------------------
-__global__ void forward_vector_kernel(fd_tensor out, fd_tensor tokens, fd_tensor positions, fd_tensor wte, fd_tensor wpe, unsigned blocks_of_row) {
+__global__ void forward_vector_kernel(fd_tensor out, fd_tensor tokens, fd_tensor positions, fd_tensor wte, fd_tensor wpe,
+                                      unsigned blocks_of_row) {
   const RowPiece p = row_piece(out.shape[1], blocks_of_row);
   Four x = load4(row(wte, flat<int32_t>(tokens)[p.n]) + p.at, p.left);
   if (wpe.data != nullptr)
@@ -58,7 +61,8 @@ void forward_vector(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_embedding_forward_args*>(arguments);
   if (a.out.shape[1] == 0) return;
   const RowLaunch by(a.out.shape[1]);
-  launch(ctx, "embedding_forward", a.out.shape[0] * by.blocks, by.threads, forward_vector_kernel, a.out, a.tokens, a.positions, a.wte, a.wpe, by.blocks);
+  launch(ctx, "embedding_forward", a.out.shape[0] * by.blocks, by.threads, forward_vector_kernel, a.out, a.tokens, a.positions,
+         a.wte, a.wpe, by.blocks);
 }
 
 // Blocks that begin where an id begins in the sorted list add its rows; the others have nothing to do.
@@ -86,7 +90,8 @@ __global__ void segment_kernel(fd_tensor dtable, fd_tensor dout, const Sortable*
 }
 
 void add_rows(fd_context* ctx, const fd_tensor& dtable, const fd_tensor& dout, const fd_tensor& ids) {
-  const Sortable* sorted = sort_ids(ctx, "embedding_backward", static_cast<const int32_t*>(ids.data), dout.shape[0], dtable.shape[0], ctx->workspace);
+  const Sortable* sorted =
+      sort_ids(ctx, "embedding_backward", static_cast<const int32_t*>(ids.data), dout.shape[0], dtable.shape[0], ctx->workspace);
   const RowLaunch by(dout.shape[1]);
   launch(ctx, "embedding_backward", dout.shape[0] * by.blocks, by.threads, segment_kernel, dtable, dout, sorted, by.blocks);
 }
@@ -105,7 +110,9 @@ void backward_sorted(fd_context* ctx, const void* arguments) {
 
 }  // namespace
 
-FD_VARIANT_LIST(embedding, {"embedding_forward", "naive", 0, forward, nullptr}, {"embedding_forward", "vector", 1, forward_vector, nullptr},
-                {"embedding_backward", "naive", 0, backward, nullptr}, {"embedding_backward", "sorted", 1, backward_sorted, sorted_workspace})
+FD_VARIANT_LIST(embedding, {"embedding_forward", "naive", 0, forward, nullptr},
+                {"embedding_forward", "vector", 1, forward_vector, nullptr},
+                {"embedding_backward", "naive", 0, backward, nullptr},
+                {"embedding_backward", "sorted", 1, backward_sorted, sorted_workspace})
 
 }  // namespace freedive::cuda

@@ -1,14 +1,17 @@
 // head.cu: the language-model head. z = weight x / T over the ids the mask allows:
 //
 //   lse = log sum exp z,  logprobs = z[target] - lse,  entropy = lse - sum p z
-//   dz_j = sum_k dlogprobs_k (1[j = target_k] - p_j) - dentropy p_j (log p_j + entropy) + dlse p_j,   dx = weight^T dz / T,   dweight += dz x^T / T
+//   dz_j = sum_k dlogprobs_k (1[j = target_k] - p_j) - dentropy p_j (log p_j + entropy) + dlse p_j
+//   dx = weight^T dz / T,   dweight += dz x^T / T
 //
-// In chunks of HEAD_ROWS tokens (head.cuh). Rows whose first target is -1 are skipped: their outputs are 0, and so are their derivatives.
-// Per chunk it reads the weight once forward and twice backward (logits are computed again), whatever the batch.
+// In chunks of HEAD_ROWS tokens (head.cuh). Rows whose first target is -1 are skipped: their outputs are 0, and so are their
+// derivatives. Per chunk it reads the weight once forward and twice backward (logits are computed again), whatever the batch.
 //
-// naive: statistics in two passes over a row of logits, for the maximum and for the sums; derivatives a thread per logit, with a 64-bit division each: 16 bytes a logit.
-// vector: statistics in one pass (head.cuh), derivatives four logits a thread, both by 128 bits where rows begin on 16 bytes (V a multiple of 4): 12 bytes a logit, half
-// of what the statistics read. Derivatives have naive's formula, and its bits for the same lse and entropy.
+// naive: statistics in two passes over a row of logits, for the maximum and for the sums; derivatives a thread per logit, with a
+// 64-bit division each: 16 bytes a logit.
+// vector: statistics in one pass (head.cuh), derivatives four logits a thread, both by 128 bits where rows begin on 16 bytes (V a
+// multiple of 4): 12 bytes a logit, half of what the statistics read. Derivatives have naive's formula, and its bits for the same
+// lse and entropy.
 #include "head.cuh"
 
 namespace freedive::cuda {
@@ -84,17 +87,20 @@ __global__ void head_derivative_vector_kernel(HeadArguments a, float* logits, in
 
 }  // namespace
 
-void head_stats(fd_context* ctx, const char* op, const HeadArguments& a, const float* logits, int64_t begin, int64_t rows, bool naive) {
+void head_stats(fd_context* ctx, const char* op, const HeadArguments& a, const float* logits, int64_t begin, int64_t rows,
+                bool naive) {
   launch(ctx, op, rows, THREADS, naive ? head_stats_kernel<true> : head_stats_kernel<false>, a, logits, begin);
 }
 
-void head_derivatives(fd_context* ctx, const char* op, const HeadArguments& a, float* logits, int64_t begin, int64_t rows, bool naive) {
+void head_derivatives(fd_context* ctx, const char* op, const HeadArguments& a, float* logits, int64_t begin, int64_t rows,
+                      bool naive) {
   if (naive) return launch_threads(ctx, op, rows * a.V, head_derivative_kernel, a, logits, begin, rows);
   const RowLaunch by(a.V);
   launch(ctx, op, rows * by.blocks, by.threads, head_derivative_vector_kernel, a, logits, begin, by.blocks);
 }
 
-void float_logits(fd_context* ctx, const char* op, const fd_tensor& x, const fd_tensor& weight, int64_t compute, float* z, int64_t begin, int64_t rows) {
+void float_logits(fd_context* ctx, const char* op, const fd_tensor& x, const fd_tensor& weight, int64_t compute, float* z,
+                  int64_t begin, int64_t rows) {
   const int64_t V = weight.shape[0];
   Operand chunk = by_rows(x);
   chunk.data += begin * chunk.row;
@@ -114,9 +120,12 @@ void chunk_gradients(fd_context* ctx, const char* op, const Weight& w, float* z,
   Operand x = by_columns(w.x);
   x.data += begin * w.x.stride[0];
   float* dx = static_cast<float*>(w.dx.data) + begin * w.dx.stride[0];
-  multiply(ctx, op, {{z, V, 1}, by_columns(w.weight), dx, w.dx.stride[0], rows, C, V, false, nullptr, nullptr, 0}, w.compute, true);
+  multiply(ctx, op, {{z, V, 1}, by_columns(w.weight), dx, w.dx.stride[0], rows, C, V, false, nullptr, nullptr, 0}, w.compute,
+           true);
   if (w.dweight.data != nullptr)
-    multiply(ctx, op, {{z, 1, V}, x, static_cast<float*>(w.dweight.data), w.dweight.stride[0], V, C, rows, true, nullptr, nullptr, 0}, w.compute, true);
+    multiply(ctx, op,
+             {{z, 1, V}, x, static_cast<float*>(w.dweight.data), w.dweight.stride[0], V, C, rows, true, nullptr, nullptr, 0},
+             w.compute, true);
 }
 
 void run(fd_context* ctx, const char* op, const HeadArguments& a, const Weight& w, bool forward, bool backward, bool naive) {
@@ -135,21 +144,24 @@ size_t workspace(const void* arguments, int32_t) {
 template <bool NAIVE>
 void head_forward(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_head_forward_args*>(arguments);
-  const HeadArguments h{a.logprobs, a.entropy, a.lse, a.targets, a.temperature, a.vocab_mask, absent(), absent(), absent(), a.weight.shape[0]};
+  const HeadArguments h{a.logprobs,   a.entropy, a.lse,    a.targets, a.temperature,
+                        a.vocab_mask, absent(),  absent(), absent(),  a.weight.shape[0]};
   run(ctx, "head_forward", h, {a.x, a.weight, absent(), absent(), a.compute}, true, false, NAIVE);
 }
 
 template <bool NAIVE>
 void head_backward(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_head_backward_args*>(arguments);
-  const HeadArguments h{absent(), a.entropy, a.lse, a.targets, a.temperature, a.vocab_mask, a.dlogprobs, a.dentropy, a.dlse, a.weight.shape[0]};
+  const HeadArguments h{absent(),     a.entropy,   a.lse,      a.targets, a.temperature,
+                        a.vocab_mask, a.dlogprobs, a.dentropy, a.dlse,    a.weight.shape[0]};
   run(ctx, "head_backward", h, {a.x, a.weight, a.dx, a.dweight, a.compute}, false, true, NAIVE);
 }
 
 template <bool NAIVE>
 void head_forward_backward(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_head_forward_backward_args*>(arguments);
-  const HeadArguments h{a.logprobs, a.entropy, a.lse, a.targets, a.temperature, a.vocab_mask, a.dlogprobs, absent(), absent(), a.weight.shape[0]};
+  const HeadArguments h{a.logprobs,   a.entropy,   a.lse,    a.targets, a.temperature,
+                        a.vocab_mask, a.dlogprobs, absent(), absent(),  a.weight.shape[0]};
   run(ctx, "head_forward_backward", h, {a.x, a.weight, a.dx, a.dweight, a.compute}, true, true, NAIVE);
 }
 

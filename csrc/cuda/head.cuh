@@ -1,7 +1,7 @@
 // head.cuh: what the heads of float32 and of packed weights share: chunks of logits, and the statistics of a row of them.
 //
-// Logits [N, V] never exist: the workspace holds those of HEAD_ROWS tokens, and the host walks through the chunks, whose number follows from
-// the batch's size. How a chunk is made is all in which the two heads differ.
+// Logits [N, V] never exist: the workspace holds those of HEAD_ROWS tokens, and the host walks through the chunks, whose number
+// follows from the batch's size. How a chunk is made is all in which the two heads differ.
 #pragma once
 #include "matmul.cuh"
 #include "vector.cuh"
@@ -20,7 +20,8 @@ struct HeadArguments {
 };
 #ifdef FREEDIVE_CUDA_EMULATION
 inline void visit_pointers(const HeadArguments& a, int argument) {
-  for (const fd_tensor* t : {&a.logprobs, &a.entropy, &a.lse, &a.targets, &a.temperature, &a.vocab_mask, &a.dlogprobs, &a.dentropy, &a.dlse})
+  for (const fd_tensor* t :
+       {&a.logprobs, &a.entropy, &a.lse, &a.targets, &a.temperature, &a.vocab_mask, &a.dlogprobs, &a.dentropy, &a.dlse})
     ::visit_pointers(*t, argument);
 }
 #endif
@@ -29,7 +30,9 @@ struct RowStats {
   float top;
   double log_sum, entropy;  // log sum exp(z - top)
   __device__ float lse() const { return static_cast<float>(static_cast<double>(top) + log_sum); }
-  __device__ float logprob(float z) const { return static_cast<float>(static_cast<double>(z) - static_cast<double>(top) - log_sum); }
+  __device__ float logprob(float z) const {
+    return static_cast<float>(static_cast<double>(z) - static_cast<double>(top) - log_sum);
+  }
 };
 
 __device__ inline bool allowed(const fd_tensor& mask, int64_t v) { return mask.data == nullptr || flat<uint8_t>(mask)[v] != 0; }
@@ -42,7 +45,8 @@ struct Seen {
   __device__ void raise(float higher) {
     if (!(higher > top)) return;
     if (sum > 0.0) {
-      const double d = static_cast<double>(top) - static_cast<double>(higher), fade = static_cast<double>(expf(static_cast<float>(d)));
+      const double d = static_cast<double>(top) - static_cast<double>(higher),
+                   fade = static_cast<double>(expf(static_cast<float>(d)));
       weighted = fade > 0.0 ? fade * (weighted + d * sum) : 0.0;
       sum *= fade;
     }
@@ -56,8 +60,9 @@ struct Seen {
   }
 };
 
-// Of z[v] / temperature over the allowed ids, by one block, which reads them once: a thread's maximum rises as it goes (online softmax), at the end all take the
-// block's. The same bits in head.cu's vector variants and in every sampler: the sampler's log-prob is the trainer's.
+// Of z[v] / temperature over the allowed ids, by one block, which reads them once: a thread's maximum rises as it goes (online
+// softmax), at the end all take the block's. The same bits in head.cu's vector variants and in every sampler: the sampler's
+// log-prob is the trainer's.
 __device__ inline RowStats row_stats(const float* z, int64_t V, const fd_tensor& mask, float temperature, double* shared) {
   Seen seen;
   for (int64_t v = threadIdx.x * VECTOR; v < V; v += THREADS * VECTOR) {
@@ -81,14 +86,17 @@ __device__ inline RowStats row_stats(const float* z, int64_t V, const fd_tensor&
 }
 
 // logprobs, entropy and lse of rows begin, begin + 1, .. of the batch, from their logits.
-void head_stats(fd_context* ctx, const char* op, const HeadArguments& a, const float* logits, int64_t begin, int64_t rows, bool naive);
+void head_stats(fd_context* ctx, const char* op, const HeadArguments& a, const float* logits, int64_t begin, int64_t rows,
+                bool naive);
 // Logits become the derivatives of the loss by them, divided by the temperature.
-void head_derivatives(fd_context* ctx, const char* op, const HeadArguments& a, float* logits, int64_t begin, int64_t rows, bool naive);
+void head_derivatives(fd_context* ctx, const char* op, const HeadArguments& a, float* logits, int64_t begin, int64_t rows,
+                      bool naive);
 
-// The chunks of one head: make(z, begin, rows) writes logits, use(z, begin, rows) takes the derivatives further. naive: of head.cu's two ladders.
+// The chunks of one head: make(z, begin, rows) writes logits, use(z, begin, rows) takes the derivatives further. naive: of
+// head.cu's two ladders.
 template <class Make, class Use>
-void run_head(fd_context* ctx, const char* op, const HeadArguments& a, int64_t N, bool forward, bool backward, const Make& make, const Use& use,
-              bool naive = false) {
+void run_head(fd_context* ctx, const char* op, const HeadArguments& a, int64_t N, bool forward, bool backward, const Make& make,
+              const Use& use, bool naive = false) {
   float* z = scratch(ctx);
   for (int64_t begin = 0; begin < N; begin += HEAD_ROWS) {
     const int64_t rows = head_rows(N - begin);
@@ -107,13 +115,16 @@ struct SampleArguments {
 };
 #ifdef FREEDIVE_CUDA_EMULATION
 inline void visit_pointers(const SampleArguments& a, int argument) {
-  for (const fd_tensor* t : {&a.tokens, &a.logprobs, &a.vocab_mask, &a.temperature, &a.top_k, &a.top_p, &a.min_p, &a.seeds, &a.counters})
+  for (const fd_tensor* t :
+       {&a.tokens, &a.logprobs, &a.vocab_mask, &a.temperature, &a.top_k, &a.top_p, &a.min_p, &a.seeds, &a.counters})
     ::visit_pointers(*t, argument);
 }
 #endif
-void sample_rows(fd_context* ctx, const char* op, const SampleArguments& a, const float* logits, int64_t begin, int64_t rows, bool naive = false);
+void sample_rows(fd_context* ctx, const char* op, const SampleArguments& a, const float* logits, int64_t begin, int64_t rows,
+                 bool naive = false);
 
 // logits = x W^T of a chunk, of the float32 head and of the sampler
-void float_logits(fd_context* ctx, const char* op, const fd_tensor& x, const fd_tensor& weight, int64_t compute, float* z, int64_t begin, int64_t rows);
+void float_logits(fd_context* ctx, const char* op, const fd_tensor& x, const fd_tensor& weight, int64_t compute, float* z,
+                  int64_t begin, int64_t rows);
 
 }  // namespace freedive::cuda

@@ -1,8 +1,9 @@
-// launch.cuh: what every file of kernels is written with: how a kernel is launched, shared memory, views, and sums in a fixed order.
+// launch.cuh: what every file of kernels is written with: how a kernel is launched, shared memory, views, and sums in a fixed
+// order.
 //
-// nvcc compiles these files for a GPU; the C++ compiler compiles the same files for csrc/emulation. The two differ here and in ptx.cuh and
-// ptx_sm90.cuh: no kernel says <<<>>>, __shared__ or asm itself, and where else FREEDIVE_CUDA_EMULATION is asked, it is for the device's name
-// or the pointers within an argument.
+// nvcc compiles these files for a GPU; the C++ compiler compiles the same files for csrc/emulation. The two differ here and in
+// ptx.cuh and ptx_sm90.cuh: no kernel says <<<>>>, __shared__ or asm itself, and where else FREEDIVE_CUDA_EMULATION is asked, it
+// is for the device's name or the pointers within an argument.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -23,9 +24,10 @@ struct Same {
 };
 }  // namespace freedive::cuda
 // FD_SHARED(float, tile, [32][33]): an array of the block, filled with NaN when a block begins
-#define FD_SHARED(T, name, ...)  \
-  static char name##_key;        \
-  auto& name = *static_cast<typename ::freedive::cuda::Same<T __VA_ARGS__>::type*>(::emu::shared_array(&name##_key, sizeof(T __VA_ARGS__), 128))
+#define FD_SHARED(T, name, ...)                                                     \
+  static char name##_key;                                                           \
+  auto& name = *static_cast<typename ::freedive::cuda::Same<T __VA_ARGS__>::type*>( \
+      ::emu::shared_array(&name##_key, sizeof(T __VA_ARGS__), 128))
 // FD_DYNAMIC_SHARED(float, tiles): as many bytes as launch_shared gave the block, aligned to 1024, NaN here too
 #define FD_DYNAMIC_SHARED(T, name) auto* const name = static_cast<T*>(::emu::dynamic_shared())
 // The emulator looks at every pointer that a kernel is given: one of the host's would do here and fail on a GPU.
@@ -51,21 +53,24 @@ namespace freedive::cuda {
 constexpr int THREADS = 256, WARP = 32, WARPS = THREADS / WARP;
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
-// Launches kernel(arguments...) on the context's stream, with so many bytes of FD_DYNAMIC_SHARED. What goes wrong is told by the device's
-// synchronize(), with the op's name.
+// Launches kernel(arguments...) on the context's stream, with so many bytes of FD_DYNAMIC_SHARED. What goes wrong is told by the
+// device's synchronize(), with the op's name.
 template <class... Parameters, class... Arguments>
-void launch_shared(fd_context* ctx, const char* op, int64_t blocks, int threads, size_t shared, void (*kernel)(Parameters...), Arguments&&... arguments) {
+void launch_shared(fd_context* ctx, const char* op, int64_t blocks, int threads, size_t shared, void (*kernel)(Parameters...),
+                   Arguments&&... arguments) {
   static_assert(sizeof...(Parameters) == sizeof...(Arguments), "as many arguments as the kernel takes");
   if (blocks <= 0) return;
   const dim3 grid(static_cast<unsigned>(blocks)), block(static_cast<unsigned>(threads));
   const auto stream = static_cast<cudaStream_t>(ctx == nullptr ? nullptr : ctx->stream);
   auto failed = [=](const char* what) {
-    std::string where = std::string(op) + ", " + std::to_string(blocks) + " blocks of " + std::to_string(threads) + (shared > 0 ? " with " + std::to_string(shared) + " bytes of shared memory" : "");
+    std::string where = std::string(op) + ", " + std::to_string(blocks) + " blocks of " + std::to_string(threads) +
+                        (shared > 0 ? " with " + std::to_string(shared) + " bytes of shared memory" : "");
     (describe(where, arguments), ...);
     record_error(where.c_str(), what);
   };
   note_launch(op);
-  if (shared > (48 << 10) && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)) != cudaSuccess) {
+  if (shared > (48 << 10) &&
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)) != cudaSuccess) {
     cudaGetLastError();
     return failed("a block needs more shared memory than this GPU has");
   }
@@ -87,7 +92,8 @@ void launch_shared(fd_context* ctx, const char* op, int64_t blocks, int threads,
 }
 
 template <class... Parameters, class... Arguments>
-void launch(fd_context* ctx, const char* op, int64_t blocks, int threads, void (*kernel)(Parameters...), Arguments&&... arguments) {
+void launch(fd_context* ctx, const char* op, int64_t blocks, int threads, void (*kernel)(Parameters...),
+            Arguments&&... arguments) {
   launch_shared(ctx, op, blocks, threads, 0, kernel, std::forward<Arguments>(arguments)...);
 }
 

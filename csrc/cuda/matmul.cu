@@ -4,13 +4,13 @@
 //   backward_input  dx[n,c]      = (dx +)  sum_o dout[n,o] weight[o,c]
 //   backward_weight dweight[o,c] +=        sum_n dout[n,o] x[n,c],   dbias[o] += sum_n dout[n,o]
 //
-// naive: one thread per output element, one chain of fused multiply-adds in order, both operands read from memory (2 loads a step: the
-// caches, not the arithmetic, are the limit).
-// tiled: the block copies 32 x 32 tiles of both operands to shared memory and multiplies from there: each number is read from memory once
-// per tile instead of once per element, a thirty-second of the traffic. The chain is the same, so the bits are.
+// naive: one thread per output element, one chain of fused multiply-adds in order, both operands read from memory (2 loads a
+// step: the caches, not the arithmetic, are the limit).
+// tiled: the block copies 32 x 32 tiles of both operands to shared memory and multiplies from there: each number is read from
+// memory once per tile instead of once per element, a thirty-second of the traffic. The chain is the same, so the bits are.
 // sm80 (matmul_sm80.cu): on tensor cores when `compute` is bfloat16, tiled else. sm80_128x256: always its largest tile.
-// sm90 (matmul_sm90.cu): by TMA and wgmma. It stands below sm80, in whose place nothing takes it until a GPU has measured it: a step of decode needs its
-// chains' order too, and its tiles have 128 rows.
+// sm90 (matmul_sm90.cu): by TMA and wgmma. It stands below sm80, in whose place nothing takes it until a GPU has measured it: a
+// step of decode needs its chains' order too, and its tiles have 128 rows.
 #include "matmul.cuh"
 
 namespace freedive::cuda {
@@ -35,7 +35,8 @@ __global__ void naive_kernel(Product p) {
 constexpr int TILE = 32, TILE_ROWS = THREADS / TILE, PER_THREAD = TILE / TILE_ROWS;
 
 template <bool BF16>
-__device__ void load_tile(float (&tile)[TILE][TILE + 1], const Operand& x, int64_t begin, int64_t end, int64_t k0, int64_t depth) {
+__device__ void load_tile(float (&tile)[TILE][TILE + 1], const Operand& x, int64_t begin, int64_t end, int64_t k0,
+                          int64_t depth) {
   const bool along_k = x.step == 1;  // neighbouring threads read neighbouring numbers, whichever way they lie
   for (int t = 0; t < PER_THREAD; ++t) {
     const int fast = static_cast<int>(threadIdx.x) % TILE, slow = static_cast<int>(threadIdx.x) / TILE + t * TILE_ROWS;
@@ -92,16 +93,17 @@ void multiply(fd_context* ctx, const char* op, const Product& p, int64_t compute
 template <Rung RUNG>
 void forward(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_matmul_forward_args*>(arguments);
-  const Product p{by_rows(a.x), by_rows(a.weight), static_cast<float*>(a.out.data), a.out.stride[0], a.out.shape[0], a.out.shape[1], a.x.shape[1],
-                  a.accumulate != 0, static_cast<const float*>(a.bias.data), static_cast<const float*>(a.residual.data), a.residual.stride[0]};
+  const Product p{by_rows(a.x), by_rows(a.weight), static_cast<float*>(a.out.data), a.out.stride[0], a.out.shape[0],
+                  a.out.shape[1], a.x.shape[1], a.accumulate != 0, static_cast<const float*>(a.bias.data),
+                  static_cast<const float*>(a.residual.data), a.residual.stride[0]};
   multiply<RUNG>(ctx, "matmul_forward", p, a.compute, a.packed.data);
 }
 
 template <Rung RUNG>
 void backward_input(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_matmul_backward_input_args*>(arguments);
-  const Product p{by_rows(a.dout), by_columns(a.weight), static_cast<float*>(a.dx.data), a.dx.stride[0], a.dx.shape[0], a.dx.shape[1],
-                  a.dout.shape[1], a.accumulate != 0, nullptr, nullptr, 0};
+  const Product p{by_rows(a.dout), by_columns(a.weight), static_cast<float*>(a.dx.data), a.dx.stride[0], a.dx.shape[0],
+                  a.dx.shape[1], a.dout.shape[1], a.accumulate != 0, nullptr, nullptr, 0};
   multiply<RUNG>(ctx, "matmul_backward_input", p, a.compute);
 }
 
@@ -116,8 +118,8 @@ __global__ void column_sum_kernel(fd_tensor dbias, fd_tensor dout) {
 template <Rung RUNG>
 void backward_weight(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_matmul_backward_weight_args*>(arguments);
-  const Product p{by_columns(a.dout), by_columns(a.x), static_cast<float*>(a.dweight.data), a.dweight.stride[0], a.dweight.shape[0],
-                  a.dweight.shape[1], a.dout.shape[0], true, nullptr, nullptr, 0};
+  const Product p{by_columns(a.dout), by_columns(a.x), static_cast<float*>(a.dweight.data), a.dweight.stride[0],
+                  a.dweight.shape[0], a.dweight.shape[1], a.dout.shape[0], true, nullptr, nullptr, 0};
   multiply<RUNG>(ctx, "matmul_backward_weight", p, a.compute);
   if (a.dbias.data != nullptr)
     launch(ctx, "matmul_backward_weight", blocks_for(a.dout.shape[1], WARP), WARP, column_sum_kernel, a.dbias, a.dout);
@@ -150,12 +152,13 @@ void multiply(fd_context* ctx, const char* op, const Product& p, int64_t compute
   tiled ? multiply<TILED>(ctx, op, p, compute) : multiply<NAIVE>(ctx, op, p, compute);
 }
 
-#define FD_RUNGS(op, run)                                                                                             \
-  {"matmul_" #op, "naive", 0, run<NAIVE>, nullptr}, {"matmul_" #op, "tiled", 1, run<TILED>, nullptr},                   \
-      {"matmul_" #op, "sm90", 2, run<SM90>, run##_workspace}, {"matmul_" #op, "sm80_128x256", 3, run<SM80_WIDE>, run##_workspace},        \
-      {"matmul_" #op, "sm80", 4, run<SM80>, run##_workspace}
+#define FD_RUNGS(op)                                                                                   \
+  {"matmul_" #op, "naive", 0, op<NAIVE>, nullptr}, {"matmul_" #op, "tiled", 1, op<TILED>, nullptr},    \
+      {"matmul_" #op, "sm90", 2, op<SM90>, op##_workspace},                                            \
+      {"matmul_" #op, "sm80_128x256", 3, op<SM80_WIDE>, op##_workspace},                               \
+      {"matmul_" #op, "sm80", 4, op<SM80>, op##_workspace}
 
-FD_VARIANT_LIST(matmul, FD_RUNGS(forward, forward), FD_RUNGS(backward_input, backward_input), FD_RUNGS(backward_weight, backward_weight),
+FD_VARIANT_LIST(matmul, FD_RUNGS(forward), FD_RUNGS(backward_input), FD_RUNGS(backward_weight),
                 {"matmul_pack", "naive", 0, pack, nullptr})
 
 }  // namespace freedive::cuda

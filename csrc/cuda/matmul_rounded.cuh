@@ -1,4 +1,5 @@
-// matmul_rounded.cuh: what the tensor-core kernels (sm80, sm90) share: operands rounded to bfloat16, and what is done with a finished sum.
+// matmul_rounded.cuh: what the tensor-core kernels (sm80, sm90) share: operands rounded to bfloat16, and what is done with a
+// finished sum.
 #pragma once
 #include "matmul.cuh"
 
@@ -32,8 +33,8 @@ RoundedProduct round_operands(fd_context* ctx, const char* op, const Product& p,
 
 __device__ __forceinline__ int clipped(int64_t n) { return static_cast<int>(n < 1 << 30 ? n : 1 << 30); }
 
-// The place of this block's tile among down x across of them: GROUP rows of tiles at a time, so that blocks that run together read the same parts
-// of a and b, from the L2 cache.
+// The place of this block's tile among down x across of them: GROUP rows of tiles at a time, so that blocks that run together
+// read the same parts of a and b, from the L2 cache.
 __device__ __forceinline__ void tile_of_block(int64_t rows, int64_t columns, int m, int n, int64_t& i0, int64_t& j0) {
   constexpr unsigned GROUP = 8;
   const unsigned down = static_cast<unsigned>((rows + m - 1) / m), across = static_cast<unsigned>((columns + n - 1) / n);

@@ -2,16 +2,17 @@
 //
 //   out[i,j] = (out[i,j] +) sum_k a[i,k] b[j,k] (+ bias[j]) (+ residual[i,j]),  a and b rounded to bfloat16, sums in float32
 //
-// Tensors are float32, so the operands are first rounded into the workspace, once each, in the order they lie in, with rows padded to 16
-// bytes (a weight that matmul_pack has rounded is read as it is). Bytes: 4 read and 2 written an element, then 2 read for every tile that needs it.
+// Tensors are float32, so the operands are first rounded into the workspace, once each, in the order they lie in, with rows
+// padded to 16 bytes (a weight that matmul_pack has rounded is read as it is). Bytes: 4 read and 2 written an element, then 2
+// read for every tile that needs it.
 //
-// A block computes a tile of `out`. Tiles of a and b, TILE_K deep, come by cp.async into a ring of STAGES; while one is multiplied the next ones
-// are under way. Both layouts an operand can have lie in shared memory as in memory, [rows][TILE_K] or [TILE_K][rows]: ldmatrix reads the first,
-// ldmatrix.trans the second, and from there on it is one kernel body for the three layouts of training. Pieces of 16 bytes are exchanged
-// (swizzled) so that the eight rows of a matrix lie in different banks.
+// A block computes a tile of `out`. Tiles of a and b, K deep, come by cp.async into a ring of STAGES; while one is
+// multiplied the next ones are under way. Both layouts an operand can have lie in shared memory as in memory, [rows][K] or
+// [K][rows]: ldmatrix reads the first, ldmatrix.trans the second, and from there on it is one kernel body for the three
+// layouts of training. Pieces of 16 bytes are exchanged (swizzled) so that the eight rows of a matrix lie in different banks.
 //
-// An element's sum is one chain of mma.sync.m16n8k16 over k = 0, 16, 32, .. starting from out or 0, whatever the tile: so a row's bits depend
-// neither on how many other rows there are nor on which tile is chosen, and a decode step has the bits of training.
+// An element's sum is one chain of mma.sync.m16n8k16 over k = 0, 16, 32, .. starting from out or 0, whatever the tile: so a row's
+// bits depend neither on how many other rows there are nor on which tile is chosen, and a decode step has the bits of training.
 #include "matmul_rounded.cuh"
 #include "ptx.cuh"
 #include "vector.cuh"
@@ -57,7 +58,8 @@ using Square = Tile<128, 128, 32, 2, 2, 4, 2>;
 using Small = Tile<64, 64, 32, 2, 2, 4, 4>;    // where large ones would leave multiprocessors idle
 using Skinny = Tile<16, 32, 64, 1, 2, 4, 8>;   // decode: few rows, and the weight is read once
 
-// Where piece q of row r of a tile lies whose rows have WIDTH numbers. Eight rows with the same q are in eight different places modulo 128 bytes.
+// Where piece q of row r of a tile lies whose rows have WIDTH numbers. Eight rows with the same q are in eight different places
+// modulo 128 bytes.
 template <int WIDTH>
 __device__ __forceinline__ int swizzled(int r, int q) {
   constexpr int PIECES = WIDTH / PIECE;
@@ -90,8 +92,8 @@ struct Fetcher {
   __device__ __forceinline__ void go_down(int rows) { at += rows * x_row, rows_left -= rows; }
 };
 
-// The 16 rows from `row` on of a [rows, K] and its 16 columns from `k` on, as mma.sync wants them of its first operand (A) and its second (two of
-// 8 rows). BY_K: the tile is [rows][K], else [K][rows].
+// The 16 rows from `row` on of a [rows, K] and its 16 columns from `k` on, as mma.sync wants them of its first operand (A) and
+// its second (two of 8 rows). BY_K: the tile is [rows][K], else [K][rows].
 template <bool BY_K, int WIDTH>
 __device__ __forceinline__ void load_a(uint32_t (&fragment)[4], const uint16_t* tile, int row, int k) {
   const int lane = lane_id();
@@ -117,8 +119,10 @@ __global__ void __launch_bounds__(T::BLOCK_THREADS, T::BLOCKS) product_kernel(Ro
 
   int64_t i0, j0;
   tile_of_block(p.rows, p.columns, T::M, T::N, i0, j0);
-  Fetcher<A_BY_K ? T::M : T::K, A_WIDTH, T::BLOCK_THREADS> a_tiles(p.a, p.a_row, A_BY_K ? i0 : 0, A_BY_K ? p.rows : p.depth, A_BY_K ? 0 : i0);
-  Fetcher<B_BY_K ? T::N : T::K, B_WIDTH, T::BLOCK_THREADS> b_tiles(p.b, p.b_row, B_BY_K ? j0 : 0, B_BY_K ? p.columns : p.depth, B_BY_K ? 0 : j0);
+  Fetcher<A_BY_K ? T::M : T::K, A_WIDTH, T::BLOCK_THREADS> a_tiles(
+      p.a, p.a_row, A_BY_K ? i0 : 0, A_BY_K ? p.rows : p.depth, A_BY_K ? 0 : i0);
+  Fetcher<B_BY_K ? T::N : T::K, B_WIDTH, T::BLOCK_THREADS> b_tiles(
+      p.b, p.b_row, B_BY_K ? j0 : 0, B_BY_K ? p.columns : p.depth, B_BY_K ? 0 : j0);
   const int steps = static_cast<int>((p.depth + T::K - 1) / T::K);
   const auto fetch_step = [&](int step) {
     if (step < steps) {
@@ -180,7 +184,8 @@ __global__ void __launch_bounds__(T::BLOCK_THREADS, T::BLOCKS) product_kernel(Ro
       if (16 * m + 8 * half >= rows_left) continue;
 #pragma unroll
       for (int n = 0; n < 2 * NS; ++n)
-        if (8 * n < columns_left) finish(p, lane_i + 16 * m + 8 * half, lane_j + 8 * n, sum[m][n][2 * half], sum[m][n][2 * half + 1]);
+        if (8 * n < columns_left)
+          finish(p, lane_i + 16 * m + 8 * half, lane_j + 8 * n, sum[m][n][2 * half], sum[m][n][2 * half + 1]);
     }
 }
 
@@ -192,7 +197,8 @@ int64_t tiles(const RoundedProduct& p) {
 
 template <class T>
 void launch_product(fd_context* ctx, const char* op, const RoundedProduct& p) {
-  const auto kernel = p.a_by_k ? (p.b_by_k ? product_kernel<T, true, true> : product_kernel<T, true, false>) : product_kernel<T, false, false>;
+  const auto kernel =
+      p.a_by_k ? (p.b_by_k ? product_kernel<T, true, true> : product_kernel<T, true, false>) : product_kernel<T, false, false>;
   launch_shared(ctx, op, tiles<T>(p), T::BLOCK_THREADS, T::SHARED, kernel, p);
 }
 
@@ -210,14 +216,17 @@ Laid laid(const Operand& x, int64_t rows, int64_t depth) {
 
 size_t sm80_workspace(int64_t rows, int64_t columns, int64_t depth) {
   // whichever way an operand lies
-  const auto operand = [&](int64_t n) { return bytes_of(n, depth) > bytes_of(depth, n) ? bytes_of(n, depth) : bytes_of(depth, n); };
+  const auto operand = [&](int64_t n) {
+    return bytes_of(n, depth) > bytes_of(depth, n) ? bytes_of(n, depth) : bytes_of(depth, n);
+  };
   return operand(rows) + operand(columns);
 }
 
 int64_t sm80_packed_words(int64_t O, int64_t C) { return O * padded(C) / 2; }
 
 void sm80_pack(fd_context* ctx, const char* op, void* packed, const fd_tensor& weight) {
-  round_rows(ctx, op, static_cast<uint16_t*>(packed), static_cast<const float*>(weight.data), weight.shape[0], weight.shape[1], weight.stride[0]);
+  round_rows(ctx, op, static_cast<uint16_t*>(packed), static_cast<const float*>(weight.data), weight.shape[0], weight.shape[1],
+             weight.stride[0]);
 }
 
 RoundedProduct round_operands(fd_context* ctx, const char* op, const Product& p, const void* packed_b, uint8_t* workspace) {
@@ -229,14 +238,16 @@ RoundedProduct round_operands(fd_context* ctx, const char* op, const Product& p,
   round_rows(ctx, op, a_rounded, p.a.data, a.rows, a.width, a.stride);
   if (packed_b == nullptr) round_rows(ctx, op, b_rounded, p.b.data, b.rows, b.width, b.stride);
   const bool pairs = reinterpret_cast<uintptr_t>(p.out) % 8 == 0 && p.out_row % 2 == 0;
-  return {a_rounded, packed_b != nullptr ? static_cast<const uint16_t*>(packed_b) : b_rounded, padded(a.width), padded(b.width), a.by_k, b.by_k,
-          p.out, p.out_row, p.rows, p.columns, p.depth, p.add, pairs, p.bias, p.residual, p.residual_row};
+  const uint16_t* b_given = packed_b != nullptr ? static_cast<const uint16_t*>(packed_b) : b_rounded;
+  return {a_rounded, b_given, padded(a.width), padded(b.width), a.by_k, b.by_k, p.out, p.out_row, p.rows, p.columns, p.depth,
+          p.add, pairs, p.bias, p.residual, p.residual_row};
 }
 
 void multiply_sm80(fd_context* ctx, const char* op, const Product& p, const void* packed_b, uint8_t* workspace, bool wide) {
   if (p.rows == 0 || p.columns == 0) return;
   const RoundedProduct r = round_operands(ctx, op, p, packed_b, workspace);
-  constexpr int64_t WAVE = 108;  // blocks that keep an A100 busy; other cards have 68 to 148 multiprocessors. It changes the speed, no bit
+  // Blocks that keep an A100 busy; other cards have 68 to 148 multiprocessors. It changes the speed, no bit.
+  constexpr int64_t WAVE = 108;
   if (wide || tiles<Wide>(r) >= WAVE)
     launch_product<Wide>(ctx, op, r);
   else if (p.rows <= Skinny::M)

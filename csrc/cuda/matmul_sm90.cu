@@ -1,12 +1,14 @@
 // matmul_sm90.cu: the products of matmul.cuh with what only compute capability 9.0a has: TMA, mbarriers and wgmma.
 //
-// A block computes 128 x N elements with three warpgroups. One thread of the first is the producer: it has TMA copy boxes of a and b, 64 deep
-// and swizzled by 128 bytes, into a ring of stages. The other two multiply, 64 rows each, by wgmma m64nNk16 straight from shared memory,
-// accumulators in registers. full[s]: the bytes of stage s have come; empty[s]: all eight warps are done with it.
+// A block computes 128 x N elements with three warpgroups. One thread of the first is the producer: it has TMA copy boxes of a
+// and b, 64 deep and swizzled by 128 bytes, into a ring of stages. The other two multiply, 64 rows each, by wgmma m64nNk16
+// straight from shared memory, accumulators in registers. full[s]: the bytes of stage s have come; empty[s]: all eight warps are
+// done with it.
 //
-// Both layouts an operand can have are boxes of 128-byte rows, [rows][64 k] or [64 k][64 rows]; the descriptor and one bit of the instruction tell
-// wgmma which. Outside of a tensor TMA writes 0. Operands are rounded as for sm80, and an element's sum is one chain over k = 0, 16, .. again;
-// a GPU may add within a wgmma in another order than within an mma.sync, so a device uses one of the two for all its products.
+// Both layouts an operand can have are boxes of 128-byte rows, [rows][64 k] or [64 k][64 rows]; the descriptor and one bit of the
+// instruction tell wgmma which. Outside of a tensor TMA writes 0. Operands are rounded as for sm80, and an element's sum is one
+// chain over k = 0, 16, .. again; a GPU may add within a wgmma in another order than within an mma.sync, so a device uses one of
+// the two for all its products.
 #include "matmul_rounded.cuh"
 #include "ptx_sm90.cuh"
 
@@ -34,12 +36,14 @@ template <bool BY_K>
 __device__ __forceinline__ uint64_t operand_at(uint32_t tile, int row, int k) {
   constexpr uint32_t BOX = 64 * K * 2;  // bytes of 64 rows across k
   const auto r = static_cast<uint32_t>(row), d = static_cast<uint32_t>(k);
-  return BY_K ? ptx::wgmma_operand(tile + r * 128 + d * 2, 16, 1024) : ptx::wgmma_operand(tile + r / 64 * BOX + d * 128, BOX, 1024);
+  return BY_K ? ptx::wgmma_operand(tile + r * 128 + d * 2, 16, 1024)
+              : ptx::wgmma_operand(tile + r / 64 * BOX + d * 128, BOX, 1024);
 }
 
 template <int N, bool A_BY_K, bool B_BY_K>
-__global__ void __launch_bounds__(GROUP_THREADS*(1 + CONSUMERS), 1)
-    wgmma_kernel(const __grid_constant__ RoundedProduct p, const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b) {
+__global__ void __launch_bounds__(GROUP_THREADS * (1 + CONSUMERS), 1)
+    wgmma_kernel(const __grid_constant__ RoundedProduct p, const __grid_constant__ CUtensorMap a,
+                 const __grid_constant__ CUtensorMap b) {
 #if FD_SM90_CODE
   using R = Ring<N>;
   FD_DYNAMIC_SHARED(unsigned char, stages);
@@ -50,7 +54,8 @@ __global__ void __launch_bounds__(GROUP_THREADS*(1 + CONSUMERS), 1)
   tile_of_block(p.rows, p.columns, M, N, i0, j0);
   if (thread == 0) {
 #pragma unroll
-    for (int s = 0; s < R::STAGES; ++s) ptx::mbarrier_init(&full[s], 1), ptx::mbarrier_init(&empty[s], CONSUMERS * GROUP_THREADS / WARP);
+    for (int s = 0; s < R::STAGES; ++s)
+      ptx::mbarrier_init(&full[s], 1), ptx::mbarrier_init(&empty[s], CONSUMERS * GROUP_THREADS / WARP);
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
@@ -92,7 +97,8 @@ __global__ void __launch_bounds__(GROUP_THREADS*(1 + CONSUMERS), 1)
     ptx::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < K; k += 16)
-      ptx::wgmma_bf16<A_BY_K, B_BY_K>(sum, operand_at<A_BY_K>(stage, consumer * 64, k), operand_at<B_BY_K>(stage + R::A_BYTES, 0, k), true);
+      ptx::wgmma_bf16<A_BY_K, B_BY_K>(sum, operand_at<A_BY_K>(stage, consumer * 64, k),
+                                      operand_at<B_BY_K>(stage + R::A_BYTES, 0, k), true);
     ptx::wgmma_commit();
     ptx::wgmma_wait<0>();  // the other consumer keeps the tensor cores busy meanwhile
     if (lane == 0) ptx::mbarrier_arrive(&empty[s]);
@@ -111,7 +117,8 @@ __global__ void __launch_bounds__(GROUP_THREADS*(1 + CONSUMERS), 1)
 }
 
 bool map_of(CUtensorMap* map, const uint16_t* data, int64_t row, int64_t rows, int64_t depth, bool by_k, int box_rows) {
-  return by_k ? ptx::tensor_map_2d(map, data, rows, row, row, box_rows, K) : ptx::tensor_map_2d(map, data, depth, row, row, K, 64);
+  return by_k ? ptx::tensor_map_2d(map, data, rows, row, row, box_rows, K)
+              : ptx::tensor_map_2d(map, data, depth, row, row, K, 64);
 }
 
 template <int N>
@@ -119,14 +126,17 @@ void launch_wgmma(fd_context* ctx, const char* op, const RoundedProduct& p) {
   CUtensorMap a, b;
   if (!map_of(&a, p.a, p.a_row, p.rows, p.depth, p.a_by_k, M) || !map_of(&b, p.b, p.b_row, p.columns, p.depth, p.b_by_k, N))
     return record_error(op, "the driver makes no tensor map of its operands");
-  const auto kernel = p.a_by_k ? (p.b_by_k ? wgmma_kernel<N, true, true> : wgmma_kernel<N, true, false>) : wgmma_kernel<N, false, false>;
-  launch_shared(ctx, op, blocks_for(p.rows, M) * blocks_for(p.columns, N), GROUP_THREADS * (1 + CONSUMERS), Ring<N>::SHARED, kernel, p, a, b);
+  const auto kernel =
+      p.a_by_k ? (p.b_by_k ? wgmma_kernel<N, true, true> : wgmma_kernel<N, true, false>) : wgmma_kernel<N, false, false>;
+  launch_shared(ctx, op, blocks_for(p.rows, M) * blocks_for(p.columns, N), GROUP_THREADS * (1 + CONSUMERS), Ring<N>::SHARED,
+                kernel, p, a, b);
 }
 
 bool has_sm90() {
   static const bool has = [] {
     int device = 0, major = 0, minor = 0;
-    return cudaGetDevice(&device) == cudaSuccess && cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+    return cudaGetDevice(&device) == cudaSuccess &&
+           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
            cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess && major == 9 && minor == 0;
   }();
   return has;

@@ -1,15 +1,18 @@
 // norm.cu: rmsnorm and layernorm, forward and backward.
 //
-// naive: one warp per row: lane l sums elements l, l + 32, ... in order and in double, then a butterfly, so a sum depends on the row's length only.
-// Forward reads D floats (from memory once, again from cache), writes D + 1 (D + 2). Gradients of the weights are a second kernel: a
-// thread per column walks down the rows in order, which reads everything once more; it runs first, since dx may overwrite dout.
+// naive: one warp per row: lane l sums elements l, l + 32, ... in order and in double, then a butterfly, so a sum depends on the
+// row's length only. Forward reads D floats (from memory once, again from cache), writes D + 1 (D + 2). Gradients of the weights
+// are a second kernel: a thread per column walks down the rows in order, which reads everything once more; it runs first, since
+// dx may overwrite dout.
 //
 // vector: 16, 32, .. 256 lanes to a row, by its length, each with up to 16 (32) of its numbers in registers, four by four.
 //   forward: reads a row once and writes it once, 8 bytes a number; naive asks the caches for it once (layernorm: twice) more.
-//   backward: one pass. While dx is made, each lane keeps the sums of dweight (and dbias) of its columns over the rows of a chunk; a block's sums go to the
-//   workspace, a second kernel adds the chunks in order, in double. 12 bytes a number (16 when it accumulates) where naive moves 20, and the
-//   walk of one thread down all rows, which takes N times the latency of memory whatever its speed, is gone.
-//   Chunks follow from the number of rows, lanes from D: bits depend on sizes only. Rows of more than 8192 numbers are left to naive.
+//   backward: one pass. While dx is made, each lane keeps the sums of dweight (and dbias) of its columns over the rows of a
+//   chunk; a block's sums go to the workspace, a second kernel adds the chunks in order, in double. 12 bytes a number (16 when it
+//   accumulates) where naive moves 20, and the walk of one thread down all rows, which takes N times the latency of memory
+//   whatever its speed, is gone.
+//   Chunks follow from the number of rows, lanes from D: bits depend on sizes only. Rows of more than 8192 numbers are left to
+//   naive.
 #include "launch.cuh"
 #include "vector.cuh"
 
@@ -28,7 +31,8 @@ __global__ void rmsnorm_forward_kernel(fd_tensor out, fd_tensor rstd, fd_tensor 
   if (lane_id() == 0) row(rstd, i / H)[i % H] = r;
 }
 
-__global__ void rmsnorm_backward_kernel(fd_tensor dx, fd_tensor dout, fd_tensor x, fd_tensor weight, fd_tensor rstd, int64_t accumulate) {
+__global__ void rmsnorm_backward_kernel(fd_tensor dx, fd_tensor dout, fd_tensor x, fd_tensor weight, fd_tensor rstd,
+                                        int64_t accumulate) {
   const int64_t H = x.shape[1], D = x.shape[2], i = global_warp();
   if (i >= x.shape[0] * H) return;
   const float *in = row(x, i / H, i % H), *d_out = row(dout, i / H, i % H), *w = flat(weight);
@@ -52,7 +56,8 @@ __global__ void rmsnorm_weight_kernel(fd_tensor dweight, fd_tensor dout, fd_tens
   flat(dweight)[d] += static_cast<float>(sum);
 }
 
-__global__ void layernorm_forward_kernel(fd_tensor out, fd_tensor mean, fd_tensor rstd, fd_tensor x, fd_tensor weight, fd_tensor bias, double eps) {
+__global__ void layernorm_forward_kernel(fd_tensor out, fd_tensor mean, fd_tensor rstd, fd_tensor x, fd_tensor weight,
+                                         fd_tensor bias, double eps) {
   const int64_t C = x.shape[1], n = global_warp();
   if (n >= x.shape[0]) return;
   const float* from = row(x, n);
@@ -70,7 +75,8 @@ __global__ void layernorm_forward_kernel(fd_tensor out, fd_tensor mean, fd_tenso
   if (lane_id() == 0) flat(mean)[n] = m, flat(rstd)[n] = r;
 }
 
-__global__ void layernorm_backward_kernel(fd_tensor dx, fd_tensor dout, fd_tensor x, fd_tensor weight, fd_tensor mean, fd_tensor rstd, int64_t accumulate) {
+__global__ void layernorm_backward_kernel(fd_tensor dx, fd_tensor dout, fd_tensor x, fd_tensor weight, fd_tensor mean,
+                                          fd_tensor rstd, int64_t accumulate) {
   const int64_t C = x.shape[1], n = global_warp();
   if (n >= x.shape[0]) return;
   const float *in = row(x, n), *d_out = row(dout, n), *w = flat(weight), m = flat(mean)[n], r = flat(rstd)[n];
@@ -89,7 +95,8 @@ __global__ void layernorm_backward_kernel(fd_tensor dx, fd_tensor dout, fd_tenso
   }
 }
 
-__global__ void layernorm_weight_kernel(fd_tensor dweight, fd_tensor dbias, fd_tensor dout, fd_tensor x, fd_tensor mean, fd_tensor rstd) {
+__global__ void layernorm_weight_kernel(fd_tensor dweight, fd_tensor dbias, fd_tensor dout, fd_tensor x, fd_tensor mean,
+                                        fd_tensor rstd) {
   const int64_t N = x.shape[0], c = global_thread();
   if (c >= x.shape[1]) return;
   double weights = 0.0, biases = 0.0;
@@ -109,16 +116,20 @@ void rmsnorm_forward(fd_context* ctx, const void* arguments) {
 void rmsnorm_backward(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_rmsnorm_backward_args*>(arguments);
   launch(ctx, "rmsnorm_backward", blocks_for(a.x.shape[2], WARP), WARP, rmsnorm_weight_kernel, a.dweight, a.dout, a.x, a.rstd);
-  launch_warps(ctx, "rmsnorm_backward", a.x.shape[0] * a.x.shape[1], rmsnorm_backward_kernel, a.dx, a.dout, a.x, a.weight, a.rstd, a.accumulate);
+  launch_warps(ctx, "rmsnorm_backward", a.x.shape[0] * a.x.shape[1], rmsnorm_backward_kernel, a.dx, a.dout, a.x, a.weight, a.rstd,
+               a.accumulate);
 }
 void layernorm_forward(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_layernorm_forward_args*>(arguments);
-  launch_warps(ctx, "layernorm_forward", a.x.shape[0], layernorm_forward_kernel, a.out, a.mean, a.rstd, a.x, a.weight, a.bias, a.eps);
+  launch_warps(ctx, "layernorm_forward", a.x.shape[0], layernorm_forward_kernel, a.out, a.mean, a.rstd, a.x, a.weight, a.bias,
+               a.eps);
 }
 void layernorm_backward(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_layernorm_backward_args*>(arguments);
-  launch(ctx, "layernorm_backward", blocks_for(a.x.shape[1], WARP), WARP, layernorm_weight_kernel, a.dweight, a.dbias, a.dout, a.x, a.mean, a.rstd);
-  launch_warps(ctx, "layernorm_backward", a.x.shape[0], layernorm_backward_kernel, a.dx, a.dout, a.x, a.weight, a.mean, a.rstd, a.accumulate);
+  launch(ctx, "layernorm_backward", blocks_for(a.x.shape[1], WARP), WARP, layernorm_weight_kernel, a.dweight, a.dbias, a.dout,
+         a.x, a.mean, a.rstd);
+  launch_warps(ctx, "layernorm_backward", a.x.shape[0], layernorm_backward_kernel, a.dx, a.dout, a.x, a.weight, a.mean, a.rstd,
+               a.accumulate);
 }
 
 // ---- vector ----------------------------------------------------------------------------------------------------------------
@@ -139,7 +150,8 @@ void visit_pointers(const NormForward& a, int argument) {
   for (const fd_tensor* t : {&a.out, &a.mean, &a.rstd, &a.x, &a.weight, &a.bias}) ::visit_pointers(*t, argument);
 }
 void visit_pointers(const NormBackward& a, int argument) {
-  for (const fd_tensor* t : {&a.dx, &a.dweight, &a.dbias, &a.dout, &a.x, &a.weight, &a.mean, &a.rstd}) ::visit_pointers(*t, argument);
+  for (const fd_tensor* t : {&a.dx, &a.dweight, &a.dbias, &a.dout, &a.x, &a.weight, &a.mean, &a.rstd})
+    ::visit_pointers(*t, argument);
 }
 #endif
 
@@ -174,7 +186,9 @@ __global__ void vector_forward_kernel(NormForward a) {
     const int64_t d = (lane + q * LANES) * VECTOR;
     x[q] = load4(from + d, D - d);
 #pragma unroll
-    for (int c = 0; c < VECTOR; ++c) sum = LAYER ? sum + static_cast<double>(x[q].at[c]) : fma(static_cast<double>(x[q].at[c]), static_cast<double>(x[q].at[c]), sum);
+    for (int c = 0; c < VECTOR; ++c)
+      sum = LAYER ? sum + static_cast<double>(x[q].at[c])
+                  : fma(static_cast<double>(x[q].at[c]), static_cast<double>(x[q].at[c]), sum);
   }
   sum = row_sum<LANES>(sum, shared);
   if constexpr (LAYER) {
@@ -194,8 +208,12 @@ __global__ void vector_forward_kernel(NormForward a) {
 #pragma unroll
   for (int q = 0; q < FOURS; ++q) {
     const int64_t d = (lane + q * LANES) * VECTOR;
-    const Four w = load4(flat(a.weight) + d, D - d), b = LAYER && a.bias.data != nullptr ? load4(flat(a.bias) + d, D - d) : Four{};
-    store4(to + d, map4([&](float v, float weight, float bias) { return LAYER ? fmaf((v - m) * r, weight, bias) : v * r * weight; }, x[q], w, b), D - d);
+    const Four w = load4(flat(a.weight) + d, D - d),
+               b = LAYER && a.bias.data != nullptr ? load4(flat(a.bias) + d, D - d) : Four{};
+    store4(to + d,
+           map4([&](float v, float weight, float bias) { return LAYER ? fmaf((v - m) * r, weight, bias) : v * r * weight; }, x[q],
+                w, b),
+           D - d);
   }
   if (!mine || lane != 0) return;
   row(a.rstd, n)[h] = r;
@@ -290,13 +308,16 @@ __global__ void vector_backward_kernel(NormBackward a, float* partial) {
 }
 
 // Adds up the chunks' sums: 32 columns to a block, warp w takes chunks w, w + 8, .. in order, then the warps in order.
-__global__ void chunk_sum_kernel(fd_tensor dweight, fd_tensor dbias, const float* partial, int64_t chunks, int64_t stride, int64_t gradients) {
+__global__ void chunk_sum_kernel(fd_tensor dweight, fd_tensor dbias, const float* partial, int64_t chunks, int64_t stride,
+                                 int64_t gradients) {
   FD_SHARED(double, sums, [WARPS][WARP]);
-  const int64_t D = dweight.shape[0], c = static_cast<int64_t>(blockIdx.x / gradients) * WARP + lane_id(), which = blockIdx.x % gradients;
+  const int64_t D = dweight.shape[0], c = static_cast<int64_t>(blockIdx.x / gradients) * WARP + lane_id(),
+                which = blockIdx.x % gradients;
   double sum = 0.0;
   if (c < D) {
 #pragma unroll 8
-    for (int64_t k = warp_of_block(); k < chunks; k += WARPS) sum += static_cast<double>(partial[(k * gradients + which) * stride + c]);
+    for (int64_t k = warp_of_block(); k < chunks; k += WARPS)
+      sum += static_cast<double>(partial[(k * gradients + which) * stride + c]);
   }
   sums[warp_of_block()][lane_id()] = sum;
   __syncthreads();
@@ -340,7 +361,8 @@ void vector_backward(fd_context* ctx, const char* op, const NormBackward& a) {
     go(vector_backward_kernel<256, 8, LAYER>);
   if (cut.chunks == 0) return;
   const int64_t gradients = LAYER ? 2 : 1;
-  launch(ctx, op, blocks_for(a.D, WARP) * gradients, THREADS, chunk_sum_kernel, a.dweight, a.dbias, partial, cut.chunks, cut.stride, gradients);
+  launch(ctx, op, blocks_for(a.D, WARP) * gradients, THREADS, chunk_sum_kernel, a.dweight, a.dbias, partial, cut.chunks,
+         cut.stride, gradients);
 }
 
 size_t chunk_bytes(int64_t rows, int64_t D, int64_t gradients) {
@@ -359,29 +381,34 @@ size_t layernorm_workspace(const void* arguments, int32_t) {
 void rmsnorm_forward_vector(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_rmsnorm_forward_args*>(arguments);
   if (a.x.shape[2] > LONGEST_ROW) return rmsnorm_forward(ctx, arguments);
-  vector_forward<false>(ctx, "rmsnorm_forward", {a.out, absent(), a.rstd, a.x, a.weight, absent(), a.x.shape[0], a.x.shape[1], a.x.shape[2], a.eps});
+  vector_forward<false>(ctx, "rmsnorm_forward",
+                        {a.out, absent(), a.rstd, a.x, a.weight, absent(), a.x.shape[0], a.x.shape[1], a.x.shape[2], a.eps});
 }
 void rmsnorm_backward_vector(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_rmsnorm_backward_args*>(arguments);
   if (a.x.shape[2] > LONGEST_ROW) return rmsnorm_backward(ctx, arguments);
   vector_backward<false>(ctx, "rmsnorm_backward",
-                         {a.dx, a.dweight, absent(), a.dout, a.x, a.weight, absent(), a.rstd, a.x.shape[0], a.x.shape[1], a.x.shape[2], a.accumulate});
+                         {a.dx, a.dweight, absent(), a.dout, a.x, a.weight, absent(), a.rstd, a.x.shape[0], a.x.shape[1],
+                          a.x.shape[2], a.accumulate});
 }
 void layernorm_forward_vector(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_layernorm_forward_args*>(arguments);
   if (a.x.shape[1] > LONGEST_ROW) return layernorm_forward(ctx, arguments);
-  vector_forward<true>(ctx, "layernorm_forward", {a.out, a.mean, a.rstd, a.x, a.weight, a.bias, a.x.shape[0], 1, a.x.shape[1], a.eps});
+  vector_forward<true>(ctx, "layernorm_forward",
+                       {a.out, a.mean, a.rstd, a.x, a.weight, a.bias, a.x.shape[0], 1, a.x.shape[1], a.eps});
 }
 void layernorm_backward_vector(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_layernorm_backward_args*>(arguments);
   if (a.x.shape[1] > LONGEST_ROW) return layernorm_backward(ctx, arguments);
-  vector_backward<true>(ctx, "layernorm_backward",
-                        {a.dx, a.dweight, a.dbias, a.dout, a.x, a.weight, a.mean, a.rstd, a.x.shape[0], 1, a.x.shape[1], a.accumulate});
+  vector_backward<true>(
+      ctx, "layernorm_backward",
+      {a.dx, a.dweight, a.dbias, a.dout, a.x, a.weight, a.mean, a.rstd, a.x.shape[0], 1, a.x.shape[1], a.accumulate});
 }
 
 }  // namespace
 
-FD_VARIANT_LIST(norm, {"rmsnorm_forward", "naive", 0, rmsnorm_forward, nullptr}, {"rmsnorm_forward", "vector", 1, rmsnorm_forward_vector, nullptr},
+FD_VARIANT_LIST(norm, {"rmsnorm_forward", "naive", 0, rmsnorm_forward, nullptr},
+                {"rmsnorm_forward", "vector", 1, rmsnorm_forward_vector, nullptr},
                 {"rmsnorm_backward", "naive", 0, rmsnorm_backward, nullptr},
                 {"rmsnorm_backward", "vector", 1, rmsnorm_backward_vector, rmsnorm_workspace},
                 {"layernorm_forward", "naive", 0, layernorm_forward, nullptr},

@@ -1,5 +1,5 @@
-// ptx.cuh: one function for each PTX instruction that C++ has no word for. nvcc's side is the instruction; the emulator's is its meaning
-// (csrc/emulation/ptx.cpp). Operands and layouts are the PTX ISA's, chapter 9.7.
+// ptx.cuh: one function for each PTX instruction that C++ has no word for. nvcc's side is the instruction; the emulator's is its
+// meaning (csrc/emulation/ptx.cpp). Operands and layouts are the PTX ISA's, chapter 9.7.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -17,9 +17,15 @@ template <int N>
 void cp_async_wait() {
   emu::copy_wait(N);
 }
-inline void ldmatrix_x4(uint32_t (&r)[4], const void* shared_row, EMU_HERE) { emu::ldmatrix(r, 4, false, shared_row, file, line); }
-inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* shared_row, EMU_HERE) { emu::ldmatrix(r, 4, true, shared_row, file, line); }
-inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, EMU_HERE) { emu::mma_m16n8k16_bf16(d, a, b0, b1, file, line); }
+inline void ldmatrix_x4(uint32_t (&r)[4], const void* shared_row, EMU_HERE) {
+  emu::ldmatrix(r, 4, false, shared_row, file, line);
+}
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* shared_row, EMU_HERE) {
+  emu::ldmatrix(r, 4, true, shared_row, file, line);
+}
+inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, EMU_HERE) {
+  emu::mma_m16n8k16_bf16(d, a, b0, b1, file, line);
+}
 
 }  // namespace freedive::cuda::ptx
 
@@ -31,7 +37,8 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) { return stati
 
 // 16 bytes from global to shared memory, both aligned to 16; of the source only source_bytes are read, the rest becomes 0.
 __device__ __forceinline__ void cp_async_16(void* shared, const void* global, int source_bytes = 16) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(source_bytes) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(source_bytes)
+               : "memory");
 }
 // What this thread copied since the last commit is a group.
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -40,8 +47,8 @@ template <int N>
 __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
-// Four 8 x 8 matrices of 16-bit numbers: lane l gives the address of row l % 8 of matrix l / 8; register j of lane l gets row l / 4, columns
-// 2 (l % 4) and one more, of matrix j (trans: of its transpose).
+// Four 8 x 8 matrices of 16-bit numbers: lane l gives the address of row l % 8 of matrix l / 8; register j of lane l gets row l /
+// 4, columns 2 (l % 4) and one more, of matrix j (trans: of its transpose).
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* shared_row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])

@@ -1,5 +1,5 @@
-// ptx_sm90.cuh: ptx.cuh goes on, with what only compute capability 9.0a has: mbarriers that count bytes, TMA, wgmma, setmaxnreg. Kernels that use it
-// are empty in code for other GPUs (FD_SM90_CODE), and their launchers do not call them there.
+// ptx_sm90.cuh: ptx.cuh goes on, with what only compute capability 9.0a has: mbarriers that count bytes, TMA, wgmma, setmaxnreg.
+// Kernels that use it are empty in code for other GPUs (FD_SM90_CODE), and their launchers do not call them there.
 #pragma once
 #include <cuda.h>
 
@@ -25,7 +25,9 @@ inline void mbarrier_wait(uint64_t* barrier, int parity, EMU_HERE) { emu::mbarri
 inline void tma_load_2d(void* shared, const CUtensorMap* map, uint64_t* barrier, int x, int y, EMU_HERE) {
   emu::tma_load_2d(shared, map, barrier, x, y, file, line);
 }
-inline void tma_store_2d(const CUtensorMap* map, const void* shared, int x, int y, EMU_HERE) { emu::tma_store_2d(map, shared, x, y, file, line); }
+inline void tma_store_2d(const CUtensorMap* map, const void* shared, int x, int y, EMU_HERE) {
+  emu::tma_store_2d(map, shared, x, y, file, line);
+}
 inline void bulk_commit() { emu::bulk_commit(); }
 template <int N>
 void bulk_wait_read(EMU_HERE) {
@@ -79,14 +81,17 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, int parity) {
                  : "memory");
 }
 
-// ---- TMA: a box of a tensor, by one thread. Rows of a box lie 128 bytes apart, pieces of 16 bytes exchanged by the lowest bits of the row ----
+// ---- TMA: a box of a tensor, by one thread. Rows of a box lie 128 bytes apart, pieces of 16 bytes exchanged by the lowest bits
+// of the row ----
 __device__ __forceinline__ void tma_load_2d(void* shared, const CUtensorMap* map, uint64_t* barrier, int x, int y) {
-  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(shared_address(shared)),
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
+                   shared_address(shared)),
                "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y)
                : "memory");
 }
 __device__ __forceinline__ void tma_store_2d(const CUtensorMap* map, const void* shared, int x, int y) {
-  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map), "r"(shared_address(shared)), "r"(x), "r"(y)
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
+               "r"(shared_address(shared)), "r"(x), "r"(y)
                : "memory");
 }
 __device__ __forceinline__ void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
@@ -110,8 +115,9 @@ __device__ __forceinline__ void hold(float (&d)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
-// add: false begins from 0. Thread t of the group holds rows 16 (t / 32) + t % 32 / 4 and 8 below, columns 8 j + 2 (t % 4) and the next, for each j.
-// One definition for each width: COUNT registers of d, which are operands %0, %1, .. and are followed by a, b, add and the two layouts.
+// add: false begins from 0. Thread t of the group holds rows 16 (t / 32) + t % 32 / 4 and 8 below, columns 8 j + 2 (t % 4) and
+// the next, for each j. One definition for each width: COUNT registers of d, which are operands %0, %1, .. and are followed by a,
+// b, add and the two layouts.
 #define FD_8_REGISTERS(d, i) \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define FD_32_REGISTERS(d, i) FD_8_REGISTERS(d, i), FD_8_REGISTERS(d, i + 8), FD_8_REGISTERS(d, i + 16), FD_8_REGISTERS(d, i + 24)
@@ -159,21 +165,28 @@ __device__ __forceinline__ void more_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
 // Of some warps of the block: id from 1 on.
-__device__ __forceinline__ void barrier_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+__device__ __forceinline__ void barrier_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
 
 #endif
 
-// What wgmma is told of an operand in shared memory, swizzled by 128 bytes as TMA leaves it (matrix-descriptor format of the ISA).
+// What wgmma is told of an operand in shared memory, swizzled by 128 bytes as TMA leaves it (matrix-descriptor format of the
+// ISA).
 //   along k:   box [rows][64 k]: 8 rows further are `stride` bytes (1024) further; `leading` is not used. 16 k further: 32 bytes
-//   across k:  boxes [k][64 rows]: 8 k further are `stride` bytes (1024) further, the next 64 rows `leading` bytes. 16 k further: 2048 bytes
+//   across k:  boxes [k][64 rows]: 8 k further are `stride` bytes (1024) further, the next 64 rows `leading` bytes. 16 k further:
+//              2048 bytes
 __device__ __forceinline__ uint64_t wgmma_operand(uint32_t address, uint32_t leading, uint32_t stride) {
   const uint64_t swizzle_128 = 1;
-  return (address & 0x3FFFF) >> 4 | static_cast<uint64_t>(leading >> 4) << 16 | static_cast<uint64_t>(stride >> 4) << 32 | swizzle_128 << 62;
+  return (address & 0x3FFFF) >> 4 | static_cast<uint64_t>(leading >> 4) << 16 | static_cast<uint64_t>(stride >> 4) << 32 |
+         swizzle_128 << 62;
 }
 
-// A map of bfloat16 [rows, columns], rows `row` numbers apart, for boxes [box_rows][box_columns], outside of which is 0. False: the tensor is none that
-// TMA takes, or the driver knows no TMA. The driver's function is asked for at run time: nothing is linked with libcuda.
-inline bool tensor_map_2d(CUtensorMap* map, const void* data, int64_t rows, int64_t columns, int64_t row, int box_rows, int box_columns) {
+// A map of bfloat16 [rows, columns], rows `row` numbers apart, for boxes [box_rows][box_columns], outside of which is 0. False:
+// the tensor is none that TMA takes, or the driver knows no TMA. The driver's function is asked for at run time: nothing is
+// linked with libcuda.
+inline bool tensor_map_2d(CUtensorMap* map, const void* data, int64_t rows, int64_t columns, int64_t row, int box_rows,
+                          int box_columns) {
 #ifdef FREEDIVE_CUDA_EMULATION
   const auto encode = &cuTensorMapEncodeTiled;
 #else
@@ -181,14 +194,18 @@ inline bool tensor_map_2d(CUtensorMap* map, const void* data, int64_t rows, int6
     void* function = nullptr;
     cudaDriverEntryPointQueryResult found;
     const cudaError_t e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found);
-    return e == cudaSuccess && found == cudaDriverEntryPointSuccess ? reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function) : nullptr;
+    return e == cudaSuccess && found == cudaDriverEntryPointSuccess
+               ? reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function)
+               : nullptr;
   }();
   if (encode == nullptr) return false;
 #endif
-  const cuuint64_t dimensions[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)}, strides[] = {static_cast<cuuint64_t>(row) * 2};
+  const cuuint64_t dimensions[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)},
+                   strides[] = {static_cast<cuuint64_t>(row) * 2};
   const cuuint32_t box[] = {static_cast<cuuint32_t>(box_columns), static_cast<cuuint32_t>(box_rows)}, steps[] = {1, 1};
-  return encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(data), dimensions, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+  return encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(data), dimensions, strides, box, steps,
+                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
 }  // namespace freedive::cuda::ptx

@@ -1,8 +1,10 @@
 // quantized.cu: weights of 16, 8 and 4 bits: products, embedding and head, the weight never written out in float32.
 //
-// A packed weight is the file's rows, one after another, each a whole number of ggml's blocks (ggml-common.h). A number's value is the very
-// float32 that freedive/model/quants.py computes. In int8 (compute = FD_I8) rows of x are rounded to int8 in blocks of 32 with a scale each.
-// naive: a thread per output element decodes its row of the weight as it goes: what a byte costs in memory is saved, arithmetic is not.
+// A packed weight is the file's rows, one after another, each a whole number of ggml's blocks (ggml-common.h). A number's value
+// is the very float32 that freedive/model/quants.py computes. In int8 (compute = FD_I8) rows of x are rounded to int8 in blocks
+// of 32 with a scale each.
+// naive: a thread per output element decodes its row of the weight as it goes: what a byte costs in memory is saved, arithmetic
+// is not.
 #include <cuda_fp16.h>
 
 #include "head.cuh"
@@ -162,14 +164,18 @@ int64_t round_rows(fd_context* ctx, const char* op, const fd_tensor& x, const We
 }
 
 // Rows begin, begin + 1, .. of x times the weight; compute as round_rows returned it.
-void product(fd_context* ctx, const char* op, const Target& to, const fd_tensor& x, const float* rounded, const Weight& w, int64_t begin, int64_t rows,
-             int64_t compute) {
+void product(fd_context* ctx, const char* op, const Target& to, const fd_tensor& x, const float* rounded, const Weight& w,
+             int64_t begin, int64_t rows, int64_t compute) {
   auto* kernel = compute == FD_I8 ? product_kernel<FD_I8> : compute == FD_BF16 ? product_kernel<FD_BF16> : product_kernel<FD_F32>;
   launch_threads(ctx, op, rows * w.O, kernel, to, x, rounded, w, begin, rows);
 }
 
-fd_tensor rows_of(float* data, int64_t rows, int64_t width) { return fd_tensor{data, {rows, width, 1, 1}, {width, 1, 1, 1}, 2, FD_F32}; }
-Weight weight_of(const fd_tensor& packed, int64_t O, int64_t C, int64_t type) { return {static_cast<const uint8_t*>(packed.data), O, C, type}; }
+fd_tensor rows_of(float* data, int64_t rows, int64_t width) {
+  return fd_tensor{data, {rows, width, 1, 1}, {width, 1, 1, 1}, 2, FD_F32};
+}
+Weight weight_of(const fd_tensor& packed, int64_t O, int64_t C, int64_t type) {
+  return {static_cast<const uint8_t*>(packed.data), O, C, type};
+}
 
 // ---- the product, forward and backward ---------------------------------------------------------------------------------
 size_t matmul_workspace(const void* arguments, int32_t) {
@@ -191,18 +197,21 @@ __global__ void backward_input_kernel(fd_tensor dx, fd_tensor dout, Weight w, bo
   const int64_t i = global_thread(), n = i / w.C, c = i % w.C;
   if (n >= dx.shape[0]) return;
   float sum = add ? row(dx, n)[c] : 0.0f;
-  for (int64_t o = 0; o < w.O; ++o) sum = fmaf(operand<BF16_OPERANDS>(row(dout, n)[o]), operand<BF16_OPERANDS>(value_at(w.row(o), w.type, c)), sum);
+  for (int64_t o = 0; o < w.O; ++o)
+    sum = fmaf(operand<BF16_OPERANDS>(row(dout, n)[o]), operand<BF16_OPERANDS>(value_at(w.row(o), w.type, c)), sum);
   row(dx, n)[c] = sum;
 }
 
-void backward_input(fd_context* ctx, const char* op, const fd_tensor& dx, const fd_tensor& dout, const Weight& w, bool add, int64_t compute) {
-  launch_threads(ctx, op, dx.shape[0] * w.C, compute == FD_BF16 ? backward_input_kernel<true> : backward_input_kernel<false>, dx, dout, w, add);
+void backward_input(fd_context* ctx, const char* op, const fd_tensor& dx, const fd_tensor& dout, const Weight& w, bool add,
+                    int64_t compute) {
+  launch_threads(ctx, op, dx.shape[0] * w.C, compute == FD_BF16 ? backward_input_kernel<true> : backward_input_kernel<false>, dx,
+                 dout, w, add);
 }
 
 void matmul_backward_input(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_quantized_matmul_backward_input_args*>(arguments);
-  backward_input(ctx, "quantized_matmul_backward_input", a.dx, a.dout, weight_of(a.weight, a.dout.shape[1], a.dx.shape[1], a.type), a.accumulate != 0,
-                 a.compute);
+  backward_input(ctx, "quantized_matmul_backward_input", a.dx, a.dout,
+                 weight_of(a.weight, a.dout.shape[1], a.dx.shape[1], a.type), a.accumulate != 0, a.compute);
 }
 
 // ---- packing, embedding ------------------------------------------------------------------------------------------------
@@ -226,7 +235,8 @@ __global__ void embedding_kernel(fd_quantized_embedding_args a, Weight w) {
 
 void embedding(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_quantized_embedding_args*>(arguments);
-  launch_threads(ctx, "quantized_embedding", a.out.shape[0] * a.out.shape[1], embedding_kernel, a, weight_of(a.weight, a.vocab, a.out.shape[1], a.type));
+  launch_threads(ctx, "quantized_embedding", a.out.shape[0] * a.out.shape[1], embedding_kernel, a,
+                 weight_of(a.weight, a.vocab, a.out.shape[1], a.type));
 }
 
 // ---- the head: logits of a chunk, then x rounded ------------------------------------------------------------------------
@@ -236,8 +246,8 @@ size_t head_workspace_of(const void* arguments, int32_t) {
   return head_workspace(a.x.shape[0], a.vocab) + rounded_bytes(a.x.shape[0], a.x.shape[1]);
 }
 
-void run(fd_context* ctx, const char* op, const HeadArguments& a, const fd_tensor& x, const fd_tensor& weight, int64_t type, int64_t compute,
-         const fd_tensor& dx, bool forward, bool backward) {
+void run(fd_context* ctx, const char* op, const HeadArguments& a, const fd_tensor& x, const fd_tensor& weight, int64_t type,
+         int64_t compute, const fd_tensor& dx, bool forward, bool backward) {
   const Weight w = weight_of(weight, a.V, x.shape[1], type);
   float* rounded = scratch(ctx) + head_rows(x.shape[0]) * a.V;
   const int64_t how = round_rows(ctx, op, x, w, compute, rounded);
@@ -255,26 +265,30 @@ void run(fd_context* ctx, const char* op, const HeadArguments& a, const fd_tenso
 
 void head_forward(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_quantized_head_forward_args*>(arguments);
-  const HeadArguments h{a.logprobs, a.entropy, a.lse, a.targets, a.temperature, a.vocab_mask, absent(), absent(), absent(), a.vocab};
+  const HeadArguments h{a.logprobs,   a.entropy, a.lse,    a.targets, a.temperature,
+                        a.vocab_mask, absent(),  absent(), absent(),  a.vocab};
   run(ctx, "quantized_head_forward", h, a.x, a.weight, a.type, a.compute, absent(), true, false);
 }
 
 void head_backward(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_quantized_head_backward_args*>(arguments);
-  const HeadArguments h{absent(), a.entropy, a.lse, a.targets, a.temperature, a.vocab_mask, a.dlogprobs, a.dentropy, a.dlse, a.vocab};
+  const HeadArguments h{absent(),     a.entropy,   a.lse,      a.targets, a.temperature,
+                        a.vocab_mask, a.dlogprobs, a.dentropy, a.dlse,    a.vocab};
   run(ctx, "quantized_head_backward", h, a.x, a.weight, a.type, a.compute, a.dx, false, true);
 }
 
 void head_forward_backward(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_quantized_head_forward_backward_args*>(arguments);
-  const HeadArguments h{a.logprobs, a.entropy, a.lse, a.targets, a.temperature, a.vocab_mask, a.dlogprobs, absent(), absent(), a.vocab};
+  const HeadArguments h{a.logprobs,   a.entropy,   a.lse,    a.targets, a.temperature,
+                        a.vocab_mask, a.dlogprobs, absent(), absent(),  a.vocab};
   run(ctx, "quantized_head_forward_backward", h, a.x, a.weight, a.type, a.compute, a.dx, true, true);
 }
 
 void head_sample(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_quantized_head_sample_args*>(arguments);
   const char* op = "quantized_head_sample";
-  const SampleArguments s{a.tokens, a.logprobs, a.vocab_mask, a.temperature, a.top_k, a.top_p, a.min_p, a.seeds, a.counters, a.vocab};
+  const SampleArguments s{a.tokens, a.logprobs, a.vocab_mask, a.temperature, a.top_k,
+                          a.top_p,  a.min_p,    a.seeds,      a.counters,    a.vocab};
   const Weight w = weight_of(a.weight, a.vocab, a.x.shape[1], a.type);
   float *z = scratch(ctx), *rounded = z + head_rows(a.x.shape[0]) * a.vocab;
   const int64_t how = round_rows(ctx, op, a.x, w, a.compute, rounded);
@@ -295,7 +309,8 @@ FD_VARIANT_LIST(quantized, {"quantized_pack", "naive", 0, pack, nullptr}, {"quan
                 {"quantized_matmul_backward_input", "naive", 0, matmul_backward_input, nullptr},
                 {"quantized_head_forward", "naive", 0, head_forward, head_workspace_of<fd_quantized_head_forward_args>},
                 {"quantized_head_backward", "naive", 0, head_backward, head_workspace_of<fd_quantized_head_backward_args>},
-                {"quantized_head_forward_backward", "naive", 0, head_forward_backward, head_workspace_of<fd_quantized_head_forward_backward_args>},
+                {"quantized_head_forward_backward", "naive", 0, head_forward_backward,
+                 head_workspace_of<fd_quantized_head_forward_backward_args>},
                 {"quantized_head_sample", "naive", 0, head_sample, head_workspace_of<fd_quantized_head_sample_args>})
 
 }  // namespace freedive::cuda

@@ -1,10 +1,12 @@
 // rope.cu: rotary position embedding in half-rotation form, forward and (inverse) backward.
 //
-// Reads D and writes D floats per head, and D/2 of each table per token (from memory once, for the other heads from cache): 8 bytes a number.
+// Reads D and writes D floats per head, and D/2 of each table per token (from memory once, for the other heads from cache): 8
+// bytes a number.
 //
 // naive: one thread per pair, so out may be x.
-// vector: a block per token; a thread rotates four neighbouring pairs of a head by loads and stores of 128 bits. The same bits and bytes, a quarter of
-// the instructions, and two 32-bit divisions for eight numbers where naive makes three of 64 bits for two. What is left of R / 4 goes number by number.
+// vector: a block per token; a thread rotates four neighbouring pairs of a head by loads and stores of 128 bits. The same bits
+// and bytes, a quarter of the instructions, and two 32-bit divisions for eight numbers where naive makes three of 64 bits for
+// two. What is left of R / 4 goes number by number.
 #include "launch.cuh"
 #include "vector.cuh"
 
@@ -26,10 +28,12 @@ __global__ void rope_kernel(fd_tensor out, fd_tensor x, fd_tensor cos, fd_tensor
 
 void rope(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_rope_args*>(arguments);
-  launch_threads(ctx, "rope", a.x.shape[0] * a.x.shape[1] * (a.x.shape[2] / 2), rope_kernel, a.out, a.x, a.cos, a.sin, a.positions, a.inverse);
+  launch_threads(ctx, "rope", a.x.shape[0] * a.x.shape[1] * (a.x.shape[2] / 2), rope_kernel, a.out, a.x, a.cos, a.sin,
+                 a.positions, a.inverse);
 }
 
-__global__ void rope_vector_kernel(fd_tensor out, fd_tensor x, fd_tensor cos, fd_tensor sin, fd_tensor positions, int64_t inverse) {
+__global__ void rope_vector_kernel(fd_tensor out, fd_tensor x, fd_tensor cos, fd_tensor sin, fd_tensor positions,
+                                   int64_t inverse) {
   const int64_t n = blockIdx.x, R = x.shape[2] / 2, p = flat<int32_t>(positions)[n];
   const unsigned fours = static_cast<unsigned>((R + VECTOR - 1) / VECTOR), work = static_cast<unsigned>(x.shape[1]) * fours;
   for (unsigned i = threadIdx.x; i < work; i += blockDim.x) {
@@ -48,7 +52,8 @@ void rope_vector(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_rope_args*>(arguments);
   const int64_t R = a.x.shape[2] / 2, width = a.x.shape[1] * blocks_for(R, VECTOR) * VECTOR;
   if (width == 0) return;
-  launch(ctx, "rope", a.x.shape[0], RowLaunch(width).threads, rope_vector_kernel, a.out, a.x, a.cos, a.sin, a.positions, a.inverse);
+  launch(ctx, "rope", a.x.shape[0], RowLaunch(width).threads, rope_vector_kernel, a.out, a.x, a.cos, a.sin, a.positions,
+         a.inverse);
 }
 
 }  // namespace

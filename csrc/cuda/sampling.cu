@@ -1,13 +1,14 @@
 // sampling.cu: one token for each row of logits: the largest, or a draw after top_k, min_p and top_p.
 //
-// Nothing is sorted. What a cut keeps is everything above a threshold and the first few, by id, of what lies on it. A block to a row.
-// The same order of every sum whatever else is in the batch, so the same seed draws the same token.
+// Nothing is sorted. What a cut keeps is everything above a threshold and the first few, by id, of what lies on it. A block to a
+// row. The same order of every sum whatever else is in the batch, so the same seed draws the same token.
 //
-// naive: the threshold is found bit by bit in 32 rounds, each of which counts (top_k) or weighs (top_p) what lies at or above it; a round reads V floats. To
-// draw, each thread walks ids that follow each other, which its neighbours' loads are far from.
-// select: four bits a round: each thread counts or weighs its candidates in 16 bins by their next four bits, if they agree with the bits found so far. 8 rounds
-// instead of 32, by loads of 128 bits, and an exponential only for who agrees. To draw, warps walk stretches of ids, 128 neighbours at a time. Reads V floats
-// 2 times for a draw without cuts (naive: 4), 11 with top_k (38), 13 with top_p (44), 21 with both (78).
+// naive: the threshold is found bit by bit in 32 rounds, each of which counts (top_k) or weighs (top_p) what lies at or above it;
+// a round reads V floats. To draw, each thread walks ids that follow each other, which its neighbours' loads are far from.
+// select: four bits a round: each thread counts or weighs its candidates in 16 bins by their next four bits, if they agree with
+// the bits found so far. 8 rounds instead of 32, by loads of 128 bits, and an exponential only for who agrees. To draw, warps
+// walk stretches of ids, 128 neighbours at a time. Reads V floats 2 times for a draw without cuts (naive: 4), 11 with top_k (38),
+// 13 with top_p (44), 21 with both (78).
 #include "../core/rng.h"
 #include "head.cuh"
 
@@ -101,7 +102,8 @@ __global__ void sample_kernel(SampleArguments a, const float* logits, int64_t be
     }
     if (top_p < 1.0f) {
       // of what top_k left: all above its threshold, and its ties, which weigh the same
-      const double above = weigh(c, kept.threshold, true, mass, shared), at = weigh(c, kept.threshold, false, mass, shared) - above;
+      const double above = weigh(c, kept.threshold, true, mass, shared),
+                   at = weigh(c, kept.threshold, false, mass, shared) - above;
       const double on = weigh(c, kept.threshold, false, one, shared) - weigh(c, kept.threshold, true, one, shared);
       const double share = kept.ties == INT64_MAX || on == 0.0 ? 1.0 : static_cast<double>(kept.ties) / on;
       const double wanted = static_cast<double>(top_p) * (above + at * share);
@@ -189,9 +191,11 @@ struct Threshold {
   double above, at;  // what lies above it, and on it
 };
 
-// The highest threshold at or above which lies at least `wanted`; without any (everything is less), 0. `total`: of all candidates.
+// The highest threshold at or above which lies at least `wanted`; without any (everything is less), 0. `total`: of all
+// candidates.
 template <class Value>
-__device__ Threshold select(const Candidates& c, double wanted, const Value& value, double (*bins)[THREADS], double* sums, double* total) {
+__device__ Threshold select(const Candidates& c, double wanted, const Value& value, double (*bins)[THREADS], double* sums,
+                            double* total) {
   Threshold found{0, 0.0, 0.0};
   const int me = static_cast<int>(threadIdx.x);
 #pragma unroll 1
@@ -278,7 +282,8 @@ __device__ T sum_before(T x, T* all) {
   return sum - x;
 }
 
-// Weights of the four ids from v on that are kept, 0 of the others. `ties`: how many lay on the threshold before this strip, then behind it.
+// Weights of the four ids from v on that are kept, 0 of the others. `ties`: how many lay on the threshold before this strip, then
+// behind it.
 __device__ Four kept_weights(const Candidates& c, const Kept& kept, int64_t v, int64_t end, int64_t* ties) {
   Four w{};
   int on = 0;
@@ -332,7 +337,8 @@ __global__ void select_kernel(SampleArguments a, const float* logits, int64_t be
   } else {
     const Candidates c{z, a.vocab_mask, T, stats.top, flat(a.min_p)[s], V};
     const Kept kept = cut(c, flat<int32_t>(a.top_k)[s], flat(a.top_p)[s], bins, sums, shared);
-    const int64_t each = (V + WARPS * STRIP - 1) / (WARPS * STRIP) * STRIP, from = warp * each, to = from + each < V ? from + each : V;
+    const int64_t each = (V + WARPS * STRIP - 1) / (WARPS * STRIP) * STRIP, from = warp * each,
+                  to = from + each < V ? from + each : V;
     int64_t ties_before = 0;
     if (kept.ties != INT64_MAX) {
       int64_t on = 0;
@@ -357,7 +363,8 @@ __global__ void select_kernel(SampleArguments a, const float* logits, int64_t be
     __syncthreads();
     double total = 0.0, before = 0.0;
     for (int w = 0; w < WARPS; ++w) total += masses[w];
-    const double aim = static_cast<double>(uniform(flat<uint64_t>(a.seeds)[s], STREAM_SAMPLE, flat<uint64_t>(a.counters)[s])) * total;
+    const double aim =
+        static_cast<double>(uniform(flat<uint64_t>(a.seeds)[s], STREAM_SAMPLE, flat<uint64_t>(a.counters)[s])) * total;
     int owner = -1, fallback = 0;
     for (int w = 0; w < WARPS && owner < 0; ++w) {
       if (ids[w] < 0) continue;
@@ -407,7 +414,8 @@ size_t workspace(const void* arguments, int32_t) {
 template <bool NAIVE>
 void head_sample(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_head_sample_args*>(arguments);
-  const SampleArguments s{a.tokens, a.logprobs, a.vocab_mask, a.temperature, a.top_k, a.top_p, a.min_p, a.seeds, a.counters, a.weight.shape[0]};
+  const SampleArguments s{a.tokens, a.logprobs, a.vocab_mask, a.temperature, a.top_k,
+                          a.top_p,  a.min_p,    a.seeds,      a.counters,    a.weight.shape[0]};
   float* z = scratch(ctx);
   for (int64_t begin = 0; begin < a.x.shape[0]; begin += HEAD_ROWS) {
     const int64_t rows = head_rows(a.x.shape[0] - begin);
@@ -418,10 +426,12 @@ void head_sample(fd_context* ctx, const void* arguments) {
 
 }  // namespace
 
-void sample_rows(fd_context* ctx, const char* op, const SampleArguments& a, const float* logits, int64_t begin, int64_t rows, bool naive) {
+void sample_rows(fd_context* ctx, const char* op, const SampleArguments& a, const float* logits, int64_t begin, int64_t rows,
+                 bool naive) {
   launch(ctx, op, rows, THREADS, naive ? sample_kernel : select_kernel, a, logits, begin);
 }
 
-FD_VARIANT_LIST(sampling, {"head_sample", "naive", 0, head_sample<true>, workspace}, {"head_sample", "select", 1, head_sample<false>, workspace})
+FD_VARIANT_LIST(sampling, {"head_sample", "naive", 0, head_sample<true>, workspace},
+                {"head_sample", "select", 1, head_sample<false>, workspace})
 
 }  // namespace freedive::cuda

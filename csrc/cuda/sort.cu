@@ -1,10 +1,13 @@
-// sort.cu: a stable radix sort of ids, 8 bits a pass from the lowest: ceil(bits / 8) passes, two for vocabularies from 257 to 65,536 ids.
+// sort.cu: a stable radix sort of ids, 8 bits a pass from the lowest: ceil(bits / 8) passes, two for vocabularies from 257 to
+// 65,536 ids.
 //
 // A pass is three kernels. A block takes TILE neighbours; each of its warps a stretch of them, 32 at a time.
-//   count    how many of the tile have which digit: counts[digit][tile]. Lanes with one digit find each other by eight ballots, and the first of them adds how
-//            many they are to its warp's histogram. No atomics.
-//   scan     counts become where the first of that digit and tile goes: all smaller digits, and this digit in earlier tiles, come before.
-//   scatter  counts once more, and puts each pair behind its equals from earlier warps, rounds and lanes: the order of places is kept.
+//   count    how many of the tile have which digit: counts[digit][tile]. Lanes with one digit find each other by eight ballots,
+//            and the first of them adds how many they are to its warp's histogram. No atomics.
+//   scan     counts become where the first of that digit and tile goes: all smaller digits, and this digit in earlier tiles,
+//            come before.
+//   scatter  counts once more, and puts each pair behind its equals from earlier warps, rounds and lanes: the order of places
+//            is kept.
 // 8 bytes an id read twice and written once each pass, and 1 KB of counts for 1,024 ids.
 #include "sort.cuh"
 
@@ -43,7 +46,8 @@ __device__ unsigned lanes_with(int digit, bool here) {
   return here ? same : 0u;
 }
 
-// Adds the warp's stretch of a tile to its histogram, and tells visit(round, pair, digit, how many equals came before it in this warp).
+// Adds the warp's stretch of a tile to its histogram, and tells visit(round, pair, digit, how many equals came before it in this
+// warp).
 template <class Visit>
 __device__ void walk(const Source& from, int* histogram, const Visit& visit) {
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * TILE + warp_of_block() * (WARP * ROUNDS);
@@ -109,7 +113,8 @@ __global__ void scatter_kernel(Source from, const int* starts, Sortable* to) {
   int digits[ROUNDS], ranks[ROUNDS];
 #pragma unroll
   for (int k = 0; k < ROUNDS; ++k) digits[k] = -1;
-  walk(from, histograms[warp_of_block()], [&](int k, const Sortable& pair, int digit, int rank) { pairs[k] = pair, digits[k] = digit, ranks[k] = rank; });
+  walk(from, histograms[warp_of_block()],
+       [&](int k, const Sortable& pair, int digit, int rank) { pairs[k] = pair, digits[k] = digit, ranks[k] = rank; });
   __syncthreads();
   // each warp's count becomes where its first of that digit goes
   int at = starts[static_cast<int64_t>(threadIdx.x) * gridDim.x + blockIdx.x];
@@ -128,7 +133,9 @@ int64_t list_bytes(int64_t n) { return blocks_for(n * static_cast<int64_t>(sizeo
 
 }  // namespace
 
-size_t sort_bytes(int64_t n) { return static_cast<size_t>(2 * list_bytes(n) + blocks_for(n, TILE) * DIGITS * static_cast<int64_t>(sizeof(int))); }
+size_t sort_bytes(int64_t n) {
+  return static_cast<size_t>(2 * list_bytes(n) + blocks_for(n, TILE) * DIGITS * static_cast<int64_t>(sizeof(int)));
+}
 
 const Sortable* sort_ids(fd_context* ctx, const char* op, const int32_t* ids, int64_t n, int64_t limit, void* workspace) {
   auto* bytes = static_cast<uint8_t*>(workspace);

@@ -1,4 +1,5 @@
-// sort.cuh: ids with their places, sorted on the device: equal ids keep the order of their places. For sums over the rows of one id in a fixed order.
+// sort.cuh: ids with their places, sorted on the device: equal ids keep the order of their places. For sums over the rows of one
+// id in a fixed order.
 #pragma once
 #include "launch.cuh"
 

@@ -1,7 +1,8 @@
 // vector.cuh: four floats at a time, by one instruction of 128 bits where the address allows it, one by one where it does not.
 //
-// A number's place decides who computes it, never its address: the same bits wherever a tensor lies. Kernels of four floats a thread keep four times
-// as many bytes under way as those of one, with a quarter of the instructions; both are what a kernel bound by memory lives on.
+// A number's place decides who computes it, never its address: the same bits wherever a tensor lies. Kernels of four floats a
+// thread keep four times as many bytes under way as those of one, with a quarter of the instructions; both are what a kernel
+// bound by memory lives on.
 #pragma once
 #include <cstdint>
 
@@ -60,7 +61,8 @@ inline int skip_of(const fd_tensor& t) { return static_cast<int>(reinterpret_cas
 inline int64_t pieces_of(int64_t size, int skip) { return size > 0 ? blocks_for(size + skip, VECTOR) : 0; }
 
 // ---- rows: blocks that lie in one row ----------------------------------------------------------------------------------------
-// How many threads a block has, and how many blocks a row of `width` numbers. A kernel divides 32 bits once instead of 64 for every number.
+// How many threads a block has, and how many blocks a row of `width` numbers. A kernel divides 32 bits once instead of 64 for
+// every number.
 struct RowLaunch {
   int threads;
   unsigned blocks;

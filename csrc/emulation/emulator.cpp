@@ -1,7 +1,7 @@
 // emulator.cpp: the scheduler: one block at a time, its threads, what they wait in, and who runs next.
 //
-// Compiled without instrumentation (see sanitizers.h). Inside of kernels it neither allocates nor calls memcpy, memset or memmove, which
-// ThreadSanitizer would take for accesses of the CUDA thread that runs.
+// Compiled without instrumentation (see sanitizers.h). Inside of kernels it neither allocates nor calls memcpy, memset or
+// memmove, which ThreadSanitizer would take for accesses of the CUDA thread that runs.
 #include "emulator.h"
 
 #include <algorithm>
@@ -114,7 +114,8 @@ FiberThread* pick() {
       const unsigned i = static_cast<unsigned>(draw() % choices);
       return i < n_ready ? take_ready(i) : take_new();
     }
-    case Schedule::PRIORITY: {  // the same warps go first as long as they can: what starves others longest (after Burckhardt et al., 2010)
+    // The same warps go first as long as they can: what starves others longest (after Burckhardt et al., 2010).
+    case Schedule::PRIORITY: {
       if (draw() % 2048 == 0) priority[draw() % MAX_WARPS] = static_cast<uint32_t>(draw());
       unsigned best = 0;
       for (unsigned i = 1; i < n_ready; ++i)
@@ -153,9 +154,9 @@ void to_host() {
   to_fiber(&host_fiber, false);
 }
 
-// Leaves the current thread, whose state says whether it waits or has ended. Returns when it runs again; if it has ended, when this
-// stack is to begin another thread: one that ends without ever waiting leaves its stack to the next, and kernels without barriers
-// are plain loops.
+// Leaves the current thread, whose state says whether it waits or has ended. Returns when it runs again; if it has ended, when
+// this stack is to begin another thread: one that ends without ever waiting leaves its stack to the next, and kernels without
+// barriers are plain loops.
 void next_thread() {
   FiberThread* me = self();
   const bool ended = me->state == State::ENDED;
@@ -173,8 +174,8 @@ void next_thread() {
       const FiberThread& w = threads[i];
       if (w.state != State::WAITING) continue;
       char text[300];
-      snprintf(text, sizeof text, "%sthread (%u,%u,%u) waits in %s at %s:%d", told++ ? "; " : "", w.index.x, w.index.y, w.index.z, w.waits_in,
-               w.file, w.line);
+      snprintf(text, sizeof text, "%sthread (%u,%u,%u) waits in %s at %s:%d", told++ ? "; " : "", w.index.x, w.index.y, w.index.z,
+               w.waits_in, w.file, w.line);
       who += text;
     }
     fail("deadlock: %s", who.c_str());
@@ -221,7 +222,8 @@ void entry() {
     --alive, ++statistics.threads;
     for (const Pending& p : pending[t->warp])
       if (p.arrived != 0 && (p.mask >> t->lane & 1))
-        fail("a thread ends while lanes %08x wait for it in a collective of mask %08x at %s:%d", p.arrived, p.mask, p.file, p.line);
+        fail("a thread ends while lanes %08x wait for it in a collective of mask %08x at %s:%d", p.arrived, p.mask, p.file,
+             p.line);
     for (Barrier& b : barriers)
       if (b.arrived > 0 && b.wanted == 0) check_barrier(b);
     next_thread();
@@ -303,7 +305,8 @@ int barrier(int id, int wanted, Vote vote, int predicate, const char* file, int 
   FiberThread* t = self();
   if (b.arrived > 0 && wanted == 0 && (b.line != line || std::strcmp(b.file, file) != 0))
     fail("threads of one block wait in different barriers: this one at %s:%d, others at %s:%d", file, line, b.file, b.line);
-  if (b.arrived > 0 && b.wanted != wanted) fail("barrier %d of %d threads at %s:%d, where others wait for %d", id, wanted, file, line, b.wanted);
+  if (b.arrived > 0 && b.wanted != wanted)
+    fail("barrier %d of %d threads at %s:%d, where others wait for %d", id, wanted, file, line, b.wanted);
   if (b.arrived == 0) b.wanted = wanted, b.file = file, b.line = line, b.result = vote == Vote::ALL;
   if (vote == Vote::COUNT) b.result += predicate != 0;
   if (vote == Vote::ALL) b.result = b.result && predicate;
@@ -349,8 +352,8 @@ void collective(unsigned mask, int kind, void* argument, Operation operation, bo
         fail("a collective at %s:%d: lane %d of its mask %08x has ended", file, line, lane, mask);
   }
   if (mine->kind != kind || mine->line != line)
-    fail("a warp has diverged: this lane is in the collective at %s:%d, lanes %08x wait at %s:%d", file, line, mine->arrived, mine->file,
-         mine->line);
+    fail("a warp has diverged: this lane is in the collective at %s:%d, lanes %08x wait at %s:%d", file, line, mine->arrived,
+         mine->file, mine->line);
   char* edge = &mine->edge[mine->generation & 3];
   if (orders_memory) release_edge(edge);
   mine->arguments[t->lane] = argument;
@@ -391,7 +394,8 @@ void shuffle_bytes(unsigned mask, const void* value, void* got, int bytes, unsig
         for (unsigned lane = 0; lane < WARP; ++lane) {
           if (!(m >> lane & 1)) continue;
           auto* to = static_cast<Exchange*>(lanes[lane]);
-          if (to->from >= WARP || !(m >> to->from & 1)) fail("a shuffle: lane %u reads lane %u, which is not in its mask %08x", lane, to->from, m);
+          if (to->from >= WARP || !(m >> to->from & 1))
+            fail("a shuffle: lane %u reads lane %u, which is not in its mask %08x", lane, to->from, m);
           copy_bytes(to->got, static_cast<Exchange*>(lanes[to->from])->value, static_cast<size_t>(to->bytes));
         }
       },
@@ -480,11 +484,13 @@ void run(const Launch& launch, const void* kernel, void (*body)(void*), void* ar
   random_state = options.seed * 0x9E3779B97F4A7C15ull + 88172645463325252ull;
   const dim3 g = launch.grid, b = launch.block;
   const uint64_t size = uint64_t{b.x} * b.y * b.z;
-  if (g.x == 0 || g.y == 0 || g.z == 0 || size == 0 || size > MAX_THREADS || b.z > 64 || g.x > 0x7FFFFFFF || g.y > 65535 || g.z > 65535)
+  if (g.x == 0 || g.y == 0 || g.z == 0 || size == 0 || size > MAX_THREADS || b.z > 64 || g.x > 0x7FFFFFFF || g.y > 65535 ||
+      g.z > 65535)
     fail("no GPU launches a grid of (%u,%u,%u) with blocks of (%u,%u,%u)", g.x, g.y, g.z, b.x, b.y, b.z);
   const auto found = shared_limits.find(kernel);
   const size_t limit = found == shared_limits.end() ? DEFAULT_SHARED : found->second;
-  if (launch.shared_bytes > limit) fail("%zu bytes of dynamic shared memory; this kernel is allowed %zu", launch.shared_bytes, limit);
+  if (launch.shared_bytes > limit)
+    fail("%zu bytes of dynamic shared memory; this kernel is allowed %zu", launch.shared_bytes, limit);
   if (tsan() && host_context == nullptr) host_context = __tsan_get_current_fiber();
   if (retired.capacity() == 0) retired.reserve(2 * MAX_THREADS), free_fibers.reserve(4 * MAX_THREADS);
   ++statistics.launches;

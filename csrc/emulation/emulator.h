@@ -1,8 +1,8 @@
 // emulator.h: a machine that runs CUDA kernels on the processor, so that every one of them is executed and checked without a GPU.
 //
-// Every CUDA thread is a fiber, all of them on one thread of the system; blocks run one after another. A thread runs until it waits: at a
-// barrier, in a warp's collective, or at its end. Which runs next is the schedule's choice, and the schedules are the test: what a kernel
-// may not rely on (the order of warps, when a copy arrives) is drawn anew. See README.md.
+// Every CUDA thread is a fiber, all of them on one thread of the system; blocks run one after another. A thread runs until it
+// waits: at a barrier, in a warp's collective, or at its end. Which runs next is the schedule's choice, and the schedules are the
+// test: what a kernel may not rely on (the order of warps, when a copy arrives) is drawn anew. See README.md.
 //
 // This file is what include/cuda_runtime.h and csrc/cuda/ptx.cuh are made of; kernels include those, never this.
 #pragma once
@@ -41,8 +41,8 @@ extern dim3 block_dim, grid_dim;
 enum class Vote { NONE, COUNT, ALL, ANY };
 // bar.sync id, threads (0: every thread of the block that has not ended). Returns the vote of the predicates.
 int barrier(int id, int threads, Vote vote, int predicate, const char* file, int line);
-// The lanes of `mask` bring one argument each; the last to come runs the operation for all of them, indexed by lane. Lanes whose kind or
-// line differ have diverged, which is an error. A shuffle orders no memory (nor does CUDA's); __syncwarp does.
+// The lanes of `mask` bring one argument each; the last to come runs the operation for all of them, indexed by lane. Lanes whose
+// kind or line differ have diverged, which is an error. A shuffle orders no memory (nor does CUDA's); __syncwarp does.
 using Operation = void (*)(void** arguments, unsigned mask);
 void collective(unsigned mask, int kind, void* argument, Operation operation, bool orders_memory, const char* file, int line);
 // Each lane of the mask gets the 4 or 8 bytes of one of them.

@@ -123,7 +123,8 @@ void switched() {
   const void* base = nullptr;
   size_t size = 0;
   if (asan()) __sanitizer_finish_switch_fiber(nullptr, &base, &size);
-  if (asan() && entered_from == &host_fiber) host_fiber.base = static_cast<char*>(const_cast<void*>(base)), host_fiber.size = size;
+  if (asan() && entered_from == &host_fiber)
+    host_fiber.base = static_cast<char*>(const_cast<void*>(base)), host_fiber.size = size;
 }
 
 }  // namespace emu

@@ -1,4 +1,5 @@
-// fibers.h: stacks and the switch between them. The switch is written by hand: 9 ns, where swapcontext asks the system each time (277 ns).
+// fibers.h: stacks and the switch between them. The switch is written by hand: 9 ns, where swapcontext asks the system each time
+// (277 ns).
 #pragma once
 #include <cstddef>
 

@@ -1,8 +1,10 @@
-// hopper.cpp: what compute capability 9.0 adds, from the PTX ISA (9.7.9.27 and 9.7.13 on): mbarriers, copies of whole tiles by TMA, and wgmma.
+// hopper.cpp: what compute capability 9.0 adds, from the PTX ISA (9.7.9.27 and 9.7.13 on): mbarriers, copies of whole tiles by
+// TMA, and wgmma.
 //
-// All of it is asynchronous. A TMA load is carried out at once, by chance, or when nothing else can run (early, random, late); a TMA store and
-// a wgmma at once, by chance, or when the program waits for them. Accumulators are NaN while a wgmma is under way, and TMA and wgmma read
-// shared memory as of the last fence.proxy.async (memory.cpp's async_view). No allocation here: kernels are running.
+// All of it is asynchronous. A TMA load is carried out at once, by chance, or when nothing else can run (early, random, late); a
+// TMA store and a wgmma at once, by chance, or when the program waits for them. Accumulators are NaN while a wgmma is under way,
+// and TMA and wgmma read shared memory as of the last fence.proxy.async (memory.cpp's async_view). No allocation here: kernels
+// are running.
 #include "include/cuda.h"
 
 #include <cstring>
@@ -50,9 +52,11 @@ char* edge_of(uint64_t* p, unsigned phase) { return reinterpret_cast<char*>(p) +
 void change(uint64_t* p, int arrivals, int64_t bytes, const char* file, int line) {
   Barrier b = read(p, file, line);
   release_edge(edge_of(p, b.phase));
-  if (arrivals > static_cast<int>(b.pending)) fail("an mbarrier of %d gets one arrival more in a phase at %s:%d", static_cast<int>(b.count), file, line);
+  if (arrivals > static_cast<int>(b.pending))
+    fail("an mbarrier of %d gets one arrival more in a phase at %s:%d", static_cast<int>(b.count), file, line);
   const int64_t now = b.bytes + bytes;
-  if (now > MOST || now < -MOST) fail("an mbarrier expects %lld bytes at %s:%d, more than it can count", static_cast<long long>(now), file, line);
+  if (now > MOST || now < -MOST)
+    fail("an mbarrier expects %lld bytes at %s:%d, more than it can count", static_cast<long long>(now), file, line);
   b.pending -= static_cast<unsigned>(arrivals);
   b.bytes = now;
   const bool completes = b.pending == 0 && now == 0;
@@ -94,7 +98,8 @@ void for_pieces(const Bulk& b, Visit visit) {
   const uint32_t row_bytes = m.box_columns * m.element_bytes, per_piece = 16 / m.element_bytes;
   for (uint32_t r = 0; r < m.box_rows; ++r)
     for (uint32_t piece = 0; piece < row_bytes / 16; ++piece) {
-      const uint32_t plain = b.shared + r * row_bytes + piece * 16, address = m.swizzle == CU_TENSOR_MAP_SWIZZLE_128B ? swizzled(plain) : plain;
+      const uint32_t plain = b.shared + r * row_bytes + piece * 16,
+                     address = m.swizzle == CU_TENSOR_MAP_SWIZZLE_128B ? swizzled(plain) : plain;
       const int64_t row = int64_t{b.y} + r, column = int64_t{b.x} + piece * per_piece;
       const bool row_inside = row >= 0 && row < static_cast<int64_t>(m.rows);
       uint32_t inside = 0, before = 0;  // numbers of this piece that the tensor has, and those before its first
@@ -103,7 +108,8 @@ void for_pieces(const Bulk& b, Visit visit) {
         if (c < 0) ++before;
         if (row_inside && c >= 0 && c < static_cast<int64_t>(m.columns)) ++inside;
       }
-      const char* element = inside == 0 ? nullptr : m.base + row * static_cast<int64_t>(m.row_bytes) + (column + before) * m.element_bytes;
+      const char* element =
+          inside == 0 ? nullptr : m.base + row * static_cast<int64_t>(m.row_bytes) + (column + before) * m.element_bytes;
       visit(address, const_cast<char*>(element), before * m.element_bytes, inside * m.element_bytes);
     }
 }
@@ -146,7 +152,8 @@ Bulk checked(const CUtensorMap* map, const void* shared, int x, int y, const cha
   if (b.map.element_bytes == 0 || b.map.element_bytes > 16) fail("TMA at %s:%d: this is no tensor map", file, line);
   b.shared = shared_address(shared);
   const uint32_t alignment = b.map.swizzle == CU_TENSOR_MAP_SWIZZLE_128B ? 1024 : 128;
-  if (b.shared % alignment != 0) fail("TMA at %s:%d: shared memory at %#x, which is not aligned to %u bytes", file, line, b.shared, alignment);
+  if (b.shared % alignment != 0)
+    fail("TMA at %s:%d: shared memory at %#x, which is not aligned to %u bytes", file, line, b.shared, alignment);
   shared_pointer(b.shared, size_t{b.map.box_rows} * b.map.box_columns * b.map.element_bytes);
   b.x = x, b.y = y, b.file = file, b.line = line;
   return b;
@@ -203,7 +210,8 @@ float widened(uint16_t bits) {
   return f;
 }
 
-// Rows [first, first + rows) of an operand and its 16 k, from a descriptor (matrix-descriptor format of the ISA; only 128-byte swizzle here).
+// Rows [first, first + rows) of an operand and its 16 k, from a descriptor (matrix-descriptor format of the ISA; only 128-byte
+// swizzle here).
 //   along k:   row m at (m / 8) stride + (m % 8) 128, k at 2 k
 //   across k:  m at (m / 64) leading + (m % 64) 2, k at (k / 8) stride + (k % 8) 128
 void read_operand(uint64_t descriptor, bool by_k, int first, int rows, float (*out)[16]) {
@@ -232,7 +240,8 @@ void read_operand(uint64_t descriptor, bool by_k, int first, int rows, float (*o
   }
 }
 
-// Lane l of a warp holds of its 16 rows those of l / 4 and 8 below, and columns 8 j + 2 (l % 4) and one more: 4 registers for each j.
+// Lane l of a warp holds of its 16 rows those of l / 4 and 8 below, and columns 8 j + 2 (l % 4) and one more: 4 registers for
+// each j.
 template <class Visit>
 void for_registers(int n, Visit visit) {
   for (int lane = 0; lane < WARP; ++lane)
@@ -256,7 +265,8 @@ void carry_out(WarpState& w, unsigned warp, const Product& p) {
   }
   release_edge(&w.edge_out);
   leave_engine();
-  if (--p.d->under_way == 0) for_registers(p.n, [&](int lane, int e, int i, int j) { p.d->registers[lane][e] = p.d->value[i][j]; });
+  if (--p.d->under_way == 0)
+    for_registers(p.n, [&](int lane, int e, int i, int j) { p.d->registers[lane][e] = p.d->value[i][j]; });
 }
 
 void carry_out_all(WarpState& w, unsigned warp, int before_group) {
@@ -274,7 +284,8 @@ void issue(void** lanes, unsigned mask) {
   if (static_cast<int>(warp / GROUP_WARPS * GROUP_WARPS + GROUP_WARPS) > n_warps) fail("wgmma needs a warpgroup of four warps");
   for (int lane = 0; lane < WARP; ++lane) {
     const auto& r = *static_cast<Request*>(lanes[lane]);
-    if (r.a != first.a || r.b != first.b || r.n != first.n || r.flags != first.flags) fail("wgmma: the lanes of a warp bring different operands");
+    if (r.a != first.a || r.b != first.b || r.n != first.n || r.flags != first.flags)
+      fail("wgmma: the lanes of a warp bring different operands");
   }
   Same& same = remembered[warp / GROUP_WARPS][w.issued % REMEMBERED];
   if (same.index == w.issued + 1 && (same.a != first.a || same.b != first.b || same.n != first.n || same.flags != first.flags))
@@ -432,9 +443,11 @@ void wgmma_wait(int n, const char* file, int line) {
   acquire(&warps[current->warp].edge_out);
 }
 
-// setmaxnreg: moves no register here, but says what a GPU would: the warps of a block cannot have more than the 65,536 of a multiprocessor.
+// setmaxnreg: moves no register here, but says what a GPU would: the warps of a block cannot have more than the 65,536 of a
+// multiprocessor.
 void set_registers(int count, const char* file, int line) {
-  if (count < 24 || count > 256 || count % 8 != 0) fail("setmaxnreg at %s:%d: %d registers; they go from 24 to 256 by eights", file, line, count);
+  if (count < 24 || count > 256 || count % 8 != 0)
+    fail("setmaxnreg at %s:%d: %d registers; they go from 24 to 256 by eights", file, line, count);
   of_the_warp(
       REGISTERS, &count,
       [](void** lanes, unsigned) {
@@ -478,20 +491,25 @@ void end_block_hopper() {
     fail("a block ends before its TMA load at %s:%d has arrived", b.file, b.line);
   }
   for (int i = 0; i < n_warps; ++i)
-    if (warps[i].issued != warps[i / GROUP_WARPS * GROUP_WARPS].issued) fail("the warps of a group have not done the same number of wgmma");
+    if (warps[i].issued != warps[i / GROUP_WARPS * GROUP_WARPS].issued)
+      fail("the warps of a group have not done the same number of wgmma");
 }
 
 }  // namespace emu
 
-CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* base, const cuuint64_t* dimensions,
-                                const cuuint64_t* strides, const cuuint32_t* box, const cuuint32_t* element_strides, CUtensorMapInterleave,
-                                CUtensorMapSwizzle swizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
+CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* base,
+                                const cuuint64_t* dimensions, const cuuint64_t* strides, const cuuint32_t* box,
+                                const cuuint32_t* element_strides, CUtensorMapInterleave, CUtensorMapSwizzle swizzle,
+                                CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
   const uint32_t element = type == CU_TENSOR_MAP_DATA_TYPE_FLOAT32 ? 4 : 2;
   const bool supported = rank == 2 && (swizzle == CU_TENSOR_MAP_SWIZZLE_NONE || swizzle == CU_TENSOR_MAP_SWIZZLE_128B);
   if (!supported || reinterpret_cast<uintptr_t>(base) % 16 != 0 || strides[0] % 16 != 0) return CUDA_ERROR_INVALID_VALUE;
   for (int i = 0; i < 2; ++i)
-    if (dimensions[i] == 0 || dimensions[i] > (uint64_t{1} << 32) || box[i] == 0 || box[i] > 256 || element_strides[i] != 1) return CUDA_ERROR_INVALID_VALUE;
-  if (box[0] * element % 16 != 0 || (swizzle == CU_TENSOR_MAP_SWIZZLE_128B && box[0] * element > 128)) return CUDA_ERROR_INVALID_VALUE;
-  *map = {static_cast<const char*>(base), dimensions[0], dimensions[1], strides[0], box[0], box[1], element, static_cast<uint32_t>(swizzle), {}};
+    if (dimensions[i] == 0 || dimensions[i] > (uint64_t{1} << 32) || box[i] == 0 || box[i] > 256 || element_strides[i] != 1)
+      return CUDA_ERROR_INVALID_VALUE;
+  if (box[0] * element % 16 != 0 || (swizzle == CU_TENSOR_MAP_SWIZZLE_128B && box[0] * element > 128))
+    return CUDA_ERROR_INVALID_VALUE;
+  *map = {static_cast<const char*>(base), dimensions[0], dimensions[1], strides[0], box[0], box[1],
+          element, static_cast<uint32_t>(swizzle), {}};
   return CUDA_SUCCESS;
 }

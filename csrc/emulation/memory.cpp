@@ -95,7 +95,8 @@ void begin_block_memory() {
 void end_block_memory() {
   if (asan()) return;  // which has told already
   for (int i = 0; i < n_arrays; ++i)
-    if (!zone_is_whole(arena + arrays[i].offset + arrays[i].bytes, RED_ZONE)) fail("written behind a shared array of %zu bytes", arrays[i].bytes);
+    if (!zone_is_whole(arena + arrays[i].offset + arrays[i].bytes, RED_ZONE))
+      fail("written behind a shared array of %zu bytes", arrays[i].bytes);
   if (dynamic_bytes > 0 && !zone_is_whole(arena + dynamic_offset + dynamic_bytes, RED_ZONE))
     fail("written behind the %zu bytes of dynamic shared memory", dynamic_bytes);
 }

@@ -1,5 +1,5 @@
-// ptx.cpp: what ldmatrix and mma.sync do to a warp, from the fragment layouts of the PTX ISA (9.7.14.5). The last lane to come does the whole
-// warp's work, so a product of 16 x 8 x 16 is computed once.
+// ptx.cpp: what ldmatrix and mma.sync do to a warp, from the fragment layouts of the PTX ISA (9.7.14.5). The last lane to come
+// does the whole warp's work, so a product of 16 x 8 x 16 is computed once.
 #include <cstring>
 
 #include "emulator.h"
@@ -37,7 +37,8 @@ float widened(uint32_t word, int half) {  // the low or high bfloat16 of a regis
 void ldmatrix(uint32_t* r, int matrices, bool transposed, const void* row, const char* file, int line) {
   Load mine{static_cast<const uint16_t*>(row), matrices, transposed, {}};
   if (current->lane < 8u * static_cast<unsigned>(matrices)) {
-    if (reinterpret_cast<uintptr_t>(row) % 16 != 0) fail("ldmatrix at %s:%d: the row at %p is not aligned to 16 bytes", file, line, row);
+    if (reinterpret_cast<uintptr_t>(row) % 16 != 0)
+      fail("ldmatrix at %s:%d: the row at %p is not aligned to 16 bytes", file, line, row);
     shared_pointer(shared_address(row), 16);
     note_read(row, 16);
   }
@@ -50,7 +51,8 @@ void ldmatrix(uint32_t* r, int matrices, bool transposed, const void* row, const
           for (int lane = 0; lane < LANES; ++lane) {
             uint32_t word = 0;
             for (int half = 0; half < 2; ++half) {
-              const int i = lane / 4, j = lane % 4 * 2 + half, from = first->transposed ? j : i, column = first->transposed ? i : j;
+              const int i = lane / 4, j = lane % 4 * 2 + half, from = first->transposed ? j : i,
+                        column = first->transposed ? i : j;
               word |= static_cast<uint32_t>(static_cast<Load*>(lanes[8 * m + from])->row[column]) << (16 * half);
             }
             static_cast<Load*>(lanes[lane])->got[m] = word;

@@ -1,7 +1,8 @@
-// sanitizers.h: what the emulator tells AddressSanitizer and ThreadSanitizer, through symbols that exist only where one is linked in.
+// sanitizers.h: what the emulator tells AddressSanitizer and ThreadSanitizer, through symbols that exist only where one is linked
+// in.
 //
-// The emulator itself is never instrumented: it is the hardware. So ThreadSanitizer sees the kernels' own loads and stores, on behalf of one
-// context per CUDA thread, and as edges between them only what CUDA promises: barriers and __syncwarp.
+// The emulator itself is never instrumented: it is the hardware. So ThreadSanitizer sees the kernels' own loads and stores, on
+// behalf of one context per CUDA thread, and as edges between them only what CUDA promises: barriers and __syncwarp.
 #pragma once
 #include <cstddef>
 

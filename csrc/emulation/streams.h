@@ -1,9 +1,10 @@
 // streams.h: streams, events and copies of the CUDA runtime, memory that only kernels may touch, and pinned memory of the host.
 //
-// What is put on a stream is done in order, and when is the schedule's choice (FREEDIVE_EMU_STREAMS): `late`, the default, does nothing until somebody waits
-// for it, and of other streams no more than what was waited for; `early` does it at once; `random` draws. So a result that the host reads, or an input it
-// overwrites, without having waited is a wrong number here, as it can be on a GPU. Device memory that is not managed is out of bounds while the host runs: reading it
-// there ends the process, as it would with a GPU. A copy to or from memory of the host that is not pinned is refused.
+// What is put on a stream is done in order, and when is the schedule's choice (FREEDIVE_EMU_STREAMS): `late`, the default, does
+// nothing until somebody waits for it, and of other streams no more than what was waited for; `early` does it at once; `random`
+// draws. So a result that the host reads, or an input it overwrites, without having waited is a wrong number here, as it can be
+// on a GPU. Device memory that is not managed is out of bounds while the host runs: reading it there ends the process, as it
+// would with a GPU. A copy to or from memory of the host that is not pinned is refused.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -1,8 +1,9 @@
-// The emulator on trial: small kernels with a bug each, as it happens to people who write CUDA. Without the bug a kernel must pass on every schedule;
-// with it the emulator, or a sanitizer around it, must notice. Kernels are written as those of csrc/cuda are, with its launch.cuh.
+// The emulator on trial: small kernels with a bug each, as it happens to people who write CUDA. Without the bug a kernel must
+// pass on every schedule; with it the emulator, or a sanitizer around it, must notice. Kernels are written as those of csrc/cuda
+// are, with its launch.cuh.
 //
 //   emulation_bugs list                  the names
-//   emulation_bugs NAME correct|bug      every schedule, every time of arrival; prints who noticed what and exits with 1 if anybody did
+//   emulation_bugs NAME correct|bug      every schedule, every time of arrival; prints who noticed what, and then exits with 1
 //
 // dev/emulation_bugs.sh runs all of them plain, with AddressSanitizer and UBSan, and with ThreadSanitizer.
 #include "emulation_bugs.h"
@@ -78,14 +79,16 @@ template <bool BUG>
 bool host_pointer() {
   std::vector<float> host(300, 1.0f);
   Device<float> x(300, number), out(300);
-  launch_threads(nullptr, "doubled", 300, doubled<false>, out.data, BUG ? host.data() : x.data, 300);  // BUG: memory that a GPU cannot see
+  // BUG: memory that a GPU cannot see
+  launch_threads(nullptr, "doubled", 300, doubled<false>, out.data, BUG ? host.data() : x.data, 300);
   return BUG || out.is([](size_t i) { return 2.0 * number(i); });
 }
 
 template <bool BUG>
 bool workspace_read_before_it_is_written() {
   Device<float> x(300, number), partial(300), out(300);
-  if (!BUG) launch_threads(nullptr, "doubled", 300, doubled<false>, partial.data, x.data, 300);  // BUG: the first of two kernels is forgotten
+  // BUG: the first of two kernels is forgotten
+  if (!BUG) launch_threads(nullptr, "doubled", 300, doubled<false>, partial.data, x.data, 300);
   launch_threads(nullptr, "doubled", 300, doubled<false>, out.data, partial.data, 300);
   return out.is([](size_t i) { return 4.0 * number(i); });
 }
@@ -228,7 +231,8 @@ bool shuffle_outside_of_its_mask() {
 template <bool BUG>
 __global__ void butterfly(float* out, const float* x) {
   float v = x[lane_id()];
-  for (int step = BUG ? WARP / 4 : WARP / 2; step > 0; step /= 2) v += __shfl_xor_sync(ALL_LANES, v, step);  // BUG: a step too few
+  for (int step = BUG ? WARP / 4 : WARP / 2; step > 0; step /= 2)
+    v += __shfl_xor_sync(ALL_LANES, v, step);  // BUG: a step too few
   if (lane_id() == 0) out[0] = v;
 }
 template <bool BUG>
@@ -252,13 +256,15 @@ template <bool BUG>
 bool blocks_race() {
   Device<float> x(256, [](size_t) { return 1.0f; }), out(4, [](size_t) { return 0.0f; });
   launch(nullptr, "block_totals", 4, 64, block_totals<BUG>, out.data, x.data);
-  return BUG ? out.data[0] == 256.0f : out.is([](size_t) { return 64.0; });  // an emulator that runs block after block gets it "right"
+  // An emulator that runs block after block gets it "right".
+  return BUG ? out.data[0] == 256.0f : out.is([](size_t) { return 64.0; });
 }
 
 template <bool BUG>
 bool block_too_large() {
   Device<float> x(2048, number), out(2048);
-  launch(nullptr, "doubled", BUG ? 1 : 2, BUG ? 2048 : 1024, doubled<false>, out.data, x.data, 2048);  // BUG: no GPU has such blocks
+  // BUG: no GPU has such blocks
+  launch(nullptr, "doubled", BUG ? 1 : 2, BUG ? 2048 : 1024, doubled<false>, out.data, x.data, 2048);
   return BUG || out.is([](size_t i) { return 2.0 * number(i); });
 }
 
@@ -280,8 +286,8 @@ bool more_than_48_kilobytes() {
 }
 
 // ---- asynchronous copies ------------------------------------------------------------------------------------------------
-// A pipeline of two stages over five tiles. KIND: 0 correct, 1 waits for a group too few, 2 forgets to commit, 3 no barrier before the stage is
-// filled again, 4 a source that is not aligned.
+// A pipeline of two stages over five tiles. KIND: 0 correct, 1 waits for a group too few, 2 forgets to commit, 3 no barrier
+// before the stage is filled again, 4 a source that is not aligned.
 template <int KIND>
 __global__ void pipelined(float* out, const float* x, int tiles) {
   constexpr int ROW = 4 * WARP;
@@ -316,7 +322,8 @@ bool pipeline() {
 }
 
 // ---- tensor cores -------------------------------------------------------------------------------------------------------
-// One product of 16 x 16 by 8 x 16 (transposed). BUG: the two halves of B along k are exchanged, as when lanes give ldmatrix the wrong rows.
+// One product of 16 x 16 by 8 x 16 (transposed). BUG: the two halves of B along k are exchanged, as when lanes give ldmatrix the
+// wrong rows.
 template <bool BUG>
 __global__ void one_product(float* out, const uint16_t* a, const uint16_t* b) {
   FD_SHARED(uint16_t, sa, [16][16]);
@@ -372,12 +379,28 @@ bool tensor_core() {
 }
 
 const std::vector<Case> GENERAL = {
-    FD_CASE(out_of_bounds), FD_CASE(shared_array_too_small), FD_CASE(misaligned_load), FD_CASE(uninitialised_shared), FD_CASE(host_pointer),
-    FD_CASE(workspace_read_before_it_is_written), FD_CASE(no_barrier_after_writing), FD_CASE(no_barrier_before_overwriting), FD_CASE(divergent_barrier),
-    FD_CASE(no_syncwarp), FD_CASE(deadlock), FD_CASE(full_mask_in_a_branch), FD_CASE(lanes_that_left), FD_CASE(shuffle_outside_of_its_mask),
-    FD_CASE(short_reduction), FD_CASE(blocks_race), FD_CASE(block_too_large), FD_CASE(more_than_48_kilobytes),
-    {"copy_waits_for_too_few", pipeline<0>, pipeline<1>}, {"copy_never_committed", pipeline<0>, pipeline<2>},
-    {"stage_filled_while_it_is_read", pipeline<0>, pipeline<3>}, {"copy_misaligned", pipeline<0>, pipeline<4>},
+    FD_CASE(out_of_bounds),
+    FD_CASE(shared_array_too_small),
+    FD_CASE(misaligned_load),
+    FD_CASE(uninitialised_shared),
+    FD_CASE(host_pointer),
+    FD_CASE(workspace_read_before_it_is_written),
+    FD_CASE(no_barrier_after_writing),
+    FD_CASE(no_barrier_before_overwriting),
+    FD_CASE(divergent_barrier),
+    FD_CASE(no_syncwarp),
+    FD_CASE(deadlock),
+    FD_CASE(full_mask_in_a_branch),
+    FD_CASE(lanes_that_left),
+    FD_CASE(shuffle_outside_of_its_mask),
+    FD_CASE(short_reduction),
+    FD_CASE(blocks_race),
+    FD_CASE(block_too_large),
+    FD_CASE(more_than_48_kilobytes),
+    {"copy_waits_for_too_few", pipeline<0>, pipeline<1>},
+    {"copy_never_committed", pipeline<0>, pipeline<2>},
+    {"stage_filled_while_it_is_read", pipeline<0>, pipeline<3>},
+    {"copy_misaligned", pipeline<0>, pipeline<4>},
     {"fragment_rows_exchanged", tensor_core<false, false>, tensor_core<true, false>},
     {"fragment_not_transposed", tensor_core<false, true>, tensor_core<true, true>},
 };
@@ -399,8 +422,9 @@ int main_of(int argc, char** argv) {
     return 2;
   }
   const bool bug = std::strcmp(argv[2], "bug") == 0;
-  const std::pair<const char*, const char*> schedules[] = {{"sequential", "1"}, {"random", "1"},   {"random", "2"},  {"random", "3"},
-                                                           {"priority", "1"},   {"priority", "2"}, {"priority", "3"}};
+  const std::pair<const char*, const char*> schedules[] = {{"sequential", "1"}, {"random", "1"},   {"random", "2"},
+                                                           {"random", "3"},     {"priority", "1"}, {"priority", "2"},
+                                                           {"priority", "3"}};
   int noticed = 0;
   for (const auto& [schedule, seed] : schedules) {
     for (const char* async : {"late", "early", "random"}) {
@@ -410,7 +434,8 @@ int main_of(int argc, char** argv) {
       told.clear();
       const bool right = (bug ? found->bug : found->correct)();
       if (right && told.empty()) continue;
-      if (noticed++ == 0) std::printf("%s %s, copies %s: %s\n", schedule, seed, async, told.empty() ? "wrong numbers" : told.c_str());
+      if (noticed++ == 0)
+        std::printf("%s %s, copies %s: %s\n", schedule, seed, async, told.empty() ? "wrong numbers" : told.c_str());
     }
   }
   if (noticed > 0) std::printf("noticed on %d of 21 runs\n", noticed);

@@ -1,5 +1,5 @@
-// Planted bugs of Hopper's asynchronous machinery: see emulation_bugs.cpp. One kernel with a ring of tiles (TMA, mbarriers, wgmma) and one that stores by
-// TMA; each KIND is a mistake people make with them.
+// Planted bugs of Hopper's asynchronous machinery: see emulation_bugs.cpp. One kernel with a ring of tiles (TMA, mbarriers,
+// wgmma) and one that stores by TMA; each KIND is a mistake people make with them.
 #include "../../csrc/cuda/ptx_sm90.cuh"
 #include "emulation_bugs.h"
 
@@ -27,7 +27,8 @@ enum Kind {
 constexpr int TILE = 64, RING = 2, TILE_BYTES = TILE * TILE * 2;
 constexpr int PRODUCER_THREADS = 128, CONSUMER_THREADS = 128;
 
-// out [64 x 64] = a [64 x K] b^T, b [64 x K] (along k) or given as [K x 64] (across k). More tiles than the ring has, and a ragged last one.
+// out [64 x 64] = a [64 x K] b^T, b [64 x K] (along k) or given as [K x 64] (across k). More tiles than the ring has, and a
+// ragged last one.
 template <int KIND, bool B_BY_K>
 __global__ void ring(float* out, const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b, int depth) {
   FD_DYNAMIC_SHARED(unsigned char, shared);
@@ -75,8 +76,9 @@ __global__ void ring(float* out, const __grid_constant__ CUtensorMap a, const __
       const int last = KIND == ONE_WARP_SHORT && thread / WARP == 2 && step + 1 == steps ? TILE - 16 : TILE;
       for (int k = 0; k < last; k += 16) {
         const uint64_t da = ptx::wgmma_operand(tile + static_cast<uint32_t>(k) * 2, 16, KIND == WRONG_STRIDE ? 512 : 1024);
-        const uint64_t db = B_BY_K || KIND == NOT_TRANSPOSED ? ptx::wgmma_operand(tile + TILE_BYTES + static_cast<uint32_t>(k) * 2, 16, 1024)
-                                                             : ptx::wgmma_operand(tile + TILE_BYTES + static_cast<uint32_t>(k) * 128, TILE_BYTES, 1024);
+        const uint64_t db = B_BY_K || KIND == NOT_TRANSPOSED
+                                ? ptx::wgmma_operand(tile + TILE_BYTES + static_cast<uint32_t>(k) * 2, 16, 1024)
+                                : ptx::wgmma_operand(tile + TILE_BYTES + static_cast<uint32_t>(k) * 128, TILE_BYTES, 1024);
         ptx::wgmma_bf16<true, B_BY_K || KIND == NOT_TRANSPOSED>(d, da, db, true);
       }
       ptx::wgmma_commit();
@@ -102,8 +104,11 @@ bool ring_is_right() {
   Device<float> out(TILE * TILE + 1, [](size_t) { return 0.0f; });
   CUtensorMap ma, mb;
   if (!ptx::tensor_map_2d(&ma, a.data, TILE, K, ROW, TILE, TILE)) return false;
-  if (!(B_BY_K ? ptx::tensor_map_2d(&mb, b.data, TILE, K, ROW, TILE, TILE) : ptx::tensor_map_2d(&mb, b.data, K, TILE, TILE, TILE, TILE))) return false;
-  launch_shared(nullptr, "ring", 1, PRODUCER_THREADS + CONSUMER_THREADS, RING * 2 * TILE_BYTES + 1024, ring<KIND, B_BY_K>, out.data, ma, mb, K);
+  if (!(B_BY_K ? ptx::tensor_map_2d(&mb, b.data, TILE, K, ROW, TILE, TILE)
+               : ptx::tensor_map_2d(&mb, b.data, K, TILE, TILE, TILE, TILE)))
+    return false;
+  launch_shared(nullptr, "ring", 1, PRODUCER_THREADS + CONSUMER_THREADS, RING * 2 * TILE_BYTES + 1024, ring<KIND, B_BY_K>,
+                out.data, ma, mb, K);
   for (size_t i = 0; i < TILE; ++i)
     for (size_t j = 0; j < TILE; ++j) {
       double sum = 0;
@@ -139,7 +144,8 @@ __global__ void doubled_by_tiles(const __grid_constant__ CUtensorMap out, const 
 template <int KIND>
 bool stores_are_right() {
   constexpr int ROWS = 50, COLUMNS = 150, ROW = 152;
-  Device<uint16_t> x(ROWS * COLUMNS, [](size_t i) { return bf16(number(i)); }), out(ROWS * ROW, [](size_t) { return bf16(-1.0f); });
+  Device<uint16_t> x(ROWS * COLUMNS, [](size_t i) { return bf16(number(i)); }),
+      out(ROWS * ROW, [](size_t) { return bf16(-1.0f); });
   CUtensorMap map;
   if (!ptx::tensor_map_2d(&map, out.data, ROWS, COLUMNS, ROW, TILE, TILE)) return false;
   launch_shared(nullptr, "doubled_by_tiles", 1, THREADS, TILE_BYTES, doubled_by_tiles<KIND>, map, x.data, ROWS, COLUMNS, 3);

@@ -1,4 +1,5 @@
-// launch_errors.h: what launch.cuh asks of device.cu, for programs with kernels of their own: the first error is kept in `told`. In one file of each.
+// launch_errors.h: what launch.cuh asks of device.cu, for programs with kernels of their own: the first error is kept in `told`.
+// In one file of each.
 #pragma once
 #include <string>
 

@@ -131,7 +131,8 @@ struct Call {
       for (int i = t.ndim - 1; i >= 0; --i) {
         t.shape[i] = sizes.at(f.dims[i]);
         t.stride[i] = inner;
-        if (i == 0 && t.ndim > 1 && random.below(2) == 0) t.stride[0] += random.below(9) * (f.dtypes.size() > 1 ? fd_numbers_per_word(dtype) : 1);
+        if (i == 0 && t.ndim > 1 && random.below(2) == 0)
+          t.stride[0] += random.below(9) * (f.dtypes.size() > 1 ? fd_numbers_per_word(dtype) : 1);
         inner *= t.shape[i];
       }
       const int64_t row = t.ndim > 1 && t.shape[0] > 0 ? inner / t.shape[0] : 1;
@@ -185,7 +186,8 @@ struct Call {
       else
         i32[i] = 0;
     }
-    if (f.name == "packed" && t.dtype == FD_F32 && compute == FD_BF16) {  // pairs of numbers: the lower half of a float32 is any bfloat16, NaN of either sign too
+    // Pairs of numbers: the lower half of a float32 is any bfloat16, NaN of either sign too.
+    if (f.name == "packed" && t.dtype == FD_F32 && compute == FD_BF16) {
       auto* words = static_cast<uint32_t*>(data);
       for (int64_t i = 0; i < count; ++i) words[i] = (words[i] & 0xffff0000u) | words[i] >> 16;
     }

@@ -44,7 +44,8 @@ int check(int threads, int jobs) {
     all ? pool.run_on_all(pieces, &job) : pool.run(pieces, &job);
     for (int times : job.done)
       if (times != 1) return std::printf("%d threads, job %d: a piece was done %d times\n", threads, j, times), 1;
-    if (all && job.threads != threads) return std::printf("%d threads, job %d: only %d came\n", threads, j, job.threads.load()), 1;
+    if (all && job.threads != threads)
+      return std::printf("%d threads, job %d: only %d came\n", threads, j, job.threads.load()), 1;
     if (j % 50 == 0) sleep_microseconds(j % 100 == 0 ? 50 : 2000);  // shorter and longer than workers spin
   }
   return 0;

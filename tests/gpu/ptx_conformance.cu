@@ -1,6 +1,6 @@
-// One small kernel for each function of csrc/cuda/ptx.cuh and each intrinsic that kernels use: nvcc compiles this file for a GPU, the C++ compiler for
-// the emulator, and tests/gpu/test_ptx.py gives both the same bytes and compares what comes back, with each other and with NumPy. So the emulator's
-// reading of the PTX ISA is tested against hardware wherever there is some.
+// One small kernel for each function of csrc/cuda/ptx.cuh and each intrinsic that kernels use: nvcc compiles this file for a GPU,
+// the C++ compiler for the emulator, and tests/gpu/test_ptx.py gives both the same bytes and compares what comes back, with each
+// other and with NumPy. So the emulator's reading of the PTX ISA is tested against hardware wherever there is some.
 //
 // A wrapper is added here as a kernel, a line in CASES and a test in test_ptx.py; test_every_wrapper_has_a_case fails without.
 #include <cuda_fp16.h>
@@ -158,8 +158,9 @@ __global__ void functions(const uint8_t* in, uint8_t* out) {
   o[2 * NUMBERS] = tanhf(x);
 }
 
-// ---- TMA: in u16[40][72], a tensor of 40 x 70; out: a box of 64 x 64 of it from column 24, row -5 on, as it lies in shared memory, and u16[64][72], a
-// tensor of 60 x 70 into which the box is stored from column 8, row 3 on ------------------------------------------------------
+// ---- TMA: in u16[40][72], a tensor of 40 x 70; out: a box of 64 x 64 of it from column 24, row -5 on, as it lies in shared
+// memory, and u16[64][72], a tensor of 60 x 70 into which the box is stored from column 8, row 3 on
+// ------------------------------------------------------
 constexpr int TMA_ROW = 72, TMA_COLUMNS = 70, BOX = 64, BOX_BYTES = BOX * BOX * 2;
 __global__ void tma(uint8_t* out, const __grid_constant__ CUtensorMap from, const __grid_constant__ CUtensorMap to) {
 #if FD_SM90_CODE
@@ -180,8 +181,9 @@ __global__ void tma(uint8_t* out, const __grid_constant__ CUtensorMap from, cons
 #endif
 }
 
-// ---- wgmma: in a u16[64][64] (or across k: its transpose), b u16[N][64] (or its transpose); out f32[128][N / 2], by thread and register. Loaded by
-// another warpgroup; the sum over 64 k begins from nothing, whatever was in the registers, and is made twice -----------------
+// ---- wgmma: in a u16[64][64] (or across k: its transpose), b u16[N][64] (or its transpose); out f32[128][N / 2], by thread and
+// register. Loaded by another warpgroup; the sum over 64 k begins from nothing, whatever was in the registers, and is made twice
+// -----------------
 template <int N, bool A_BY_K, bool B_BY_K>
 __global__ void wgmma(uint8_t* out, const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b) {
 #if FD_SM90_CODE
@@ -214,8 +216,10 @@ __global__ void wgmma(uint8_t* out, const __grid_constant__ CUtensorMap a, const
     ptx::wgmma_fence();
 #pragma unroll
     for (uint32_t k = 0; k < 64; k += 16)
-      ptx::wgmma_bf16<A_BY_K, B_BY_K>(d, A_BY_K ? ptx::wgmma_operand(at + 2 * k, 16, 1024) : ptx::wgmma_operand(at + 128 * k, BOX_BYTES, 1024),
-                                      B_BY_K ? ptx::wgmma_operand(bt + 2 * k, 16, 1024) : ptx::wgmma_operand(bt + 128 * k, BOX_BYTES, 1024), k > 0 || round > 0);
+      ptx::wgmma_bf16<A_BY_K, B_BY_K>(
+          d, A_BY_K ? ptx::wgmma_operand(at + 2 * k, 16, 1024) : ptx::wgmma_operand(at + 128 * k, BOX_BYTES, 1024),
+          B_BY_K ? ptx::wgmma_operand(bt + 2 * k, 16, 1024) : ptx::wgmma_operand(bt + 128 * k, BOX_BYTES, 1024),
+          k > 0 || round > 0);
     ptx::wgmma_commit();
     ptx::wgmma_wait<0>();
     ptx::hold(d);
@@ -244,14 +248,18 @@ bool mapped(CUtensorMap* map, const void* data, int64_t rows, int64_t columns, i
 fd_context context{nullptr, nullptr, nullptr, 0, 1};
 void run_tma(const uint8_t* in, uint8_t* out) {
   CUtensorMap from, to;
-  if (no_sm90("tma") || !mapped(&from, in, 40, TMA_COLUMNS, TMA_ROW, BOX) || !mapped(&to, out + BOX_BYTES, 60, TMA_COLUMNS, TMA_ROW, BOX)) return;
+  if (no_sm90("tma") || !mapped(&from, in, 40, TMA_COLUMNS, TMA_ROW, BOX) ||
+      !mapped(&to, out + BOX_BYTES, 60, TMA_COLUMNS, TMA_ROW, BOX))
+    return;
   launch_shared(&context, "tma", 1, WARP, BOX_BYTES, tma, out, from, to);
 }
 template <int N, bool A_BY_K, bool B_BY_K>
 void run_wgmma(const uint8_t* in, uint8_t* out) {
   CUtensorMap a, b;
   const uint8_t* second = in + BOX_BYTES;
-  if (no_sm90("wgmma") || !mapped(&a, in, 64, 64, 64, 64) || !(B_BY_K ? mapped(&b, second, N, 64, 64, N) : mapped(&b, second, 64, N, N, 64))) return;
+  if (no_sm90("wgmma") || !mapped(&a, in, 64, 64, 64, 64) ||
+      !(B_BY_K ? mapped(&b, second, N, 64, 64, N) : mapped(&b, second, 64, N, N, 64)))
+    return;
   launch_shared(&context, "wgmma", 1, 256, (64 + N) * 128, wgmma<N, A_BY_K, B_BY_K>, out, a, b);
 }
 

@@ -1,5 +1,5 @@
-// bfloat16 as <cuda_bf16.h> has it. Conversions are explicit, and there is no arithmetic: the real operators round after each, and a float
-// that slips in here would not.
+// bfloat16 as <cuda_bf16.h> has it. Conversions are explicit, and there is no arithmetic: the real operators round after each,
+// and a float that slips in here would not.
 #pragma once
 #include "cuda_runtime.h"
 

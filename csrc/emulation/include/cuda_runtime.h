@@ -1,5 +1,5 @@
-// What kernels and launchers of csrc/cuda use of <cuda_runtime.h>, made of the emulator. Found first on the path of the emulated build; nvcc
-// finds its own.
+// What kernels and launchers of csrc/cuda use of <cuda_runtime.h>, made of the emulator. Found first on the path of the emulated
+// build; nvcc finds its own.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -69,7 +69,8 @@ T __shfl_sync(unsigned mask, T value, int from, int width = 32, EMU_HERE) {
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, EMU_HERE) {
   const int lane = static_cast<int>(emu::current->lane), from = lane ^ bits;
-  return emu::shuffle(mask, value, static_cast<unsigned>((from & ~(width - 1)) > (lane & ~(width - 1)) ? lane : from), file, line);
+  return emu::shuffle(mask, value, static_cast<unsigned>((from & ~(width - 1)) > (lane & ~(width - 1)) ? lane : from), file,
+                      line);
 }
 template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32, EMU_HERE) {
@@ -110,7 +111,9 @@ constexpr unsigned cudaMemAttachGlobal = 1;
 namespace emu {
 inline cudaError_t given(void** p, void* memory) { return (*p = memory) == nullptr ? cudaErrorMemoryAllocation : cudaSuccess; }
 }  // namespace emu
-inline cudaError_t cudaMallocManaged(void** p, size_t bytes, unsigned = cudaMemAttachGlobal) { return emu::given(p, emu::allocate(bytes)); }
+inline cudaError_t cudaMallocManaged(void** p, size_t bytes, unsigned = cudaMemAttachGlobal) {
+  return emu::given(p, emu::allocate(bytes));
+}
 inline cudaError_t cudaMalloc(void** p, size_t bytes) { return emu::given(p, emu::allocate_private(bytes)); }
 inline cudaError_t cudaMallocHost(void** p, size_t bytes) { return emu::given(p, emu::allocate_pinned(bytes)); }
 inline cudaError_t cudaFree(void* p) {
