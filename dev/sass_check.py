@@ -16,11 +16,12 @@ import sysconfig
 from collections import Counter
 from pathlib import Path
 
-# kernel -> instructions it must contain, on every architecture it is compiled for
-TENSOR_CORES_SM80 = ("HMMA.16816.F32.BF16", "LDSM.16.M", "LDGSTS.E.BYPASS.128")  # mma.sync, ldmatrix, cp.async
-REQUIRED = {r"product_kernel<.*Tile<": TENSOR_CORES_SM80}
-# On this architecture only; for others these kernels are empty: wgmma, TMA, mbarrier.try_wait, setmaxnreg
-REQUIRED_ON = {("sm_90a", r"wgmma_kernel<"): ("HGMMA.64x", "UTMALDG.2D", "SYNCS", "USETMAXREG")}
+# kernel, architecture -> instructions it must contain: there, or (None) on every architecture it is compiled for
+REQUIRED = {
+    (r"product_kernel<.*Tile<", None): ("HMMA.16816.F32.BF16", "LDSM.16.M", "LDGSTS.E.BYPASS.128"),  # mma.sync, ldmatrix, cp.async
+    # for others these kernels are empty: wgmma, TMA, mbarrier.try_wait, setmaxnreg
+    (r"wgmma_kernel<", "sm_90a"): ("HGMMA.64x", "UTMALDG.2D", "SYNCS", "USETMAXREG"),
+}
 # Half of a layout's operands lie the other way round: ldmatrix.trans
 REQUIRED_SOMEWHERE = {r"product_kernel<.*Tile<": ("LDSM.16.MT88",)}
 LOCAL = ("LDL", "STL")
@@ -57,29 +58,27 @@ def main() -> int:
         print("no kernel in", sys.argv[1])
         return 1
     names = subprocess.run(["c++filt"], input="\n".join(name for _, name in found), capture_output=True, text=True, check=True).stdout.split("\n")
-    wrong = []
+    wrong, seen = [], set()
     somewhere: dict[tuple[str, str, str], bool] = {}
     for ((arch, _), counts), name in zip(found.items(), names):
         short = re.sub(r"^void |freedive::cuda::|\(anonymous namespace\)::", "", name).split("(")[0]
-        has = {part: sum(n for op, n in counts.items() if op.startswith(part)) for part in (*TENSOR_CORES_SM80, *LOCAL)}
-        for pattern, wanted in REQUIRED.items():
-            if re.search(pattern, short):
-                wrong += [f"{arch} {short} has no {part}" for part in wanted if not any(op.startswith(part) for op in counts)]
-                print(f"{arch:7} {short}: " + ", ".join(f"{n} {part}" for part, n in has.items() if n))
-        for (only, pattern), wanted in REQUIRED_ON.items():
-            if arch == only and re.search(pattern, short):
-                wrong += [f"{arch} {short} has no {part}" for part in wanted if not any(op.startswith(part) for op in counts)]
-                print(f"{arch:7} {short}: " + ", ".join(f"{sum(n for op, n in counts.items() if op.startswith(part))} {part}" for part in wanted))
+        many = lambda part: sum(n for op, n in counts.items() if op.startswith(part))
+        for (pattern, only), wanted in REQUIRED.items():
+            if only in (None, arch) and re.search(pattern, short):
+                seen.add((pattern, only))
+                wrong += [f"{arch} {short} has no {part}" for part in wanted if not many(part)]
+                print(f"{arch:7} {short}: " + ", ".join(f"{many(part)} {part}" for part in wanted))
         for pattern, wanted in REQUIRED_SOMEWHERE.items():
             if re.search(pattern, short):
                 for part in wanted:
                     key = (arch, pattern, part)
-                    somewhere[key] = somewhere.get(key, False) or any(op.startswith(part) for op in counts)
-        if has["LDL"] or has["STL"]:
-            wrong.append(f"{arch} {short} has {has['LDL']} loads and {has['STL']} stores of local memory")
-    for pattern in REQUIRED:
-        if not any(re.search(pattern, name.replace("(anonymous namespace)::", "")) for name in names):
-            wrong.append(f"no kernel is called {pattern}")
+                    somewhere[key] = somewhere.get(key, False) or many(part) > 0
+        if any(map(many, LOCAL)):
+            wrong.append(f"{arch} {short} has {many('LDL')} loads and {many('STL')} stores of local memory")
+    architectures = {arch for arch, _ in found}
+    for pattern, only in REQUIRED.keys() - seen:
+        if only is None or only in architectures:
+            wrong.append(f"no kernel {'' if only is None else f'of {only} '}is called {pattern}")
     wrong += [f"{arch}: no {pattern} has {part}" for (arch, pattern, part), there in somewhere.items() if not there]
     print(*wrong, sep="\n")
     print(f"{len(found)} kernels, {len(wrong)} findings")
