@@ -82,7 +82,7 @@ def test_what_gold_says_nothing_of_is_in_no_mean():
     unknown = Monitor(lambda: rollouts, lambda _: [nan] * 4, monitor.kl, 2, StopRule())
     point, best = unknown.measure(0)
     assert not best and math.isnan(point["gold"]) and math.isnan(point["gold_se"]) and unknown.gamed() is None and math.isnan(unknown.peak_gold)
-    assert fit([1.0, 4.0, 9.0, 16.0], [1.0, nan, 2.0, 2.5])["r2"] <= 1.0
+    assert fit([1.0, 4.0, 9.0, 16.0], [1.0, nan, 2.0, 2.5]) == fit([1.0, 9.0, 16.0], [1.0, 2.0, 2.5]) != {}
 
 
 def test_the_peaks_gold_is_that_of_the_rule():
@@ -274,7 +274,6 @@ class Scripted:
 def test_a_judge_marks_or_compares_in_both_orders():
     judge = Judged(Scripted())
     assert judge(["q"] * 3, ["good", "bad", "{answer}"]) == [1.0, 0.0, None]
-    pytest.importorskip("freedive.eval.pairwise")
     assert judge(["q"] * 3, ["good", "bad", "bad"], reference=["bad", "good", "worse"]) == [1.0, 0.0, 0.5]
     assert [parse_mark(t) for t in ("[[5]] no, [[7]]", "I say 10", "7 of 10", "[[12]]", "")] == [6 / 9, 1.0, None, None, None]
     assert [parse_mark(t) for t in ("[[9.5]]", "[[ 1.0 ]]", "[[10.0]]", "[[10.5]]", "[[0.5]]", "I say 9.5.", "9.5 or 8")] == [8.5 / 9, 0.0, 1.0, None, None, 8.5 / 9, None]

@@ -4,7 +4,8 @@ verl       compute_score(data_source, solution_str, ground_truth, extra_info=Non
 OpenRLHF   reward_func(queries, prompts, labels, **kwargs) -> tensor, list, or {"rewards": ..., "scores": ..., "extra_logs": ...}
 TRL        f(prompts, completions, completion_ids, **columns) -> list[float | None]
 
-Each of them sync or async; of verl's, all completions are awaited together. So a file of rewards runs unchanged in four places. Rows may be verl's too: reward_model.ground_truth is their answer.
+Each of them sync or async; of verl's, all completions are awaited together. So a file of rewards runs unchanged in four places. Rows may be
+verl's too: reward_model.ground_truth is their answer.
 """
 
 from __future__ import annotations

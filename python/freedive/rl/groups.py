@@ -16,7 +16,8 @@ def dead(rewards: np.ndarray) -> np.ndarray:
 
 
 def group_metrics(rewards: np.ndarray) -> dict[str, float]:
-    """TRL's reward, reward_std and frac_reward_zero_std, over the rewards there are. NaN (null in a log) where there are too few: none, and for a deviation none in a group."""
+    """TRL's reward, reward_std and frac_reward_zero_std, over the rewards there are. NaN (null in a log) where there are too few: none, and for a
+    deviation two in no group."""
     r = np.asarray(rewards, np.float64)
     if not np.isnan(r).any():
         return reward_metrics(r)

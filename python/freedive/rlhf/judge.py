@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from freedive.eval.asker import Asker, OurModel, Service, ask_fitting
+from freedive.eval.pairwise import Pair, judge_pairs
 from freedive.rl.rewards import Reward, completion_text
 from freedive.runs import UserError
 
@@ -75,8 +76,6 @@ class Judged:
             for i, said in zip(alone, replies, strict=True):
                 out[i] = None if said is None else parse_mark(said)
         if against:
-            from freedive.eval.pairwise import Pair, judge_pairs
-
             pairs = [Pair(_messages(prompts[i]), texts[i], references[i] or "") for i in against]
             verdicts = judge_pairs(self.asker, pairs, max_new_tokens=self.max_new_tokens)
             too_long += sum(v.too_long for v in verdicts)
