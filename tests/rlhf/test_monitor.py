@@ -351,7 +351,9 @@ def test_train_on_the_best_of_n_and_measure_its_choice(room: Path, practice: Pat
     found = json.loads((tmp_path / "eval" / "eval.json").read_text())
     items = [json.loads(line) for line in (tmp_path / "eval" / "answers.jsonl").read_text().splitlines()]
     assert found["best_of_4"] == pytest.approx(np.mean([r["right"][int(np.argmax(r["rewards"]))] for r in items])) and "best of 4" in capsys.readouterr().out
-    assert main([*ask, "--force"]) == 2 and "chooses among several answers" in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    says = lambda: " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert main([*ask, "--force"]) == 2 and "chooses among several answers" in says()
+    assert main([*ask, "--force", "--samples", "4", "--temperature", "1", "--reward", "task", "--dry-run"]) == 2 and "line 1: the reward `task` asks the row's task" in says()
 
 
 def test_the_step_that_spends_the_budget_is_no_peak_and_gold_stops_only_where_it_may():

@@ -15,6 +15,7 @@ from freedive.inference import LM, load
 from freedive.inference.folder import chat_tokens_untrained
 from freedive.inference.load import ADAPTER_HELP, DTYPE_HELP, KV_CACHE_HELP, WEIGHTS_HELP
 from freedive.objectives import pass_at_k
+from freedive.rl.rewards import lacking
 from freedive.rl.rollouts import Rollout
 from freedive.rl.scoring import Scorer
 from freedive.rlhf.rewards import reward_inputs
@@ -162,6 +163,8 @@ def _questions(c: EvalConfig, path: Path) -> list[tuple[int, Row]]:
         meta = row.get("meta") or {}
         if not isinstance(meta, dict):
             raise UserError(f"{path}, line {line}: meta must be an object, it is {meta!r:.60}")
+        if said := lacking(c.reward, row):
+            raise UserError(f"{path}, line {line}: {said}")
         questions.append((line, {**row, "meta": meta}))
     if not questions:
         raise UserError(f"{path} holds no question")

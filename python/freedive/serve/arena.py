@@ -32,7 +32,7 @@ class ArenaConfig:
     models: tuple[str, ...] = option((), f"who plays: folders, adapters, .gguf files, addresses of services; with settings: {EXAMPLE}, http://127.0.0.1:8080/v1,model=NAME", positional=True)
     prompts: str | None = option(None, "JSON Lines or parquet of prompts or conversations (not needed on the page, where you may ask what you like)")
     out: Path = option(Path("runs/arena"), "folder of answers and battles, to be made or gone on with")
-    judge: list[str] = option([], "play without a page, judged by: length, answer, task, file.py:function, a model, the address of a service; several in turn")
+    judge: list[str] = option([], "play without a page, judged by: length, answer, form, task, file.py:function, a model, the address of a service; several in turn")
     judge_name: str = option("", "the judging model's name at the service")
     judge_tokens: int = option(256, "of a judging model's reply at most")
     judge_prompt: Path | None = option(None, "what it is asked instead of ours, a text with {request}, {a} and {b}")
