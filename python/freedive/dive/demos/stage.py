@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import io
-import json
 import resource
 import time
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from freedive.dive.found import jsonl
 from freedive.dive.machine import machine
 from freedive.inference.tools import Python
 from freedive.runs import UserError, check_at_least, option, read_json, stage, write_json_atomic
@@ -106,17 +106,13 @@ def _arm(c: DemosConfig, name: str, seed: int) -> dict[str, Any]:
 
 def _spent(out: Path) -> dict[str, float]:
     """Seconds of an arm, over all its attempts."""
-    rows = [row for row in _jsonl(out / "timings.jsonl") if "cpu_seconds" in row]
+    rows = [row for row in jsonl(out / "timings.jsonl") if "cpu_seconds" in row]
     return {key: round(sum(row[key] for row in rows), 1) for key in ("seconds", "cpu_seconds", "shared_cpu_seconds")} if rows else {}
 
 
 def _cpu_seconds() -> float:
     used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(u.ru_utime + u.ru_stime for u in used)
-
-
-def _jsonl(path: Path) -> Iterable[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def over_seeds(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
