@@ -147,7 +147,7 @@ def test_nothing_stands_in_anybody_s_way(opened: Callable[..., Any], server: Ser
 def test_an_answer_streams_and_is_there_after_a_reload(opened: Callable[..., Any]):
     page = opened("/")
     assert page.evaluate("document.activeElement.tagName") == "TEXTAREA"  # one can type at once
-    page.keyboard.type(SKY)
+    page.keyboard.type("Why is the sky blue? Explain it at length, step by step.")
     # What stood there at each change: the page keeps it, for whoever looks from outside may look too late.
     page.evaluate("""() => { window.stood = []; new MutationObserver(() => { const p = document.querySelector('.turn.assistant .prose'); if (p) window.stood.push(p.innerText) })
         .observe(document.body, {childList: true, subtree: true, characterData: true}) }""")

@@ -192,7 +192,7 @@ class _Wandb:
 def _offline_lines(data: bytes) -> Iterator[int]:
     """Steps of the history that an offline run's file holds: 7 bytes, then records in LevelDB's form (blocks of 32 KiB; checksum, length, kind: 1 whole, 2 first,
     3 middle, 4 last), as far as they are whole."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # made when it is imported
 
     at, whole = 7, b""
     while at + 7 <= len(data):
