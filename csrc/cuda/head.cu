@@ -104,7 +104,7 @@ void float_logits(fd_context* ctx, const char* op, const fd_tensor& x, const fd_
   const int64_t V = weight.shape[0];
   Operand chunk = by_rows(x);
   chunk.data += begin * chunk.row;
-  multiply(ctx, op, {chunk, by_rows(weight), z, V, rows, V, x.shape[1], false, nullptr, nullptr, 0}, compute, true);
+  multiply_tiled(ctx, op, {chunk, by_rows(weight), z, V, rows, V, x.shape[1], false, nullptr, nullptr, 0}, compute);
 }
 
 namespace {
@@ -120,12 +120,11 @@ void chunk_gradients(fd_context* ctx, const char* op, const Weight& w, float* z,
   Operand x = by_columns(w.x);
   x.data += begin * w.x.stride[0];
   float* dx = static_cast<float*>(w.dx.data) + begin * w.dx.stride[0];
-  multiply(ctx, op, {{z, V, 1}, by_columns(w.weight), dx, w.dx.stride[0], rows, C, V, false, nullptr, nullptr, 0}, w.compute,
-           true);
-  if (w.dweight.data != nullptr)
-    multiply(ctx, op,
-             {{z, 1, V}, x, static_cast<float*>(w.dweight.data), w.dweight.stride[0], V, C, rows, true, nullptr, nullptr, 0},
-             w.compute, true);
+  const Product to_x{{z, V, 1}, by_columns(w.weight), dx, w.dx.stride[0], rows, C, V, false, nullptr, nullptr, 0};
+  multiply_tiled(ctx, op, to_x, w.compute);
+  if (w.dweight.data == nullptr) return;
+  float* dweight = static_cast<float*>(w.dweight.data);
+  multiply_tiled(ctx, op, {{z, 1, V}, x, dweight, w.dweight.stride[0], V, C, rows, true, nullptr, nullptr, 0}, w.compute);
 }
 
 void run(fd_context* ctx, const char* op, const HeadArguments& a, const Weight& w, bool forward, bool backward, bool naive) {

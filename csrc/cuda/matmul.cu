@@ -148,8 +148,8 @@ void pack(fd_context* ctx, const void* arguments) {
 
 int64_t matmul_packed_size(int64_t O, int64_t C, int64_t compute) { return compute == FD_BF16 ? sm80_packed_words(O, C) : 0; }
 
-void multiply(fd_context* ctx, const char* op, const Product& p, int64_t compute, bool tiled) {
-  tiled ? multiply<TILED>(ctx, op, p, compute) : multiply<NAIVE>(ctx, op, p, compute);
+void multiply_tiled(fd_context* ctx, const char* op, const Product& p, int64_t compute) {
+  multiply<TILED>(ctx, op, p, compute);
 }
 
 #define FD_RUNGS(op)                                                                                   \

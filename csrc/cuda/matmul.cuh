@@ -27,9 +27,9 @@ inline void visit_pointers(const Product& p, int argument) {
 inline Operand by_rows(const fd_tensor& t) { return {static_cast<const float*>(t.data), t.stride[0], 1}; }
 inline Operand by_columns(const fd_tensor& t) { return {static_cast<const float*>(t.data), 1, t.stride[0]}; }
 
-// out = (out +) A B^T (+ bias) (+ residual): every element one chain over k, then bias, then residual; the same bits tiled or
-// not.
-void multiply(fd_context* ctx, const char* op, const Product& p, int64_t compute, bool tiled);
+// out = (out +) A B^T (+ bias) (+ residual): every element one chain over k, then bias, then residual; the bits of
+// the naive kernel.
+void multiply_tiled(fd_context* ctx, const char* op, const Product& p, int64_t compute);
 
 // The same on tensor cores, in bfloat16 (matmul_sm80.cu): every element one chain of steps of 16 k, the same for one row or many.
 // workspace: sm80_workspace bytes, aligned to 64. packed_b: what sm80_pack made of b when b is a weight by rows, or null.
