@@ -23,7 +23,6 @@ namespace emu {
 
 Thread* current = nullptr;
 dim3 block_dim, grid_dim;
-Statistics statistics;
 
 namespace {
 
@@ -78,6 +77,7 @@ std::string error;
 bool failed = false;
 void (*kernel_body)(void*) = nullptr;
 void* kernel_argument = nullptr;
+uint64_t blocks_begun = 0;
 void* host_context = nullptr;  // ThreadSanitizer's
 std::map<const void*, size_t> shared_limits;
 std::mutex one_launch;         // the machine is one
@@ -203,7 +203,7 @@ void check_barrier(Barrier& b) {
   if (b.arrived < (b.wanted ? b.wanted : alive)) return;  // threads that have ended do not count, as from sm_70 on
   b.last_result = b.result;
   b.arrived = 0, b.file = nullptr;
-  ++b.generation, ++statistics.barriers;
+  ++b.generation;
   for (int i = 0; i < b.waiting; ++i) make_ready(b.threads[i]);
   b.waiting = 0;
 }
@@ -219,7 +219,7 @@ void entry() {
     finish_hopper(t->linear);
     release_edge(&end_edge);
     t->state = State::ENDED;
-    --alive, ++statistics.threads;
+    --alive;
     for (const Pending& p : pending[t->warp])
       if (p.arrived != 0 && (p.mask >> t->lane & 1))
         fail("a thread ends while lanes %08x wait for it in a collective of mask %08x at %s:%d", p.arrived, p.mask, p.file,
@@ -231,7 +231,7 @@ void entry() {
 }
 
 void run_block(uint3 block) {
-  ++statistics.blocks;
+  ++blocks_begun;
   if (tsan()) {  // neither this block's stacks nor its shared memory have a past
     for (Fiber* f : free_fibers) forget(f);
     while (static_cast<int>(free_fibers.size()) < n_threads) free_fibers.push_back(new_fiber());
@@ -253,7 +253,7 @@ void run_block(uint3 block) {
     order[i] = i;
     if (tsan()) {  // two sets in turn: neighbouring blocks are unordered, so a race between blocks is seen
       static void* contexts[2][MAX_THREADS];
-      void*& context = contexts[statistics.blocks & 1][i];
+      void*& context = contexts[blocks_begun & 1][i];
       if (context == nullptr) context = __tsan_create_fiber(0);
       t.tsan = context;
     }
@@ -328,7 +328,6 @@ int barrier(int id, int wanted, Vote vote, int predicate, const char* file, int 
 }
 
 void collective(unsigned mask, int kind, void* argument, Operation operation, bool orders_memory, const char* file, int line) {
-  ++statistics.collectives;
   FiberThread* t = self();
   const int first = static_cast<int>(t->warp) * WARP, lanes = std::min(WARP, n_threads - first);
   const unsigned me = 1u << t->lane;
@@ -443,7 +442,7 @@ void wake(const void* what) {
 void enter_engine(int engine) {
   if (!tsan()) return;
   static void* contexts[2][1 + MAX_WARPS];
-  void*& context = contexts[statistics.blocks & 1][engine];
+  void*& context = contexts[blocks_begun & 1][engine];
   if (context == nullptr) context = __tsan_create_fiber(0);
   __tsan_switch_to_fiber(context, 1 /* no edge */);
 }
@@ -493,7 +492,6 @@ void run(const Launch& launch, const void* kernel, void (*body)(void*), void* ar
     fail("%zu bytes of dynamic shared memory; this kernel is allowed %zu", launch.shared_bytes, limit);
   if (tsan() && host_context == nullptr) host_context = __tsan_get_current_fiber();
   if (retired.capacity() == 0) retired.reserve(2 * MAX_THREADS), free_fibers.reserve(4 * MAX_THREADS);
-  ++statistics.launches;
   begin_launch_memory(launch.shared_bytes, size);
   n_threads = static_cast<int>(size);
   block_dim = b, grid_dim = g, kernel_body = body, kernel_argument = argument;

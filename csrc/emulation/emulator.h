@@ -99,11 +99,6 @@ struct Options {
 // FREEDIVE_EMU_SCHEDULE = sequential, random, priority; FREEDIVE_EMU_ASYNC = late, early, random; FREEDIVE_EMU_SEED = a number.
 Options options_from_environment();
 
-struct Statistics {
-  uint64_t launches, blocks, threads, switches, barriers, collectives;
-};
-extern Statistics statistics;
-
 struct Launch {
   dim3 grid, block;
   size_t shared_bytes = 0;

@@ -111,7 +111,6 @@ void forget(Fiber* fiber) {  // fresh pages have no history
 }
 
 void switch_to(Fiber* from, Fiber* to, bool ends) {
-  ++statistics.switches;
   entered_from = from;
   if (asan()) __sanitizer_start_switch_fiber(ends ? nullptr : &from->asan, to->base, to->size);
   freedive_emu_switch(&from->stack_pointer, to->stack_pointer);
