@@ -20,10 +20,10 @@ import time
 from typing import Any
 
 from side_by_side import in_turns, torch, torch_python
+from side_by_side import ours as our_worker
 
 from freedive import _core, ops
 from freedive.bench.ops import Case, Limits, measure, memory_cases, product_cases
-from freedive.model import plan, preset
 
 TORCH_OPS = {"layernorm_forward", "layernorm_backward", "gelu_forward", "gelu_backward", "adamw", "global_norm", "attention_forward", "attention_backward",
              "head_forward_backward"}  # fmt: skip
@@ -42,26 +42,30 @@ def beside_torch(case: Case, threads: int, rounds: int) -> dict[str, Any]:
     C = 768
     N = (x.size if x is not None else case.arguments["param"].size) // C
     name = {"global_norm": "clip"}.get(case.op, case.op)
+    request = {"kind": "op", "op": name, "N": N, "C": C, "V": 50304, "attention": [4, 1024, 12, 64]}
     found = {}
     for dtype in DTYPES if not case.memory else ["float32"]:
         for compile in (False, True) if case.op.startswith("head") else (False,):
             with torch(threads, tuned=True) as worker:
-                made = worker.ask("make", kind="op", op=name, dtype=dtype, N=N, C=C, V=50304, attention=[4, 1024, 12, 64], compile=compile)
+                worker.ask("make", **request, dtype=dtype, compile=compile)
                 turns = in_turns({"ours": lambda: seconds(case, threads), "torch": lambda w=worker: w.ask("work", n=1)["seconds"][0]}, rounds)
-                memory = worker.ask("work", n=1)["high_water"] - made["before"]
-            found[f"{dtype}{'_compile' * compile}"] = (statistics.median(turns["torch"]), statistics.median(turns["ours"]), memory)
+            found[f"{dtype}{'_compile' * compile}"] = (statistics.median(turns["torch"]), statistics.median(turns["ours"]))
     mode = min(found, key=lambda m: found[m][0])
-    theirs, ours, memory = found[mode]
+    theirs, ours = found[mode]
     line = {"torch_ratio": round(theirs / ours, 2), "torch_mode": mode, "torch_ms": round(1e3 * theirs, 3), "ours_ms": round(1e3 * ours, 3)}
-    if case.op.startswith("head"):
-        inputs = N * C * 4 + 2 * 50304 * C * (4 if mode.startswith("float32") else 2)
-        line |= {"torch_memory_mb": round((memory - inputs) / 1e6), "ours_memory_mb": round(head_workspace(N, threads) / 1e6)}
-    return line
+    return line | (head_memory(request, mode, threads) if case.op.startswith("head") else {})
 
 
-def head_workspace(N: int, threads: int) -> int:
-    """Bytes of work space that a model with this head takes for N tokens: all it needs besides inputs and outputs, and room for every other op."""
-    return dict(plan(preset("gpt2", vocab_size=50304), N, 1, threads=threads).rows)["workspace"]
+def head_memory(request: dict[str, Any], mode: str, threads: int) -> dict[str, float]:
+    """What the head takes at its most on top of inputs and gradients, both in processes of their own: torch as installed, since tuned it keeps what is freed."""
+    dtype, _, compile = mode.partition("_")
+    with our_worker(threads) as worker:
+        mine = worker.ask("make", kind="head", mode=dtype, dtype=dtype)["needs"]
+    with torch(threads, tuned=False) as worker:
+        worker.ask("make", **request, dtype=dtype, compile=bool(compile))
+        gradients = (request["N"] + request["V"]) * request["C"] * (4 if dtype == "float32" else 2)
+        theirs = worker.ask("memory")["needs"] - gradients
+    return {"torch_memory_mb": round(theirs / 1e6), "ours_memory_mb": round(mine / 1e6), "memory_ratio": round(mine / theirs, 3)}
 
 
 def main() -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from process_memory import high_water, needs
 
 from freedive import _core
+from freedive.bench.ops import product_cases
 from freedive.model import Batch, DecoderConfig, Model
 from freedive.model.model import check_kv_cache_dtype
 
@@ -79,21 +80,36 @@ def make_decode(r: dict[str, Any]) -> Work:
     return run
 
 
+def make_head(r: dict[str, Any]) -> Work:
+    """The head with cross-entropy, forward and backward, at GPT-2's size; its outputs are there before the first call."""
+    *_, case = product_cases(r["dtype"])
+    for array in case.arguments.values():
+        if isinstance(array, np.ndarray) and array.flags.writeable:
+            array += 0
+
+    def run() -> float:
+        began = now()
+        case.run(THREADS)
+        return now() - began
+
+    return run
+
+
 def main() -> None:
-    makers = {"train": make_train, "unequal": make_unequal, "decode": make_decode}
+    makers = {"train": make_train, "unequal": make_unequal, "decode": make_decode, "head": make_head}
     work: Work | None = None
     for line in sys.stdin:
         request = json.loads(line)
         if request["do"] == "make":
-            began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            began = time.perf_counter()
             work = makers[request["kind"]](request)
-            work()
-            answer: dict[str, Any] = {"first": time.perf_counter() - began, "before": before, "tier": _core.cpu_tier()}
+            first = needs(work)
+            answer: dict[str, Any] = {"first": time.perf_counter() - began, "needs": first, "tier": _core.cpu_tier()}
         elif request["do"] == "peak":
             answer = {"flops": _core.measure_peak(THREADS, 4, *([1] if request["dtype"] == "bfloat16" else []))}
         else:
             assert work is not None
-            answer = {"seconds": [work() for _ in range(request["n"])], "high_water": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+            answer = {"seconds": [work() for _ in range(request["n"])], "high_water": high_water()}
         print(json.dumps(answer), flush=True)
 
 
