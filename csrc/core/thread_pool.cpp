@@ -28,8 +28,16 @@ ThreadPool::~ThreadPool() {
   for (auto& w : workers_) w.join();
 }
 
-void ThreadPool::start(Fn fn, void* user, bool all) {
+void ThreadPool::run(Fn fn, void* user) {
   if (workers_.empty()) return fn(user, 0);
+  contention_.begin();
+  contention_.alone() ? fn(user, 0) : start(fn, user, false);
+  contention_.end();
+}
+
+void ThreadPool::run_on_all(Fn fn, void* user) { workers_.empty() ? fn(user, 0) : start(fn, user, true); }
+
+void ThreadPool::start(Fn fn, void* user, bool all) {
   fn_ = fn;
   user_ = user;
   joined_.store(0, std::memory_order_relaxed);

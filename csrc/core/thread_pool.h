@@ -9,6 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "contention.h"
+
 namespace freedive {
 
 class ThreadPool {
@@ -20,11 +22,12 @@ class ThreadPool {
 
   // fn(user, thread_index), the caller being thread 0. When the caller comes back from its own call there must be nothing left to
   // hand out: a worker that has not begun by then is not waited for and does not begin. So a thread whose core another program
-  // holds delays nobody by more than the piece it is at. Not reentrant.
+  // holds delays nobody by more than the piece it is at; where that is often, the caller works alone (contention.h). Not
+  // reentrant.
   using Fn = void (*)(void* user, int thread);
-  void run(Fn fn, void* user) { start(fn, user, false); }
+  void run(Fn fn, void* user);
   // On every thread, however long it takes to come.
-  void run_on_all(Fn fn, void* user) { start(fn, user, true); }
+  void run_on_all(Fn fn, void* user);
 
  private:
   void start(Fn fn, void* user, bool all);
@@ -40,6 +43,7 @@ class ThreadPool {
   std::atomic<int> joined_{0};    // workers that ran this job
   std::atomic<int> asleep_{0};    // workers that must be woken
   std::atomic<bool> caller_waits_{false}, stop_{false};
+  Contention contention_;
   Fn fn_ = nullptr;
   void* user_ = nullptr;
 };
