@@ -252,6 +252,9 @@ typedef struct {
   void (*mark)(fd_context*, void* mark);
   void (*follow)(fd_context*, void* mark);
   const char* (*reach)(void* mark);
+  // A mark that knows when it was passed (close_mark closes it): seconds from one to another of the same stream, both passed.
+  void* (*open_clock)(void);
+  double (*seconds_between)(void* from, void* to);
   // Waits for every op called with this context: the host may touch device memory after it and before the next op. Returns NULL, or a sentence
   // about the first op that failed since the last call.
   const char* (*synchronize)(fd_context*);

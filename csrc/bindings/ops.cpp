@@ -12,6 +12,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <tuple>
 
 #include "../core/context.h"
 #include "../core/dispatch.h"
@@ -20,6 +21,7 @@
 #include "../cpu/device.h"
 #include "../model/decoder.h"
 #include "bindings.h"
+#include "op_call.h"
 #include "schema.h"
 #include "staging.h"
 
@@ -48,7 +50,7 @@ ThreadPool* shared_pool(int threads) {
   return pool.get();
 }
 
-static std::mutex shared_pools_in_use;  // they are not reentrant
+std::mutex shared_pools_in_use;  // they are not reentrant
 // Kept from call to call, as a decoder keeps its own: a new one would be mapped page by page by every op that works in it.
 static Buffer shared_workspace;
 
@@ -223,8 +225,8 @@ static T scalar_of(const std::string& op, const Field& f, const py::handle& valu
   }
 }
 
-static void op_call(const std::string& name, const py::object& variant, int threads, const py::dict& arguments,
-                    const std::string& device_name) {
+CheckedCall check_call(const std::string& name, const py::object& variant, int threads, const py::dict& arguments,
+                       const std::string& device_name) {
   const OpSchema* schema = find_schema(name);
   if (!schema) throw py::value_error("unknown op '" + name + "'");
   if (threads < 1 || threads > 1024) throw py::value_error("threads must be between 1 and 1024");
@@ -311,16 +313,23 @@ static void op_call(const std::string& name, const py::object& variant, int thre
   const fd_variant* chosen = find_variant(device, name.c_str(), variant.is_none() ? nullptr : wanted.c_str());
   if (!chosen) throw py::value_error(name + ": no variant '" + py::str(variant).cast<std::string>() + "' on this device");
   const size_t bytes = (chosen->workspace ? chosen->workspace(args.data(), threads) : 0) + 64;
+  return {schema, device, chosen, std::move(args), bytes, threads};
+}
+
+static void op_call(const std::string& name, const py::object& variant, int threads, const py::dict& arguments,
+                    const std::string& device_name) {
+  CheckedCall call = check_call(name, variant, threads, arguments, device_name);
   ThreadPool* pool = shared_pool(threads);
   py::gil_scoped_release release;
   std::lock_guard<std::mutex> lock(shared_pools_in_use);
-  if (device->allocate == nullptr && shared_workspace.size() < bytes) {
+  if (call.device->allocate != nullptr)
+    return run_staged(call.device, *call.variant, *call.schema, std::move(call.args), call.workspace_bytes);
+  if (shared_workspace.size() < call.workspace_bytes) {
     shared_workspace = Buffer();
-    shared_workspace = Buffer(bytes);
+    shared_workspace = Buffer(call.workspace_bytes);
   }
-  if (device->allocate != nullptr) return run_staged(device, *chosen, *schema, args, bytes);
-  fd_context ctx{pool, nullptr, shared_workspace.bytes(), bytes, threads};
-  chosen->run(&ctx, args.data());
+  fd_context ctx{pool, nullptr, shared_workspace.bytes(), call.workspace_bytes, threads};
+  call.variant->run(&ctx, call.args.data());
 }
 
 void bind_ops(py::module_& m) {
@@ -332,9 +341,11 @@ void bind_ops(py::module_& m) {
   m.def("op_variants", [](const std::string& op, const std::string& device_name) {
     if (!find_schema(op)) throw py::value_error("unknown op '" + op + "'");
     const fd_device_table* device = require_device(device_name);
-    std::vector<std::pair<std::string, std::string>> out;
-    for (int i = 0; i < device->n_variants; ++i)
-      if (op == device->variants[i].op) out.emplace_back(device->variants[i].name, device->tier);
+    std::vector<std::tuple<std::string, std::string, int>> out;  // name, tier, priority
+    for (int i = 0; i < device->n_variants; ++i) {
+      const fd_variant& v = device->variants[i];
+      if (op == v.op) out.emplace_back(v.name, device->tier, v.priority);
+    }
     return out;
   }, py::arg("op"), py::arg("device") = "cpu");
   // Null, or why the device cannot be used here.
@@ -348,6 +359,7 @@ void bind_ops(py::module_& m) {
   });
   m.def("op_call", &op_call, py::arg("name"), py::arg("variant"), py::arg("threads"), py::arg("arguments"),
         py::arg("device") = "cpu");
+  bind_resident(m);
   m.def(
       "matmul_packed_size",
       [](int64_t O, int64_t C, int64_t compute, const std::string& device) {

@@ -1,5 +1,4 @@
-// staging.cpp: see staging.h. Arrays may be slices of one buffer, or one array given twice (out may be x): ranges of host memory
-// that overlap go to one piece of device memory, so what is one place there is one place here.
+// staging.cpp: see staging.h.
 #include "staging.h"
 
 #include <algorithm>
@@ -53,35 +52,32 @@ struct Memory {
   }
 };
 
-struct Range {
-  uint8_t *begin, *end;
-  bool written;
-};
+template <class F>
+void each_tensor(const OpSchema& schema, std::vector<uint8_t>& args, F&& f) {
+  size_t at = 0;
+  for (const Field& field : schema.fields) {
+    if (field.tensor) {
+      fd_tensor t;
+      std::memcpy(&t, &args[at], sizeof t);
+      if (t.data != nullptr) f(field, t);
+      std::memcpy(&args[at], &t, sizeof t);
+    }
+    at += field.tensor ? sizeof(fd_tensor) : 8;
+  }
+}
 
 }  // namespace
 
-void run_staged(const fd_device_table* device, const fd_variant& variant, const OpSchema& schema, std::vector<uint8_t> args,
-                size_t workspace_bytes) {
-  std::vector<Range> ranges;
-  auto each_tensor = [&](auto&& f) {
-    size_t at = 0;
-    for (const Field& field : schema.fields) {
-      if (field.tensor) {
-        fd_tensor t;
-        std::memcpy(&t, &args[at], sizeof t);
-        if (t.data != nullptr) f(field, t);
-        std::memcpy(&args[at], &t, sizeof t);
-      }
-      at += field.tensor ? sizeof(fd_tensor) : 8;
-    }
-  };
-  each_tensor([&](const Field& field, const fd_tensor& t) {
+std::vector<HostPiece> host_pieces(const OpSchema& schema, const std::vector<uint8_t>& args) {
+  std::vector<HostPiece> all;
+  std::vector<uint8_t> same = args;
+  each_tensor(schema, same, [&](const Field& field, const fd_tensor& t) {
     auto* begin = static_cast<uint8_t*>(t.data);
-    ranges.push_back({begin, begin + extent(t), field.written});
+    all.push_back({begin, begin + extent(t), field.written});
   });
-  std::sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
-  std::vector<Range> merged;
-  for (const Range& r : ranges) {
+  std::sort(all.begin(), all.end(), [](const HostPiece& a, const HostPiece& b) { return a.begin < b.begin; });
+  std::vector<HostPiece> merged;
+  for (const HostPiece& r : all) {
     if (!merged.empty() && (r.begin < merged.back().end || r.begin == merged.back().begin)) {
       merged.back().end = std::max(merged.back().end, r.end);
       merged.back().written |= r.written;
@@ -89,26 +85,40 @@ void run_staged(const fd_device_table* device, const fd_variant& variant, const 
       merged.push_back(r);
     }
   }
-  std::vector<Memory> copies;
-  copies.reserve(merged.size());
-  for (const Range& r : merged) {
-    copies.emplace_back(device, static_cast<size_t>(r.end - r.begin));
-    std::memcpy(copies.back().data, r.begin, static_cast<size_t>(r.end - r.begin));
-  }
-  each_tensor([&](const Field&, fd_tensor& t) {
+  return merged;
+}
+
+std::vector<uint8_t> args_over(const OpSchema& schema, std::vector<uint8_t> args, const std::vector<HostPiece>& pieces,
+                               const std::vector<uint8_t*>& copies) {
+  each_tensor(schema, args, [&](const Field&, fd_tensor& t) {
     auto* begin = static_cast<uint8_t*>(t.data);
     const auto after =
-        std::upper_bound(merged.begin(), merged.end(), begin, [](const uint8_t* p, const Range& r) { return p < r.begin; });
-    const size_t i = static_cast<size_t>(after - merged.begin()) - 1;
-    t.data = copies[i].data + (begin - merged[i].begin);
+        std::upper_bound(pieces.begin(), pieces.end(), begin, [](const uint8_t* p, const HostPiece& r) { return p < r.begin; });
+    const size_t i = static_cast<size_t>(after - pieces.begin()) - 1;
+    t.data = copies[i] + (begin - pieces[i].begin);
   });
+  return args;
+}
+
+void run_staged(const fd_device_table* device, const fd_variant& variant, const OpSchema& schema, std::vector<uint8_t> args,
+                size_t workspace_bytes) {
+  const std::vector<HostPiece> pieces = host_pieces(schema, args);
+  std::vector<Memory> copies;
+  std::vector<uint8_t*> places;
+  copies.reserve(pieces.size());
+  for (const HostPiece& r : pieces) {
+    copies.emplace_back(device, r.bytes());
+    std::memcpy(copies.back().data, r.begin, r.bytes());
+    places.push_back(copies.back().data);
+  }
+  args = args_over(schema, std::move(args), pieces, places);
   const Memory workspace(device, workspace_bytes);
   std::memset(workspace.data, 0xFF, workspace_bytes);  // NaN: nobody may read what it did not write
   fd_context ctx{nullptr, nullptr, workspace.data, workspace_bytes, 1};
   variant.run(&ctx, args.data());
   if (const char* error = device->synchronize(&ctx)) throw std::runtime_error(error);
-  for (size_t i = 0; i < merged.size(); ++i)
-    if (merged[i].written) std::memcpy(merged[i].begin, copies[i].data, static_cast<size_t>(merged[i].end - merged[i].begin));
+  for (size_t i = 0; i < pieces.size(); ++i)
+    if (pieces[i].written) std::memcpy(pieces[i].begin, copies[i].data, pieces[i].bytes());
 }
 
 }  // namespace freedive

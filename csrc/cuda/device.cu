@@ -120,6 +120,17 @@ const char* synchronize(fd_context* ctx) {
 }
 const char* reach(void* mark) { return told(cudaEventSynchronize(static_cast<cudaEvent_t>(mark))); }
 
+void* open_clock() {
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreateWithFlags(&event, cudaEventDefault), "an event");
+  return event;
+}
+double seconds_between(void* from, void* to) {
+  float milliseconds = 0.0f;
+  check(cudaEventElapsedTime(&milliseconds, static_cast<cudaEvent_t>(from), static_cast<cudaEvent_t>(to)), "reading a clock");
+  return 1e-3 * static_cast<double>(milliseconds);
+}
+
 double peak_run(fd_context*, int64_t, int64_t) { return 0.0; }
 
 void append(VariantList list) {
@@ -157,6 +168,7 @@ const fd_device_table* assemble() {
   table.open_stream = open_stream, table.close_stream = close_stream;
   table.copy = copy, table.clear = clear;
   table.open_mark = open_mark, table.close_mark = close_mark, table.mark = mark, table.follow = follow, table.reach = reach;
+  table.open_clock = open_clock, table.seconds_between = seconds_between;
   return &table;
 }
 

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -100,8 +101,10 @@ struct Stream {
   std::shared_ptr<Queue> queue = std::make_shared<Queue>();
 };
 struct Event {
+  using Clock = std::chrono::steady_clock;
   std::shared_ptr<Queue> queue;
   uint64_t until = 0;
+  std::shared_ptr<Clock::time_point> passed;  // of one that is timed
 };
 
 static void drain(Stream* stream) {
@@ -134,7 +137,11 @@ void close_stream(Stream* stream) {
   delete stream;
 }
 
-Event* open_event() { return new Event; }
+Event* open_event(bool timed) {
+  auto* event = new Event;
+  if (timed) event->passed = std::make_shared<Event::Clock::time_point>();
+  return event;
+}
 void close_event(Event* event) { delete event; }
 
 void enqueue(Stream* stream, std::function<void()> work) {
@@ -152,7 +159,15 @@ void enqueue(Stream* stream, std::function<void()> work) {
 
 void record(Event* event, Stream* stream) {
   std::lock_guard<std::recursive_mutex> lock(machine);
+  if (event->passed) enqueue(stream, [passed = event->passed] { *passed = Event::Clock::now(); });
   event->queue = stream->queue, event->until = stream->queue->issued;
+}
+
+double seconds_between(Event* from, Event* to) {
+  std::lock_guard<std::recursive_mutex> lock(machine);
+  for (const Event* e : {from, to})
+    if (!e->passed || !e->queue || e->queue->done < e->until) fail("the time of an event that is not timed, or not passed yet");
+  return std::chrono::duration<double>(*to->passed - *from->passed).count();
 }
 
 void stream_wait(Stream* stream, Event* event) {

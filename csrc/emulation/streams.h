@@ -17,13 +17,14 @@ struct Event;
 
 Stream* open_stream();
 void close_stream(Stream* stream);
-Event* open_event();
+Event* open_event(bool timed = false);
 void close_event(Event* event);
 
 // Of a null stream: after all that is pending on any stream, and at once.
 void enqueue(Stream* stream, std::function<void()> work);
 void record(Event* event, Stream* stream);
 void stream_wait(Stream* stream, Event* event);
+double seconds_between(Event* from, Event* to);  // of the processor that emulates: proves the calls, says nothing of a GPU
 void synchronize(Stream* stream);  // null: all
 void synchronize(Event* event);
 

@@ -58,7 +58,12 @@ def devices() -> list[str]:
 
 def variants(name: str, device: str = "cpu") -> list[str]:
     """Registered variants of an op on a device, e.g. ["naive", "simd"]. ValueError for an unknown op, RuntimeError for a device that is not there."""
-    return [variant for variant, _ in _core.op_variants(name, device)]
+    return [variant for variant, _, _ in _core.op_variants(name, device)]
+
+
+def ladder(name: str, device: str = "cpu") -> list[str]:
+    """The same from the slowest rung, naive, to the last, which calls take by default. Raises as `variants`."""
+    return [variant for variant, _, _ in sorted(_core.op_variants(name, device), key=lambda v: v[2])]
 
 
 def tier() -> str:
@@ -74,6 +79,17 @@ def call(name: str, *, variant: str | None = None, threads: int = 1, device: str
     if "compute" in arguments:
         arguments["compute"] = compute_code(arguments["compute"])
     _core.op_call(name, variant, threads, arguments, device)
+
+
+def resident(name: str, *, variant: str | None = None, threads: int = 1, device: str = "cpu", sets: int = 1, **arguments: Any) -> _core.ResidentOp:
+    """An op whose arguments stay in the device's memory, to time it: `.seconds(calls)` is seconds a call by the device's own clock, without a copy between
+    calls; `.read()` copies what the op wrote back to the arrays; `.variant` is the variant that was taken, `.workspace_bytes` its scratch memory.
+
+    sets: so many copies of the arguments, taken in turns, so that a cache does not hold what the call before read. Arguments and errors as of `call`; on the CPU
+    the arrays themselves are used. MemoryError if the device's memory does not suffice, RuntimeError if a kernel fails."""
+    if "compute" in arguments:
+        arguments["compute"] = compute_code(arguments["compute"])
+    return _core.ResidentOp(name, variant, threads, arguments, device, sets)
 
 
 def compute_code(compute: str | int | None) -> int:

@@ -105,7 +105,7 @@ using cudaEvent_t = emu::Event*;
 using cudaError_t = int;
 enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2 };
 enum cudaMemcpyKind { cudaMemcpyDefault = 4 };
-constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2;
+constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDefault = 0, cudaEventDisableTiming = 2;
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 constexpr unsigned cudaMemAttachGlobal = 1;
 namespace emu {
@@ -136,7 +136,12 @@ inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return emu::sync
 inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned = 0) {
   return emu::stream_wait(stream, event), cudaSuccess;
 }
-inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return *event = emu::open_event(), cudaSuccess; }
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
+  return *event = emu::open_event((flags & cudaEventDisableTiming) == 0), cudaSuccess;
+}
+inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
+  return *milliseconds = 1e3f * static_cast<float>(emu::seconds_between(from, to)), cudaSuccess;
+}
 inline cudaError_t cudaEventDestroy(cudaEvent_t event) { return emu::close_event(event), cudaSuccess; }
 inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) { return emu::record(event, stream), cudaSuccess; }
 inline cudaError_t cudaEventSynchronize(cudaEvent_t event) { return emu::synchronize(event), cudaSuccess; }
