@@ -13,8 +13,9 @@
 //  * float atomics are forbidden; every reduction has a fixed order which depends on sizes only: never on the
 //    number of threads, nor on which other rows or sequences share the batch.
 //    matmul: every output element is ONE chain of fused multiply-adds over k = 0..K-1, then bias, then residual.
-//    attention: keys are visited in blocks of FD_KV_BLOCK from the start of the sequence, in order, in
-//    training, prefill and decode alike. So the sampler's log-prob is the trainer's, bit for bit.
+//    attention: keys are visited in blocks of FD_KV_BLOCK (or of a multiple of it) from the start of the sequence, in order, in
+//    training, prefill and decode alike. So the sampler's log-prob is the trainer's, bit for bit. A variant that works on parts of a sequence
+//    at once cuts it at fixed borders, and all of them do.
 //  * compute = FD_F32 or FD_BF16 says how products multiply: FD_BF16 lets a variant round their operands to bfloat16 (to nearest,
 //    ties to even), which is where a processor with such instructions doubles its speed; sums are float32 and so is every tensor
 //    in memory. The chain is then over pairs of k. A packed weight is packed for one `compute`.
@@ -43,7 +44,7 @@ typedef struct {
 
 typedef struct fd_context fd_context;  // device, thread pool or stream, workspace: csrc/core/context.h
 
-enum { FD_KV_BLOCK = 32 };  // keys per block, in the cache and in every attention kernel
+enum { FD_KV_BLOCK = 32 };  // keys per block, in the cache and (or a multiple of it) in every attention kernel
 // Numbers of a cache's dtype in one of its words of 32 bits.
 static inline int64_t fd_numbers_per_word(int32_t dtype) { return dtype == FD_F32 ? 1 : dtype == FD_BF16 ? 2 : 4; }
 

@@ -19,6 +19,9 @@ from pathlib import Path
 # kernel, architecture -> instructions it must contain: there, or (None) on every architecture it is compiled for
 REQUIRED = {
     (r"product_kernel<.*Tile<", None): ("HMMA.16816.F32.BF16", "LDSM.16.M", "LDGSTS.E.BYPASS.128"),  # mma.sync, ldmatrix, cp.async
+    (r"attention_sm80_kernel<\d+, [01],", None): ("HMMA.16816.F32.BF16", "LDSM.16.M", "LDGSTS.E.BYPASS.128", "LDS.128"),
+    (r"attention_sm80_kernel<\d+, 2,", None): ("HMMA.16816.F32.BF16", "LDSM.16.M", "LDS.128"),  # a float32 cache is rounded on its way
+    (r"attention_backward_sm80_kernel<", None): ("HMMA.16816.F32.BF16", "LDSM.16.M", "LDSM.16.MT88", "LDGSTS.E.BYPASS.128"),
     # for others these kernels are empty: wgmma, TMA, mbarrier.try_wait, setmaxnreg
     (r"wgmma_kernel<", "sm_90a"): ("HGMMA.64x", "UTMALDG.2D", "SYNCS", "USETMAXREG"),
 }

@@ -6,7 +6,7 @@
 // weights go to shared memory, and the lanes turn to the dimensions of the output, which are kept in `out` between blocks.
 // Training, prefill and decode are this one function with another source of keys, so their bits are equal.
 // Every key and value is read once per query and head; attention_tiled.cu reads them once for a block of queries and heads, with
-// the same bits.
+// the same bits; attention_sm80.cu multiplies bfloat16 on tensor cores, in an order of its own.
 #include "attention.cuh"
 #include "sequences.cuh"
 
@@ -270,11 +270,35 @@ void cached_tiled(fd_context* ctx, const void* arguments) {
   a.q.shape[2] <= TILED_HEAD ? attention_cached_tiled(ctx, a) : cached(ctx, arguments);
 }
 
+// Tensor cores multiply bfloat16; heads of other lengths, float32 and an int8 cache stay with the rungs below.
+void forward_sm80(fd_context* ctx, const void* arguments) {
+  const auto& a = *static_cast<const fd_attention_forward_args*>(arguments);
+  attention_sm80_takes(a.q.shape[2], a.compute) ? attention_forward_sm80(ctx, a) : forward_tiled(ctx, arguments);
+}
+void cached_sm80(fd_context* ctx, const void* arguments) {
+  const auto& a = *static_cast<const fd_attention_cached_args*>(arguments);
+  const bool int8 = a.k_cache.dtype != FD_F32 && a.k_cache.dtype != FD_BF16;
+  attention_sm80_takes(a.q.shape[2], a.compute) && !int8 ? attention_cached_sm80(ctx, a) : cached_tiled(ctx, arguments);
+}
+// For any `compute` and cache: a model asks once.
+size_t forward_sm80_workspace(const void* arguments, int32_t) {
+  const auto& a = *static_cast<const fd_attention_forward_args*>(arguments);
+  return attention_sm80_takes(a.q.shape[2], FD_BF16) ? attention_forward_sm80_workspace(a) : 0;
+}
+size_t cached_sm80_workspace(const void* arguments, int32_t threads) {
+  const auto& a = *static_cast<const fd_attention_cached_args*>(arguments);
+  const size_t mixed = a.q.shape[2] <= TILED_HEAD ? 0 : cached_workspace(arguments, threads);  // naive's
+  return attention_sm80_takes(a.q.shape[2], FD_BF16) ? attention_cached_sm80_workspace(a) : mixed;
+}
+
 }  // namespace
 
 FD_VARIANT_LIST(attention, {"attention_forward", "naive", 0, forward, nullptr},
-                {"attention_forward", "tiled", 1, forward_tiled, nullptr}, {"kv_cache_write", "naive", 0, write, write_workspace},
+                {"attention_forward", "tiled", 1, forward_tiled, nullptr},
+                {"attention_forward", "sm80", 2, forward_sm80, forward_sm80_workspace},
+                {"kv_cache_write", "naive", 0, write, write_workspace},
                 {"attention_cached", "naive", 0, cached, cached_workspace},
-                {"attention_cached", "tiled", 1, cached_tiled, cached_workspace})
+                {"attention_cached", "tiled", 1, cached_tiled, cached_workspace},
+                {"attention_cached", "sm80", 2, cached_sm80, cached_sm80_workspace})
 
 }  // namespace freedive::cuda

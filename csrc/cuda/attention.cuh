@@ -1,4 +1,5 @@
-// attention.cuh: what attention.cu, with the ladder's first rung and the table of variants, asks of attention_tiled.cu.
+// attention.cuh: what attention.cu and attention_backward.cu, with the ladder's first rung and the tables of variants, ask of
+// attention_tiled.cu and of the kernels on tensor cores.
 #pragma once
 #include "launch.cuh"
 
@@ -8,5 +9,13 @@ constexpr int64_t TILED_HEAD = 128;  // the longest head that attention_tiled.cu
 
 void attention_forward_tiled(fd_context* ctx, const fd_attention_forward_args& a);
 void attention_cached_tiled(fd_context* ctx, const fd_attention_cached_args& a);
+
+bool attention_sm80_takes(int64_t head_dim, int64_t compute);  // else it is the rung below
+void attention_forward_sm80(fd_context* ctx, const fd_attention_forward_args& a);
+size_t attention_forward_sm80_workspace(const fd_attention_forward_args& a);
+void attention_cached_sm80(fd_context* ctx, const fd_attention_cached_args& a);
+size_t attention_cached_sm80_workspace(const fd_attention_cached_args& a);
+void attention_backward_sm80(fd_context* ctx, const fd_attention_backward_args& a);
+size_t attention_backward_sm80_workspace(const fd_attention_backward_args& a);
 
 }  // namespace freedive::cuda

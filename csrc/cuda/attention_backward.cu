@@ -7,7 +7,8 @@
 // Two kernels and no atomics: a warp per query and head walks the keys and makes dq; a warp per key and group walks the queries
 // of all its heads and makes dk and dv. P is computed in both: twice the products, for a fixed order of every sum. Blocks of 32
 // as in the forward pass: a lane to a key (a query), the two weights through shared memory, then a lane to a dimension.
-#include "launch.cuh"
+// attention_backward_sm80.cu does the same by tiles on tensor cores.
+#include "attention.cuh"
 #include "sequences.cuh"
 
 namespace freedive::cuda {
@@ -114,8 +115,19 @@ void backward(fd_context* ctx, const void* arguments) {
                scratch(ctx));
 }
 
+// On tensor cores, which multiply bfloat16; heads of other lengths and float32 stay with naive.
+void backward_sm80(fd_context* ctx, const void* arguments) {
+  const auto& a = *static_cast<const fd_attention_backward_args*>(arguments);
+  attention_sm80_takes(a.q.shape[2], a.compute) ? attention_backward_sm80(ctx, a) : backward(ctx, arguments);
+}
+size_t backward_sm80_workspace(const void* arguments, int32_t threads) {  // for either `compute`: a model asks once
+  const auto& a = *static_cast<const fd_attention_backward_args*>(arguments);
+  return attention_sm80_takes(a.q.shape[2], FD_BF16) ? attention_backward_sm80_workspace(a) : workspace(arguments, threads);
+}
+
 }  // namespace
 
-FD_VARIANT_LIST(attention_backward, {"attention_backward", "naive", 0, backward, workspace})
+FD_VARIANT_LIST(attention_backward, {"attention_backward", "naive", 0, backward, workspace},
+                {"attention_backward", "sm80", 1, backward_sm80, backward_sm80_workspace})
 
 }  // namespace freedive::cuda

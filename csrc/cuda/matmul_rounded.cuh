@@ -1,11 +1,10 @@
 // matmul_rounded.cuh: what the tensor-core kernels (sm80, sm90) share: operands rounded to bfloat16, and what is done with a
 // finished sum.
 #pragma once
+#include "fragments.cuh"
 #include "matmul.cuh"
 
 namespace freedive::cuda {
-
-constexpr int64_t PIECE = 8;  // bfloat16 numbers in 16 bytes
 
 inline int64_t padded(int64_t n) { return (n + PIECE - 1) / PIECE * PIECE; }
 inline size_t bytes_of(int64_t rows, int64_t width) { return (static_cast<size_t>(rows * padded(width)) * 2 + 255) / 256 * 256; }

@@ -13,8 +13,8 @@
 //
 // An element's sum is one chain of mma.sync.m16n8k16 over k = 0, 16, 32, .. starting from out or 0, whatever the tile: so a row's
 // bits depend neither on how many other rows there are nor on which tile is chosen, and a decode step has the bits of training.
+#include "fragments.cuh"
 #include "matmul_rounded.cuh"
-#include "ptx.cuh"
 #include "vector.cuh"
 
 namespace freedive::cuda {
@@ -58,15 +58,6 @@ using Square = Tile<128, 128, 32, 2, 2, 4, 2>;
 using Small = Tile<64, 64, 32, 2, 2, 4, 4>;    // where large ones would leave multiprocessors idle
 using Skinny = Tile<16, 32, 64, 1, 2, 4, 8>;   // decode: few rows, and the weight is read once
 
-// Where piece q of row r of a tile lies whose rows have WIDTH numbers. Eight rows with the same q are in eight different places
-// modulo 128 bytes.
-template <int WIDTH>
-__device__ __forceinline__ int swizzled(int r, int q) {
-  constexpr int PIECES = WIDTH / PIECE;
-  const int by = PIECES >= 8 ? r % 8 : r / (8 / PIECES) % PIECES;
-  return r * WIDTH + (q ^ by) * static_cast<int>(PIECE);
-}
-
 // Copies tiles of ROWS x WIDTH numbers of x [rows, x_row] to shared memory, one after the other; what x has not is 0.
 template <int ROWS, int WIDTH, int BLOCK_THREADS>
 struct Fetcher {
@@ -91,25 +82,6 @@ struct Fetcher {
   __device__ __forceinline__ void go_right(int columns) { at += columns, columns_left -= columns; }
   __device__ __forceinline__ void go_down(int rows) { at += rows * x_row, rows_left -= rows; }
 };
-
-// The 16 rows from `row` on of a [rows, K] and its 16 columns from `k` on, as mma.sync wants them of its first operand (A) and
-// its second (two of 8 rows). BY_K: the tile is [rows][K], else [K][rows].
-template <bool BY_K, int WIDTH>
-__device__ __forceinline__ void load_a(uint32_t (&fragment)[4], const uint16_t* tile, int row, int k) {
-  const int lane = lane_id();
-  if (BY_K)
-    ptx::ldmatrix_x4(fragment, tile + swizzled<WIDTH>(row + lane % 16, k / 8 + lane / 16));
-  else
-    ptx::ldmatrix_x4_trans(fragment, tile + swizzled<WIDTH>(k + lane % 8 + lane / 16 * 8, row / 8 + lane / 8 % 2));
-}
-template <bool BY_K, int WIDTH>
-__device__ __forceinline__ void load_b(uint32_t (&fragment)[4], const uint16_t* tile, int row, int k) {
-  const int lane = lane_id();
-  if (BY_K)
-    ptx::ldmatrix_x4(fragment, tile + swizzled<WIDTH>(row + lane % 8 + lane / 16 * 8, k / 8 + lane / 8 % 2));
-  else
-    ptx::ldmatrix_x4_trans(fragment, tile + swizzled<WIDTH>(k + lane % 16, row / 8 + lane / 16));
-}
 
 template <class T, bool A_BY_K, bool B_BY_K>
 __global__ void __launch_bounds__(T::BLOCK_THREADS, T::BLOCKS) product_kernel(RoundedProduct p) {

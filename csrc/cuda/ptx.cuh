@@ -1,6 +1,7 @@
 // ptx.cuh: one function for each PTX instruction that C++ has no word for. nvcc's side is the instruction; the emulator's is its
 // meaning (csrc/emulation/ptx.cpp). Operands and layouts are the PTX ISA's, chapter 9.7.
 #pragma once
+#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -16,6 +17,9 @@ inline void cp_async_commit() { emu::copy_commit(); }
 template <int N>
 void cp_async_wait() {
   emu::copy_wait(N);
+}
+inline uint32_t bf16_pair(float low, float high) {
+  return static_cast<uint32_t>(__float2bfloat16_rn(low).bits) | static_cast<uint32_t>(__float2bfloat16_rn(high).bits) << 16;
 }
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* shared_row, EMU_HERE) {
   emu::ldmatrix(r, 4, false, shared_row, file, line);
@@ -46,6 +50,12 @@ __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commi
 template <int N>
 __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+// Two numbers rounded to bfloat16, to nearest, ties to even.
+__device__ __forceinline__ uint32_t bf16_pair(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
 }
 // Four 8 x 8 matrices of 16-bit numbers: lane l gives the address of row l % 8 of matrix l / 8; register j of lane l gets row l /
 // 4, columns 2 (l % 4) and one more, of matrix j (trans: of its transpose).

@@ -126,7 +126,7 @@ __global__ void mma_bf16(const uint8_t* in, uint8_t* out) {
   for (int i = 0; i < 4; ++i) as<float>(out)[(blockIdx.x * WARP + lane) * 4 + i] = d[i];
 }
 
-// ---- numbers: in f32[3][NUMBERS]; conversions out u32[3][NUMBERS], arithmetic f32[8][NUMBERS], functions f32[3][NUMBERS] ---
+// ---- numbers: in f32[3][NUMBERS]; conversions out u32[4][NUMBERS], arithmetic f32[8][NUMBERS], functions f32[4][NUMBERS] ---
 constexpr int NUMBERS = 1 << 16;
 __global__ void conversions(const uint8_t* in, uint8_t* out) {
   const int i = static_cast<int>(global_thread());
@@ -135,6 +135,7 @@ __global__ void conversions(const uint8_t* in, uint8_t* out) {
   o[0] = __bfloat16_as_ushort(__float2bfloat16_rn(x));
   o[NUMBERS] = __float_as_uint(__bfloat162float(__ushort_as_bfloat16(static_cast<unsigned short>(i))));
   o[2 * NUMBERS] = __float_as_uint(__half2float(__ushort_as_half(static_cast<unsigned short>(i))));
+  o[3 * NUMBERS] = ptx::bf16_pair(x, as<float>(in)[NUMBERS + i]);
 }
 __global__ void arithmetic(const uint8_t* in, uint8_t* out) {
   const int i = static_cast<int>(global_thread());
@@ -156,6 +157,7 @@ __global__ void functions(const uint8_t* in, uint8_t* out) {
   o[0 * NUMBERS] = expf(x);
   o[1 * NUMBERS] = logf(fabsf(x));
   o[2 * NUMBERS] = tanhf(x);
+  o[3 * NUMBERS] = exp2f(x);
 }
 
 // ---- TMA: in u16[40][72], a tensor of 40 x 70; out: a box of 64 x 64 of it from column 24, row -5 on, as it lies in shared
@@ -273,13 +275,13 @@ const Case CASES[] = {
     CASE("ldmatrix_x4", 16 * WARP, 16 * WARP, 1, WARP, ldmatrix<false>),
     CASE("ldmatrix_x4_trans", 16 * WARP, 16 * WARP, 1, WARP, ldmatrix<true>),
     CASE("mma_bf16", PRODUCTS * 40 * WARP, PRODUCTS * 16 * WARP, PRODUCTS, WARP, mma_bf16),
-    CASE("conversions", 12 * NUMBERS, 12 * NUMBERS, NUMBERS / THREADS, THREADS, conversions),
+    CASE("conversions", 12 * NUMBERS, 16 * NUMBERS, NUMBERS / THREADS, THREADS, conversions),
     CASE("arithmetic", 12 * NUMBERS, 32 * NUMBERS, NUMBERS / THREADS, THREADS, arithmetic),
     {"tma", 2 * 40 * TMA_ROW, BOX_BYTES + 2 * 64 * TMA_ROW, run_tma},
     {"wgmma_64", (64 + 64) * 128, 128 * 4 * 32, run_wgmma<64, true, true>},
     {"wgmma_128", (64 + 128) * 128, 128 * 4 * 64, run_wgmma<128, true, false>},
     {"wgmma_256", (64 + 256) * 128, 128 * 4 * 128, run_wgmma<256, false, true>},
-    CASE("functions", 12 * NUMBERS, 12 * NUMBERS, NUMBERS / THREADS, THREADS, functions),
+    CASE("functions", 12 * NUMBERS, 16 * NUMBERS, NUMBERS / THREADS, THREADS, functions),
 };
 
 const char* run(const Case& c, const void* in, void* out) {

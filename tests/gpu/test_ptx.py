@@ -218,15 +218,18 @@ def test_an_error_names_the_kernel_and_its_shapes(on: Conformance):
 
 
 def test_conversions(on: Conformance):
-    x = numbers(8)
-    got = on.run("conversions", x, x, x).view(np.uint32).reshape(3, -1)
+    x, y = numbers(8), numbers(19)[::-1].copy()
+    got = on.run("conversions", x, y, x).view(np.uint32).reshape(4, -1)
     every = np.arange(1 << 16, dtype=np.uint16)
     with np.errstate(invalid="ignore"):
         want = x.astype(ml_dtypes.bfloat16).view(np.uint16), every.view(ml_dtypes.bfloat16).astype(np.float32), every.view(np.float16).astype(np.float32)
     no_number = np.isnan(x)
     np.testing.assert_array_equal(got[0][~no_number], want[0][~no_number])
     np.testing.assert_array_equal(got[0][no_number], 0x7FFF)  # the hardware's
-    for row, w in zip(got[1:], want[1:]):
+    halves = got[3].view(np.uint16).reshape(-1, 2)  # the pair: low, high
+    for half, (number, rounded) in enumerate(((x, want[0]), (y, y.astype(ml_dtypes.bfloat16).view(np.uint16)))):
+        np.testing.assert_array_equal(halves[:, half], np.where(np.isnan(number), 0x7FFF, rounded))
+    for row, w in zip(got[1:3], want[1:]):
         row = row.view(np.float32)
         np.testing.assert_array_equal(np.isnan(row), np.isnan(w))
         np.testing.assert_array_equal(row[~np.isnan(w)].view(np.uint32), w[~np.isnan(w)].view(np.uint32))
@@ -258,13 +261,13 @@ def test_arithmetic_is_ieee(on: Conformance):
     np.testing.assert_array_equal(np.isnan(got[5]), np.isnan(x) & np.isnan(y))
 
 
-FUNCTIONS = {"exp": (np.exp, 2), "log": (lambda x: np.log(np.abs(x)), 2), "tanh": (np.tanh, 3)}  # and units in the last place CUDA's guide allows
+FUNCTIONS = {"exp": (np.exp, 2), "log": (lambda x: np.log(np.abs(x)), 2), "tanh": (np.tanh, 3), "exp2": (np.exp2, 2)}  # and units in the last place CUDA's guide allows
 
 
 def test_functions(on: Conformance, record_property):
     """Within CUDA's documented error (CUDA C++ Programming Guide, mathematical functions), not to the bit"""
     x = numbers(12)
-    got = on.run("functions", x, x, x).view(np.float32).reshape(3, -1)
+    got = on.run("functions", x, x, x).view(np.float32).reshape(4, -1)
     with np.errstate(all="ignore"):
         for row, (name, (f, ulps)) in zip(got, FUNCTIONS.items()):
             want = f(x.astype(np.float64))

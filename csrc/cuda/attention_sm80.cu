@@ -1,0 +1,500 @@
+// attention_sm80.cu: causal attention on tensor cores, from rows and from the paged cache, for GPUs from compute capability 8.0
+// on, in bfloat16 and for heads of 64 and 128.
+//
+//   out[n,h] = sum_j softmax_j(scale q[n,h].k[j,g]) v[j,g],  operands rounded to bfloat16, sums in float32
+//
+// One kernel for training, prefill and decode. It reads keys and values in the paged cache's layout (kv_cache_write in ops.h):
+// blocks of 32 positions whose words are pairs of neighbours along the index that is summed over, which is what a register of
+// mma.sync's second operand is. The forward pass of a flat batch first rounds its keys and values into such blocks, in the
+// workspace; a bfloat16 cache is read as it is, by cp.async; a float32 cache is rounded on its way to shared memory.
+//
+// A block of 4 warps takes 64 pairs of a query and a head of one key-value group, 16 to a warp, and walks the keys 64 at a
+// time through a ring of stages. q stays in registers (heads of 128: in shared memory); the weights go from one product's sums
+// straight to the next one's operand. A lane reads 16 bytes of 4 neighbouring keys (or dimensions), a column for each of 4
+// products: so it owns 8 neighbouring keys of a score row, and 8 dimensions of an output row.
+//
+// The order of sums, for whoever asks: an online softmax over tiles of 64 keys, begun anew at every CHUNK of 512 keys; the
+// chunks' (maximum, sum, output) are merged in order. A decode step can give the chunks of a long cache to blocks of their own
+// (a sequence and group alone would keep one multiprocessor busy), and a second kernel merges them: the same bits. What is
+// masked adds exact zeros; whole tiles of it are skipped. The merged output of the chunks so far waits in `out`: beside a
+// chunk's own it would not fit the registers.
+//
+// Bytes: rounding reads 4 and writes 2 for a number of k and v; then a tile of 64 pairs reads 2 for each number it sees, from
+// the L2 cache. A decode step reads the bfloat16 cache once for the heads of a group. Shared memory is read once for 16 pairs.
+#include "attention.cuh"
+#include "attention_sm80.cuh"
+#include "vector.cuh"
+
+namespace freedive::cuda {
+namespace {
+
+constexpr int BLOCK = FD_KV_BLOCK, TILE_KEYS = 64, TILE_BLOCKS = TILE_KEYS / BLOCK, PAIRS = 64, TILE_WARPS = PAIRS / 16,
+              TILE_THREADS = TILE_WARPS * WARP;
+constexpr int CHUNK = 512, CHUNK_TILES = CHUNK / TILE_KEYS;
+constexpr int WORDS = 4;  // in 16 bytes
+
+// Keys and values in blocks, in words of 32 bits: two bfloat16 or one float32.
+struct KeyBlocks {
+  const uint32_t *k, *v;
+  int64_t k_block, k_group, v_block, v_group;  // words from one to the next
+};
+
+struct Arguments {
+  fd_tensor out, lse, q, cu_seqlens, past_lens, block_table;  // past_lens and block_table of a cache, lse of rows
+  KeyBlocks keys;
+  float* parts;  // of a split: [N, H, chunks] outputs of D, then as many maxima and sums
+  float scale;   // of scores in powers of two
+  int groups, heads, slices, queries, chunks;  // a tile: `queries` rows of `heads` heads, of the group's slices
+};
+#ifdef FREEDIVE_CUDA_EMULATION
+void visit_pointers(const Arguments& a, int argument) {
+  for (const fd_tensor* t : {&a.out, &a.lse, &a.q, &a.cu_seqlens, &a.past_lens, &a.block_table}) ::visit_pointers(*t, argument);
+  for (const void* p : {static_cast<const void*>(a.keys.k), static_cast<const void*>(a.keys.v),
+                        static_cast<const void*>(a.parts)})
+    if (p != nullptr) emu::require_device_memory(p, argument);
+}
+#endif
+
+// ---- rows to blocks -----------------------------------------------------------------------------------------------------
+// A block's numbers are 4 D pieces of 16 bytes, of keys and of values alike: of keys [D / 2][8], of values [16][D / 4].
+template <int D>
+constexpr int BLOCK_PIECES = 4 * D;
+template <int D>
+constexpr int BLOCK_WORDS = BLOCK_PIECES<D> * WORDS;
+
+__device__ __forceinline__ uint4 pairs_of(const Four& first, const Four& second) {
+  return make_uint4(ptx::bf16_pair(first.at[0], second.at[0]), ptx::bf16_pair(first.at[1], second.at[1]),
+                    ptx::bf16_pair(first.at[2], second.at[2]), ptx::bf16_pair(first.at[3], second.at[3]));
+}
+
+// A CUDA block to each place of 32 rows: keys and values of all groups, 0 behind the sequence's end.
+template <int D>
+__global__ void round_to_blocks_kernel(uint32_t* keys, uint32_t* values, fd_tensor k, fd_tensor v, fd_tensor cu_seqlens) {
+  const TilePlace at = tile_place(cu_seqlens, blockIdx.x, BLOCK);
+  if (at.s == cu_seqlens.shape[0] - 1) return;
+  const int64_t begin = flat<int32_t>(cu_seqlens)[at.s] + at.first, left = flat<int32_t>(cu_seqlens)[at.s + 1] - begin;
+  if (left <= 0) return;
+  const int G = static_cast<int>(k.shape[1]);
+  const int64_t to = static_cast<int64_t>(blockIdx.x) * G * BLOCK_WORDS<D>;
+  for (int e = static_cast<int>(threadIdx.x); e < G * BLOCK_PIECES<D>; e += THREADS) {
+    const int g = e / BLOCK_PIECES<D>, piece = e % BLOCK_PIECES<D>;
+    const int pair = piece / (BLOCK / WORDS), slot = piece % (BLOCK / WORDS) * WORDS;
+    Four first{}, second{};
+#pragma unroll
+    for (int i = 0; i < WORDS; ++i)
+      if (slot + i < left) {
+        const float* x = row(k, begin + slot + i, g) + 2 * pair;
+        first.at[i] = x[0], second.at[i] = x[1];
+      }
+    *reinterpret_cast<uint4*>(keys + to + int64_t{e} * WORDS) = pairs_of(first, second);
+    const int position = piece / (D / WORDS) * 2, d = piece % (D / WORDS) * WORDS;
+    first = position < left ? load4(row(v, begin + position, g) + d, WORDS) : Four{};
+    second = position + 1 < left ? load4(row(v, begin + position + 1, g) + d, WORDS) : Four{};
+    *reinterpret_cast<uint4*>(values + to + int64_t{e} * WORDS) = pairs_of(first, second);
+  }
+}
+
+// ---- one block's walk over the keys -----------------------------------------------------------------------------------------
+template <int D_>
+struct Shape {
+  static constexpr int D = D_, STAGES = D == 64 ? 3 : 2, BLOCKS = D == 64 ? 3 : 2;  // of a ring; of a multiprocessor
+  static constexpr int PART = TILE_BLOCKS * BLOCK_WORDS<D>;  // words of a tile's keys, or values
+  static constexpr bool KEPT = D == 64;                      // q in registers, where 32 of them would be too many
+  static constexpr int Q_AT = STAGES * 2 * PART;             // words; kept, it goes through the stage that is filled last
+  static constexpr size_t SHARED = size_t{STAGES} * 2 * PART * 4 + (KEPT ? 0 : PAIRS * D * 2);
+  static_assert(PAIRS * D * 2 <= 2 * PART * 4, "q fits a stage");
+};
+
+// Where a piece of a key block lies in shared memory, and one of a value block: the four rows (neighbours of keys, every fourth
+// of values) and two neighbouring pieces that eight lanes read at a time are in different banks.
+__device__ __forceinline__ int key_place(int pair, int piece) { return pair * BLOCK + (piece ^ 2 * (pair % 4)) * WORDS; }
+template <int D>
+__device__ __forceinline__ int value_place(int pair, int piece) {
+  return pair * D + piece / 8 * 8 * WORDS + (piece % 8 ^ 2 * (pair / 4)) * WORDS;
+}
+
+struct Pages {
+  KeyBlocks keys;         // of the group
+  const int32_t* blocks;  // of the sequence; null: they follow each other
+  int positions;          // of the sequence
+};
+
+// Keys and values of tile `tile` to shared memory. What lies behind the last position is 0 in the values: weights there are 0,
+// and 0 times what nobody wrote may not be a number.
+template <int D, bool FLOATS>
+__device__ __forceinline__ void fetch_tile(uint32_t* shared, const Pages& pages, int tile) {
+  constexpr int ROUNDS = BLOCK_PIECES<D> / TILE_THREADS;
+#pragma unroll
+  for (int b = 0; b < TILE_BLOCKS; ++b) {
+    const int first = tile * TILE_KEYS + b * BLOCK;  // position
+    uint32_t *const keys = shared + b * BLOCK_WORDS<D>, *const values = keys + Shape<D>::PART;
+    const bool there = first < pages.positions;
+    const int64_t block = there ? (pages.blocks != nullptr ? pages.blocks[first / BLOCK] : first / BLOCK) : 0;
+    const uint32_t *const k = pages.keys.k + block * pages.keys.k_block, *const v = pages.keys.v + block * pages.keys.v_block;
+#pragma unroll
+    for (int n = 0; n < ROUNDS; ++n) {
+      const int me = static_cast<int>(threadIdx.x), piece = me + n * TILE_THREADS;
+      const int key_pair = me / (BLOCK / WORDS) + n * (TILE_THREADS * WORDS / BLOCK), key_piece = me % (BLOCK / WORDS);
+      const int value_pair = me / (D / WORDS) + n * (TILE_THREADS * WORDS / D), value_piece = me % (D / WORDS);
+      uint32_t* const key_to = keys + key_place(me / (BLOCK / WORDS), key_piece) + n * TILE_THREADS * WORDS;
+      uint32_t* const value_to = values + value_place<D>(value_pair, value_piece);
+      const int behind = pages.positions - first - 2 * value_pair;  // positions from the pair on
+      if constexpr (FLOATS) {
+        const auto *x = reinterpret_cast<const float*>(k), *y = reinterpret_cast<const float*>(v);
+        x += 2 * key_pair * BLOCK + key_piece * WORDS, y += 2 * value_pair * D + value_piece * WORDS;
+        const Four none{};
+        *reinterpret_cast<uint4*>(key_to) = there ? pairs_of(load4(x, WORDS), load4(x + BLOCK, WORDS)) : pairs_of(none, none);
+        *reinterpret_cast<uint4*>(value_to) =
+            pairs_of(behind > 0 ? load4(y, WORDS) : none, behind > 1 ? load4(y + D, WORDS) : none);
+      } else {
+        // A cache's own 0 stands beside a lone last position.
+        const uint32_t *const x = k + piece * WORDS, *const y = v + piece * WORDS;
+        if (aligned(k) && aligned(v)) {
+          ptx::cp_async_16(key_to, x, there ? 16 : 0);
+          ptx::cp_async_16(value_to, y, behind > 0 ? 16 : 0);
+        } else {
+#pragma unroll
+          for (int i = 0; i < WORDS; ++i) key_to[i] = there ? x[i] : 0u, value_to[i] = behind > 0 ? y[i] : 0u;
+        }
+      }
+    }
+  }
+}
+
+// Of a warp's 16 pairs: a lane holds rows lane / 4 and 8 below it, and of each 32 dimensions 8 (lane % 4), .. + 7: of e and j
+// dimension 4 (e % 2) + j of the first row, e < 2, or the second.
+template <int D>
+struct Sums {
+  float top[2], sum[2], out[D / 32][4][4];  // maximum (of scores in powers of two), sum of weights, weighted sum of values
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) top[half] = -INFINITY, sum[half] = 0.0f;
+#pragma unroll
+    for (int i = 0; i < D / 32 * 16; ++i) out[i / 16][i / 4 % 4][i % 4] = 0.0f;
+  }
+};
+
+// Two maxima become one; by what either side's sums are multiplied. Where the second has seen no key, that is 1 and 0.
+struct Merged {
+  float top, mine, other;
+};
+__device__ __forceinline__ Merged merged(float top, float other) {
+  const float larger = fmaxf(top, other);
+  return {larger, exp2f(top - larger), exp2f(other - larger)};
+}
+__device__ __forceinline__ float merged(const Merged& m, float mine, float other) { return fmaf(other, m.other, mine * m.mine); }
+
+// Sums over the four lanes that share a row: the same bits in all of them.
+__device__ __forceinline__ float row_sum(float x) {
+  x += __shfl_xor_sync(ALL_LANES, x, 1);
+  return x + __shfl_xor_sync(ALL_LANES, x, 2);
+}
+__device__ __forceinline__ float row_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1));
+  return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));
+}
+
+// One tile of keys for a warp. last[half]: the last position that its rows see, counted from the tile's first.
+template <int D>
+__device__ __forceinline__ void attend_tile(Sums<D>& sums, const uint32_t (&kept)[Shape<D>::KEPT ? D / 16 : 1][4],
+                                            const uint16_t* q_tile, const uint32_t* shared, float scale, const int (&last)[2],
+                                            bool masked) {
+  const int lane = lane_id(), t = lane % 4, column = lane / 4;
+  // scores: [block][j][e] of key 8 t + 4 (e % 2) + j of the block
+  float s[TILE_BLOCKS][4][4] = {};
+  const uint32_t* const keys = shared + key_place(t, column);
+#pragma unroll
+  for (int k = 0; k < D / 16; ++k) {
+    uint32_t q[4];
+    if (Shape<D>::KEPT) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) q[i] = kept[Shape<D>::KEPT ? k : 0][i];
+    } else {
+      load_a<true, D>(q, q_tile, warp_of_block() * 16, 16 * k);
+    }
+#pragma unroll
+    for (int b = 0; b < TILE_BLOCKS; ++b) {
+      const uint32_t* const row = keys + b * BLOCK_WORDS<D> + 8 * k * BLOCK;  // pair 8 k + t, and 4 below it
+      const uint4 low = *reinterpret_cast<const uint4*>(row), high = *reinterpret_cast<const uint4*>(row + 4 * BLOCK);
+      ptx::mma_bf16(s[b][0], q, low.x, high.x);
+      ptx::mma_bf16(s[b][1], q, low.y, high.y);
+      ptx::mma_bf16(s[b][2], q, low.z, high.z);
+      ptx::mma_bf16(s[b][3], q, low.w, high.w);
+    }
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float top = sums.top[half];
+#pragma unroll
+    for (int b = 0; b < TILE_BLOCKS; ++b)
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        float& x = s[b][i / 2][2 * half + i % 2];
+        x *= scale;
+        if (masked && b * BLOCK + 8 * t + 4 * (i % 2) + i / 2 > last[half]) x = -INFINITY;
+        top = fmaxf(top, x);
+      }
+    top = row_max(top);
+    const float base = top == -INFINITY ? 0.0f : top;  // a row that has seen no key yet
+    float part = 0.0f;
+#pragma unroll
+    for (int b = 0; b < TILE_BLOCKS; ++b)
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        float& x = s[b][i / 2][2 * half + i % 2];
+        x = exp2f(x - base);
+        part += x;
+      }
+    const float fade = exp2f(sums.top[half] - base);
+    sums.sum[half] = fmaf(sums.sum[half], fade, part);  // of this lane's keys; the four lanes come together at the chunk's end
+    sums.top[half] = top;
+#pragma unroll
+    for (int d = 0; d < D / 32; ++d)
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sums.out[d][i / 2][2 * half + i % 2] *= fade;
+  }
+  const uint32_t* const values = shared + Shape<D>::PART + value_place<D>(4 * t, column);
+#pragma unroll
+  for (int b = 0; b < TILE_BLOCKS; ++b)
+#pragma unroll
+    for (int u = 0; u < 2; ++u) {
+      // pairs of keys 4 t + 2 u and 4 t + 2 u + 1 of the block
+      const uint32_t p[4] = {ptx::bf16_pair(s[b][0][u], s[b][1][u]), ptx::bf16_pair(s[b][0][2 + u], s[b][1][2 + u]),
+                             ptx::bf16_pair(s[b][2][u], s[b][3][u]), ptx::bf16_pair(s[b][2][2 + u], s[b][3][2 + u])};
+#pragma unroll
+      for (int d = 0; d < D / 32; ++d) {
+        const uint32_t* const row = values + b * BLOCK_WORDS<D> + 2 * u * D + 32 * d;  // pair 4 t + 2 u, and the next
+        const uint4 low = *reinterpret_cast<const uint4*>(row), high = *reinterpret_cast<const uint4*>(row + D);
+        ptx::mma_bf16(sums.out[d][0], p, low.x, high.x);
+        ptx::mma_bf16(sums.out[d][1], p, low.y, high.y);
+        ptx::mma_bf16(sums.out[d][2], p, low.z, high.z);
+        ptx::mma_bf16(sums.out[d][3], p, low.w, high.w);
+      }
+    }
+}
+
+// The unused tail's rows.
+__device__ inline void clear_rows(const Arguments& a, int64_t n, int64_t h, int heads) {
+  const int D = static_cast<int>(a.q.shape[2]), me = static_cast<int>(threadIdx.x);
+  const int64_t left = a.q.shape[0] - n;
+  const int pairs = static_cast<int>(left < a.queries ? left : a.queries) * heads;
+  for (int i = me; i < pairs * D; i += TILE_THREADS) row(a.out, n + i / D / heads, h + i / D % heads)[i % D] = 0.0f;
+  if (a.lse.data == nullptr) return;
+  for (int i = me; i < pairs; i += TILE_THREADS) row(a.lse, n + i / heads)[h + i % heads] = 0.0f;
+}
+
+enum Kind : int { ROWS, CACHE_BF16, CACHE_F32 };
+
+// SPLIT: a block to each chunk, whose sums go to `parts`.
+template <int D, int KIND, bool SPLIT>
+__global__ void __launch_bounds__(TILE_THREADS, Shape<D>::BLOCKS) attention_sm80_kernel(Arguments a) {
+  FD_DYNAMIC_SHARED(uint32_t, shared);
+  constexpr int STAGES = Shape<D>::STAGES, STAGE = 2 * Shape<D>::PART;
+  const auto G = static_cast<unsigned>(a.groups), slices = static_cast<unsigned>(a.slices),
+             chunks = SPLIT ? static_cast<unsigned>(a.chunks) : 1u;
+  const unsigned chunk = blockIdx.x % chunks, slice = blockIdx.x / chunks % slices, g = blockIdx.x / chunks / slices % G;
+  const unsigned place = gridDim.x / chunks / slices / G - 1 - blockIdx.x / chunks / slices / G;  // the longest first
+  const int group = static_cast<int>(a.q.shape[1]) / a.groups, before = static_cast<int>(slice) * a.heads;
+  const int heads = group - before < a.heads ? group - before : a.heads;
+  const int64_t h0 = static_cast<int64_t>(g) * group + before, S = a.cu_seqlens.shape[0] - 1;
+  const TilePlace at = tile_place(a.cu_seqlens, place, a.queries);
+  const int64_t n0 = flat<int32_t>(a.cu_seqlens)[at.s] + at.first;
+  if (at.s == S) {
+    if (chunk == 0 && n0 < a.q.shape[0]) clear_rows(a, n0, h0, heads);
+    return;
+  }
+  const int64_t rows_left = flat<int32_t>(a.cu_seqlens)[at.s + 1] - n0;
+  if (rows_left <= 0) return;
+  const int queries = rows_left < a.queries ? static_cast<int>(rows_left) : a.queries, pairs = queries * heads;
+  const int past = KIND == ROWS ? 0 : flat<int32_t>(a.past_lens)[at.s];
+  const int first_position = past + static_cast<int>(at.first);
+  const int all_tiles = (first_position + queries - 1) / TILE_KEYS + 1;
+  const int begin = SPLIT ? static_cast<int>(chunk) * CHUNK_TILES : 0;
+  const int end = SPLIT && all_tiles > begin + CHUNK_TILES ? begin + CHUNK_TILES : all_tiles;
+  if (begin >= end) return;
+
+  Pages pages{a.keys, KIND == ROWS ? nullptr : row<int32_t>(a.block_table, at.s),
+              past + flat<int32_t>(a.cu_seqlens)[at.s + 1] - flat<int32_t>(a.cu_seqlens)[at.s]};
+  pages.keys.k += g * a.keys.k_group, pages.keys.v += g * a.keys.v_group;
+  if (KIND == ROWS) {
+    const int64_t block = flat<int32_t>(a.cu_seqlens)[at.s] / BLOCK + at.s;  // as tile_place counts
+    pages.keys.k += block * a.keys.k_block, pages.keys.v += block * a.keys.v_block;
+  }
+  const auto fetch = [&](int tile) {
+    if (tile < end) fetch_tile<D, KIND == CACHE_F32>(shared + tile % STAGES * STAGE, pages, tile);
+    ptx::cp_async_commit();  // an empty group, too: the wait below counts them
+  };
+#pragma unroll
+  for (int i = 0; i < STAGES - 1; ++i) fetch(begin + i);
+
+  // pair p is query p / heads, head p % heads
+  const int q_at = Shape<D>::KEPT ? (begin + STAGES - 1) % STAGES * STAGE : Shape<D>::Q_AT;
+  auto* const q_tile = reinterpret_cast<uint16_t*>(shared + q_at);
+  for (int i = static_cast<int>(threadIdx.x); i < PAIRS * D / PIECE; i += TILE_THREADS) {
+    const int p = i / (D / PIECE), d = i % (D / PIECE) * static_cast<int>(PIECE);
+    Four low{}, high{};
+    if (p < pairs) {
+      const float* x = row(a.q, n0 + p / heads, h0 + p % heads) + d;
+      low = load4(x, VECTOR), high = load4(x + VECTOR, VECTOR);
+    }
+    *reinterpret_cast<uint4*>(q_tile + swizzled<D>(p, d / PIECE)) =
+        make_uint4(ptx::bf16_pair(low.at[0], low.at[1]), ptx::bf16_pair(low.at[2], low.at[3]),
+                   ptx::bf16_pair(high.at[0], high.at[1]), ptx::bf16_pair(high.at[2], high.at[3]));
+  }
+  __syncthreads();
+  uint32_t q[Shape<D>::KEPT ? D / 16 : 1][4];
+  if (Shape<D>::KEPT) {
+#pragma unroll
+    for (int k = 0; k < D / 16; ++k) load_a<true, D>(q[Shape<D>::KEPT ? k : 0], q_tile, warp_of_block() * 16, 16 * k);
+  }
+
+  const int warp_pair = warp_of_block() * 16, pair = warp_pair + lane_id() / 4;
+  const int warp_first = first_position + warp_pair / heads, warp_last = first_position + (warp_pair + 15) / heads;
+  const int position[2] = {first_position + pair / heads, first_position + (pair + 8) / heads};
+  Sums<D> part;  // of a chunk
+  part.clear();
+  // Of the chunks before: maximum and sum, and in `out` the values' sum, which is looked at again only by longer sequences.
+  float total_top[2] = {-INFINITY, -INFINITY}, total_sum[2] = {};
+#pragma unroll 1
+  for (int tile = begin; tile < end; ++tile) {
+    ptx::cp_async_wait<STAGES - 2>();  // this tile has arrived, of this thread's copies
+    __syncthreads();                   // and of all; and nobody reads the stage any more that is filled now
+    fetch(tile + STAGES - 1);
+    const int key = tile * TILE_KEYS;
+    if (warp_pair < pairs && key <= warp_last) {
+      const int last[2] = {position[0] - key, position[1] - key};
+      attend_tile<D>(part, q, q_tile, shared + tile % STAGES * STAGE, a.scale, last, key + TILE_KEYS - 1 > warp_first);
+    }
+    if (tile % CHUNK_TILES != CHUNK_TILES - 1 && tile != end - 1) continue;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      part.sum[half] = row_sum(part.sum[half]);
+      const int p = pair + 8 * half, t = lane_id() % 4;
+      if (p >= pairs) continue;
+      const int64_t n = n0 + p / heads, h = h0 + p % heads, place_of_part = (n * a.q.shape[1] + h) * a.chunks + chunk;
+      const bool merges = !SPLIT && tile >= CHUNK_TILES, divides = !SPLIT && tile == end - 1;
+      const Merged m = merged(total_top[half], part.top[half]);
+      total_top[half] = m.top, total_sum[half] = merged(m, total_sum[half], part.sum[half]);
+      const float divided = divides ? 1.0f / total_sum[half] : 1.0f;
+      float* const to = (SPLIT ? a.parts + place_of_part * D : row(a.out, n, h)) + 8 * t;
+#pragma unroll
+      for (int i = 0; i < D / 16; ++i) {  // dimensions 32 (i / 2) + 8 t + 4 (i % 2) and 3 more
+        float* const four = to + 32 * (i / 2) + 4 * (i % 2);
+        Four x, before{};
+        if (merges) before = load4(four, VECTOR);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const float y = part.out[i / 2][j][2 * half + i % 2];
+          x.at[j] = (merges ? merged(m, before.at[j], y) : y) * divided;
+        }
+        store4(four, x, VECTOR);
+      }
+      if (t != 0) continue;
+      if (SPLIT) {
+        float* const statistics = a.parts + a.q.shape[0] * a.q.shape[1] * a.chunks * D + 2 * place_of_part;
+        statistics[0] = part.top[half], statistics[1] = part.sum[half];
+      } else if (KIND == ROWS && divides) {
+        row(a.lse, n)[h] = fmaf(total_top[half], LN_2, logf(total_sum[half]));
+      }
+    }
+    part.clear();
+  }
+}
+
+// The chunks of a row and head, merged as attention_sm80_kernel merges them: a warp to each, four dimensions a lane.
+__global__ void merge_chunks_kernel(Arguments a) {
+  const int64_t H = a.q.shape[1], n = global_warp() / H, h = global_warp() % H;
+  if (n >= a.q.shape[0]) return;
+  const int64_t s = sequence_of(a.cu_seqlens, n);
+  if (s < 0) return;  // cleared already
+  const int D = static_cast<int>(a.q.shape[2]), d = lane_id() * VECTOR;
+  const int64_t keys = flat<int32_t>(a.past_lens)[s] + n - flat<int32_t>(a.cu_seqlens)[s] + 1;
+  const int chunks = static_cast<int>((keys + CHUNK - 1) / CHUNK);
+  const float *part = a.parts + (n * H + h) * a.chunks * D,
+              *statistics = a.parts + a.q.shape[0] * H * a.chunks * D + 2 * (n * H + h) * a.chunks;
+  float top = -INFINITY, sum = 0.0f;
+  Four out{};
+  for (int c = 0; c < chunks; ++c) {
+    const Merged m = merged(top, statistics[2 * c]);
+    const Four other = load4(part + c * D + d, D - d);
+    top = m.top;
+    sum = merged(m, sum, statistics[2 * c + 1]);
+#pragma unroll
+    for (int i = 0; i < VECTOR; ++i) out.at[i] = merged(m, out.at[i], other.at[i]);
+  }
+  const float divided = 1.0f / sum;
+#pragma unroll
+  for (int i = 0; i < VECTOR; ++i) out.at[i] *= divided;
+  store4(row(a.out, n, h) + d, out, D - d);
+}
+
+// ---- launching -------------------------------------------------------------------------------------------------------------
+template <int KIND, bool SPLIT>
+void launch_attention(fd_context* ctx, const char* op, Arguments a) {
+  const int64_t H = a.q.shape[1], D = a.q.shape[2], group = H / a.groups;
+  a.heads = static_cast<int>(group < PAIRS ? group : PAIRS);
+  a.slices = static_cast<int>(blocks_for(group, a.heads));
+  a.queries = PAIRS / a.heads;
+  if (a.q.shape[0] == 0) return;
+  const int64_t places = tile_places(a.q.shape[0], a.cu_seqlens.shape[0] - 1, a.queries),
+                blocks = places * a.groups * a.slices * (SPLIT ? a.chunks : 1);
+  if (D == 64)
+    launch_shared(ctx, op, blocks, TILE_THREADS, Shape<64>::SHARED, attention_sm80_kernel<64, KIND, SPLIT>, a);
+  else
+    launch_shared(ctx, op, blocks, TILE_THREADS, Shape<128>::SHARED, attention_sm80_kernel<128, KIND, SPLIT>, a);
+  if (SPLIT) launch_warps(ctx, op, a.q.shape[0] * H, merge_chunks_kernel, a);
+}
+
+float scale_of_powers(double scale) { return static_cast<float>(scale * LOG2_E_DOUBLE); }
+
+// Words of the blocks that hold keys, or values, of a flat batch.
+int64_t rounded_words(int64_t N, int64_t S, int64_t G, int64_t D) { return tile_places(N, S, BLOCK) * G * BLOCK * D / 2; }
+
+int64_t chunks_of(const fd_attention_cached_args& a) { return blocks_for(a.block_table.shape[1] * BLOCK, CHUNK); }
+// Decoding: rows are few, and a cache may be long.
+bool decodes(const fd_attention_cached_args& a) { return a.q.shape[0] <= a.past_lens.shape[0]; }
+
+}  // namespace
+
+bool attention_sm80_takes(int64_t D, int64_t compute) { return compute == FD_BF16 && (D == 64 || D == 128); }
+
+size_t attention_forward_sm80_workspace(const fd_attention_forward_args& a) {
+  return static_cast<size_t>(2 * rounded_words(a.k.shape[0], a.cu_seqlens.shape[0] - 1, a.k.shape[1], a.k.shape[2])) * 4;
+}
+
+void attention_forward_sm80(fd_context* ctx, const fd_attention_forward_args& a) {
+  const char* op = "attention_forward";
+  const int64_t N = a.k.shape[0], S = a.cu_seqlens.shape[0] - 1, G = a.k.shape[1], D = a.k.shape[2];
+  auto* const keys = scratch<uint32_t>(ctx);
+  uint32_t* const values = keys + rounded_words(N, S, G, D);
+  launch(ctx, op, tile_places(N, S, BLOCK), THREADS, D == 64 ? round_to_blocks_kernel<64> : round_to_blocks_kernel<128>, keys,
+         values, a.k, a.v, a.cu_seqlens);
+  const int64_t words = BLOCK * D / 2;
+  const KeyBlocks blocks{keys, values, G * words, words, G * words, words};
+  launch_attention<ROWS, false>(ctx, op, {a.out, a.lse, a.q, a.cu_seqlens, absent(), absent(), blocks, nullptr,
+                                          scale_of_powers(a.scale), static_cast<int>(G), 0, 0, 0, 1});
+}
+
+size_t attention_cached_sm80_workspace(const fd_attention_cached_args& a) {
+  const int64_t rows = a.q.shape[0] < a.past_lens.shape[0] ? a.q.shape[0] : a.past_lens.shape[0], chunks = chunks_of(a);
+  return chunks > 1 ? static_cast<size_t>(rows * a.q.shape[1] * chunks * (a.q.shape[2] + 2)) * sizeof(float) : 0;
+}
+
+void attention_cached_sm80(fd_context* ctx, const fd_attention_cached_args& a) {
+  const char* op = "attention_cached";
+  const bool floats = a.k_cache.dtype == FD_F32;
+  const int64_t per_word = floats ? 1 : 2;
+  const KeyBlocks keys{static_cast<const uint32_t*>(a.k_cache.data), static_cast<const uint32_t*>(a.v_cache.data),
+                       a.k_cache.stride[0] / per_word, a.k_cache.stride[1] / per_word, a.v_cache.stride[0] / per_word,
+                       a.v_cache.stride[1] / per_word};
+  const Arguments all{a.out,        absent(), a.q,          a.cu_seqlens,             a.past_lens,
+                      a.block_table, keys,     scratch(ctx), scale_of_powers(a.scale), static_cast<int>(a.k_cache.shape[1]),
+                      0,            0,        0,            static_cast<int>(chunks_of(a))};
+  // The bits are the same either way: a table wider than the workspace was asked for is no error.
+  if (all.chunks > 1 && decodes(a) && attention_cached_sm80_workspace(a) <= ctx->workspace_bytes)
+    floats ? launch_attention<CACHE_F32, true>(ctx, op, all) : launch_attention<CACHE_BF16, true>(ctx, op, all);
+  else
+    floats ? launch_attention<CACHE_F32, false>(ctx, op, all) : launch_attention<CACHE_BF16, false>(ctx, op, all);
+}
+
+}  // namespace freedive::cuda

@@ -1,0 +1,138 @@
+"""Attention on tensor cores: tiles of 64 keys, a ring of 2 or 3 of them, chunks of 512 that a decode step gives to blocks of their own.
+One order of sums for training, prefill and decode, whatever the batch and the cache: their bits are equal."""
+
+import numpy as np
+import pytest
+from op_case import TOLERANCE, lengths_to_cu, normal
+from test_ops_attention import bf16, error, rounded_backward, rounded_forward
+
+from freedive import ops
+from freedive.reference import ops as reference
+
+DEVICES = [device for device in ops.devices() if "sm80" in ops.variants("attention_forward", device)]
+pytestmark = [pytest.mark.skipif(not DEVICES, reason="no device here has attention on tensor cores"), pytest.mark.parametrize("device", DEVICES)]
+
+
+def rng(seed=0):
+    return np.random.Generator(np.random.Philox(key=[seed, 21]))
+
+
+def how(device):
+    return {"device": device, "variant": "sm80", "compute": "bfloat16"}
+
+
+def inputs(r, H, G, D, lengths, tail=0):
+    N = sum(lengths) + tail
+    return normal(r, N, H, D), normal(r, N, G, D), normal(r, N, G, D), lengths_to_cu(lengths)
+
+
+# H, G, D, lengths: one key, tiles more than stages, one key into a tile and a chunk, all of a chunk; heads of a group that do not divide a tile
+SHAPES = [(2, 1, 64, (577, 1)), (3, 1, 64, (1, 200, 0, 64, 65)), (1, 1, 128, (513,)), (10, 2, 128, (40, 1, 90)), (130, 2, 64, (3, 2))]
+
+
+@pytest.mark.parametrize(("H", "G", "D", "lengths"), SHAPES)
+def test_forward_and_backward_beside_numpy(device, H, G, D, lengths):
+    r = rng()
+    *x, cu = inputs(r, H, G, D, lengths, tail=2)
+    x = (*x, cu, D**-0.5)
+    dout = normal(r, *x[0].shape)
+    exact = reference.attention_forward(*x)
+    backward = reference.attention_backward(dout, *exact, *x)
+    rounded_out = rounded_forward(*x)
+    rounded = (*rounded_out, *rounded_backward(dout, *rounded_out, *x))
+    got = ops.attention_forward(*x, **how(device))
+    got = (*got, *ops.attention_backward(dout, *got, *x, **how(device)))
+    for name, result, want, nearest in zip(("out", "lse", "dq", "dk", "dv"), got, (*exact, *backward), rounded):
+        assert error(result, want) < TOLERANCE["bfloat16"], name
+        assert error(result, want) < 1.5 * error(nearest, want), name
+        assert (result[sum(lengths) :] == 0).all(), name
+
+
+@pytest.mark.parametrize("scale", [0.25, -0.25])
+def test_scores_that_grow_or_fall_by_hundreds(device, scale):
+    r = rng(1)
+    q, k, v, cu = inputs(r, 1, 1, 64, (600,))
+    q = np.abs(q)
+    k = (np.float32(0.01) * k + np.linspace(0, 20, 600, dtype=np.float32)[:, None, None]).astype(np.float32)
+    out, lse = ops.attention_forward(q, k, v, cu, scale, **how(device))
+    want, want_lse = reference.attention_forward(bf16(q), bf16(k), v, cu, scale)
+    assert error(out, want) < 5e-3
+    assert error(lse, want_lse) < 1e-5
+
+
+@pytest.mark.parametrize("D", [64, 128])
+def test_a_sequence_has_its_bits_in_any_batch(device, D):
+    r = rng(2)
+    lengths = (70, 1, 0, 129, 33)
+    q, k, v, cu = inputs(r, 4, 2, D, lengths)
+    dout = normal(r, *q.shape)
+    out, lse = ops.attention_forward(q, k, v, cu, **how(device))
+    whole = (out, lse, *ops.attention_backward(dout, out, lse, q, k, v, cu, **how(device)))
+    for begin, end in zip(cu[:-1], cu[1:]):
+        rows, alone = slice(begin, end), np.array([0, end - begin], np.int32)
+        out1, lse1 = ops.attention_forward(q[rows], k[rows], v[rows], alone, **how(device))
+        part = (out1, lse1, *ops.attention_backward(dout[rows], out1, lse1, q[rows], k[rows], v[rows], alone, **how(device)))
+        for a, b in zip(whole, part):
+            np.testing.assert_array_equal(a[rows], b)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(("H", "G", "D", "lengths"), [(2, 1, 64, (1, 511, 512, 513, 1030, 64, 33)), (3, 3, 128, (520, 31)), (70, 1, 64, (66, 2))])
+def test_decode_in_chunks_has_the_bits_of_training(device, H, G, D, lengths, dtype):
+    """In a cache of NaN and shuffled blocks: all rows at once, their last ones alone (chunks side by side), with a narrow table and a wide one, beside sequences that bring nothing"""
+    r = rng(3)
+    q, k, v, cu = inputs(r, H, G, D, lengths)
+    want = ops.attention_forward(q, k, v, cu, **how(device))[0]
+    S, N, M = len(lengths), sum(lengths), -(-max(lengths) // ops.KV_BLOCK)
+    table = r.permutation(S * M + 5)[: S * M].reshape(S, M).astype(np.int32)
+    wide = np.concatenate([table, np.zeros((S, 40), np.int32)], 1)
+    k_cache, v_cache, *scales = ops.new_cache(S * M + 5, G, D, dtype)
+    nothing = np.zeros(S, np.int32)
+    ops.kv_cache_write(k_cache, v_cache, k, v, cu, nothing, table, *scales, device=device)
+    out = ops.attention_cached(q, k_cache, v_cache, cu, nothing, table, None, *scales, **how(device))
+    np.testing.assert_array_equal(out, want)
+    past, last = np.array(lengths, np.int32) - 1, cu[1:] - 1
+    for blocks in (table, wide):
+        out = ops.attention_cached(q[last], k_cache, v_cache, np.arange(S + 1, dtype=np.int32), past, blocks, None, *scales, **how(device))
+        np.testing.assert_array_equal(out, want[last])
+    # two rows of the longest and none of the others; then rows that go on from the middle, more of them than sequences
+    longest = int(np.argmax(lengths))
+    few = np.zeros(S, np.int32)
+    few[longest] = 2
+    past[longest] -= 1
+    rows = slice(cu[longest + 1] - 2, cu[longest + 1])
+    out = ops.attention_cached(q[rows], k_cache, v_cache, lengths_to_cu(tuple(few)), past, table, None, *scales, **how(device))
+    np.testing.assert_array_equal(out, want[rows])
+    new = np.minimum(lengths, 20).astype(np.int32)
+    rows = np.concatenate([np.arange(end - n, end) for end, n in zip(cu[1:], new)])
+    assert len(rows) > S and N > len(rows)
+    out = ops.attention_cached(q[rows], k_cache, v_cache, lengths_to_cu(tuple(new)), (lengths - new).astype(np.int32), table, None, *scales, **how(device))
+    np.testing.assert_array_equal(out, want[rows])
+
+
+def test_what_comes_after_changes_no_bit(device):
+    """Rows before a changed token, forward and backward (their dout alone being non-zero), in the same tile and in others"""
+    r = rng(4)
+    q, k, v, cu = inputs(r, 2, 1, 64, (150,))
+    dout = normal(r, *q.shape)
+    dout[100:] = 0
+    results = []
+    for _ in range(2):
+        out, lse = ops.attention_forward(q, k, v, cu, **how(device))
+        gradients = ops.attention_backward(dout, out, lse, q, k, v, cu, **how(device))
+        results.append([x[:100].copy() for x in (out, lse, *gradients)])
+        q[100:], k[100:], v[100:] = (normal(r, *x[100:].shape) for x in (q, k, v))
+    for before, after in zip(*results):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_other_heads_and_types_are_the_rung_below(device):
+    r = rng(5)
+    for D, compute in ((80, "bfloat16"), (64, "float32")):
+        q, k, v, cu = inputs(r, 2, 1, D, (70, 3))
+        out, lse = ops.attention_forward(q, k, v, cu, device=device, variant="tiled", compute=compute)
+        dout = normal(r, *q.shape)
+        x = (q, k, v, cu)
+        for op, below, arguments in ((ops.attention_forward, "tiled", x), (ops.attention_backward, "naive", (dout, out, lse, *x))):
+            for a, b in zip(*(op(*arguments, device=device, variant=variant, compute=compute) for variant in (below, "sm80"))):
+                np.testing.assert_array_equal(a, b)
