@@ -53,10 +53,10 @@ namespace freedive::cuda {
 constexpr int THREADS = 256, WARP = 32, WARPS = THREADS / WARP;
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
-// Launches kernel(arguments...) on the context's stream, with so many bytes of FD_DYNAMIC_SHARED. What goes wrong is told by the
-// device's synchronize(), with the op's name.
-template <class... Parameters, class... Arguments>
-void launch_shared(fd_context* ctx, const char* op, int64_t blocks, int threads, size_t shared, void (*kernel)(Parameters...),
+// Launches kernel(arguments...) on the context's stream, with so many bytes of FD_DYNAMIC_SHARED, in clusters of so many blocks.
+// What goes wrong is told by the device's synchronize(), with the op's name.
+template <int CLUSTER, class... Parameters, class... Arguments>
+void launch_cluster(fd_context* ctx, const char* op, int64_t blocks, int threads, size_t shared, void (*kernel)(Parameters...),
                    Arguments&&... arguments) {
   static_assert(sizeof...(Parameters) == sizeof...(Arguments), "as many arguments as the kernel takes");
   if (blocks <= 0) return;
@@ -77,18 +77,35 @@ void launch_shared(fd_context* ctx, const char* op, int64_t blocks, int threads,
 #ifdef FREEDIVE_CUDA_EMULATION
   emu::enqueue(stream, [=] {
     try {
-      emu::launch({grid, block, shared}, kernel, arguments...);
+      emu::launch({grid, block, shared, CLUSTER}, kernel, arguments...);
     } catch (const std::exception& e) {
       failed(e.what());
     }
   });
   if (wait_after_each()) emu::synchronize(stream);
 #else
-  kernel<<<grid, block, shared, stream>>>(static_cast<Parameters>(arguments)...);
-  cudaError_t e = cudaGetLastError();
+  cudaError_t e;
+  if constexpr (CLUSTER == 1) {
+    kernel<<<grid, block, shared, stream>>>(static_cast<Parameters>(arguments)...);
+    e = cudaGetLastError();
+  } else {
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = CLUSTER, cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    cudaLaunchConfig_t how{};
+    how.gridDim = grid, how.blockDim = block, how.dynamicSmemBytes = shared, how.stream = stream;
+    how.attrs = &cluster, how.numAttrs = 1;
+    e = cudaLaunchKernelEx(&how, kernel, static_cast<Parameters>(arguments)...);
+  }
   if (e == cudaSuccess && wait_after_each()) e = cudaStreamSynchronize(stream);
   if (e != cudaSuccess) failed(cudaGetErrorString(e));
 #endif
+}
+
+template <class... Parameters, class... Arguments>
+void launch_shared(fd_context* ctx, const char* op, int64_t blocks, int threads, size_t shared, void (*kernel)(Parameters...),
+                   Arguments&&... arguments) {
+  launch_cluster<1>(ctx, op, blocks, threads, shared, kernel, std::forward<Arguments>(arguments)...);
 }
 
 template <class... Parameters, class... Arguments>

@@ -28,6 +28,13 @@ inline void tma_load_2d(void* shared, const CUtensorMap* map, uint64_t* barrier,
 inline void tma_store_2d(const CUtensorMap* map, const void* shared, int x, int y, EMU_HERE) {
   emu::tma_store_2d(map, shared, x, y, file, line);
 }
+inline void tma_load_2d_multicast(void* shared, const CUtensorMap* map, uint64_t* barrier, int x, int y, unsigned blocks,
+                                  EMU_HERE) {
+  emu::tma_load_2d_multicast(shared, map, barrier, x, y, blocks, file, line);
+}
+inline uint32_t cluster_rank() { return emu::current->rank; }
+inline void cluster_sync(EMU_HERE) { emu::cluster_barrier(file, line); }
+inline void mbarrier_arrive_at(uint64_t* barrier, uint32_t rank, EMU_HERE) { emu::mbarrier_arrive_at(barrier, rank, file, line); }
 inline void bulk_commit() { emu::bulk_commit(); }
 template <int N>
 void bulk_wait_read(EMU_HERE) {
@@ -81,6 +88,26 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, int parity) {
                  : "memory");
 }
 
+// ---- clusters: blocks that run together ----
+// This block's place in its cluster.
+__device__ __forceinline__ uint32_t cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+// All threads of all blocks of the cluster. Not .aligned: lanes of a producer's warp come one by one.
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+// On the mbarrier at the same place in block `rank`.
+__device__ __forceinline__ void mbarrier_arrive_at(uint64_t* barrier, uint32_t rank) {
+  asm volatile(
+      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}\n" ::"r"(shared_address(barrier)),
+      "r"(rank)
+      : "memory");
+}
+
 // ---- TMA: a box of a tensor, by one thread. Rows of a box lie 128 bytes apart, pieces of 16 bytes exchanged by the lowest bits
 // of the row ----
 __device__ __forceinline__ void tma_load_2d(void* shared, const CUtensorMap* map, uint64_t* barrier, int x, int y) {
@@ -88,6 +115,16 @@ __device__ __forceinline__ void tma_load_2d(void* shared, const CUtensorMap* map
                    shared_address(shared)),
                "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y)
                : "memory");
+}
+// To the same place in each block of the cluster that has a bit in `blocks`, and the bytes to the mbarrier at the place of
+// `barrier` in each.
+__device__ __forceinline__ void tma_load_2d_multicast(void* shared, const CUtensorMap* map, uint64_t* barrier, int x, int y,
+                                                      unsigned blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared_address(shared)),
+      "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "h"(static_cast<uint16_t>(blocks))
+      : "memory");
 }
 __device__ __forceinline__ void tma_store_2d(const CUtensorMap* map, const void* shared, int x, int y) {
   asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
@@ -182,11 +219,12 @@ __device__ __forceinline__ uint64_t wgmma_operand(uint32_t address, uint32_t lea
          swizzle_128 << 62;
 }
 
-// A map of bfloat16 [rows, columns], rows `row` numbers apart, for boxes [box_rows][box_columns], outside of which is 0. False:
-// the tensor is none that TMA takes, or the driver knows no TMA. The driver's function is asked for at run time: nothing is
-// linked with libcuda.
-inline bool tensor_map_2d(CUtensorMap* map, const void* data, int64_t rows, int64_t columns, int64_t row, int box_rows,
-                          int box_columns) {
+// A map of bfloat16 (uint16_t) or float32 [rows, columns], rows `row` numbers apart, for boxes [box_rows][box_columns], outside
+// of which is 0. False: the tensor is none that TMA takes, or the driver knows no TMA. The driver's function is asked for at run
+// time: nothing is linked with libcuda.
+template <class T>
+bool tensor_map_2d(CUtensorMap* map, const T* data, int64_t rows, int64_t columns, int64_t row, int box_rows,
+                   int box_columns) {
 #ifdef FREEDIVE_CUDA_EMULATION
   const auto encode = &cuTensorMapEncodeTiled;
 #else
@@ -201,9 +239,10 @@ inline bool tensor_map_2d(CUtensorMap* map, const void* data, int64_t rows, int6
   if (encode == nullptr) return false;
 #endif
   const cuuint64_t dimensions[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)},
-                   strides[] = {static_cast<cuuint64_t>(row) * 2};
+                   strides[] = {static_cast<cuuint64_t>(row) * sizeof(T)};
   const cuuint32_t box[] = {static_cast<cuuint32_t>(box_columns), static_cast<cuuint32_t>(box_rows)}, steps[] = {1, 1};
-  return encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(data), dimensions, strides, box, steps,
+  return encode(map, sizeof(T) == 4 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2,
+                const_cast<void*>(static_cast<const void*>(data)), dimensions, strides, box, steps,
                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }

@@ -1,4 +1,4 @@
-// emulator.cpp: the scheduler: one block at a time, its threads, what they wait in, and who runs next.
+// emulator.cpp: the scheduler: one block (or cluster of blocks) at a time, its threads, what they wait in, and who runs next.
 //
 // Compiled without instrumentation (see sanitizers.h). Inside of kernels it neither allocates nor calls memcpy, memset or
 // memmove, which ThreadSanitizer would take for accesses of the CUDA thread that runs.
@@ -27,6 +27,7 @@ dim3 block_dim, grid_dim;
 namespace {
 
 constexpr int MAX_THREADS = 1024, WARP = 32, MAX_WARPS = MAX_THREADS / WARP, BARRIERS = 16, PENDING = 4;
+constexpr unsigned OF_CLUSTER = ~0u;
 
 enum class State { NEW, READY, WAITING, ENDED };
 
@@ -40,7 +41,8 @@ struct FiberThread : Thread {
 };
 
 struct Barrier {
-  int arrived = 0, wanted = 0;  // wanted 0: all that live
+  unsigned rank = 0;
+  int arrived = 0, wanted = 0;  // wanted 0: all that live, of the block or (OF_CLUSTER) of the cluster
   int result = 0, last_result = 0;
   unsigned generation = 0;
   const char* file = nullptr;
@@ -59,11 +61,11 @@ struct Pending {  // a collective of some lanes of one warp which others have ye
 
 // ---- the block at work -----------------------------------------------------------------------------------------------
 FiberThread threads[MAX_THREADS];
-int n_threads = 0, alive = 0, not_begun = 0;
+int n_threads = 0, threads_of_block = 0, alive = 0, alive_of[MOST_RANKS], not_begun = 0;  // n_threads: of the whole cluster
 int order[MAX_THREADS];                      // in which threads begin
 FiberThread* ready[MAX_THREADS];             // a ring; a thread is in it at most once
 unsigned ready_begin = 0, n_ready = 0;
-Barrier barriers[BARRIERS];
+Barrier barriers[MOST_RANKS][BARRIERS], cluster_meets;
 Pending pending[MAX_WARPS][PENDING];
 uint32_t priority[MAX_WARPS];
 std::vector<Fiber*> free_fibers, retired;    // retired: ThreadSanitizer's, until the block ends
@@ -200,7 +202,8 @@ void wait(const char* in, const char* file, int line) {
 }
 
 void check_barrier(Barrier& b) {
-  if (b.arrived < (b.wanted ? b.wanted : alive)) return;  // threads that have ended do not count, as from sm_70 on
+  const int living = b.rank == OF_CLUSTER ? alive : alive_of[b.rank];
+  if (b.arrived < (b.wanted ? b.wanted : living)) return;  // threads that have ended do not count, as from sm_70 on
   b.last_result = b.result;
   b.arrived = 0, b.file = nullptr;
   ++b.generation;
@@ -219,17 +222,19 @@ void entry() {
     finish_hopper(t->linear);
     release_edge(&end_edge);
     t->state = State::ENDED;
-    --alive;
+    --alive, --alive_of[t->rank];
     for (const Pending& p : pending[t->warp])
       if (p.arrived != 0 && (p.mask >> t->lane & 1))
         fail("a thread ends while lanes %08x wait for it in a collective of mask %08x at %s:%d", p.arrived, p.mask, p.file,
              p.line);
-    for (Barrier& b : barriers)
+    for (Barrier& b : barriers[t->rank])
       if (b.arrived > 0 && b.wanted == 0) check_barrier(b);
+    if (cluster_meets.arrived > 0) check_barrier(cluster_meets);
     next_thread();
   }
 }
 
+// The blocks of a cluster: `block` and those after it along x.
 void run_block(uint3 block) {
   ++blocks_begun;
   if (tsan()) {  // neither this block's stacks nor its shared memory have a past
@@ -237,18 +242,25 @@ void run_block(uint3 block) {
     while (static_cast<int>(free_fibers.size()) < n_threads) free_fibers.push_back(new_fiber());
   }
   begin_block_memory();
-  begin_block_hopper(n_threads);
+  begin_block_hopper(n_threads, threads_of_block);
   release_edge(&launch_edge);
   alive = not_begun = n_threads;
   ready_begin = n_ready = 0;
-  for (Barrier& b : barriers) b.arrived = b.waiting = 0, b.generation = 0, b.file = nullptr;
+  for (unsigned r = 0; r < static_cast<unsigned>(n_threads / threads_of_block); ++r) {
+    alive_of[r] = threads_of_block;
+    for (Barrier& b : barriers[r]) b.arrived = b.waiting = 0, b.generation = 0, b.file = nullptr, b.rank = r;
+  }
+  cluster_meets.arrived = cluster_meets.waiting = 0, cluster_meets.generation = 0, cluster_meets.file = nullptr;
+  cluster_meets.rank = OF_CLUSTER;
   for (auto& warp : pending)
     for (Pending& p : warp) p.arrived = 0;
   for (int i = 0; i < n_threads; ++i) {
     FiberThread& t = threads[i];
-    const unsigned x = block_dim.x, y = block_dim.y, n = static_cast<unsigned>(i);
+    const unsigned x = block_dim.x, y = block_dim.y, n = static_cast<unsigned>(i % threads_of_block);
     t.index = {n % x, n / x % y, n / (x * y)};
-    t.block = block, t.linear = n, t.lane = n % WARP, t.warp = n / WARP;
+    t.rank = static_cast<unsigned>(i / threads_of_block);
+    t.block = {block.x + t.rank, block.y, block.z};
+    t.linear = static_cast<unsigned>(i), t.lane = t.linear % WARP, t.warp = t.linear / WARP;
     t.state = State::NEW, t.fiber = nullptr, t.waits_on = nullptr;
     order[i] = i;
     if (tsan()) {  // two sets in turn: neighbouring blocks are unordered, so a race between blocks is seen
@@ -300,8 +312,8 @@ void fail(const char* format, ...) {
   std::abort();  // nobody comes back
 }
 
-int barrier(int id, int wanted, Vote vote, int predicate, const char* file, int line) {
-  Barrier& b = barriers[id];
+namespace {
+int meet(Barrier& b, int id, int wanted, Vote vote, int predicate, const char* file, int line) {
   FiberThread* t = self();
   if (b.arrived > 0 && wanted == 0 && (b.line != line || std::strcmp(b.file, file) != 0))
     fail("threads of one block wait in different barriers: this one at %s:%d, others at %s:%d", file, line, b.file, b.line);
@@ -326,6 +338,15 @@ int barrier(int id, int wanted, Vote vote, int predicate, const char* file, int 
   acquire(edge);
   return b.last_result;
 }
+}  // namespace
+
+int barrier(int id, int wanted, Vote vote, int predicate, const char* file, int line) {
+  return meet(barriers[current->rank][id], id, wanted, vote, predicate, file, line);
+}
+
+void cluster_barrier(const char* file, int line) { meet(cluster_meets, 0, 0, Vote::NONE, 0, file, line); }
+
+bool lives(unsigned rank) { return alive_of[rank] > 0; }
 
 void collective(unsigned mask, int kind, void* argument, Operation operation, bool orders_memory, const char* file, int line) {
   FiberThread* t = self();
@@ -488,17 +509,23 @@ void run(const Launch& launch, const void* kernel, void (*body)(void*), void* ar
     fail("no GPU launches a grid of (%u,%u,%u) with blocks of (%u,%u,%u)", g.x, g.y, g.z, b.x, b.y, b.z);
   const auto found = shared_limits.find(kernel);
   const size_t limit = found == shared_limits.end() ? DEFAULT_SHARED : found->second;
+  const uint64_t ranks = launch.cluster;
+  if (ranks == 0 || ranks > MOST_RANKS || g.x % ranks != 0)
+    fail("no GPU launches a grid of %u blocks in clusters of %u", g.x, launch.cluster);
+  if (ranks > 1 && (size % WARP != 0 || ranks * size > MAX_THREADS))
+    fail("clusters of %u blocks of %u threads, which this emulator does not know: whole warps, at most %d threads",
+         launch.cluster, static_cast<unsigned>(size), MAX_THREADS);
   if (launch.shared_bytes > limit)
     fail("%zu bytes of dynamic shared memory; this kernel is allowed %zu", launch.shared_bytes, limit);
   if (tsan() && host_context == nullptr) host_context = __tsan_get_current_fiber();
   if (retired.capacity() == 0) retired.reserve(2 * MAX_THREADS), free_fibers.reserve(4 * MAX_THREADS);
-  begin_launch_memory(launch.shared_bytes, size);
-  n_threads = static_cast<int>(size);
+  begin_launch_memory(launch.shared_bytes, ranks * size, launch.cluster);
+  threads_of_block = static_cast<int>(size), n_threads = static_cast<int>(ranks * size);
   block_dim = b, grid_dim = g, kernel_body = body, kernel_argument = argument;
   failed = false;
   release_edge(&launch_edge);
   const uint64_t blocks = uint64_t{g.x} * g.y * g.z;
-  for (uint64_t i = 0; i < blocks; ++i) {
+  for (uint64_t i = 0; i < blocks; i += ranks) {
     run_block({static_cast<unsigned>(i % g.x), static_cast<unsigned>(i / g.x % g.y), static_cast<unsigned>(i / g.x / g.y)});
     if (failed) throw std::runtime_error(error);
     end_block_memory();

@@ -1,8 +1,9 @@
 // emulator.h: a machine that runs CUDA kernels on the processor, so that every one of them is executed and checked without a GPU.
 //
-// Every CUDA thread is a fiber, all of them on one thread of the system; blocks run one after another. A thread runs until it
-// waits: at a barrier, in a warp's collective, or at its end. Which runs next is the schedule's choice, and the schedules are the
-// test: what a kernel may not rely on (the order of warps, when a copy arrives) is drawn anew. See README.md.
+// Every CUDA thread is a fiber, all of them on one thread of the system; blocks run one after another, those of a cluster
+// together, each with its own shared memory. A thread runs until it waits: at a barrier, in a warp's collective, or at its end. Which runs
+// next is the schedule's choice, and the schedules are the test: what a kernel may not rely on (the order of warps, when a copy
+// arrives) is drawn anew. See README.md.
 //
 // This file is what include/cuda_runtime.h and csrc/cuda/ptx.cuh are made of; kernels include those, never this.
 #pragma once
@@ -29,7 +30,7 @@ namespace emu {
 
 struct Thread {
   uint3 index, block;
-  unsigned linear, lane, warp;
+  unsigned linear, lane, warp, rank;  // through all of its cluster; rank: of its block in it
 };
 extern Thread* current;  // null outside of kernels
 extern dim3 block_dim, grid_dim;
@@ -44,6 +45,8 @@ int barrier(int id, int threads, Vote vote, int predicate, const char* file, int
 // The lanes of `mask` bring one argument each; the last to come runs the operation for all of them, indexed by lane. Lanes whose
 // kind or line differ have diverged, which is an error. A shuffle orders no memory (nor does CUDA's); __syncwarp does.
 using Operation = void (*)(void** arguments, unsigned mask);
+// barrier.cluster.arrive and .wait in one: all threads of all blocks of the cluster.
+void cluster_barrier(const char* file, int line);
 void collective(unsigned mask, int kind, void* argument, Operation operation, bool orders_memory, const char* file, int line);
 // Each lane of the mask gets the 4 or 8 bytes of one of them.
 void shuffle_bytes(unsigned mask, const void* value, void* got, int bytes, unsigned from, const char* file, int line);
@@ -70,10 +73,14 @@ void mma_m16n8k16_bf16(float* d, const uint32_t* a, uint32_t b0, uint32_t b1, co
 // ---- Hopper (csrc/cuda/ptx_sm90.cuh says what they do): mbarriers, TMA, wgmma ---------------------------------------------
 void mbarrier_init(uint64_t* barrier, int count);
 void mbarrier_arrive(uint64_t* barrier, int expected_bytes, const char* file, int line);
+void mbarrier_arrive_at(uint64_t* barrier, unsigned rank, const char* file, int line);  // of another block of the cluster
 void mbarrier_wait(uint64_t* barrier, int parity, const char* file, int line);
 void fence_mbarrier_init();
 void fence_proxy_async();
 void tma_load_2d(void* to, const CUtensorMap* map, uint64_t* barrier, int x, int y, const char* file, int line);
+// To the same place of every block of the mask, whose mbarriers it tells.
+void tma_load_2d_multicast(void* to, const CUtensorMap* map, uint64_t* barrier, int x, int y, unsigned blocks, const char* file,
+                           int line);
 void tma_store_2d(const CUtensorMap* map, const void* from, int x, int y, const char* file, int line);
 void bulk_commit();
 void bulk_wait(int newest_groups_not_waited_for, const char* file, int line);
@@ -102,6 +109,7 @@ Options options_from_environment();
 struct Launch {
   dim3 grid, block;
   size_t shared_bytes = 0;
+  unsigned cluster = 1;  // blocks
 };
 void run(const Launch& launch, const void* kernel, void (*body)(void*), void* argument);
 void allow_shared(const void* kernel, size_t bytes);  // cudaFuncAttributeMaxDynamicSharedMemorySize

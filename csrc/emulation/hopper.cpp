@@ -71,6 +71,7 @@ struct Bulk {
   uint32_t shared;
   uint64_t* barrier;  // of a load
   int x, y, group;    // group: of a store
+  unsigned blocks;    // of the cluster, that a load goes to; 0: to this thread's alone
   const char* file;
   int line;
   char edge;
@@ -85,7 +86,7 @@ struct Stores {
   unsigned thread = 0;
   char done;  // an edge from stores carried out, early ones too, to the thread that waits
 };
-constexpr int MOST_STORERS = 8;
+constexpr int MOST_STORERS = 16;
 Stores storers[MOST_STORERS];  // threads that store, in order of appearance
 int n_storers = 0;
 
@@ -114,10 +115,9 @@ void for_pieces(const Bulk& b, Visit visit) {
     }
 }
 
-void carry_out_load(Bulk& b) {
-  enter_engine(TMA_ENGINE);
-  acquire(&b.edge);
-  for_pieces(b, [](uint32_t address, char* element, uint32_t skip, uint32_t bytes) {
+void load_to(const Bulk& b, uint32_t shift, uint64_t* barrier) {
+  for_pieces(b, [&](uint32_t plain, char* element, uint32_t skip, uint32_t bytes) {
+    const uint32_t address = plain + shift;
     auto* to = static_cast<char*>(shared_pointer(address, 16));
     note_write(to, 16);
     char piece[16];
@@ -129,7 +129,19 @@ void carry_out_load(Bulk& b) {
     copy_bytes(to, piece, 16);
     copy_bytes(async_view(address, 16), piece, 16);
   });
-  change(b.barrier, 0, -int64_t{b.map.box_rows} * b.map.box_columns * b.map.element_bytes, b.file, b.line);
+  change(barrier, 0, -int64_t{b.map.box_rows} * b.map.box_columns * b.map.element_bytes, b.file, b.line);
+}
+
+void carry_out_load(Bulk& b) {
+  enter_engine(TMA_ENGINE);
+  acquire(&b.edge);
+  if (b.blocks == 0) load_to(b, 0, b.barrier);
+  for (unsigned r = 0; r < MOST_RANKS; ++r)
+    if (b.blocks >> r & 1) {
+      const uint32_t barrier = shared_address(b.barrier);
+      load_to(b, address_in(b.shared, r, b.file, b.line) - b.shared,
+              static_cast<uint64_t*>(shared_pointer(address_in(barrier, r, b.file, b.line), 8)));
+    }
   leave_engine();
 }
 
@@ -194,7 +206,7 @@ struct WarpState {
   char edge_in, edge_out;
 } warps[MAX_WARPS];
 Same remembered[MAX_WARPS / GROUP_WARPS][REMEMBERED];
-int n_warps = 0;
+int n_warps = 0, warps_of_block = 0;  // n_warps: of the whole cluster
 
 struct Request {
   float* d;
@@ -214,9 +226,9 @@ float widened(uint16_t bits) {
 // swizzle here).
 //   along k:   row m at (m / 8) stride + (m % 8) 128, k at 2 k
 //   across k:  m at (m / 64) leading + (m % 64) 2, k at (k / 8) stride + (k % 8) 128
-void read_operand(uint64_t descriptor, bool by_k, int first, int rows, float (*out)[16]) {
+void read_operand(uint64_t descriptor, bool by_k, uint32_t window, int first, int rows, float (*out)[16]) {
   const auto field = [&](int shift) { return static_cast<uint32_t>(descriptor >> shift & 0x3FFF) << 4; };
-  const uint32_t start = field(0), leading = field(16), stride = field(32);
+  const uint32_t start = window + field(0), leading = field(16), stride = field(32);
   if (descriptor >> 62 != 1) fail("wgmma: a descriptor without 128-byte swizzle, which this emulator does not know");
   if ((descriptor >> 49 & 7) != 0) fail("wgmma: a descriptor with a base offset, which this emulator does not know");
   const auto piece = [&](uint32_t plain) {
@@ -252,8 +264,9 @@ void carry_out(WarpState& w, unsigned warp, const Product& p) {
   static float A[16][16], B[256][16], transposed[16][256];
   enter_engine(1 + static_cast<int>(warp));
   acquire(&w.edge_in);
-  read_operand(p.a, p.a_by_k, static_cast<int>(warp % GROUP_WARPS) * 16, 16, A);
-  read_operand(p.b, p.b_by_k, 0, p.n, B);
+  const uint32_t window = warp / static_cast<unsigned>(warps_of_block) * WINDOW;
+  read_operand(p.a, p.a_by_k, window, static_cast<int>(warp % GROUP_WARPS) * 16, 16, A);
+  read_operand(p.b, p.b_by_k, window, 0, p.n, B);
   for (int j = 0; j < p.n; ++j)
     for (int k = 0; k < 16; ++k) transposed[k][j] = B[j][k];
   for (int i = 0; i < 16; ++i) {
@@ -349,6 +362,11 @@ void fence_mbarrier_init() {
 
 void mbarrier_arrive(uint64_t* p, int expected_bytes, const char* file, int line) { change(p, 1, expected_bytes, file, line); }
 
+void mbarrier_arrive_at(uint64_t* p, unsigned rank, const char* file, int line) {
+  auto* there = static_cast<uint64_t*>(shared_pointer(address_in(shared_address(p), rank, file, line), 8));
+  change(there, 1, 0, file, line);
+}
+
 void mbarrier_wait(uint64_t* p, int parity, const char* file, int line) {
   while ((read(p, file, line).phase & 1) == static_cast<unsigned>(parity & 1)) wait_on(p, "an mbarrier", file, line);
   acquire(edge_of(p, static_cast<unsigned>(parity)));
@@ -361,7 +379,13 @@ void fence_proxy_async() {
 
 // ---- TMA ----------------------------------------------------------------------------------------------------------------
 void tma_load_2d(void* to, const CUtensorMap* map, uint64_t* barrier, int x, int y, const char* file, int line) {
+  tma_load_2d_multicast(to, map, barrier, x, y, 0, file, line);
+}
+
+void tma_load_2d_multicast(void* to, const CUtensorMap* map, uint64_t* barrier, int x, int y, unsigned blocks, const char* file,
+                           int line) {
   Bulk b = checked(map, to, x, y, file, line);
+  b.blocks = blocks;
   if (read(barrier, file, line).state != VISIBLE)
     fail("TMA at %s:%d: its mbarrier was initialised without a fence.mbarrier_init or fence.proxy.async", file, line);
   b.barrier = barrier;
@@ -453,7 +477,8 @@ void set_registers(int count, const char* file, int line) {
       [](void** lanes, unsigned) {
         warps[current->warp].registers = *static_cast<int*>(lanes[0]);
         int total = 0;
-        for (int i = 0; i < n_warps; ++i) {
+        const int first = static_cast<int>(current->rank) * warps_of_block;
+        for (int i = first; i < first + warps_of_block; ++i) {
           if (warps[i].registers == 0) return;  // another has yet to say
           total += WARP * warps[i].registers;
         }
@@ -463,8 +488,8 @@ void set_registers(int count, const char* file, int line) {
 }
 
 // ---- the block ------------------------------------------------------------------------------------------------------------
-void begin_block_hopper(int threads) {
-  n_warps = (threads + WARP - 1) / WARP;
+void begin_block_hopper(int threads, int threads_of_block) {
+  n_warps = (threads + WARP - 1) / WARP, warps_of_block = (threads_of_block + WARP - 1) / WARP;
   n_unseen = n_loads = n_storers = 0;
   for (bool& u : used) u = false;
   for (int i = 0; i < n_warps; ++i) {

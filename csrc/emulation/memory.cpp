@@ -16,15 +16,22 @@ namespace emu {
 namespace {
 
 // ---- shared memory: offsets into the arena are its addresses of 32 bits; those below FIRST are nobody's ------------------
-constexpr size_t ARENA = 512 << 10, FIRST = 1024, RED_ZONE = 32;
+constexpr size_t ARENA = size_t{MOST_RANKS} * WINDOW, FIRST = 1024, RED_ZONE = 32;
 constexpr int MAX_ARRAYS = 64, ZONE_BYTE = 0xA5;
 char *arena = nullptr, *view = nullptr;  // view: what the asynchronous proxy sees
-size_t top = FIRST, static_bytes = 0, dynamic_offset = 0, dynamic_bytes = 0;
 struct Array {
   const void* key;
   size_t offset, bytes;
-} arrays[MAX_ARRAYS];
-int n_arrays = 0;
+};
+struct Block {  // of a cluster
+  size_t top, static_bytes, dynamic_offset;
+  Array arrays[MAX_ARRAYS];
+  int n_arrays;
+} blocks[MOST_RANKS];
+unsigned n_ranks = 1;
+size_t dynamic_bytes = 0;
+
+Block& my_block() { return blocks[current->rank]; }
 
 void fill_bytes(void* p, int value, size_t bytes) {  // not memset: see emulator.cpp
   auto* q = static_cast<volatile char*>(p);
@@ -37,10 +44,10 @@ bool zone_is_whole(const char* zone, size_t bytes) {
   return true;
 }
 
-size_t take_shared(size_t bytes, size_t alignment) {
-  const size_t a = alignment < 16 ? 16 : alignment, at = (top + a - 1) / a * a;
-  if (at + bytes + RED_ZONE > ARENA) fail("shared memory is full");
-  top = at + bytes + RED_ZONE;
+size_t take_shared(Block& b, size_t bytes, size_t alignment) {
+  const size_t a = alignment < 16 ? 16 : alignment, at = (b.top + a - 1) / a * a;
+  if (at + bytes + RED_ZONE > (static_cast<size_t>(&b - blocks) + 1) * WINDOW) fail("shared memory is full");
+  b.top = at + bytes + RED_ZONE;
   unpoison(arena + at, bytes);
   if (!asan()) fill_bytes(arena + at + bytes, ZONE_BYTE, RED_ZONE);  // looked at when the block ends
   fill_bytes(arena + at, 0xFF, bytes);
@@ -73,65 +80,81 @@ std::mutex allocations_in_use;
 
 }  // namespace
 
-void begin_launch_memory(size_t dynamic_shared_bytes, size_t threads) {
+void begin_launch_memory(size_t dynamic_shared_bytes, size_t threads, unsigned ranks) {
   if (arena == nullptr) {
     void* p = mmap(nullptr, ARENA, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) throw std::bad_alloc();
     arena = static_cast<char*>(p);
     view = new char[ARENA];
   }
-  dynamic_bytes = dynamic_shared_bytes;
+  dynamic_bytes = dynamic_shared_bytes, n_ranks = ranks;
   if (copies.size() < threads) copies.resize(threads);
   for (Copies& c : copies) c.pending.clear(), c.groups = 0;
 }
 
 void begin_block_memory() {
-  n_arrays = 0, static_bytes = 0, top = FIRST;
-  if (tsan()) mmap(arena, ARENA, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
-  poison(arena, ARENA);
-  if (dynamic_bytes > 0) dynamic_offset = take_shared(dynamic_bytes, 1024);
+  const size_t bytes = size_t{n_ranks} * WINDOW;
+  if (tsan()) mmap(arena, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+  poison(arena, bytes);
+  for (unsigned r = 0; r < n_ranks; ++r) {
+    Block& b = blocks[r];
+    b.n_arrays = 0, b.static_bytes = 0, b.top = size_t{r} * WINDOW + FIRST;
+    if (dynamic_bytes > 0) b.dynamic_offset = take_shared(b, dynamic_bytes, 1024);
+  }
 }
 
 void end_block_memory() {
   if (asan()) return;  // which has told already
-  for (int i = 0; i < n_arrays; ++i)
-    if (!zone_is_whole(arena + arrays[i].offset + arrays[i].bytes, RED_ZONE))
-      fail("written behind a shared array of %zu bytes", arrays[i].bytes);
-  if (dynamic_bytes > 0 && !zone_is_whole(arena + dynamic_offset + dynamic_bytes, RED_ZONE))
-    fail("written behind the %zu bytes of dynamic shared memory", dynamic_bytes);
+  for (unsigned r = 0; r < n_ranks; ++r) {
+    const Block& b = blocks[r];
+    for (int i = 0; i < b.n_arrays; ++i)
+      if (!zone_is_whole(arena + b.arrays[i].offset + b.arrays[i].bytes, RED_ZONE))
+        fail("written behind a shared array of %zu bytes", b.arrays[i].bytes);
+    if (dynamic_bytes > 0 && !zone_is_whole(arena + b.dynamic_offset + dynamic_bytes, RED_ZONE))
+      fail("written behind the %zu bytes of dynamic shared memory", dynamic_bytes);
+  }
 }
 
 void* shared_array(const void* key, size_t bytes, size_t alignment) {
-  for (int i = 0; i < n_arrays; ++i)
-    if (arrays[i].key == key) return arena + arrays[i].offset;
-  if (n_arrays == MAX_ARRAYS) fail("more than %d shared arrays", MAX_ARRAYS);
-  if ((static_bytes += bytes) > DEFAULT_SHARED) fail("more than %zu bytes of static shared memory", DEFAULT_SHARED);
-  arrays[n_arrays++] = {key, take_shared(bytes, alignment), bytes};
-  return arena + arrays[n_arrays - 1].offset;
+  Block& b = my_block();
+  for (int i = 0; i < b.n_arrays; ++i)
+    if (b.arrays[i].key == key) return arena + b.arrays[i].offset;
+  if (b.n_arrays == MAX_ARRAYS) fail("more than %d shared arrays", MAX_ARRAYS);
+  if ((b.static_bytes += bytes) > DEFAULT_SHARED) fail("more than %zu bytes of static shared memory", DEFAULT_SHARED);
+  b.arrays[b.n_arrays++] = {key, take_shared(b, bytes, alignment), bytes};
+  return arena + b.arrays[b.n_arrays - 1].offset;
 }
 
 void* dynamic_shared() {
   if (dynamic_bytes == 0) fail("the kernel uses dynamic shared memory, and the launch gave none");
-  return arena + dynamic_offset;
+  return arena + my_block().dynamic_offset;
 }
 
 uint32_t shared_address(const void* pointer) {
   const auto* p = static_cast<const char*>(pointer);
-  if (p < arena + FIRST || p >= arena + ARENA) fail("%p is no address in shared memory", pointer);
+  if (p < arena + FIRST || p >= arena + size_t{n_ranks} * WINDOW) fail("%p is no address in shared memory", pointer);
   return static_cast<uint32_t>(p - arena);
 }
 
 void* shared_pointer(uint32_t address, size_t bytes) {
-  if (address < FIRST || address + bytes > ARENA) fail("%#x is no address in shared memory", address);
+  if (address % WINDOW < FIRST || address % WINDOW + bytes > WINDOW || address >= n_ranks * WINDOW)
+    fail("%#x is no address in shared memory", address);
   return arena + address;
+}
+
+uint32_t address_in(uint32_t address, unsigned rank, const char* file, int line) {
+  if (rank >= n_ranks) fail("block %u at %s:%d of a cluster of %u", rank, file, line, n_ranks);
+  if (!lives(rank)) fail("shared memory of block %u of the cluster is used at %s:%d, and that block has ended", rank, file, line);
+  return address % WINDOW + rank * WINDOW;
 }
 
 char* async_view(uint32_t address, size_t bytes) { return view + (static_cast<char*>(shared_pointer(address, bytes)) - arena); }
 
 void update_async_view() {
-  const auto* from = reinterpret_cast<const uint64_t*>(arena + FIRST);
-  auto* to = reinterpret_cast<uint64_t*>(view + FIRST);
-  for (size_t i = 0; i < (top - FIRST + 7) / 8; ++i) to[i] = from[i];
+  const size_t first = size_t{current->rank} * WINDOW + FIRST;
+  const auto* from = reinterpret_cast<const uint64_t*>(arena + first);
+  auto* to = reinterpret_cast<uint64_t*>(view + first);
+  for (size_t i = 0; i < (my_block().top - first + 7) / 8; ++i) to[i] = from[i];
 }
 
 void copy_bytes(void* to, const void* from, size_t bytes) {

@@ -7,7 +7,10 @@ namespace emu {
 
 constexpr size_t DEFAULT_SHARED = 48 << 10, MOST_SHARED = 227 << 10;
 
-void begin_launch_memory(size_t dynamic_shared_bytes, size_t threads);
+constexpr unsigned MOST_RANKS = 8;            // blocks of a cluster
+constexpr uint32_t WINDOW = 512 << 10;        // block r of a cluster has the addresses of shared memory from r WINDOW on
+
+void begin_launch_memory(size_t dynamic_shared_bytes, size_t threads, unsigned ranks);
 void begin_block_memory();
 void end_block_memory();              // fails when something was written behind a shared array
 void check_allocations();              // the same of device memory
@@ -18,12 +21,14 @@ bool is_device_memory(const void* pointer, size_t bytes);
 bool copies_are_early();              // drawn for each, or as the options say
 
 
+// The same place in the shared memory of block `rank` of the cluster, whose threads must live.
+uint32_t address_in(uint32_t address, unsigned rank, const char* file, int line);
 // What TMA and wgmma see of shared memory: what they wrote themselves, and what others wrote before a fence.proxy.async.
 char* async_view(uint32_t address, size_t bytes);
-void update_async_view();
+void update_async_view();  // of this thread's block
 
 // ---- hopper.cpp -----------------------------------------------------------------------------------------------------------
-void begin_block_hopper(int threads);
+void begin_block_hopper(int threads, int threads_of_block);
 void end_block_hopper();
 void finish_hopper(unsigned thread);  // of a thread that ends
 // One pending TMA load more is carried out: by chance, or because nobody can run else. False: there was none.
@@ -32,6 +37,7 @@ bool advance_loads(bool must);
 // ---- emulator.cpp -----------------------------------------------------------------------------------------------------------
 void wait_on(const void* what, const char* in, const char* file, int line);  // until somebody wakes it
 void wake(const void* what);
+bool lives(unsigned rank);  // a thread of that block of the cluster
 uint64_t draw();
 bool loads_are_drawn();  // in random order and at random moments
 void enter_engine(int engine);  // what follows is done by a unit of the hardware, not by the thread (for ThreadSanitizer)

@@ -156,6 +156,81 @@ bool stores_are_right() {
   return true;
 }
 
+// ---- clusters ---------------------------------------------------------------------------------------------------------------
+enum ClusterKind {
+  SHARED,
+  NOT_MET,         // a block sends to another whose mbarriers may not be there
+  LEFT_EARLY,      // a block ends while the other still sends to it or frees its stages
+  FREED_AT_HOME,   // the consumer frees a stage in its own block alone: the other one overwrites it
+  HALF_ANNOUNCED,  // of the bytes that both blocks send
+  SENT_HOME,       // multicast to oneself
+  RING_RESTARTED,  // stages and phases begin anew with each tile of a persistent block
+};
+
+// Two blocks, which load half of every tile for both. sums[t][block] = tiles (t, 0), (t, 1), .. of x added, by place in memory.
+constexpr int CLUSTER_TILES = 3, CLUSTER_STEPS = 3, TILE_NUMBERS = TILE * TILE;
+template <int KIND>
+__global__ void tiles_of_a_cluster(float* sums, const __grid_constant__ CUtensorMap x) {
+  FD_DYNAMIC_SHARED(uint16_t, stages);
+  FD_SHARED(uint64_t, full, [RING]);
+  FD_SHARED(uint64_t, empty, [RING]);
+  const uint32_t rank = ptx::cluster_rank();
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % WARP;
+  if (thread == 0) {
+    for (int s = 0; s < RING; ++s) ptx::mbarrier_init(&full[s], 1), ptx::mbarrier_init(&empty[s], KIND == FREED_AT_HOME ? 1 : 2);
+    ptx::fence_mbarrier_init();
+  }
+  if (KIND == NOT_MET)
+    __syncthreads();
+  else
+    ptx::cluster_sync();
+  int s = 0, round = 0;
+  for (int t = 0; t < CLUSTER_TILES; ++t) {
+    if (KIND == RING_RESTARTED) s = round = 0;
+    float sum[TILE_NUMBERS / WARP] = {};
+    for (int step = 0; step < CLUSTER_STEPS; ++step) {
+      uint16_t* const stage = stages + s * TILE_NUMBERS;
+      if (thread == 0) {
+        ptx::mbarrier_wait(&empty[s], (round + 1) % 2);
+        ptx::mbarrier_arrive_expect(&full[s], KIND == HALF_ANNOUNCED ? TILE_BYTES / 2 : TILE_BYTES);
+        ptx::tma_load_2d_multicast(stage + rank * TILE_NUMBERS / 2, &x, &full[s], 0,
+                                   (t * CLUSTER_STEPS + step) * TILE + static_cast<int>(rank) * TILE / 2,
+                                   KIND == SENT_HOME ? 1u << rank : 3u);
+      } else if (thread >= WARP) {
+        ptx::mbarrier_wait(&full[s], round % 2);
+        for (int i = 0; i < TILE_NUMBERS / WARP; ++i)
+          sum[i] += __bfloat162float(__ushort_as_bfloat16(stage[i * WARP + lane]));
+        __syncwarp();
+        if (KIND == FREED_AT_HOME) {
+          if (lane == 0) ptx::mbarrier_arrive(&empty[s]);
+        } else if (lane < 2) {
+          ptx::mbarrier_arrive_at(&empty[s], static_cast<uint32_t>(lane));
+        }
+      }
+      if (++s == RING) s = 0, ++round;
+    }
+    if (thread >= WARP)
+      for (int i = 0; i < TILE_NUMBERS / WARP; ++i)
+        sums[(t * 2 + static_cast<int>(rank)) * TILE_NUMBERS + i * WARP + lane] = sum[i];
+  }
+  if (KIND != LEFT_EARLY) ptx::cluster_sync();
+}
+template <int KIND>
+bool cluster_is_right() {
+  Device<uint16_t> x(CLUSTER_TILES * CLUSTER_STEPS * TILE_NUMBERS, [](size_t i) { return bf16(number(i)); });
+  Device<float> sums(CLUSTER_TILES * 2 * TILE_NUMBERS, [](size_t) { return 0.0f; });
+  CUtensorMap map;
+  if (!ptx::tensor_map_2d(&map, x.data, CLUSTER_TILES * CLUSTER_STEPS * TILE, TILE, TILE, TILE / 2, TILE)) return false;
+  launch_cluster<2>(nullptr, "tiles_of_a_cluster", 2, 2 * WARP, RING * TILE_BYTES, tiles_of_a_cluster<KIND>, sums.data, map);
+  return sums.is([](size_t i) {
+    const size_t t = i / (2 * TILE_NUMBERS), r = i % TILE_NUMBERS / TILE, c = i % TILE;
+    double sum = 0;
+    for (size_t step = 0; step < CLUSTER_STEPS; ++step)
+      sum += rounded(number(((t * CLUSTER_STEPS + step) * TILE + r) * TILE + (c / 8 ^ r % 8) * 8 + c % 8));
+    return sum;
+  });
+}
+
 // ---- the map on the host ----------------------------------------------------------------------------------------------------
 template <bool BUG>
 bool tensor_map_of_odd_rows() {
@@ -167,6 +242,10 @@ bool tensor_map_of_odd_rows() {
 template <int KIND, bool B_BY_K = true>
 Case of_ring(const char* name) {
   return {name, ring_is_right<CORRECT, B_BY_K>, ring_is_right<KIND, B_BY_K>};
+}
+template <int KIND>
+Case of_cluster(const char* name) {
+  return {name, cluster_is_right<SHARED>, cluster_is_right<KIND>};
 }
 template <int KIND>
 Case of_stores(const char* name) {
@@ -194,6 +273,12 @@ std::vector<Case> sm90_cases() {
           of_stores<NOT_WAITED>("tma_store_not_waited_for"),
           of_stores<OVERWRITTEN>("tma_store_overwritten"),
           of_stores<PLAIN_ORDER>("tma_store_in_plain_order"),
+          of_cluster<NOT_MET>("cluster_not_met"),
+          of_cluster<LEFT_EARLY>("cluster_left_early"),
+          of_cluster<FREED_AT_HOME>("stage_freed_in_one_block"),
+          of_cluster<HALF_ANNOUNCED>("multicast_half_announced"),
+          of_cluster<SENT_HOME>("multicast_to_oneself"),
+          of_cluster<RING_RESTARTED>("ring_restarted_with_each_tile"),
           FD_CASE(tensor_map_of_odd_rows)};
 }
 

@@ -183,6 +183,51 @@ __global__ void tma(uint8_t* out, const __grid_constant__ CUtensorMap from, cons
 #endif
 }
 
+// ---- clusters: in u16[64][64]; each of two blocks loads half of its rows for both, and frees the other from a wait. out of a
+// block: the tile as it lies in shared memory, then its rank 64 times ----------------------------------------------------------
+constexpr int CLUSTER_OUT = BOX_BYTES + 64 * 4;
+__global__ void cluster(uint8_t* out, const __grid_constant__ CUtensorMap from) {
+#if FD_SM90_CODE
+  FD_DYNAMIC_SHARED(unsigned, tile);
+  FD_SHARED(uint64_t, barriers, [2]);  // full, met
+  const int t = static_cast<int>(threadIdx.x);
+  const uint32_t rank = ptx::cluster_rank();
+  if (t == 0) ptx::mbarrier_init(&barriers[0], 1), ptx::mbarrier_init(&barriers[1], 2), ptx::fence_mbarrier_init();
+  ptx::cluster_sync();
+  if (t == 0) {
+    ptx::mbarrier_arrive_expect(&barriers[0], BOX_BYTES);
+    ptx::tma_load_2d_multicast(tile + rank * BOX_BYTES / 8, &from, &barriers[0], 0, static_cast<int>(rank) * BOX / 2, 3);
+  }
+  if (t < 2) ptx::mbarrier_arrive_at(&barriers[1], static_cast<uint32_t>(t));
+  ptx::mbarrier_wait(&barriers[0], 0);
+  ptx::mbarrier_wait(&barriers[1], 0);
+  auto* mine = as<unsigned>(out + rank * CLUSTER_OUT);
+  for (int i = t; i < BOX_BYTES / 4; i += WARP) mine[i] = tile[i];
+  for (int i = t; i < 64; i += WARP) mine[BOX_BYTES / 4 + i] = rank;
+  ptx::cluster_sync();
+#else
+  __trap();
+#endif
+}
+
+// ---- a store of float32: in f32[64][32], out f32[70][36], a tensor of 67 x 35, into which it goes from column 4, row 5 on ----
+constexpr int STORE_ROWS = 70, STORE_ROW = 36;
+__global__ void store_f32(const uint8_t* in, const __grid_constant__ CUtensorMap to) {
+#if FD_SM90_CODE
+  FD_DYNAMIC_SHARED(float, box);
+  const int t = static_cast<int>(threadIdx.x);
+  for (int i = t; i < 64 * 32; i += WARP) {
+    const int r = i / 32, c = i % 32;
+    box[r * 32 + (c / 4 ^ r % 8) * 4 + c % 4] = as<float>(in)[i];
+  }
+  ptx::fence_proxy_async();
+  __syncthreads();
+  if (t == 0) ptx::tma_store_2d(&to, box, 4, 5), ptx::bulk_commit(), ptx::bulk_wait_read<0>();
+#else
+  __trap();
+#endif
+}
+
 // ---- wgmma: in a u16[64][64] (or across k: its transpose), b u16[N][64] (or its transpose); out f32[128][N / 2], by thread and
 // register. Loaded by another warpgroup; the sum over 64 k begins from nothing, whatever was in the registers, and is made twice
 // -----------------
@@ -243,7 +288,7 @@ bool no_sm90(const char* name) {
   return major != 9;
 }
 bool mapped(CUtensorMap* map, const void* data, int64_t rows, int64_t columns, int64_t row, int box_rows) {
-  const bool ok = ptx::tensor_map_2d(map, data, rows, columns, row, box_rows, 64);
+  const bool ok = ptx::tensor_map_2d(map, static_cast<const uint16_t*>(data), rows, columns, row, box_rows, 64);
   if (!ok) record_error("tensor_map_2d", "the driver refuses it");
   return ok;
 }
@@ -254,6 +299,18 @@ void run_tma(const uint8_t* in, uint8_t* out) {
       !mapped(&to, out + BOX_BYTES, 60, TMA_COLUMNS, TMA_ROW, BOX))
     return;
   launch_shared(&context, "tma", 1, WARP, BOX_BYTES, tma, out, from, to);
+}
+void run_cluster(const uint8_t* in, uint8_t* out) {
+  CUtensorMap from;
+  if (no_sm90("cluster") || !mapped(&from, in, BOX, BOX, BOX, BOX / 2)) return;
+  launch_cluster<2>(&context, "cluster", 2, WARP, BOX_BYTES, cluster, out, from);
+}
+void run_store_f32(const uint8_t* in, uint8_t* out) {
+  CUtensorMap to;
+  if (no_sm90("store_f32")) return;
+  if (!ptx::tensor_map_2d(&to, reinterpret_cast<const float*>(out), STORE_ROWS - 3, STORE_ROW - 1, STORE_ROW, 64, 32))
+    return record_error("tensor_map_2d", "the driver refuses it");
+  launch_shared(&context, "store_f32", 1, WARP, 64 * 128, store_f32, in, to);
 }
 template <int N, bool A_BY_K, bool B_BY_K>
 void run_wgmma(const uint8_t* in, uint8_t* out) {
@@ -278,6 +335,8 @@ const Case CASES[] = {
     CASE("conversions", 12 * NUMBERS, 16 * NUMBERS, NUMBERS / THREADS, THREADS, conversions),
     CASE("arithmetic", 12 * NUMBERS, 32 * NUMBERS, NUMBERS / THREADS, THREADS, arithmetic),
     {"tma", 2 * 40 * TMA_ROW, BOX_BYTES + 2 * 64 * TMA_ROW, run_tma},
+    {"cluster", BOX_BYTES, 2 * CLUSTER_OUT, run_cluster},
+    {"store_f32", 64 * 128, STORE_ROWS * STORE_ROW * 4, run_store_f32},
     {"wgmma_64", (64 + 64) * 128, 128 * 4 * 32, run_wgmma<64, true, true>},
     {"wgmma_128", (64 + 128) * 128, 128 * 4 * 64, run_wgmma<128, true, false>},
     {"wgmma_256", (64 + 256) * 128, 128 * 4 * 128, run_wgmma<256, false, true>},

@@ -201,6 +201,24 @@ def test_tma_brings_a_box_and_stores_one(on: Conformance):
     np.testing.assert_array_equal(got[64 * 64 :].reshape(64, 72), stored)
 
 
+def test_a_cluster_shares_a_tile(on: Conformance):
+    """Each of two blocks loads half of the rows for both; both wait for all bytes and for each other's arrival; ranks are 0 and 1"""
+    x = rng(19).integers(0, 1 << 16, (64, 64), dtype=np.uint16)
+    pieces = np.arange(8) ^ (np.arange(64) % 8)[:, None]
+    swizzled = np.take_along_axis(x.reshape(64, 8, 8), pieces[:, :, None], 1)
+    for rank, got in enumerate(on.run("cluster", x).reshape(2, -1)):
+        np.testing.assert_array_equal(got[: 64 * 128].view(np.uint16).reshape(64, 8, 8), swizzled)
+        assert (got[64 * 128 :].view(np.uint32) == rank).all()
+
+
+def test_tma_stores_float32(on: Conformance):
+    x = rng(20).standard_normal((64, 32), dtype=np.float32)
+    got = on.run("store_f32", x).view(np.float32).reshape(70, 36)
+    want = np.full((70, 36), np.nan, np.float32)
+    want[5:67, 4:35] = x[:62, :31]
+    np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize(("n", "a_by_k", "b_by_k"), [(64, True, True), (128, True, False), (256, False, True)])
 def test_wgmma_of_small_integers_is_exact(on: Conformance, n: int, a_by_k: bool, b_by_k: bool):
     """Both layouts of each operand, every width; the accumulators as the ISA spreads them over a warpgroup"""
@@ -281,8 +299,8 @@ def test_functions(on: Conformance, record_property):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["shuffles", "barriers", "cp_async", "cp_async_groups", "ldmatrix_x4", "ldmatrix_x4_trans", "mma_bf16", "tma",
-                                  "wgmma_64", "wgmma_128", "wgmma_256", "conversions", "arithmetic", "functions"])  # fmt: skip
+@pytest.mark.parametrize("name", ["shuffles", "barriers", "cp_async", "cp_async_groups", "ldmatrix_x4", "ldmatrix_x4_trans", "mma_bf16", "tma", "cluster",
+                                  "store_f32", "wgmma_64", "wgmma_128", "wgmma_256", "conversions", "arithmetic", "functions"])  # fmt: skip
 def test_the_emulator_is_the_hardware(name: str, record_property):
     """The same bytes in, the same bytes out; of what hardware may round its own way, how far apart is recorded and bounded by the tests above"""
     ours, theirs = conformance("cuda-emu"), conformance("cuda-emu" if EMULATOR_IS_THE_DEVICE else "cuda")
@@ -298,7 +316,7 @@ def test_the_emulator_is_the_hardware(name: str, record_property):
     differ = int((a.view(np.uint32) != b.view(np.uint32)).sum())
     record_property("words", a.size // 4)
     record_property("words_that_differ", differ)
-    if name in ("shuffles", "barriers", "cp_async", "cp_async_groups", "ldmatrix_x4", "ldmatrix_x4_trans", "tma"):
+    if name in ("shuffles", "barriers", "cp_async", "cp_async_groups", "ldmatrix_x4", "ldmatrix_x4_trans", "tma", "cluster", "store_f32"):
         assert differ == 0
     elif name in ("conversions", "arithmetic"):
         known = np.isfinite(a.view(np.float32)) & np.isfinite(b.view(np.float32))

@@ -28,7 +28,9 @@ struct alignas(64) CUtensorMap {
 };
 static_assert(sizeof(CUtensorMap) == 128, "as on a GPU");
 
-inline void visit_pointers(const CUtensorMap& map, int argument) { emu::require_device_memory(map.base, argument); }
+inline void visit_pointers(const CUtensorMap& map, int argument) {
+  if (map.base != nullptr) emu::require_device_memory(map.base, argument);
+}
 
 // Refuses what the driver refuses: bases and rows that are not aligned to 16 bytes, boxes too large, an inner dimension wider
 // than its swizzle.

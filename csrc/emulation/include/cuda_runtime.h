@@ -98,6 +98,10 @@ inline float __uint_as_float(unsigned u) {
   return f;
 }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __dp4a(int a, int b, int sum) {  // of four signed bytes each
+  for (int i = 0; i < 32; i += 8) sum += static_cast<int8_t>(a >> i) * static_cast<int8_t>(b >> i);
+  return sum;
+}
 
 // ---- the runtime's functions -----------------------------------------------------------------------------------------
 using cudaStream_t = emu::Stream*;
@@ -150,13 +154,18 @@ inline cudaError_t cudaGetDeviceCount(int* count) {
   *count = 1;
   return cudaSuccess;
 }
-enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor = 75, cudaDevAttrComputeCapabilityMinor = 76 };
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrComputeCapabilityMajor = 75,
+  cudaDevAttrComputeCapabilityMinor = 76
+};
 inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {  // 9.0: every instruction of the emulator
   *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9 : 0;
+  if (attribute == cudaDevAttrMultiProcessorCount) *value = 4;  // few: a persistent block has several tiles
   return cudaSuccess;
 }
 inline const char* cudaGetErrorString(cudaError_t e) {
