@@ -24,6 +24,9 @@ REQUIRED = {
     (r"attention_backward_sm80_kernel<", None): ("HMMA.16816.F32.BF16", "LDSM.16.M", "LDSM.16.MT88", "LDGSTS.E.BYPASS.128"),
     # for others these kernels are empty: wgmma, TMA, mbarrier.try_wait, setmaxnreg
     (r"wgmma_kernel<", "sm_90a"): ("HGMMA.64x", "UTMALDG.2D", "SYNCS", "USETMAXREG"),
+    # and the rungs of its ladder: multicast in clusters, stores by TMA
+    (r"wgmma_kernel<.*Plan<\d+, true, 2,", "sm_90a"): ("UTMALDG.2D.MULTICAST", "UCGABAR"),
+    (r"wgmma_kernel<.*Plan<\d+, true, 2, true>", "sm_90a"): ("UTMASTG.2D",),
 }
 # Half of a layout's operands lie the other way round: ldmatrix.trans
 REQUIRED_SOMEWHERE = {r"product_kernel<.*Tile<": ("LDSM.16.MT88",)}

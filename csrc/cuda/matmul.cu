@@ -9,9 +9,10 @@
 // tiled: the block copies 32 x 32 tiles of both operands to shared memory and multiplies from there: each number is read from
 // memory once per tile instead of once per element, a thirty-second of the traffic. The chain is the same, so the bits are.
 // sm80 (matmul_sm80.cu): on tensor cores when `compute` is bfloat16, tiled else. sm80_128x256: always its largest tile.
-// sm90 (matmul_sm90.cu): by TMA and wgmma. It stands below sm80, in whose place nothing takes it until a GPU has measured it: a
-// step of decode needs its chains' order too, and its tiles have 128 rows.
+// sm90 (matmul_sm90.cu): by TMA and wgmma, with the rungs of a ladder of its own. They stand below sm80, in whose place nothing
+// takes them until a GPU has measured them: a step of decode needs its chains' order too, and their tiles have 128 rows.
 #include "matmul.cuh"
+#include "vector.cuh"
 
 namespace freedive::cuda {
 namespace {
@@ -73,15 +74,16 @@ __global__ void tiled_kernel(Product p) {
   }
 }
 
-enum Rung { NAIVE, TILED, SM80, SM80_WIDE, SM90 };  // of the ladder
+enum Rung { NAIVE, TILED, SM80, SM80_WIDE, SM90_PLAIN, SM90_PERSISTENT, SM90_MULTICAST, SM90 };  // of the ladder
 
 template <Rung RUNG>
-void multiply(fd_context* ctx, const char* op, const Product& p, int64_t compute, const void* packed_b = nullptr) {
+void multiply(fd_context* ctx, const char* op, const Product& p, Split split, int64_t compute, const void* packed_b = nullptr) {
   if (p.rows == 0 || p.columns == 0) return;
-  if (RUNG == SM90 && compute == FD_BF16) {
-    multiply_sm90(ctx, op, p, packed_b, ctx->workspace);
+  if (RUNG >= SM90_PLAIN && compute == FD_BF16) {
+    constexpr Sm90 OF[] = {Sm90::PLAIN, Sm90::PERSISTENT, Sm90::MULTICAST, Sm90::STORED};
+    multiply_sm90(ctx, op, p, split, packed_b, ctx->workspace, OF[RUNG >= SM90_PLAIN ? RUNG - SM90_PLAIN : 0]);
   } else if (RUNG >= SM80 && compute == FD_BF16) {
-    multiply_sm80(ctx, op, p, packed_b, ctx->workspace, RUNG == SM80_WIDE);
+    multiply_sm80(ctx, op, p, split, packed_b, ctx->workspace, RUNG == SM80_WIDE);
   } else if (RUNG >= TILED) {
     const int64_t blocks = blocks_for(p.rows, TILE) * blocks_for(p.columns, TILE);
     launch(ctx, op, blocks, THREADS, compute == FD_BF16 ? tiled_kernel<true> : tiled_kernel<false>, p);
@@ -96,7 +98,7 @@ void forward(fd_context* ctx, const void* arguments) {
   const Product p{by_rows(a.x), by_rows(a.weight), static_cast<float*>(a.out.data), a.out.stride[0], a.out.shape[0],
                   a.out.shape[1], a.x.shape[1], a.accumulate != 0, static_cast<const float*>(a.bias.data),
                   static_cast<const float*>(a.residual.data), a.residual.stride[0]};
-  multiply<RUNG>(ctx, "matmul_forward", p, a.compute, a.packed.data);
+  multiply<RUNG>(ctx, "matmul_forward", p, Split::BY_SHAPE, a.compute, a.packed.data);
 }
 
 template <Rung RUNG>
@@ -104,15 +106,73 @@ void backward_input(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_matmul_backward_input_args*>(arguments);
   const Product p{by_rows(a.dout), by_columns(a.weight), static_cast<float*>(a.dx.data), a.dx.stride[0], a.dx.shape[0],
                   a.dx.shape[1], a.dout.shape[1], a.accumulate != 0, nullptr, nullptr, 0};
-  multiply<RUNG>(ctx, "matmul_backward_input", p, a.compute);
+  multiply<RUNG>(ctx, "matmul_backward_input", p, Split::BY_SHAPE, a.compute);
 }
 
+// ---- dbias: sums of columns in double: of GROUP rows in order, of GROUPS of those, of all these; the same bits in both rungs --
+constexpr int GROUP = 16, GROUPS = 8, CHUNK = GROUP * GROUPS;
+
+__device__ double group_sum(const fd_tensor& x, int64_t first, int64_t column) {
+  double sum = 0.0;
+  for (int64_t n = first; n < first + GROUP && n < x.shape[0]; ++n) sum += static_cast<double>(row(x, n)[column]);
+  return sum;
+}
+
+// naive: a thread walks down a column.
 __global__ void column_sum_kernel(fd_tensor dbias, fd_tensor dout) {
   const int64_t o = global_thread();
   if (o >= dout.shape[1]) return;
   double sum = 0.0;
-  for (int64_t n = 0; n < dout.shape[0]; ++n) sum += static_cast<double>(row(dout, n)[o]);
+  for (int64_t n = 0; n < dout.shape[0]; n += CHUNK) {
+    double of_chunk = 0.0;
+    for (int g = 0; g < GROUPS; ++g) of_chunk += group_sum(dout, n + g * GROUP, o);
+    sum += of_chunk;
+  }
   flat(dbias)[o] += static_cast<float>(sum);
+}
+
+// else in two stages. A block for 128 columns of a chunk of rows, a warp for a group of them, four columns a lane.
+constexpr int COLUMNS = WARP * VECTOR;
+__global__ void chunk_sums_kernel(double* sums, fd_tensor dout) {
+  static_assert(GROUPS == WARPS, "a warp a group");
+  FD_SHARED(double, of_group, [GROUPS][COLUMNS]);
+  const int64_t O = dout.shape[1], across = (O + COLUMNS - 1) / COLUMNS, chunk = blockIdx.x / across,
+                first = blockIdx.x % across * COLUMNS, o = first + lane_id() * VECTOR,
+                begin = chunk * CHUNK + warp_of_block() * GROUP;
+  double sum[VECTOR] = {};
+  if (o < O)
+#pragma unroll
+    for (int r = 0; r < GROUP; ++r) {  // unrolled: its loads are under way together
+      const int64_t n = begin + r;
+      if (n >= dout.shape[0]) continue;
+      const Four x = load4(row(dout, n) + o, O - o);
+#pragma unroll
+      for (int c = 0; c < VECTOR; ++c) sum[c] += static_cast<double>(x.at[c]);
+    }
+  for (int c = 0; c < VECTOR; ++c) of_group[warp_of_block()][lane_id() * VECTOR + c] = sum[c];
+  __syncthreads();
+  const int column = static_cast<int>(threadIdx.x);
+  if (column >= COLUMNS || first + column >= O) return;
+  double total = 0.0;
+  for (int g = 0; g < GROUPS; ++g) total += of_group[g][column];
+  sums[chunk * O + first + column] = total;
+}
+__global__ void add_chunks_kernel(fd_tensor dbias, const double* sums, int64_t chunks) {
+  const int64_t o = global_thread(), O = dbias.shape[0];
+  if (o >= O) return;
+  double sum = 0.0;
+#pragma unroll 8
+  for (int64_t c = 0; c < chunks; ++c) sum += sums[c * O + o];
+  flat(dbias)[o] += static_cast<float>(sum);
+}
+
+size_t column_sums_bytes(int64_t N, int64_t O) { return static_cast<size_t>(blocks_for(N, CHUNK) * O) * sizeof(double); }
+
+void add_column_sums(fd_context* ctx, const char* op, const fd_tensor& dbias, const fd_tensor& dout, bool naive) {
+  const int64_t N = dout.shape[0], O = dout.shape[1];
+  if (naive) return launch(ctx, op, blocks_for(O, WARP), WARP, column_sum_kernel, dbias, dout);
+  launch(ctx, op, blocks_for(N, CHUNK) * blocks_for(O, COLUMNS), THREADS, chunk_sums_kernel, scratch<double>(ctx), dout);
+  launch(ctx, op, blocks_for(O, WARP), WARP, add_chunks_kernel, dbias, scratch<double>(ctx), blocks_for(N, CHUNK));
 }
 
 template <Rung RUNG>
@@ -120,22 +180,23 @@ void backward_weight(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_matmul_backward_weight_args*>(arguments);
   const Product p{by_columns(a.dout), by_columns(a.x), static_cast<float*>(a.dweight.data), a.dweight.stride[0],
                   a.dweight.shape[0], a.dweight.shape[1], a.dout.shape[0], true, nullptr, nullptr, 0};
-  multiply<RUNG>(ctx, "matmul_backward_weight", p, a.compute);
-  if (a.dbias.data != nullptr)
-    launch(ctx, "matmul_backward_weight", blocks_for(a.dout.shape[1], WARP), WARP, column_sum_kernel, a.dbias, a.dout);
+  multiply<RUNG>(ctx, "matmul_backward_weight", p, Split::BY_SIZE, a.compute);
+  if (a.dbias.data != nullptr) add_column_sums(ctx, "matmul_backward_weight", a.dbias, a.dout, RUNG == NAIVE);
 }
 
 size_t forward_workspace(const void* arguments, int32_t) {  // for either `compute`: a model asks once
   const auto& a = *static_cast<const fd_matmul_forward_args*>(arguments);
-  return sm80_workspace(a.out.shape[0], a.out.shape[1], a.x.shape[1]);
+  return sm80_workspace(Split::BY_SHAPE, a.out.shape[0], a.out.shape[1], a.x.shape[1]);
 }
 size_t backward_input_workspace(const void* arguments, int32_t) {
   const auto& a = *static_cast<const fd_matmul_backward_input_args*>(arguments);
-  return sm80_workspace(a.dx.shape[0], a.dx.shape[1], a.dout.shape[1]);
+  return sm80_workspace(Split::BY_SHAPE, a.dx.shape[0], a.dx.shape[1], a.dout.shape[1]);
 }
 size_t backward_weight_workspace(const void* arguments, int32_t) {
   const auto& a = *static_cast<const fd_matmul_backward_weight_args*>(arguments);
-  return sm80_workspace(a.dweight.shape[0], a.dweight.shape[1], a.dout.shape[0]);
+  const size_t product = sm80_workspace(Split::BY_SIZE, a.dweight.shape[0], a.dweight.shape[1], a.dout.shape[0]),
+               sums = column_sums_bytes(a.dout.shape[0], a.dout.shape[1]);  // after the product, in its place
+  return product > sums ? product : sums;
 }
 
 // In float32 a packed weight has no words, and kernels read the weight itself.
@@ -149,14 +210,17 @@ void pack(fd_context* ctx, const void* arguments) {
 int64_t matmul_packed_size(int64_t O, int64_t C, int64_t compute) { return compute == FD_BF16 ? sm80_packed_words(O, C) : 0; }
 
 void multiply_tiled(fd_context* ctx, const char* op, const Product& p, int64_t compute) {
-  multiply<TILED>(ctx, op, p, compute);
+  multiply<TILED>(ctx, op, p, Split::NEVER, compute);
 }
 
-#define FD_RUNGS(op)                                                                                   \
-  {"matmul_" #op, "naive", 0, op<NAIVE>, nullptr}, {"matmul_" #op, "tiled", 1, op<TILED>, nullptr},    \
-      {"matmul_" #op, "sm90", 2, op<SM90>, op##_workspace},                                            \
-      {"matmul_" #op, "sm80_128x256", 3, op<SM80_WIDE>, op##_workspace},                               \
-      {"matmul_" #op, "sm80", 4, op<SM80>, op##_workspace}
+#define FD_RUNGS(op)                                                                                        \
+  {"matmul_" #op, "naive", 0, op<NAIVE>, nullptr}, {"matmul_" #op, "tiled", 1, op<TILED>, op##_workspace},  \
+      {"matmul_" #op, "sm90_plain", 2, op<SM90_PLAIN>, op##_workspace},                                     \
+      {"matmul_" #op, "sm90_persistent", 3, op<SM90_PERSISTENT>, op##_workspace},                           \
+      {"matmul_" #op, "sm90_multicast", 4, op<SM90_MULTICAST>, op##_workspace},                             \
+      {"matmul_" #op, "sm90", 5, op<SM90>, op##_workspace},                                                 \
+      {"matmul_" #op, "sm80_128x256", 6, op<SM80_WIDE>, op##_workspace},                                    \
+      {"matmul_" #op, "sm80", 7, op<SM80>, op##_workspace}
 
 FD_VARIANT_LIST(matmul, FD_RUNGS(forward), FD_RUNGS(backward_input), FD_RUNGS(backward_weight),
                 {"matmul_pack", "naive", 0, pack, nullptr})

@@ -31,14 +31,20 @@ inline Operand by_columns(const fd_tensor& t) { return {static_cast<const float*
 // the naive kernel.
 void multiply_tiled(fd_context* ctx, const char* op, const Product& p, int64_t compute);
 
-// The same on tensor cores, in bfloat16 (matmul_sm80.cu): every element one chain of steps of 16 k, the same for one row or many.
-// workspace: sm80_workspace bytes, aligned to 64. packed_b: what sm80_pack made of b when b is a weight by rows, or null.
-// wide: tiles of 128 x 256 in any case, for tests; the bits are the same.
-void multiply_sm80(fd_context* ctx, const char* op, const Product& p, const void* packed_b, uint8_t* workspace,
+// How a long sum over k is cut into parts on tensor cores, so that an output too small to fill a GPU is computed by more blocks.
+// BY_SHAPE: it follows from columns and depth, never from rows: one row has the bits of thousands. BY_SIZE: from all three.
+enum class Split { NEVER, BY_SHAPE, BY_SIZE };
+
+// The same on tensor cores, in bfloat16 (matmul_sm80.cu): every element one chain of steps of 16 k (of each part of k), the same
+// for one row or many. workspace: sm80_workspace bytes, aligned to 64. packed_b: what sm80_pack made of b when b is a weight by
+// rows, or null. wide: tiles of 128 x 256 in any case, for tests; the bits are the same.
+void multiply_sm80(fd_context* ctx, const char* op, const Product& p, Split split, const void* packed_b, uint8_t* workspace,
                    bool wide = false);
-size_t sm80_workspace(int64_t rows, int64_t columns, int64_t depth);
+size_t sm80_workspace(Split split, int64_t rows, int64_t columns, int64_t depth);
 // By TMA and wgmma (matmul_sm90.cu) where the GPU has them, else as sm80. The same workspace and packed weight.
-void multiply_sm90(fd_context* ctx, const char* op, const Product& p, const void* packed_b, uint8_t* workspace);
+enum class Sm90 { PLAIN, PERSISTENT, MULTICAST, STORED };  // of its ladder
+void multiply_sm90(fd_context* ctx, const char* op, const Product& p, Split split, const void* packed_b, uint8_t* workspace,
+                   Sm90 rung);
 // A weight [O, C] rounded to bfloat16 in rows padded to 16 bytes, and its size in words of 32 bits.
 void sm80_pack(fd_context* ctx, const char* op, void* packed, const fd_tensor& weight);
 int64_t sm80_packed_words(int64_t O, int64_t C);

@@ -1,8 +1,9 @@
-// matmul_rounded.cuh: what the tensor-core kernels (sm80, sm90) share: operands rounded to bfloat16, and what is done with a
-// finished sum.
+// matmul_rounded.cuh: what the tensor-core kernels (sm80, sm90) and the head share: operands rounded to bfloat16, and what is
+// done with a finished sum.
 #pragma once
 #include "fragments.cuh"
 #include "matmul.cuh"
+#include "vector.cuh"
 
 namespace freedive::cuda {
 
@@ -18,33 +19,58 @@ struct RoundedProduct {
   bool add, pairs;  // pairs: two neighbours of out can be stored at once
   const float *bias, *residual;
   int64_t residual_row;
+  // A long k in parts (Split): sums of `part_depth` k, each from 0 (the first from out when it adds), added in order. apart: by a
+  // block each, which leaves its sum in `partial` [parts][rows, partial_row]; else by one block, whose sum so far is in [rows].
+  int parts = 1, part_depth = 0;
+  bool apart = false;
+  float* partial = nullptr;
+  int64_t partial_row = 0;
 };
 #ifdef FREEDIVE_CUDA_EMULATION
 inline void visit_pointers(const RoundedProduct& p, int argument) {
   for (const void* x : {static_cast<const void*>(p.a), static_cast<const void*>(p.b), static_cast<const void*>(p.out),
-                        static_cast<const void*>(p.bias), static_cast<const void*>(p.residual)})
+                        static_cast<const void*>(p.bias), static_cast<const void*>(p.residual),
+                        static_cast<const void*>(p.partial)})
     if (x != nullptr) emu::require_device_memory(x, argument);
 }
 #endif
 
-// Rounds the operands of p into the workspace (sm80_workspace bytes), b unless it is packed.
+// Rounds the operands of p into the workspace (operand_bytes), b unless it is packed.
 RoundedProduct round_operands(fd_context* ctx, const char* op, const Product& p, const void* packed_b, uint8_t* workspace);
+size_t operand_bytes(int64_t rows, int64_t columns, int64_t depth);  // whichever way operands lie
+// Rows of `width` float32, `stride` apart, to rows of padded(width) bfloat16.
+void round_rows(fd_context* ctx, const char* op, uint16_t* out, const float* x, int64_t rows, int64_t width, int64_t stride);
+
+// A product of rounded operands (matmul_sm80.cu). partial: parts_bytes of the same split and sizes.
+void multiply_rounded(fd_context* ctx, const char* op, const RoundedProduct& p, Split split, void* partial, bool wide = false);
+size_t parts_bytes(Split split, int64_t rows, int64_t columns, int64_t depth);
+
+__device__ __forceinline__ uint4 rounded8(const Four& first, const Four& second) {
+  uint32_t words[PIECE / 2];
+#pragma unroll
+  for (int i = 0; i < PIECE / 2; ++i) {
+    const float* v = (i < 2 ? first : second).at + i % 2 * 2;
+    words[i] = static_cast<uint32_t>(__bfloat16_as_ushort(__float2bfloat16_rn(v[0]))) |
+               static_cast<uint32_t>(__bfloat16_as_ushort(__float2bfloat16_rn(v[1]))) << 16;
+  }
+  return make_uint4(words[0], words[1], words[2], words[3]);
+}
 
 __device__ __forceinline__ int clipped(int64_t n) { return static_cast<int>(n < 1 << 30 ? n : 1 << 30); }
 
-// The place of this block's tile among down x across of them: GROUP rows of tiles at a time, so that blocks that run together
+// The place of a tile among down x across of them: GROUP rows of tiles at a time, so that blocks that run together
 // read the same parts of a and b, from the L2 cache.
-__device__ __forceinline__ void tile_of_block(int64_t rows, int64_t columns, int m, int n, int64_t& i0, int64_t& j0) {
+__device__ __forceinline__ void place_of_tile(unsigned tile, int64_t rows, int64_t columns, int m, int n, int64_t& i0,
+                                              int64_t& j0) {
   constexpr unsigned GROUP = 8;
   const unsigned down = static_cast<unsigned>((rows + m - 1) / m), across = static_cast<unsigned>((columns + n - 1) / n);
-  const unsigned first = blockIdx.x / (GROUP * across) * GROUP, within = blockIdx.x % (GROUP * across);
+  const unsigned first = tile / (GROUP * across) * GROUP, within = tile % (GROUP * across);
   const unsigned height = down - first < GROUP ? down - first : GROUP;
   i0 = static_cast<int64_t>(first + within % height) * m, j0 = static_cast<int64_t>(within / height) * n;
 }
 
-// What comes after the chain of elements (i, j) and (i, j + 1).
-__device__ __forceinline__ void finish(const RoundedProduct& p, int64_t i, int64_t j, float x, float y) {
-  float* out = p.out + i * p.out_row + j;
+// What comes after the chain of elements (i, j) and (i, j + 1): bias, then residual.
+__device__ __forceinline__ void add_last(const RoundedProduct& p, int64_t i, int64_t j, float& x, float& y) {
   const bool both = j + 1 < p.columns;
   if (p.bias != nullptr) {
     x += p.bias[j];
@@ -55,6 +81,12 @@ __device__ __forceinline__ void finish(const RoundedProduct& p, int64_t i, int64
     x += residual[0];
     if (both) y += residual[1];
   }
+}
+
+__device__ __forceinline__ void finish(const RoundedProduct& p, int64_t i, int64_t j, float x, float y) {
+  add_last(p, i, j, x, y);
+  float* out = p.out + i * p.out_row + j;
+  const bool both = j + 1 < p.columns;
   if (both && p.pairs) {
     *reinterpret_cast<float2*>(out) = make_float2(x, y);
   } else {

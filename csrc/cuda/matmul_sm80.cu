@@ -13,9 +13,13 @@
 //
 // An element's sum is one chain of mma.sync.m16n8k16 over k = 0, 16, 32, .. starting from out or 0, whatever the tile: so a row's
 // bits depend neither on how many other rows there are nor on which tile is chosen, and a decode step has the bits of training.
+//
+// Where that would leave most of a GPU idle (few columns and a long k: the second product of an MLP in decode, the head's dx, the
+// gradient of a small weight) the chain is cut into parts of k, added in order: p0 + p1 + .. Blocks compute parts apart and a
+// second kernel adds them; where there are tiles enough, one block computes them one after the other and adds them itself, so it
+// is the same sum. How many parts follows from the weight's shape alone, never from rows, but for gradients of weights.
 #include "fragments.cuh"
 #include "matmul_rounded.cuh"
-#include "vector.cuh"
 
 namespace freedive::cuda {
 namespace {
@@ -26,20 +30,17 @@ __global__ void round_kernel(uint16_t* out, const float* x, int64_t rows, int64_
   const int64_t pieces = (width + PIECE - 1) / PIECE, e = global_thread(), r = e / pieces, begin = e % pieces * PIECE;
   if (r >= rows) return;
   const float* source = x + r * stride + begin;
-  const Four four[] = {load4(source, width - begin), load4(source + VECTOR, width - begin - VECTOR)};
-  uint32_t words[PIECE / 2];
-#pragma unroll
-  for (int i = 0; i < PIECE / 2; ++i) {
-    const float *v = four[i / 2].at + i % 2 * 2;
-    words[i] = static_cast<uint32_t>(__bfloat16_as_ushort(__float2bfloat16_rn(v[0]))) |
-               static_cast<uint32_t>(__bfloat16_as_ushort(__float2bfloat16_rn(v[1]))) << 16;
-  }
-  *reinterpret_cast<uint4*>(out + e * PIECE) = make_uint4(words[0], words[1], words[2], words[3]);
+  const Four first = load4(source, width - begin), second = load4(source + VECTOR, width - begin - VECTOR);
+  *reinterpret_cast<uint4*>(out + e * PIECE) = rounded8(first, second);
 }
+
+}  // namespace
 
 void round_rows(fd_context* ctx, const char* op, uint16_t* out, const float* x, int64_t rows, int64_t width, int64_t stride) {
   launch_threads(ctx, op, rows * (padded(width) / PIECE), round_kernel, out, x, rows, width, stride);
 }
+
+namespace {
 
 // ---- the product ------------------------------------------------------------------------------------------------------
 template <int M_, int N_, int K_, int WARPS_M_, int WARPS_N_, int STAGES_, int BLOCKS_>
@@ -83,19 +84,27 @@ struct Fetcher {
   __device__ __forceinline__ void go_down(int rows) { at += rows * x_row, rows_left -= rows; }
 };
 
-template <class T, bool A_BY_K, bool B_BY_K>
+template <class T, bool A_BY_K, bool B_BY_K, bool PARTS>
 __global__ void __launch_bounds__(T::BLOCK_THREADS, T::BLOCKS) product_kernel(RoundedProduct p) {
   FD_DYNAMIC_SHARED(uint16_t, shared);
   constexpr int MS = T::WARP_M / 16, NS = T::WARP_N / 16;
   constexpr int A_WIDTH = A_BY_K ? T::K : T::M, B_WIDTH = B_BY_K ? T::K : T::N;
 
   int64_t i0, j0;
-  tile_of_block(p.rows, p.columns, T::M, T::N, i0, j0);
+  unsigned tile = blockIdx.x, part = 0;
+  if (PARTS && p.apart) {
+    const auto tiles = static_cast<unsigned>((p.rows + T::M - 1) / T::M * ((p.columns + T::N - 1) / T::N));
+    part = tile / tiles, tile -= part * tiles;
+  }
+  place_of_tile(tile, p.rows, p.columns, T::M, T::N, i0, j0);
+  const int64_t k0 = PARTS ? static_cast<int64_t>(part) * p.part_depth : 0;  // of this block
   Fetcher<A_BY_K ? T::M : T::K, A_WIDTH, T::BLOCK_THREADS> a_tiles(
-      p.a, p.a_row, A_BY_K ? i0 : 0, A_BY_K ? p.rows : p.depth, A_BY_K ? 0 : i0);
+      p.a, p.a_row, A_BY_K ? i0 : k0, A_BY_K ? p.rows : p.depth, A_BY_K ? k0 : i0);
   Fetcher<B_BY_K ? T::N : T::K, B_WIDTH, T::BLOCK_THREADS> b_tiles(
-      p.b, p.b_row, B_BY_K ? j0 : 0, B_BY_K ? p.columns : p.depth, B_BY_K ? 0 : j0);
-  const int steps = static_cast<int>((p.depth + T::K - 1) / T::K);
+      p.b, p.b_row, B_BY_K ? j0 : k0, B_BY_K ? p.columns : p.depth, B_BY_K ? k0 : j0);
+  int steps = static_cast<int>((p.depth - k0 + T::K - 1) / T::K);
+  const int steps_of_part = PARTS ? p.part_depth / T::K : 0;
+  if (PARTS && p.apart && steps > steps_of_part) steps = steps_of_part;
   const auto fetch_step = [&](int step) {
     if (step < steps) {
       uint16_t* const stage = shared + step % T::STAGES * T::STAGE;
@@ -113,7 +122,21 @@ __global__ void __launch_bounds__(T::BLOCK_THREADS, T::BLOCKS) product_kernel(Ro
   const int64_t lane_i = i0 + warp_i + lane_id() / 4, lane_j = j0 + warp_j + lane_id() % 4 * 2;
   const int rows_left = clipped(p.rows - lane_i), columns_left = clipped(p.columns - lane_j);
   float sum[MS][2 * NS][4] = {};
-  if (p.add) {
+  // Sums of a part, of this lane, two neighbours at a time: partial rows are of even length.
+  const auto for_partial = [&](const auto& visit) {
+    float* at = p.partial + (static_cast<int64_t>(part) * p.rows + lane_i) * p.partial_row + lane_j;
+#pragma unroll
+    for (int m = 0; m < MS; ++m)
+#pragma unroll
+      for (int half = 0; half < 2; ++half, at += 8 * p.partial_row) {
+        if (16 * m + 8 * half >= rows_left) continue;
+#pragma unroll
+        for (int n = 0; n < 2 * NS; ++n)
+          if (8 * n < columns_left)
+            visit(*reinterpret_cast<float2*>(at + 8 * n), sum[m][n][2 * half], sum[m][n][2 * half + 1]);
+      }
+  };
+  if (p.add && part == 0) {
     const float* from = p.out + lane_i * p.out_row + lane_j;
 #pragma unroll
     for (int m = 0; m < MS; ++m)
@@ -126,8 +149,17 @@ __global__ void __launch_bounds__(T::BLOCK_THREADS, T::BLOCKS) product_kernel(Ro
             if (16 * m + 8 * half < rows_left && 8 * n + e < columns_left) sum[m][n][2 * half + e] = from[8 * n + e];
   }
 
+  int in_part = 0;  // steps
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
+    if (PARTS && in_part++ == steps_of_part) {  // a part is complete, and others come: never when apart
+      const bool first = step == steps_of_part;
+      for_partial([&](float2& so_far, float& x, float& y) {
+        so_far = first ? make_float2(x, y) : make_float2(so_far.x + x, so_far.y + y);
+        x = y = 0.0f;
+      });
+      in_part = 1;
+    }
     ptx::cp_async_wait<T::STAGES - 2>();  // this step has arrived, of this thread's copies
     __syncthreads();                      // and of all; and nobody reads the stage any more that is filled now
     fetch_step(step + T::STAGES - 1);
@@ -149,6 +181,11 @@ __global__ void __launch_bounds__(T::BLOCK_THREADS, T::BLOCKS) product_kernel(Ro
     }
   }
 
+  if (PARTS && p.apart) {
+    for_partial([&](float2& mine, float x, float y) { mine = make_float2(x, y); });
+    return;
+  }
+  if (PARTS) for_partial([&](float2& so_far, float& x, float& y) { x = so_far.x + x, y = so_far.y + y; });
 #pragma unroll
   for (int m = 0; m < MS; ++m)
 #pragma unroll
@@ -161,17 +198,63 @@ __global__ void __launch_bounds__(T::BLOCK_THREADS, T::BLOCKS) product_kernel(Ro
     }
 }
 
+// Parts computed apart, added in order. A thread has two neighbours.
+__global__ void add_parts_kernel(RoundedProduct p) {
+  const int64_t pairs = p.partial_row / 2, e = global_thread(), i = e / pairs, j = e % pairs * 2;
+  if (i >= p.rows) return;
+  const float* at = p.partial + i * p.partial_row + j;
+  float2 sum = *reinterpret_cast<const float2*>(at);
+#pragma unroll 4
+  for (int part = 1; part < p.parts; ++part) {
+    const float2 x = *reinterpret_cast<const float2*>(at + part * p.rows * p.partial_row);
+    sum.x += x.x, sum.y += x.y;
+  }
+  finish(p, i, j, sum.x, sum.y);
+}
+
 // ---- launching --------------------------------------------------------------------------------------------------------
+// Blocks that keep an A100 busy; other cards have 68 to 148 multiprocessors. Of the tile it changes the speed and no bit; the
+// number of parts follows from it, so it is the same on all cards.
+constexpr int64_t WAVE = 108;
+constexpr int64_t MOST_PARTIAL = 8 << 20;      // numbers of parts computed apart
+constexpr int64_t LEAST_BY_SHAPE = 1536;       // k of a part: a tile of 128 x 256 that adds it itself moves a fifth more bytes
+constexpr int64_t LEAST_BY_SIZE = 512, MOST_BY_SIZE = 16;
+
 template <class T>
-int64_t tiles(const RoundedProduct& p) {
-  return blocks_for(p.rows, T::M) * blocks_for(p.columns, T::N);
+int64_t tiles(int64_t rows, int64_t columns) {
+  return blocks_for(rows, T::M) * blocks_for(columns, T::N);
+}
+
+int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t larger_of(int64_t a, int64_t b) { return a > b ? a : b; }
+int64_t even(int64_t n) { return (n + 1) / 2 * 2; }
+
+// How many parts, and their depth: whole steps of every tile.
+void cut(RoundedProduct& p, Split split) {
+  int64_t n = 1;
+  if (split == Split::BY_SHAPE) n = smaller(blocks_for(WAVE, blocks_for(p.columns, Skinny::N)), p.depth / LEAST_BY_SHAPE);
+  if (split == Split::BY_SIZE && tiles<Wide>(p.rows, p.columns) < WAVE)
+    n = smaller(smaller(blocks_for(2 * WAVE, tiles<Square>(p.rows, p.columns)), p.depth / LEAST_BY_SIZE), MOST_BY_SIZE);
+  if (n < 2) return;
+  constexpr int64_t STEP = 64;
+  static_assert(STEP % Wide::K == 0 && STEP % Square::K == 0 && STEP % Small::K == 0 && STEP % Skinny::K == 0, "whole steps");
+  p.part_depth = static_cast<int>(blocks_for(blocks_for(p.depth, n), STEP) * STEP);
+  p.parts = static_cast<int>(blocks_for(p.depth, p.part_depth));
+  p.partial_row = even(p.columns);
+}
+
+template <class T, bool PARTS>
+void launch_tile(fd_context* ctx, const char* op, const RoundedProduct& p) {
+  const auto kernel = p.a_by_k ? (p.b_by_k ? product_kernel<T, true, true, PARTS> : product_kernel<T, true, false, PARTS>)
+                               : product_kernel<T, false, false, PARTS>;
+  launch_shared(ctx, op, tiles<T>(p.rows, p.columns) * (p.apart ? p.parts : 1), T::BLOCK_THREADS, T::SHARED, kernel, p);
 }
 
 template <class T>
 void launch_product(fd_context* ctx, const char* op, const RoundedProduct& p) {
-  const auto kernel =
-      p.a_by_k ? (p.b_by_k ? product_kernel<T, true, true> : product_kernel<T, true, false>) : product_kernel<T, false, false>;
-  launch_shared(ctx, op, tiles<T>(p), T::BLOCK_THREADS, T::SHARED, kernel, p);
+  if (p.parts == 1) return launch_tile<T, false>(ctx, op, p);
+  launch_tile<T, true>(ctx, op, p);
+  if (p.apart) launch_threads(ctx, op, p.rows * (p.partial_row / 2), add_parts_kernel, p);
 }
 
 // By rows or by columns: which dimension of an operand lies without gaps.
@@ -186,12 +269,28 @@ Laid laid(const Operand& x, int64_t rows, int64_t depth) {
 
 }  // namespace
 
-size_t sm80_workspace(int64_t rows, int64_t columns, int64_t depth) {
-  // whichever way an operand lies
+size_t operand_bytes(int64_t rows, int64_t columns, int64_t depth) {
   const auto operand = [&](int64_t n) {
     return bytes_of(n, depth) > bytes_of(depth, n) ? bytes_of(n, depth) : bytes_of(depth, n);
   };
   return operand(rows) + operand(columns);
+}
+
+// Not less for more of anything: a model asks for its largest products.
+size_t parts_bytes(Split split, int64_t rows, int64_t columns, int64_t depth) {
+  const int64_t wide = even(columns);
+  int64_t numbers = 0;
+  if (split == Split::BY_SHAPE && depth >= 2 * LEAST_BY_SHAPE) {
+    // more columns than CUT are never cut; n parts of fewer have n x columns <= MOST
+    constexpr int64_t CUT = (WAVE - 1) * Skinny::N, MOST = (WAVE + 1) * Skinny::N + CUT + WAVE;
+    numbers = larger_of(rows * smaller(wide, CUT), smaller(MOST_PARTIAL, rows * smaller(depth / LEAST_BY_SHAPE * wide, MOST)));
+  }
+  if (split == Split::BY_SIZE && depth >= 2 * LEAST_BY_SIZE) numbers = smaller(MOST_PARTIAL, MOST_BY_SIZE * rows * wide);
+  return static_cast<size_t>(numbers) * sizeof(float);
+}
+
+size_t sm80_workspace(Split split, int64_t rows, int64_t columns, int64_t depth) {
+  return operand_bytes(rows, columns, depth) + parts_bytes(split, rows, columns, depth);
 }
 
 int64_t sm80_packed_words(int64_t O, int64_t C) { return O * padded(C) / 2; }
@@ -215,19 +314,29 @@ RoundedProduct round_operands(fd_context* ctx, const char* op, const Product& p,
           p.add, pairs, p.bias, p.residual, p.residual_row};
 }
 
-void multiply_sm80(fd_context* ctx, const char* op, const Product& p, const void* packed_b, uint8_t* workspace, bool wide) {
+void multiply_rounded(fd_context* ctx, const char* op, const RoundedProduct& product, Split split, void* partial, bool wide) {
+  RoundedProduct p = product;
+  if (p.rows == 0 || p.columns == 0) return;
+  cut(p, split);
+  p.partial = static_cast<float*>(partial);
+  p.apart = p.parts > 1 && !wide && tiles<Square>(p.rows, p.columns) < WAVE &&
+            p.parts * p.rows * p.partial_row <= MOST_PARTIAL;
+  const int64_t times = p.apart ? p.parts : 1;
+  if (wide || (times == 1 && tiles<Wide>(p.rows, p.columns) >= WAVE))
+    launch_product<Wide>(ctx, op, p);
+  else if (p.rows <= Skinny::M)
+    launch_product<Skinny>(ctx, op, p);
+  else if (tiles<Square>(p.rows, p.columns) * times >= WAVE)
+    launch_product<Square>(ctx, op, p);
+  else
+    launch_product<Small>(ctx, op, p);
+}
+
+void multiply_sm80(fd_context* ctx, const char* op, const Product& p, Split split, const void* packed_b, uint8_t* workspace,
+                   bool wide) {
   if (p.rows == 0 || p.columns == 0) return;
   const RoundedProduct r = round_operands(ctx, op, p, packed_b, workspace);
-  // Blocks that keep an A100 busy; other cards have 68 to 148 multiprocessors. It changes the speed, no bit.
-  constexpr int64_t WAVE = 108;
-  if (wide || tiles<Wide>(r) >= WAVE)
-    launch_product<Wide>(ctx, op, r);
-  else if (p.rows <= Skinny::M)
-    launch_product<Skinny>(ctx, op, r);
-  else if (tiles<Square>(r) >= WAVE)
-    launch_product<Square>(ctx, op, r);
-  else
-    launch_product<Small>(ctx, op, r);
+  multiply_rounded(ctx, op, r, split, workspace + operand_bytes(p.rows, p.columns, p.depth), wide);
 }
 
 }  // namespace freedive::cuda
