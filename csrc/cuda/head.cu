@@ -4,7 +4,7 @@
 //   dz_j = sum_k dlogprobs_k (1[j = target_k] - p_j) - dentropy p_j (log p_j + entropy) + dlse p_j
 //   dx = weight^T dz / T,   dweight += dz x^T / T
 //
-// In chunks of HEAD_ROWS tokens (head.cuh). Rows whose first target is -1 are skipped: their outputs are 0, and so are their
+// In chunks of tokens (head.cuh). Rows whose first target is -1 are skipped: their outputs are 0, and so are their
 // derivatives. Per chunk it reads the weight once forward and twice backward (logits are computed again), whatever the batch.
 //
 // naive: statistics in two passes over a row of logits, for the maximum and for the sums; derivatives a thread per logit, with a
@@ -12,7 +12,10 @@
 // vector: statistics in one pass (head.cuh), derivatives four logits a thread, both by 128 bits where rows begin on 16 bytes (V a
 // multiple of 4): 12 bytes a logit, half of what the statistics read. Derivatives have naive's formula, and its bits for the same
 // lse and entropy.
+// sm80 (head_sm80.cu): in bfloat16 its products are on tensor cores, chunks larger, and derivatives are written as products take
+// them; in float32 it is vector.
 #include "head.cuh"
+#include "matmul_rounded.cuh"
 
 namespace freedive::cuda {
 namespace {
@@ -85,6 +88,20 @@ __global__ void head_derivative_vector_kernel(HeadArguments a, float* logits, in
   store4(z, x, p.left);
 }
 
+__global__ void head_derivative_rounded_kernel(HeadArguments a, const float* logits, uint16_t* rounded, int64_t begin,
+                                               int64_t rows) {
+  const int64_t pieces = (a.V + PIECE - 1) / PIECE, e = global_thread(), r = e / pieces, j = e % pieces * PIECE;
+  if (r >= rows) return;
+  const float* z = logits + r * a.V + j;
+  Four four[] = {load4(z, a.V - j), load4(z + VECTOR, a.V - j - VECTOR)};
+#pragma unroll
+  for (int c = 0; c < PIECE; ++c) {
+    float& x = four[c / VECTOR].at[c % VECTOR];
+    if (j + c < a.V) x = derivative(a, begin + r, j + c, x);
+  }
+  *reinterpret_cast<uint4*>(rounded + e * PIECE) = rounded8(four[0], four[1]);
+}
+
 }  // namespace
 
 void head_stats(fd_context* ctx, const char* op, const HeadArguments& a, const float* logits, int64_t begin, int64_t rows,
@@ -99,6 +116,11 @@ void head_derivatives(fd_context* ctx, const char* op, const HeadArguments& a, f
   launch(ctx, op, rows * by.blocks, by.threads, head_derivative_vector_kernel, a, logits, begin, by.blocks);
 }
 
+void head_derivatives_rounded(fd_context* ctx, const char* op, const HeadArguments& a, const float* logits, uint16_t* rounded,
+                              int64_t begin, int64_t rows) {
+  launch_threads(ctx, op, rows * (padded(a.V) / PIECE), head_derivative_rounded_kernel, a, logits, rounded, begin, rows);
+}
+
 void float_logits(fd_context* ctx, const char* op, const fd_tensor& x, const fd_tensor& weight, int64_t compute, float* z,
                   int64_t begin, int64_t rows) {
   const int64_t V = weight.shape[0];
@@ -109,13 +131,8 @@ void float_logits(fd_context* ctx, const char* op, const fd_tensor& x, const fd_
 
 namespace {
 
-struct Weight {
-  fd_tensor x, weight, dx, dweight;
-  int64_t compute;
-};
-
 // dx of the chunk's rows, and their part of dweight; z holds the derivatives by the logits.
-void chunk_gradients(fd_context* ctx, const char* op, const Weight& w, float* z, int64_t begin, int64_t rows) {
+void chunk_gradients(fd_context* ctx, const char* op, const HeadTensors& w, float* z, int64_t begin, int64_t rows) {
   const int64_t V = w.weight.shape[0], C = w.x.shape[1];
   Operand x = by_columns(w.x);
   x.data += begin * w.x.stride[0];
@@ -127,50 +144,55 @@ void chunk_gradients(fd_context* ctx, const char* op, const Weight& w, float* z,
   multiply_tiled(ctx, op, {{z, 1, V}, x, dweight, w.dweight.stride[0], V, C, rows, true, nullptr, nullptr, 0}, w.compute);
 }
 
-void run(fd_context* ctx, const char* op, const HeadArguments& a, const Weight& w, bool forward, bool backward, bool naive) {
+enum Rung { NAIVE, VECTORS, SM80 };  // of the ladder
+
+template <Rung RUNG>
+void run(fd_context* ctx, const char* op, const HeadArguments& a, const HeadTensors& w, bool forward, bool backward) {
+  if (RUNG == SM80 && w.compute == FD_BF16) return head_sm80(ctx, op, a, w, forward, backward);
   run_head(
       ctx, op, a, w.x.shape[0], forward, backward,
       [&](float* z, int64_t begin, int64_t rows) { float_logits(ctx, op, w.x, w.weight, w.compute, z, begin, rows); },
-      [&](float* z, int64_t begin, int64_t rows) { chunk_gradients(ctx, op, w, z, begin, rows); }, naive);
+      [&](float* z, int64_t begin, int64_t rows) { chunk_gradients(ctx, op, w, z, begin, rows); }, RUNG == NAIVE);
 }
 
-template <class Arguments>
+template <class Arguments, Rung RUNG, bool BACKWARD>
 size_t workspace(const void* arguments, int32_t) {
   const auto& a = *static_cast<const Arguments*>(arguments);
-  return head_workspace(a.x.shape[0], a.weight.shape[0]);
+  const int64_t N = a.x.shape[0], V = a.weight.shape[0];
+  return RUNG == SM80 ? head_sm80_workspace(N, V, a.x.shape[1], BACKWARD) : head_workspace(N, V);
 }
 
-template <bool NAIVE>
+template <Rung RUNG>
 void head_forward(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_head_forward_args*>(arguments);
   const HeadArguments h{a.logprobs,   a.entropy, a.lse,    a.targets, a.temperature,
                         a.vocab_mask, absent(),  absent(), absent(),  a.weight.shape[0]};
-  run(ctx, "head_forward", h, {a.x, a.weight, absent(), absent(), a.compute}, true, false, NAIVE);
+  run<RUNG>(ctx, "head_forward", h, {a.x, a.weight, a.packed, absent(), absent(), a.compute}, true, false);
 }
 
-template <bool NAIVE>
+template <Rung RUNG>
 void head_backward(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_head_backward_args*>(arguments);
   const HeadArguments h{absent(),     a.entropy,   a.lse,      a.targets, a.temperature,
                         a.vocab_mask, a.dlogprobs, a.dentropy, a.dlse,    a.weight.shape[0]};
-  run(ctx, "head_backward", h, {a.x, a.weight, a.dx, a.dweight, a.compute}, false, true, NAIVE);
+  run<RUNG>(ctx, "head_backward", h, {a.x, a.weight, a.packed, a.dx, a.dweight, a.compute}, false, true);
 }
 
-template <bool NAIVE>
+template <Rung RUNG>
 void head_forward_backward(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_head_forward_backward_args*>(arguments);
   const HeadArguments h{a.logprobs,   a.entropy,   a.lse,    a.targets, a.temperature,
                         a.vocab_mask, a.dlogprobs, absent(), absent(),  a.weight.shape[0]};
-  run(ctx, "head_forward_backward", h, {a.x, a.weight, a.dx, a.dweight, a.compute}, true, true, NAIVE);
+  run<RUNG>(ctx, "head_forward_backward", h, {a.x, a.weight, a.packed, a.dx, a.dweight, a.compute}, true, true);
 }
 
 }  // namespace
 
-FD_VARIANT_LIST(head, {"head_forward", "naive", 0, head_forward<true>, workspace<fd_head_forward_args>},
-                {"head_forward", "vector", 1, head_forward<false>, workspace<fd_head_forward_args>},
-                {"head_backward", "naive", 0, head_backward<true>, workspace<fd_head_backward_args>},
-                {"head_backward", "vector", 1, head_backward<false>, workspace<fd_head_backward_args>},
-                {"head_forward_backward", "naive", 0, head_forward_backward<true>, workspace<fd_head_forward_backward_args>},
-                {"head_forward_backward", "vector", 1, head_forward_backward<false>, workspace<fd_head_forward_backward_args>})
+#define FD_RUNGS(op, backward)                                                                         \
+  {#op, "naive", 0, op<NAIVE>, workspace<fd_##op##_args, NAIVE, backward>},                            \
+      {#op, "vector", 1, op<VECTORS>, workspace<fd_##op##_args, VECTORS, backward>},                   \
+      {#op, "sm80", 2, op<SM80>, workspace<fd_##op##_args, SM80, backward>}
+
+FD_VARIANT_LIST(head, FD_RUNGS(head_forward, false), FD_RUNGS(head_backward, true), FD_RUNGS(head_forward_backward, true))
 
 }  // namespace freedive::cuda

@@ -1,7 +1,7 @@
 // head.cuh: what the heads of float32 and of packed weights share: chunks of logits, and the statistics of a row of them.
 //
-// Logits [N, V] never exist: the workspace holds those of HEAD_ROWS tokens, and the host walks through the chunks, whose number
-// follows from the batch's size. How a chunk is made is all in which the two heads differ.
+// Logits [N, V] never exist: the workspace holds those of a chunk of tokens, and the host walks through the chunks, whose number
+// follows from the batch's size. How a chunk is made is all in which the heads differ.
 #pragma once
 #include "matmul.cuh"
 #include "vector.cuh"
@@ -91,6 +91,9 @@ void head_stats(fd_context* ctx, const char* op, const HeadArguments& a, const f
 // Logits become the derivatives of the loss by them, divided by the temperature.
 void head_derivatives(fd_context* ctx, const char* op, const HeadArguments& a, float* logits, int64_t begin, int64_t rows,
                       bool naive);
+// The same derivatives in bfloat16, in rows padded to 16 bytes: what products on tensor cores take.
+void head_derivatives_rounded(fd_context* ctx, const char* op, const HeadArguments& a, const float* logits, uint16_t* rounded,
+                              int64_t begin, int64_t rows);
 
 // The chunks of one head: make(z, begin, rows) writes logits, use(z, begin, rows) takes the derivatives further. naive: of
 // head.cu's two ladders.
@@ -123,8 +126,19 @@ inline void visit_pointers(const SampleArguments& a, int argument) {
 void sample_rows(fd_context* ctx, const char* op, const SampleArguments& a, const float* logits, int64_t begin, int64_t rows,
                  bool naive = false);
 
-// logits = x W^T of a chunk, of the float32 head and of the sampler
+// logits = x W^T of a chunk, of the tiled head and sampler
 void float_logits(fd_context* ctx, const char* op, const fd_tensor& x, const fd_tensor& weight, int64_t compute, float* z,
                   int64_t begin, int64_t rows);
+
+// ---- on tensor cores, in bfloat16 (head_sm80.cu) -----------------------------------------------------------------------------
+// What the products of a head read and write. packed: the weight as matmul_pack has rounded it, or absent.
+struct HeadTensors {
+  fd_tensor x, weight, packed, dx, dweight;
+  int64_t compute;
+};
+void head_sm80(fd_context* ctx, const char* op, const HeadArguments& a, const HeadTensors& t, bool forward, bool backward);
+void sample_sm80(fd_context* ctx, const char* op, const SampleArguments& a, const HeadTensors& t);
+// For either compute: in float32 the tiled head works in chunks of HEAD_ROWS.
+size_t head_sm80_workspace(int64_t N, int64_t V, int64_t C, bool backward);
 
 }  // namespace freedive::cuda

@@ -9,6 +9,7 @@
 // the bits found so far. 8 rounds instead of 32, by loads of 128 bits, and an exponential only for who agrees. To draw, warps
 // walk stretches of ids, 128 neighbours at a time. Reads V floats 2 times for a draw without cuts (naive: 4), 11 with top_k (38),
 // 13 with top_p (44), 21 with both (78).
+// sm80: select, of logits that tensor cores computed (head_sm80.cu); in bfloat16.
 #include "../core/rng.h"
 #include "head.cuh"
 
@@ -406,21 +407,28 @@ __global__ void select_kernel(SampleArguments a, const float* logits, int64_t be
   flat(a.logprobs)[s] = stats.logprob(z[token] / T);
 }
 
+enum Rung { NAIVE, SELECT, SM80 };  // of the ladder
+
+template <Rung RUNG>
 size_t workspace(const void* arguments, int32_t) {
   const auto& a = *static_cast<const fd_head_sample_args*>(arguments);
-  return head_workspace(a.x.shape[0], a.weight.shape[0]);
+  const int64_t S = a.x.shape[0], V = a.weight.shape[0];
+  return RUNG == SM80 ? head_sm80_workspace(S, V, a.x.shape[1], false) : head_workspace(S, V);
 }
 
-template <bool NAIVE>
+template <Rung RUNG>
 void head_sample(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_head_sample_args*>(arguments);
+  const char* op = "head_sample";
   const SampleArguments s{a.tokens, a.logprobs, a.vocab_mask, a.temperature, a.top_k,
                           a.top_p,  a.min_p,    a.seeds,      a.counters,    a.weight.shape[0]};
+  if (RUNG == SM80 && a.compute == FD_BF16)
+    return sample_sm80(ctx, op, s, {a.x, a.weight, a.packed, absent(), absent(), a.compute});
   float* z = scratch(ctx);
   for (int64_t begin = 0; begin < a.x.shape[0]; begin += HEAD_ROWS) {
     const int64_t rows = head_rows(a.x.shape[0] - begin);
-    float_logits(ctx, "head_sample", a.x, a.weight, a.compute, z, begin, rows);
-    sample_rows(ctx, "head_sample", s, z, begin, rows, NAIVE);
+    float_logits(ctx, op, a.x, a.weight, a.compute, z, begin, rows);
+    sample_rows(ctx, op, s, z, begin, rows, RUNG == NAIVE);
   }
 }
 
@@ -431,7 +439,8 @@ void sample_rows(fd_context* ctx, const char* op, const SampleArguments& a, cons
   launch(ctx, op, rows, THREADS, naive ? sample_kernel : select_kernel, a, logits, begin);
 }
 
-FD_VARIANT_LIST(sampling, {"head_sample", "naive", 0, head_sample<true>, workspace},
-                {"head_sample", "select", 1, head_sample<false>, workspace})
+FD_VARIANT_LIST(sampling, {"head_sample", "naive", 0, head_sample<NAIVE>, workspace<NAIVE>},
+                {"head_sample", "select", 1, head_sample<SELECT>, workspace<SELECT>},
+                {"head_sample", "sm80", 2, head_sample<SM80>, workspace<SM80>})
 
 }  // namespace freedive::cuda

@@ -289,3 +289,51 @@ def test_sampler_reports_the_trainers_log_probs(how, temperature, masked):
     np.testing.assert_array_equal(logprobs, ops.head_forward(x, weight, tokens, temperature, vocab_mask=mask, device=how["device"])[0])
     greedy, logprobs = ops.head_sample(x, weight, 0.0, vocab_mask=mask, **how)
     np.testing.assert_array_equal(logprobs, ops.head_forward(x, weight, greedy, 1.0, vocab_mask=mask, device=how["device"])[0])
+
+
+@pytest.mark.parametrize("device", ops.devices())
+@pytest.mark.parametrize("rows", [1, 5, 17, 130])
+def test_sampler_reports_the_trainers_log_probs_in_bfloat16(device, rows):
+    """What a device decodes with and what it trains with: one row or many, the weight packed or not"""
+    r = rng(12)
+    N, C, V = 130, 40, 300
+    x, weight = normal(r, N, C), normal(r, V, C)
+    how = {"device": device, "compute": "bfloat16"}
+    packed = ops.matmul_pack(weight, **how)
+    tokens, logprobs = ops.head_sample(x[:rows], weight, 0.8, top_k=20, seeds=np.arange(rows), packed=packed, **how)
+    targets = np.concatenate([tokens, np.zeros(N - rows, np.int32)])
+    for inputs in ({}, {"packed": packed}):
+        np.testing.assert_array_equal(logprobs, ops.head_forward(x, weight, targets, 0.8, **inputs, **how)[0][:rows])
+
+
+@pytest.mark.parametrize("device", TENSOR_CORES)
+def test_chunks_of_the_head_change_no_bit(device):
+    """More rows than a chunk has (1,024): the outputs of rows, and a gradient that goes on from chunk to chunk"""
+    r = rng(13)
+    N, C, V, cut = 1100, 24, 33, 16 * 43
+    x, weight, dweight = normal(r, N, C), normal(r, V, C), normal(r, V, C)
+    targets, dlogprobs = r.integers(0, V, size=N).astype(np.int32), normal(r, N)
+    how = {"device": device, "compute": "bfloat16"}
+    whole = ops.head_forward_backward(x, weight, targets, dlogprobs=dlogprobs, dweight=dweight.copy(), **how)
+    summed, parts = dweight.copy(), []
+    for rows in (slice(0, cut), slice(cut, N)):
+        parts.append(ops.head_forward_backward(x[rows], weight, targets[rows], dlogprobs=dlogprobs[rows], dweight=summed, **how))
+        summed = parts[-1][-1]
+    for got, *halves in zip(whole[:-1], *(part[:-1] for part in parts)):
+        np.testing.assert_array_equal(got, np.concatenate(halves))
+    np.testing.assert_array_equal(whole[-1], summed)
+
+
+@pytest.mark.parametrize("device", ops.devices())
+def test_sums_of_integers_are_the_same_in_every_variant(device):
+    """In int8: whoever multiplies, and however many rows there are, the sums of a block are exact and blocks are added in order"""
+    for case in op_cases.CASES["quantized_matmul"]:
+        if case.inputs["compute"] != "int8":
+            continue
+        results = []
+        for variant in ops.variants("quantized_matmul", device):
+            arguments = case.arguments(device)
+            ops.call("quantized_matmul", **arguments, variant=variant, device=device)
+            results.append(arguments["out"])
+        for other in results[1:]:
+            np.testing.assert_array_equal(results[0], other, err_msg=case.name)
