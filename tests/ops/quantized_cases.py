@@ -60,7 +60,7 @@ def quantized_pack(r):
 
 @cases("quantized_matmul")
 def quantized_matmul(r):
-    shapes = ((1, 32, 1), (1, 256, 70), (5, 288, 33), (7, 512, 16), (21, 256, 100), (40, 70, 48), (2, 33, 40), (0, 256, 8))
+    shapes = ((1, 32, 1), (1, 256, 70), (5, 288, 33), (7, 512, 16), (21, 256, 100), (16, 1280, 9), (40, 70, 48), (2, 33, 40), (0, 256, 8))
     for name, x, operand, weight in quantized_inputs(r, shapes):
         O = len(weight)
         for extras in ("", "bias+residual"):
