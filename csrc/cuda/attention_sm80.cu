@@ -9,9 +9,9 @@
 // workspace; a bfloat16 cache is read as it is, by cp.async; a float32 cache is rounded on its way to shared memory.
 //
 // A block of 4 warps takes 64 pairs of a query and a head of one key-value group, 16 to a warp, and walks the keys 64 at a
-// time through a ring of stages. q stays in registers (heads of 128: in shared memory); the weights go from one product's sums
-// straight to the next one's operand. A lane reads 16 bytes of 4 neighbouring keys (or dimensions), a column for each of 4
-// products: so it owns 8 neighbouring keys of a score row, and 8 dimensions of an output row.
+// time through a ring of stages. q stays in registers; the weights go from one product's sums straight to the next one's
+// operand. A lane reads 16 bytes of 4 neighbouring keys (or dimensions), a column for each of 4 products: so it owns 8
+// neighbouring keys of a score row, and 8 dimensions of an output row.
 //
 // The order of sums, for whoever asks: an online softmax over tiles of 64 keys, begun anew at every CHUNK of 512 keys; the
 // chunks' (maximum, sum, output) are merged in order. A decode step can give the chunks of a long cache to blocks of their own
@@ -44,7 +44,8 @@ struct Arguments {
   KeyBlocks keys;
   float* parts;  // of a split: [N, H, chunks] outputs of D, then as many maxima and sums
   float scale;   // of scores in powers of two
-  int groups, heads, slices, queries, chunks;  // a tile: `queries` rows of `heads` heads, of the group's slices
+  int groups, heads, slices, queries;  // a tile: `queries` rows of `heads` heads, of the group's slices
+  int chunks, width;  // of a split: chunks a row may have, and blocks that share them
 };
 #ifdef FREEDIVE_CUDA_EMULATION
 void visit_pointers(const Arguments& a, int argument) {
@@ -99,10 +100,8 @@ template <int D_>
 struct Shape {
   static constexpr int D = D_, STAGES = D == 64 ? 3 : 2, BLOCKS = D == 64 ? 3 : 2;  // of a ring; of a multiprocessor
   static constexpr int PART = TILE_BLOCKS * BLOCK_WORDS<D>;  // words of a tile's keys, or values
-  static constexpr bool KEPT = D == 64;                      // q in registers, where 32 of them would be too many
-  static constexpr int Q_AT = STAGES * 2 * PART;             // words; kept, it goes through the stage that is filled last
-  static constexpr size_t SHARED = size_t{STAGES} * 2 * PART * 4 + (KEPT ? 0 : PAIRS * D * 2);
-  static_assert(PAIRS * D * 2 <= 2 * PART * 4, "q fits a stage");
+  static constexpr size_t SHARED = size_t{STAGES} * 2 * PART * 4;
+  static_assert(PAIRS * D * 2 <= 2 * PART * 4, "q fits the last stage, which is filled when q is in registers");
 };
 
 // Where a piece of a key block lies in shared memory, and one of a value block: the four rows (neighbours of keys, every fourth
@@ -196,30 +195,22 @@ __device__ __forceinline__ float row_max(float x) {
 
 // One tile of keys for a warp. last[half]: the last position that its rows see, counted from the tile's first.
 template <int D>
-__device__ __forceinline__ void attend_tile(Sums<D>& sums, const uint32_t (&kept)[Shape<D>::KEPT ? D / 16 : 1][4],
-                                            const uint16_t* q_tile, const uint32_t* shared, float scale, const int (&last)[2],
-                                            bool masked) {
+__device__ __forceinline__ void attend_tile(Sums<D>& sums, const uint32_t (&q)[D / 16][4], const uint32_t* shared, float scale,
+                                            const int (&last)[2], bool masked) {
   const int lane = lane_id(), t = lane % 4, column = lane / 4;
   // scores: [block][j][e] of key 8 t + 4 (e % 2) + j of the block
   float s[TILE_BLOCKS][4][4] = {};
   const uint32_t* const keys = shared + key_place(t, column);
 #pragma unroll
   for (int k = 0; k < D / 16; ++k) {
-    uint32_t q[4];
-    if (Shape<D>::KEPT) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) q[i] = kept[Shape<D>::KEPT ? k : 0][i];
-    } else {
-      load_a<true, D>(q, q_tile, warp_of_block() * 16, 16 * k);
-    }
 #pragma unroll
     for (int b = 0; b < TILE_BLOCKS; ++b) {
       const uint32_t* const row = keys + b * BLOCK_WORDS<D> + 8 * k * BLOCK;  // pair 8 k + t, and 4 below it
       const uint4 low = *reinterpret_cast<const uint4*>(row), high = *reinterpret_cast<const uint4*>(row + 4 * BLOCK);
-      ptx::mma_bf16(s[b][0], q, low.x, high.x);
-      ptx::mma_bf16(s[b][1], q, low.y, high.y);
-      ptx::mma_bf16(s[b][2], q, low.z, high.z);
-      ptx::mma_bf16(s[b][3], q, low.w, high.w);
+      ptx::mma_bf16(s[b][0], q[k], low.x, high.x);
+      ptx::mma_bf16(s[b][1], q[k], low.y, high.y);
+      ptx::mma_bf16(s[b][2], q[k], low.z, high.z);
+      ptx::mma_bf16(s[b][3], q[k], low.w, high.w);
     }
   }
 #pragma unroll
@@ -285,22 +276,22 @@ __device__ inline void clear_rows(const Arguments& a, int64_t n, int64_t h, int 
 
 enum Kind : int { ROWS, CACHE_BF16, CACHE_F32 };
 
-// SPLIT: a block to each chunk, whose sums go to `parts`.
+// SPLIT: `width` blocks to a tile, which take every width-th chunk each; a chunk's sums go to `parts`.
 template <int D, int KIND, bool SPLIT>
 __global__ void __launch_bounds__(TILE_THREADS, Shape<D>::BLOCKS) attention_sm80_kernel(Arguments a) {
   FD_DYNAMIC_SHARED(uint32_t, shared);
   constexpr int STAGES = Shape<D>::STAGES, STAGE = 2 * Shape<D>::PART;
   const auto G = static_cast<unsigned>(a.groups), slices = static_cast<unsigned>(a.slices),
-             chunks = SPLIT ? static_cast<unsigned>(a.chunks) : 1u;
-  const unsigned chunk = blockIdx.x % chunks, slice = blockIdx.x / chunks % slices, g = blockIdx.x / chunks / slices % G;
-  const unsigned place = gridDim.x / chunks / slices / G - 1 - blockIdx.x / chunks / slices / G;  // the longest first
+             width = SPLIT ? static_cast<unsigned>(a.width) : 1u;
+  const unsigned part_of_tile = blockIdx.x % width, slice = blockIdx.x / width % slices, g = blockIdx.x / width / slices % G;
+  const unsigned place = gridDim.x / width / slices / G - 1 - blockIdx.x / width / slices / G;  // the longest first
   const int group = static_cast<int>(a.q.shape[1]) / a.groups, before = static_cast<int>(slice) * a.heads;
   const int heads = group - before < a.heads ? group - before : a.heads;
   const int64_t h0 = static_cast<int64_t>(g) * group + before, S = a.cu_seqlens.shape[0] - 1;
   const TilePlace at = tile_place(a.cu_seqlens, place, a.queries);
   const int64_t n0 = flat<int32_t>(a.cu_seqlens)[at.s] + at.first;
   if (at.s == S) {
-    if (chunk == 0 && n0 < a.q.shape[0]) clear_rows(a, n0, h0, heads);
+    if (part_of_tile == 0 && n0 < a.q.shape[0]) clear_rows(a, n0, h0, heads);
     return;
   }
   const int64_t rows_left = flat<int32_t>(a.cu_seqlens)[at.s + 1] - n0;
@@ -308,10 +299,12 @@ __global__ void __launch_bounds__(TILE_THREADS, Shape<D>::BLOCKS) attention_sm80
   const int queries = rows_left < a.queries ? static_cast<int>(rows_left) : a.queries, pairs = queries * heads;
   const int past = KIND == ROWS ? 0 : flat<int32_t>(a.past_lens)[at.s];
   const int first_position = past + static_cast<int>(at.first);
-  const int all_tiles = (first_position + queries - 1) / TILE_KEYS + 1;
-  const int begin = SPLIT ? static_cast<int>(chunk) * CHUNK_TILES : 0;
-  const int end = SPLIT && all_tiles > begin + CHUNK_TILES ? begin + CHUNK_TILES : all_tiles;
-  if (begin >= end) return;
+  const int tiles = (first_position + queries - 1) / TILE_KEYS + 1;
+  const auto tile_of = [&](int step) {
+    if (!SPLIT) return step;
+    return (step / CHUNK_TILES * a.width + static_cast<int>(part_of_tile)) * CHUNK_TILES + step % CHUNK_TILES;
+  };
+  if (tile_of(0) >= tiles) return;
 
   Pages pages{a.keys, KIND == ROWS ? nullptr : row<int32_t>(a.block_table, at.s),
               past + flat<int32_t>(a.cu_seqlens)[at.s + 1] - flat<int32_t>(a.cu_seqlens)[at.s]};
@@ -320,16 +313,16 @@ __global__ void __launch_bounds__(TILE_THREADS, Shape<D>::BLOCKS) attention_sm80
     const int64_t block = flat<int32_t>(a.cu_seqlens)[at.s] / BLOCK + at.s;  // as tile_place counts
     pages.keys.k += block * a.keys.k_block, pages.keys.v += block * a.keys.v_block;
   }
-  const auto fetch = [&](int tile) {
-    if (tile < end) fetch_tile<D, KIND == CACHE_F32>(shared + tile % STAGES * STAGE, pages, tile);
+  const auto fetch = [&](int step) {
+    const int tile = tile_of(step);
+    if (tile < tiles) fetch_tile<D, KIND == CACHE_F32>(shared + step % STAGES * STAGE, pages, tile);
     ptx::cp_async_commit();  // an empty group, too: the wait below counts them
   };
 #pragma unroll
-  for (int i = 0; i < STAGES - 1; ++i) fetch(begin + i);
+  for (int i = 0; i < STAGES - 1; ++i) fetch(i);
 
-  // pair p is query p / heads, head p % heads
-  const int q_at = Shape<D>::KEPT ? (begin + STAGES - 1) % STAGES * STAGE : Shape<D>::Q_AT;
-  auto* const q_tile = reinterpret_cast<uint16_t*>(shared + q_at);
+  // q through the stage that is filled last; pair p is query p / heads, head p % heads
+  auto* const q_tile = reinterpret_cast<uint16_t*>(shared + (STAGES - 1) * STAGE);
   for (int i = static_cast<int>(threadIdx.x); i < PAIRS * D / PIECE; i += TILE_THREADS) {
     const int p = i / (D / PIECE), d = i % (D / PIECE) * static_cast<int>(PIECE);
     Four low{}, high{};
@@ -342,11 +335,9 @@ __global__ void __launch_bounds__(TILE_THREADS, Shape<D>::BLOCKS) attention_sm80
                    ptx::bf16_pair(high.at[0], high.at[1]), ptx::bf16_pair(high.at[2], high.at[3]));
   }
   __syncthreads();
-  uint32_t q[Shape<D>::KEPT ? D / 16 : 1][4];
-  if (Shape<D>::KEPT) {
+  uint32_t q[D / 16][4];
 #pragma unroll
-    for (int k = 0; k < D / 16; ++k) load_a<true, D>(q[Shape<D>::KEPT ? k : 0], q_tile, warp_of_block() * 16, 16 * k);
-  }
+  for (int k = 0; k < D / 16; ++k) load_a<true, D>(q[k], q_tile, warp_of_block() * 16, 16 * k);
 
   const int warp_pair = warp_of_block() * 16, pair = warp_pair + lane_id() / 4;
   const int warp_first = first_position + warp_pair / heads, warp_last = first_position + (warp_pair + 15) / heads;
@@ -356,23 +347,24 @@ __global__ void __launch_bounds__(TILE_THREADS, Shape<D>::BLOCKS) attention_sm80
   // Of the chunks before: maximum and sum, and in `out` the values' sum, which is looked at again only by longer sequences.
   float total_top[2] = {-INFINITY, -INFINITY}, total_sum[2] = {};
 #pragma unroll 1
-  for (int tile = begin; tile < end; ++tile) {
+  for (int step = 0, tile = tile_of(0); tile < tiles; tile = tile_of(++step)) {
     ptx::cp_async_wait<STAGES - 2>();  // this tile has arrived, of this thread's copies
     __syncthreads();                   // and of all; and nobody reads the stage any more that is filled now
-    fetch(tile + STAGES - 1);
+    fetch(step + STAGES - 1);
     const int key = tile * TILE_KEYS;
     if (warp_pair < pairs && key <= warp_last) {
       const int last[2] = {position[0] - key, position[1] - key};
-      attend_tile<D>(part, q, q_tile, shared + tile % STAGES * STAGE, a.scale, last, key + TILE_KEYS - 1 > warp_first);
+      attend_tile<D>(part, q, shared + step % STAGES * STAGE, a.scale, last, key + TILE_KEYS - 1 > warp_first);
     }
-    if (tile % CHUNK_TILES != CHUNK_TILES - 1 && tile != end - 1) continue;
+    if (tile % CHUNK_TILES != CHUNK_TILES - 1 && tile != tiles - 1) continue;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       part.sum[half] = row_sum(part.sum[half]);
       const int p = pair + 8 * half, t = lane_id() % 4;
       if (p >= pairs) continue;
-      const int64_t n = n0 + p / heads, h = h0 + p % heads, place_of_part = (n * a.q.shape[1] + h) * a.chunks + chunk;
-      const bool merges = !SPLIT && tile >= CHUNK_TILES, divides = !SPLIT && tile == end - 1;
+      const int64_t n = n0 + p / heads, h = h0 + p % heads;
+      const int64_t place_of_part = (n * a.q.shape[1] + h) * a.chunks + tile / CHUNK_TILES;
+      const bool merges = !SPLIT && tile >= CHUNK_TILES, divides = !SPLIT && tile == tiles - 1;
       const Merged m = merged(total_top[half], part.top[half]);
       total_top[half] = m.top, total_sum[half] = merged(m, total_sum[half], part.sum[half]);
       const float divided = divides ? 1.0f / total_sum[half] : 1.0f;
@@ -429,15 +421,22 @@ __global__ void merge_chunks_kernel(Arguments a) {
 }
 
 // ---- launching -------------------------------------------------------------------------------------------------------------
-template <int KIND, bool SPLIT>
-void launch_attention(fd_context* ctx, const char* op, Arguments a) {
-  const int64_t H = a.q.shape[1], D = a.q.shape[2], group = H / a.groups;
+// Tiles of queries and heads: blocks of a launch that is not split.
+int64_t blocks_of(const Arguments& a) {
+  return tile_places(a.q.shape[0], a.cu_seqlens.shape[0] - 1, a.queries) * a.groups * a.slices;
+}
+void choose_tile(Arguments& a) {
+  const int64_t group = a.q.shape[1] / a.groups;
   a.heads = static_cast<int>(group < PAIRS ? group : PAIRS);
   a.slices = static_cast<int>(blocks_for(group, a.heads));
   a.queries = PAIRS / a.heads;
+}
+
+template <int KIND, bool SPLIT>
+void launch_attention(fd_context* ctx, const char* op, const Arguments& a) {
+  const int64_t H = a.q.shape[1], D = a.q.shape[2];
+  const int64_t blocks = blocks_of(a) * (SPLIT ? a.width : 1);
   if (a.q.shape[0] == 0) return;
-  const int64_t places = tile_places(a.q.shape[0], a.cu_seqlens.shape[0] - 1, a.queries),
-                blocks = places * a.groups * a.slices * (SPLIT ? a.chunks : 1);
   if (D == 64)
     launch_shared(ctx, op, blocks, TILE_THREADS, Shape<64>::SHARED, attention_sm80_kernel<64, KIND, SPLIT>, a);
   else
@@ -471,8 +470,10 @@ void attention_forward_sm80(fd_context* ctx, const fd_attention_forward_args& a)
          values, a.k, a.v, a.cu_seqlens);
   const int64_t words = BLOCK * D / 2;
   const KeyBlocks blocks{keys, values, G * words, words, G * words, words};
-  launch_attention<ROWS, false>(ctx, op, {a.out, a.lse, a.q, a.cu_seqlens, absent(), absent(), blocks, nullptr,
-                                          scale_of_powers(a.scale), static_cast<int>(G), 0, 0, 0, 1});
+  Arguments all{a.out, a.lse, a.q, a.cu_seqlens, absent(), absent(), blocks, nullptr, scale_of_powers(a.scale),
+                static_cast<int>(G), 0, 0, 0, 1, 1};
+  choose_tile(all);
+  launch_attention<ROWS, false>(ctx, op, all);
 }
 
 size_t attention_cached_sm80_workspace(const fd_attention_cached_args& a) {
@@ -487,11 +488,15 @@ void attention_cached_sm80(fd_context* ctx, const fd_attention_cached_args& a) {
   const KeyBlocks keys{static_cast<const uint32_t*>(a.k_cache.data), static_cast<const uint32_t*>(a.v_cache.data),
                        a.k_cache.stride[0] / per_word, a.k_cache.stride[1] / per_word, a.v_cache.stride[0] / per_word,
                        a.v_cache.stride[1] / per_word};
-  const Arguments all{a.out,        absent(), a.q,          a.cu_seqlens,             a.past_lens,
-                      a.block_table, keys,     scratch(ctx), scale_of_powers(a.scale), static_cast<int>(a.k_cache.shape[1]),
-                      0,            0,        0,            static_cast<int>(chunks_of(a))};
-  // The bits are the same either way: a table wider than the workspace was asked for is no error.
-  if (all.chunks > 1 && decodes(a) && attention_cached_sm80_workspace(a) <= ctx->workspace_bytes)
+  Arguments all{a.out, absent(), a.q, a.cu_seqlens, a.past_lens, a.block_table, keys, scratch(ctx), scale_of_powers(a.scale),
+                static_cast<int>(a.k_cache.shape[1]), 0, 0, 0, static_cast<int>(chunks_of(a)), 1};
+  choose_tile(all);
+  // As many blocks as fill a GPU a few times over, and no more: those of a short sequence end with nothing done. A table that
+  // is wider than the workspace was asked for is no error: the bits are the same either way.
+  constexpr int64_t ENOUGH = 1024;
+  const int64_t width = blocks_for(ENOUGH, blocks_of(all));
+  all.width = static_cast<int>(width < all.chunks ? width : all.chunks);
+  if (all.width > 1 && decodes(a) && attention_cached_sm80_workspace(a) <= ctx->workspace_bytes)
     floats ? launch_attention<CACHE_F32, true>(ctx, op, all) : launch_attention<CACHE_BF16, true>(ctx, op, all);
   else
     floats ? launch_attention<CACHE_F32, false>(ctx, op, all) : launch_attention<CACHE_BF16, false>(ctx, op, all);

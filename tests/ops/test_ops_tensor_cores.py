@@ -110,6 +110,21 @@ def test_decode_in_chunks_has_the_bits_of_training(device, H, G, D, lengths, dty
     np.testing.assert_array_equal(out, want[rows])
 
 
+def test_blocks_take_several_chunks_each(device):
+    """600 sequences, of which one has a row: blocks are many enough that two share the three chunks of its cache"""
+    r = rng(6)
+    q, k, v, cu = inputs(r, 2, 1, 64, (1100,))
+    want = ops.attention_forward(q, k, v, cu, **how(device))[0][-1:]
+    S, M, who = 600, 35, 417
+    table = np.zeros((S, M), np.int32)
+    table[who] = r.permutation(M)
+    past, cu_seqlens = np.zeros(S, np.int32), (np.arange(S + 1) > who).astype(np.int32)
+    past[who] = 1099
+    k_cache, v_cache, *scales = ops.new_cache(M, 1, 64, "bfloat16")
+    ops.kv_cache_write(k_cache, v_cache, k, v, cu, np.zeros(1, np.int32), table[who : who + 1], *scales, device=device)
+    np.testing.assert_array_equal(ops.attention_cached(q[-1:], k_cache, v_cache, cu_seqlens, past, table, None, *scales, **how(device)), want)
+
+
 def test_what_comes_after_changes_no_bit(device):
     """Rows before a changed token, forward and backward (their dout alone being non-zero), in the same tile and in others"""
     r = rng(4)
