@@ -3,7 +3,7 @@
 import numpy as np
 import op_cases
 import pytest
-from op_case import BF16
+from op_case import BF16, tells_something
 
 from freedive import ops
 
@@ -14,6 +14,7 @@ ALL = [
     for op, cases in op_cases.CASES.items()
     for variant in ops.variants(op, device)
     for case in cases
+    if tells_something(variant, case)
 ]
 
 
@@ -109,7 +110,7 @@ ALIASES = [
 def test_outputs_may_be_the_inputs_ops_h_names(op, alias, device):
     for variant in ops.variants(op, device):
         for case in op_cases.CASES[op]:
-            if case.inputs.get("accumulate") or any(case.inputs.get(source) is None for source in alias.values()):
+            if not tells_something(variant, case) or case.inputs.get("accumulate") or any(case.inputs.get(source) is None for source in alias.values()):
                 continue
             arguments = case.arguments(device)
             for out, source in alias.items():
@@ -153,6 +154,8 @@ def test_other_rows_change_no_bit(op, device):
     rows_in, rows_out = (names.split() for names in ROW_WISE[op])
     for variant in ops.variants(op, device):
         for case in op_cases.CASES[op]:
+            if not tells_something(variant, case):
+                continue
             whole = case.arguments(device)
             N = len(whole[rows_in[0]])
             if N < 2:
