@@ -1,26 +1,37 @@
 #!/usr/bin/env bash
 # The CUDA kernels executed by csrc/emulation, with something looking over their shoulder: dev/emulation.sh address|coverage [pytest arguments]
+# or dev/emulation.sh thread [rounds] [seed] [part of an op's name]
 # address: AddressSanitizer and UBSan. coverage: gcov's share of lines of csrc/cuda, per file; fails
-# below 95 %. Needs cmake, ninja and a Python (PYTHON) with pybind11 and freedive[test], installed or built in place
+# below 95 %. thread: ThreadSanitizer with a context per CUDA thread; every variant of every op, by tests/cpp/ops_emulated.cpp.
+# Needs cmake, ninja and a Python (PYTHON) with pybind11 and (not for thread) freedive[test], installed or built in place
 # (dev/build_inplace.sh, then PYTHONPATH=python).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-kind=${1:?address or coverage}
+kind=${1:?address, coverage or thread}
 shift
 python=${PYTHON:-python3}
 build=${BUILD_DIR:-build}/emulation-$kind
 options=()
 case $kind in
   address) options=(-DFREEDIVE_SANITIZE=address) ;;
+  thread) options=(-DFREEDIVE_SANITIZE=thread) ;;
   coverage) options=(-DCMAKE_CXX_FLAGS=--coverage -DCMAKE_SHARED_LINKER_FLAGS=--coverage -DCMAKE_MODULE_LINKER_FLAGS=--coverage) ;;
-  *) echo "address or coverage, not $kind" && exit 2 ;;
+  *) echo "address, coverage or thread, not $kind" && exit 2 ;;
 esac
+options+=(-DFREEDIVE_CUDA_EMULATION=ON -DPython_EXECUTABLE="$(command -v "$python")" -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)")
+if [[ $kind == thread ]]; then
+  cmake -S . -B "$build" -G Ninja "${options[@]}" >/dev/null
+  cmake --build "$build" --target ops_emulated
+  # ThreadSanitizer wants an address space without randomisation on kernels with many random bits; setarch where it is allowed.
+  run=()
+  if setarch -R true 2>/dev/null; then run=(setarch -R); fi
+  TSAN_OPTIONS="halt_on_error=1 history_size=0 ${TSAN_OPTIONS:-}" exec "${run[@]}" "$build/ops_emulated" "$@"
+fi
 # Asked before the build, which takes minutes.
 package=$("$python" -c 'import os, freedive._core; print(os.path.dirname(freedive.__file__))') || {
   echo "$python has no freedive: pip install . or, with the package built in place (dev/build_inplace.sh), PYTHONPATH=python" && exit 2
 }
-cmake -S . -B "$build" -G Ninja -DFREEDIVE_CUDA_EMULATION=ON "${options[@]}" -DPython_EXECUTABLE="$(command -v "$python")" \
-  -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" >/dev/null
+cmake -S . -B "$build" -G Ninja "${options[@]}" >/dev/null
 cmake --build "$build" --target freedive_cuda_emu
 rm -rf "$build/python" && mkdir "$build/python" && cp -r "$package" "$build/python/freedive" && cp "$build/_cuda_emu.so" "$build/python/freedive/"
 run=(env PYTHONPATH="$PWD/$build/python")
