@@ -98,8 +98,8 @@ struct Call {
     return false;
   }
 
-  // Of one number as of many, and what kernels are written for as often.
-  int64_t head_width() { return random.below(limits.least == 1 ? 4 : 2) == 0 ? 64 * (1 + random.below(2)) : random.size(80); }
+  // Any, and often what kernels for tensor cores are written for; of large ones that alone.
+  int64_t head_width() { return limits.least > 1 || random.below(4) == 0 ? 64 * (1 + random.below(2)) : random.size(80); }
 
   // Sequences over the N rows, some empty, sometimes with an unused tail; with a cache also how much came before.
   void make_sequences() {
