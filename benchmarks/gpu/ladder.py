@@ -20,8 +20,8 @@ def variants_here() -> dict[str, list[str]] | None:
     return None if device is None else {op: ops.ladder(op, device) for op in ops.schemas()}
 
 
-def expectations(text: str) -> list[tuple[str, set[str], str]]:
-    """Variant, the words that say which ops, what it is expected to buy: the rows of the table that begins `| variant |`"""
+def expectations(text: str) -> list[tuple[set[str], set[str], str]]:
+    """Variants, the words that say which ops, what is expected of them: the rows of the table that begins `| variant |`, as "sm90_plain, sm90, matmul" """
     rows, inside = [], False
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
@@ -30,17 +30,18 @@ def expectations(text: str) -> list[tuple[str, set[str], str]]:
         elif not line.startswith("|"):
             inside = False
         elif inside and not set(line) <= set("|- "):
-            name, _, where = cells[0].partition(",")
-            words = set(re.findall(r"[a-z_0-9]{3,}", re.sub(r"\b(head|norm|product)s\b", r"\1", where.lower())))
-            rows.append((name.strip(), words, cells[2]))
+            words: list[str] = []
+            for word in re.findall(r"[a-z_0-9]{3,}", re.sub(r"\b(head|norm|product)s\b", r"\1", cells[0].partition(",")[2].lower())):
+                words.append(words[-1].rpartition("_")[0] + word if word.startswith("_") and words else word)  # "attention_forward, _backward"
+            rows.append(({part.strip() for part in cells[0].split(",")}, set(words), cells[2]))
     return rows
 
 
-def expected(rows: list[tuple[str, set[str], str]], op: str, variant: str) -> str | None:
+def expected(rows: list[tuple[set[str], set[str], str]], op: str, variant: str) -> str | None:
     """The row of that variant whose words fit the op best; naive is one row for all"""
     best: tuple[int, str] | None = None
-    for name, words, text in rows:
-        if name != variant:
+    for names, words, text in rows:
+        if variant not in names:
             continue
         fit = max((len(word) for word in words if word in op), default=1 if "all" in words else 0)
         if fit > 0 and (best is None or fit > best[0]):

@@ -71,10 +71,11 @@ struct Bulk {
   uint32_t shared;
   uint64_t* barrier;  // of a load
   int x, y, group;    // group: of a store
+  unsigned slot;      // of a store, its edge in Stores: pending ones move up, and an edge is its address
   unsigned blocks;    // of the cluster, that a load goes to; 0: to this thread's alone
   const char* file;
   int line;
-  char edge;
+  char edge;          // of a load
 };
 constexpr int MOST_LOADS = 256, MOST_STORES = 64;
 Bulk loads[MOST_LOADS];
@@ -83,7 +84,8 @@ bool used[MOST_LOADS];
 struct Stores {
   Bulk pending[MOST_STORES];
   int n = 0, groups = 0;
-  unsigned thread = 0;
+  unsigned thread = 0, issued = 0;
+  char edges[MOST_STORES];  // from the thread to its stores, in turns
   char done;  // an edge from stores carried out, early ones too, to the thread that waits
 };
 constexpr int MOST_STORERS = 16;
@@ -147,7 +149,7 @@ void carry_out_load(Bulk& b) {
 
 void carry_out_store(Stores& by, Bulk& b) {
   enter_engine(TMA_ENGINE);
-  acquire(&b.edge);
+  acquire(&by.edges[b.slot]);
   for_pieces(b, [](uint32_t address, char* element, uint32_t skip, uint32_t bytes) {
     note_read(shared_pointer(address, 16), 16);
     if (bytes == 0) return;
@@ -414,9 +416,9 @@ void tma_store_2d(const CUtensorMap* map, const void* from, int x, int y, const 
   Bulk b = checked(map, from, x, y, file, line);
   Stores& mine = my_stores();
   if (mine.n == MOST_STORES) fail("more than %d TMA stores of one thread under way", MOST_STORES);
-  b.group = mine.groups;
+  b.group = mine.groups, b.slot = mine.issued++ % MOST_STORES;
   Bulk& kept = mine.pending[mine.n] = b;
-  release_edge(&kept.edge);
+  release_edge(&mine.edges[b.slot]);
   if (copies_are_early())
     carry_out_store(mine, kept);
   else

@@ -106,6 +106,13 @@ def test_what_is_expected_is_told_and_what_is_measured_stands_apart():
     assert len(empty) == 3 and not any(any(texts) for texts in empty)
 
 
+def test_a_row_is_found_by_the_words_that_fit_best():
+    rows = ladder.expectations("| variant | x | y |\n|---|---|---|\n| naive, all ops | | first |\n| fast, attention_forward, _backward | | A |\n| fast, faster, matmul and heads | | B |\n\n| fast, rope | | no |\n")
+    of = lambda op, variant: ladder.expected(rows, op, variant)
+    assert of("rope", "naive") == "first" and of("attention_backward", "fast") == "A" and of("matmul_backward_input", "fast") == of("head_forward", "faster") == "B"
+    assert of("rope", "fast") is None and of("matmul_forward", "slow") is None
+
+
 @pytest.mark.skipif(DEVICE != "cuda-emu", reason="the CUDA kernels are not built here: csrc/emulation/README.md")
 def test_every_variant_says_what_it_should_buy():
     rows = ladder.expectations(ladder.README.read_text())
