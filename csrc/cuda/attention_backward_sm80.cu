@@ -79,7 +79,7 @@ template <int D, bool BY_KEYS>
 struct Shape {
   static constexpr int BLOCKS = D == 64 ? 3 : 2;          // of a multiprocessor
   static constexpr bool KEPT = !(BY_KEYS && D == 128);    // mine stay in registers
-  static constexpr int COLUMNS = D == 64 ? 32 : 16;       // of S and dP at a time: registers
+  static constexpr int COLUMNS = D == 64 && !BY_KEYS ? 32 : 16;  // of S and dP at a time: registers
   static constexpr int TILE = THEIRS * D, STAGE = 2 * TILE + 2 * THEIRS * 2;  // in 16 bits; two tiles, and statistics
   static constexpr size_t SHARED = (size_t{2} * MINE * D + STAGES * STAGE) * 2;
   static_assert(THEIRS * D / PIECE % TILE_THREADS == 0, "whole pieces for every thread");
@@ -253,7 +253,7 @@ __global__ void __launch_bounds__(TILE_THREADS, Shape<D, BY_KEYS>::BLOCKS) atten
           const int my = first + lane_row + e / 2 * 8, their = position + column;
           const int key = BY_KEYS ? my : their, query = BY_KEYS ? their : my;
           const float l = BY_KEYS ? statistics[column] : lse[e / 2], d = BY_KEYS ? statistics[THEIRS + column] : delta[e / 2];
-          const float weight = exp2f(fmaf(p[j][e], a.scale_of_powers, -l));
+          const float weight = ptx::exp2_approx(fmaf(p[j][e], a.scale_of_powers, -l));
           p[j][e] = key <= query && query < length ? weight : 0.0f;
           ds[j][e] = p[j][e] * (ds[j][e] - d);
         }

@@ -8,10 +8,11 @@
 // mma.sync's second operand is. The forward pass of a flat batch first rounds its keys and values into such blocks, in the
 // workspace; a bfloat16 cache is read as it is, by cp.async; a float32 cache is rounded on its way to shared memory.
 //
-// A block of 4 warps takes 64 pairs of a query and a head of one key-value group, 16 to a warp, and walks the keys 64 at a
-// time through a ring of stages. q stays in registers; the weights go from one product's sums straight to the next one's
-// operand. A lane reads 16 bytes of 4 neighbouring keys (or dimensions), a column for each of 4 products: so it owns 8
-// neighbouring keys of a score row, and 8 dimensions of an output row.
+// A block of 4 warps takes 64 pairs of a query and a head of one key-value group, 16 to a warp, and walks the keys 64 at a time
+// through a ring of stages. q stays in registers; the weights go from one product's sums straight to the next one's operand. A
+// lane reads 16 bytes of 4 neighbouring keys (or dimensions), a column for each of 4 products: so it owns 8 neighbouring keys of
+// a score row, and 8 dimensions of an output row. Training with heads of 64 takes 32 pairs to a warp, and reads q again for each
+// tile: half of shared memory's bytes for each product. A row has the same bits either way.
 //
 // The order of sums, for whoever asks: an online softmax over tiles of 64 keys, begun anew at every CHUNK of 512 keys; the
 // chunks' (maximum, sum, output) are merged in order. A decode step can give the chunks of a long cache to blocks of their own
@@ -19,8 +20,8 @@
 // masked adds exact zeros; whole tiles of it are skipped. The merged output of the chunks so far waits in `out`: beside a
 // chunk's own it would not fit the registers.
 //
-// Bytes: rounding reads 4 and writes 2 for a number of k and v; then a tile of 64 pairs reads 2 for each number it sees, from
-// the L2 cache. A decode step reads the bfloat16 cache once for the heads of a group. Shared memory is read once for 16 pairs.
+// Bytes: rounding reads 4 and writes 2 for a number of k and v; then a tile of pairs reads 2 for each number it sees, from the
+// L2 cache. A decode step reads the bfloat16 cache once for the heads of a group. Shared memory is read once for 16 (32) pairs.
 #include "attention.cuh"
 #include "attention_sm80.cuh"
 #include "vector.cuh"
@@ -28,10 +29,11 @@
 namespace freedive::cuda {
 namespace {
 
-constexpr int BLOCK = FD_KV_BLOCK, TILE_KEYS = 64, TILE_BLOCKS = TILE_KEYS / BLOCK, PAIRS = 64, TILE_WARPS = PAIRS / 16,
+constexpr int BLOCK = FD_KV_BLOCK, TILE_KEYS = 64, TILE_BLOCKS = 2, TILE_WARPS = 4,
               TILE_THREADS = TILE_WARPS * WARP;
 constexpr int CHUNK = 512, CHUNK_TILES = CHUNK / TILE_KEYS;
 constexpr int WORDS = 4;  // in 16 bytes
+static_assert(TILE_KEYS == TILE_BLOCKS * BLOCK && CHUNK == CHUNK_TILES * TILE_KEYS, "whole blocks and tiles");
 
 // Keys and values in blocks, in words of 32 bits: two bfloat16 or one float32.
 struct KeyBlocks {
@@ -96,12 +98,19 @@ __global__ void round_to_blocks_kernel(uint32_t* keys, uint32_t* values, fd_tens
 }
 
 // ---- one block's walk over the keys -----------------------------------------------------------------------------------------
-template <int D_>
+enum Kind : int { ROWS, CACHE_BF16, CACHE_F32 };
+
+template <int D_, int KIND>
 struct Shape {
-  static constexpr int D = D_, STAGES = D == 64 ? 3 : 2, BLOCKS = D == 64 ? 3 : 2;  // of a ring; of a multiprocessor
+  static constexpr int D = D_;
+  // Groups of 16 pairs to a warp. Two halve what is read from shared memory; heads of 128 have no registers for them, and a
+  // decode step seldom has the pairs.
+  static constexpr int GROUPS = D == 64 && KIND == ROWS ? 2 : 1, PAIRS = TILE_WARPS * 16 * GROUPS;
+  static constexpr int STAGES = D == 64 ? 3 : 2, BLOCKS = D == 64 && GROUPS == 1 ? 3 : 2;  // of a ring; of a multiprocessor
   static constexpr int PART = TILE_BLOCKS * BLOCK_WORDS<D>;  // words of a tile's keys, or values
-  static constexpr size_t SHARED = size_t{STAGES} * 2 * PART * 4;
-  static_assert(PAIRS * D * 2 <= 2 * PART * 4, "q fits the last stage, which is filled when q is in registers");
+  static constexpr bool KEPT = GROUPS == 1;  // q in registers; else it is read again for each tile, 16 bytes beside 64 of keys
+  static constexpr size_t SHARED = size_t{STAGES} * 2 * PART * 4 + (KEPT ? 0 : PAIRS * D * 2);
+  static_assert(PAIRS * D * 2 <= 2 * PART * 4, "kept, q goes through the last stage, which is filled when q is in registers");
 };
 
 // Where a piece of a key block lies in shared memory, and one of a value block: the four rows (neighbours of keys, every fourth
@@ -126,7 +135,7 @@ __device__ __forceinline__ void fetch_tile(uint32_t* shared, const Pages& pages,
 #pragma unroll
   for (int b = 0; b < TILE_BLOCKS; ++b) {
     const int first = tile * TILE_KEYS + b * BLOCK;  // position
-    uint32_t *const keys = shared + b * BLOCK_WORDS<D>, *const values = keys + Shape<D>::PART;
+    uint32_t *const keys = shared + b * BLOCK_WORDS<D>, *const values = keys + TILE_BLOCKS * BLOCK_WORDS<D>;
     const bool there = first < pages.positions;
     const int64_t block = there ? (pages.blocks != nullptr ? pages.blocks[first / BLOCK] : first / BLOCK) : 0;
     const uint32_t *const k = pages.keys.k + block * pages.keys.k_block, *const v = pages.keys.v + block * pages.keys.v_block;
@@ -179,7 +188,7 @@ struct Merged {
 };
 __device__ __forceinline__ Merged merged(float top, float other) {
   const float larger = fmaxf(top, other);
-  return {larger, exp2f(top - larger), exp2f(other - larger)};
+  return {larger, ptx::exp2_approx(top - larger), ptx::exp2_approx(other - larger)};
 }
 __device__ __forceinline__ float merged(const Merged& m, float mine, float other) { return fmaf(other, m.other, mine * m.mine); }
 
@@ -193,73 +202,98 @@ __device__ __forceinline__ float row_max(float x) {
   return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));
 }
 
-// One tile of keys for a warp. last[half]: the last position that its rows see, counted from the tile's first.
-template <int D>
-__device__ __forceinline__ void attend_tile(Sums<D>& sums, const uint32_t (&q)[D / 16][4], const uint32_t* shared, float scale,
-                                            const int (&last)[2], bool masked) {
+// One tile of keys for a warp's GROUPS of 16 pairs. last[m][half]: the last position that its rows see, from the tile's first.
+template <int D, int GROUPS, bool KEPT>
+__device__ __forceinline__ void attend_tile(Sums<D> (&sums)[GROUPS], const uint32_t (&kept)[KEPT ? D / 16 : 1][GROUPS][4],
+                                            const uint16_t* q_tile, const uint32_t* shared, float scale,
+                                            const int (&last)[GROUPS][2], bool masked) {
   const int lane = lane_id(), t = lane % 4, column = lane / 4;
-  // scores: [block][j][e] of key 8 t + 4 (e % 2) + j of the block
-  float s[TILE_BLOCKS][4][4] = {};
+  // scores: [m][block][j][e] of key 8 t + 4 (e % 2) + j of the block
+  float s[GROUPS][TILE_BLOCKS][4][4] = {};
   const uint32_t* const keys = shared + key_place(t, column);
 #pragma unroll
   for (int k = 0; k < D / 16; ++k) {
+    uint32_t q[GROUPS][4];
+#pragma unroll
+    for (int m = 0; m < GROUPS; ++m) {
+      if (!KEPT) load_a<true, D>(q[m], q_tile, (warp_of_block() * GROUPS + m) * 16, 16 * k);
+#pragma unroll
+      for (int i = 0; KEPT && i < 4; ++i) q[m][i] = kept[KEPT ? k : 0][m][i];
+    }
 #pragma unroll
     for (int b = 0; b < TILE_BLOCKS; ++b) {
       const uint32_t* const row = keys + b * BLOCK_WORDS<D> + 8 * k * BLOCK;  // pair 8 k + t, and 4 below it
       const uint4 low = *reinterpret_cast<const uint4*>(row), high = *reinterpret_cast<const uint4*>(row + 4 * BLOCK);
-      ptx::mma_bf16(s[b][0], q[k], low.x, high.x);
-      ptx::mma_bf16(s[b][1], q[k], low.y, high.y);
-      ptx::mma_bf16(s[b][2], q[k], low.z, high.z);
-      ptx::mma_bf16(s[b][3], q[k], low.w, high.w);
+#pragma unroll
+      for (int m = 0; m < GROUPS; ++m) {
+        ptx::mma_bf16(s[m][b][0], q[m], low.x, high.x);
+        ptx::mma_bf16(s[m][b][1], q[m], low.y, high.y);
+        ptx::mma_bf16(s[m][b][2], q[m], low.z, high.z);
+        ptx::mma_bf16(s[m][b][3], q[m], low.w, high.w);
+      }
     }
   }
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    float top = sums.top[half];
+  for (int i = 0; i < GROUPS * TILE_BLOCKS * 16; ++i) s[i / 32][i / 16 % 2][i / 4 % 4][i % 4] *= scale;
+  if (masked) {  // of most tiles nothing is
 #pragma unroll
-    for (int b = 0; b < TILE_BLOCKS; ++b)
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        float& x = s[b][i / 2][2 * half + i % 2];
-        x *= scale;
-        if (masked && b * BLOCK + 8 * t + 4 * (i % 2) + i / 2 > last[half]) x = -INFINITY;
-        top = fmaxf(top, x);
-      }
-    top = row_max(top);
-    const float base = top == -INFINITY ? 0.0f : top;  // a row that has seen no key yet
-    float part = 0.0f;
-#pragma unroll
-    for (int b = 0; b < TILE_BLOCKS; ++b)
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        float& x = s[b][i / 2][2 * half + i % 2];
-        x = exp2f(x - base);
-        part += x;
-      }
-    const float fade = exp2f(sums.top[half] - base);
-    sums.sum[half] = fmaf(sums.sum[half], fade, part);  // of this lane's keys; the four lanes come together at the chunk's end
-    sums.top[half] = top;
-#pragma unroll
-    for (int d = 0; d < D / 32; ++d)
-#pragma unroll
-      for (int i = 0; i < 8; ++i) sums.out[d][i / 2][2 * half + i % 2] *= fade;
+    for (int i = 0; i < GROUPS * TILE_BLOCKS * 16; ++i) {
+      const int m = i / 32, b = i / 16 % 2, j = i / 4 % 4, e = i % 4;
+      if (b * BLOCK + 8 * t + 4 * (e % 2) + j > last[m][e / 2]) s[m][b][j][e] = -INFINITY;
+    }
   }
-  const uint32_t* const values = shared + Shape<D>::PART + value_place<D>(4 * t, column);
+#pragma unroll
+  for (int m = 0; m < GROUPS; ++m)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float top = sums[m].top[half];
+#pragma unroll
+      for (int b = 0; b < TILE_BLOCKS; ++b)
+#pragma unroll
+        for (int i = 0; i < 8; ++i) top = fmaxf(top, s[m][b][i / 2][2 * half + i % 2]);
+      top = row_max(top);
+      const float base = top == -INFINITY ? 0.0f : top;  // a row that has seen no key yet
+      float part = 0.0f;
+#pragma unroll
+      for (int b = 0; b < TILE_BLOCKS; ++b)
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          float& x = s[m][b][i / 2][2 * half + i % 2];
+          x = ptx::exp2_approx(x - base);
+          part += x;
+        }
+      const float fade = ptx::exp2_approx(sums[m].top[half] - base);
+      sums[m].sum[half] = fmaf(sums[m].sum[half], fade, part);  // of this lane's keys; the four lanes meet at the chunk's end
+      sums[m].top[half] = top;
+#pragma unroll
+      for (int d = 0; d < D / 32; ++d)
+#pragma unroll
+        for (int i = 0; i < 8; ++i) sums[m].out[d][i / 2][2 * half + i % 2] *= fade;
+    }
+  const uint32_t* const values = shared + TILE_BLOCKS * BLOCK_WORDS<D> + value_place<D>(4 * t, column);
 #pragma unroll
   for (int b = 0; b < TILE_BLOCKS; ++b)
 #pragma unroll
     for (int u = 0; u < 2; ++u) {
-      // pairs of keys 4 t + 2 u and 4 t + 2 u + 1 of the block
-      const uint32_t p[4] = {ptx::bf16_pair(s[b][0][u], s[b][1][u]), ptx::bf16_pair(s[b][0][2 + u], s[b][1][2 + u]),
-                             ptx::bf16_pair(s[b][2][u], s[b][3][u]), ptx::bf16_pair(s[b][2][2 + u], s[b][3][2 + u])};
+      uint32_t p[GROUPS][4];  // pairs of keys 4 t + 2 u and 4 t + 2 u + 1 of the block
+#pragma unroll
+      for (int m = 0; m < GROUPS; ++m)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int j = i / 2 * 2, e = i % 2 * 2 + u;
+          p[m][i] = ptx::bf16_pair(s[m][b][j][e], s[m][b][j + 1][e]);
+        }
 #pragma unroll
       for (int d = 0; d < D / 32; ++d) {
         const uint32_t* const row = values + b * BLOCK_WORDS<D> + 2 * u * D + 32 * d;  // pair 4 t + 2 u, and the next
         const uint4 low = *reinterpret_cast<const uint4*>(row), high = *reinterpret_cast<const uint4*>(row + D);
-        ptx::mma_bf16(sums.out[d][0], p, low.x, high.x);
-        ptx::mma_bf16(sums.out[d][1], p, low.y, high.y);
-        ptx::mma_bf16(sums.out[d][2], p, low.z, high.z);
-        ptx::mma_bf16(sums.out[d][3], p, low.w, high.w);
+#pragma unroll
+        for (int m = 0; m < GROUPS; ++m) {
+          ptx::mma_bf16(sums[m].out[d][0], p[m], low.x, high.x);
+          ptx::mma_bf16(sums[m].out[d][1], p[m], low.y, high.y);
+          ptx::mma_bf16(sums[m].out[d][2], p[m], low.z, high.z);
+          ptx::mma_bf16(sums[m].out[d][3], p[m], low.w, high.w);
+        }
       }
     }
 }
@@ -274,13 +308,12 @@ __device__ inline void clear_rows(const Arguments& a, int64_t n, int64_t h, int 
   for (int i = me; i < pairs; i += TILE_THREADS) row(a.lse, n + i / heads)[h + i % heads] = 0.0f;
 }
 
-enum Kind : int { ROWS, CACHE_BF16, CACHE_F32 };
-
 // SPLIT: `width` blocks to a tile, which take every width-th chunk each; a chunk's sums go to `parts`.
 template <int D, int KIND, bool SPLIT>
-__global__ void __launch_bounds__(TILE_THREADS, Shape<D>::BLOCKS) attention_sm80_kernel(Arguments a) {
+__global__ void __launch_bounds__(TILE_THREADS, Shape<D, KIND>::BLOCKS) attention_sm80_kernel(Arguments a) {
   FD_DYNAMIC_SHARED(uint32_t, shared);
-  constexpr int STAGES = Shape<D>::STAGES, STAGE = 2 * Shape<D>::PART;
+  using T = Shape<D, KIND>;
+  constexpr int STAGES = T::STAGES, STAGE = 2 * T::PART, GROUPS = T::GROUPS;
   const auto G = static_cast<unsigned>(a.groups), slices = static_cast<unsigned>(a.slices),
              width = SPLIT ? static_cast<unsigned>(a.width) : 1u;
   const unsigned part_of_tile = blockIdx.x % width, slice = blockIdx.x / width % slices, g = blockIdx.x / width / slices % G;
@@ -321,9 +354,9 @@ __global__ void __launch_bounds__(TILE_THREADS, Shape<D>::BLOCKS) attention_sm80
 #pragma unroll
   for (int i = 0; i < STAGES - 1; ++i) fetch(i);
 
-  // q through the stage that is filled last; pair p is query p / heads, head p % heads
-  auto* const q_tile = reinterpret_cast<uint16_t*>(shared + (STAGES - 1) * STAGE);
-  for (int i = static_cast<int>(threadIdx.x); i < PAIRS * D / PIECE; i += TILE_THREADS) {
+  // q; kept, through the stage that is filled last; pair p is query p / heads, head p % heads
+  auto* const q_tile = reinterpret_cast<uint16_t*>(shared + (T::KEPT ? STAGES - 1 : STAGES) * STAGE);
+  for (int i = static_cast<int>(threadIdx.x); i < T::PAIRS * D / PIECE; i += TILE_THREADS) {
     const int p = i / (D / PIECE), d = i % (D / PIECE) * static_cast<int>(PIECE);
     Four low{}, high{};
     if (p < pairs) {
@@ -335,17 +368,25 @@ __global__ void __launch_bounds__(TILE_THREADS, Shape<D>::BLOCKS) attention_sm80
                    ptx::bf16_pair(high.at[0], high.at[1]), ptx::bf16_pair(high.at[2], high.at[3]));
   }
   __syncthreads();
-  uint32_t q[D / 16][4];
-#pragma unroll
-  for (int k = 0; k < D / 16; ++k) load_a<true, D>(q[k], q_tile, warp_of_block() * 16, 16 * k);
-
-  const int warp_pair = warp_of_block() * 16, pair = warp_pair + lane_id() / 4;
-  const int warp_first = first_position + warp_pair / heads, warp_last = first_position + (warp_pair + 15) / heads;
-  const int position[2] = {first_position + pair / heads, first_position + (pair + 8) / heads};
-  Sums<D> part;  // of a chunk
-  part.clear();
+  const int warp_pair = warp_of_block() * 16 * GROUPS, pair = warp_pair + lane_id() / 4;
+  uint32_t q[T::KEPT ? D / 16 : 1][GROUPS][4];
+  int position[GROUPS][2];
   // Of the chunks before: maximum and sum, and in `out` the values' sum, which is looked at again only by longer sequences.
-  float total_top[2] = {-INFINITY, -INFINITY}, total_sum[2] = {};
+  float total_top[GROUPS][2], total_sum[GROUPS][2];
+  Sums<D> part[GROUPS];  // of a chunk
+#pragma unroll
+  for (int m = 0; m < GROUPS; ++m) {
+#pragma unroll
+    for (int k = 0; T::KEPT && k < D / 16; ++k) load_a<true, D>(q[T::KEPT ? k : 0][m], q_tile, warp_pair + 16 * m, 16 * k);
+    part[m].clear();
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      position[m][half] = first_position + (pair + 16 * m + 8 * half) / heads;
+      total_top[m][half] = -INFINITY, total_sum[m][half] = 0.0f;
+    }
+  }
+  const int warp_first = first_position + warp_pair / heads,
+            warp_last = first_position + (warp_pair + 16 * GROUPS - 1) / heads;
 #pragma unroll 1
   for (int step = 0, tile = tile_of(0); tile < tiles; tile = tile_of(++step)) {
     ptx::cp_async_wait<STAGES - 2>();  // this tile has arrived, of this thread's copies
@@ -353,43 +394,47 @@ __global__ void __launch_bounds__(TILE_THREADS, Shape<D>::BLOCKS) attention_sm80
     fetch(step + STAGES - 1);
     const int key = tile * TILE_KEYS;
     if (warp_pair < pairs && key <= warp_last) {
-      const int last[2] = {position[0] - key, position[1] - key};
-      attend_tile<D>(part, q, shared + step % STAGES * STAGE, a.scale, last, key + TILE_KEYS - 1 > warp_first);
+      int last[GROUPS][2];
+#pragma unroll
+      for (int i = 0; i < 2 * GROUPS; ++i) last[i / 2][i % 2] = position[i / 2][i % 2] - key;
+      attend_tile<D, GROUPS, T::KEPT>(part, q, q_tile, shared + step % STAGES * STAGE, a.scale, last,
+                                      key + TILE_KEYS - 1 > warp_first);
     }
     if (tile % CHUNK_TILES != CHUNK_TILES - 1 && tile != tiles - 1) continue;
+    const bool merges = !SPLIT && tile >= CHUNK_TILES, divides = !SPLIT && tile == tiles - 1;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      part.sum[half] = row_sum(part.sum[half]);
-      const int p = pair + 8 * half, t = lane_id() % 4;
+    for (int i = 0; i < 2 * GROUPS; ++i) {
+      const int m = i / 2, half = i % 2, p = pair + 16 * m + 8 * half, t = lane_id() % 4;
+      part[m].sum[half] = row_sum(part[m].sum[half]);
       if (p >= pairs) continue;
       const int64_t n = n0 + p / heads, h = h0 + p % heads;
       const int64_t place_of_part = (n * a.q.shape[1] + h) * a.chunks + tile / CHUNK_TILES;
-      const bool merges = !SPLIT && tile >= CHUNK_TILES, divides = !SPLIT && tile == tiles - 1;
-      const Merged m = merged(total_top[half], part.top[half]);
-      total_top[half] = m.top, total_sum[half] = merged(m, total_sum[half], part.sum[half]);
-      const float divided = divides ? 1.0f / total_sum[half] : 1.0f;
+      const Merged both = merged(total_top[m][half], part[m].top[half]);
+      total_top[m][half] = both.top, total_sum[m][half] = merged(both, total_sum[m][half], part[m].sum[half]);
+      const float divided = divides ? 1.0f / total_sum[m][half] : 1.0f;
       float* const to = (SPLIT ? a.parts + place_of_part * D : row(a.out, n, h)) + 8 * t;
 #pragma unroll
-      for (int i = 0; i < D / 16; ++i) {  // dimensions 32 (i / 2) + 8 t + 4 (i % 2) and 3 more
-        float* const four = to + 32 * (i / 2) + 4 * (i % 2);
+      for (int d = 0; d < D / 16; ++d) {  // dimensions 32 (d / 2) + 8 t + 4 (d % 2) and 3 more
+        float* const four = to + 32 * (d / 2) + 4 * (d % 2);
         Four x, before{};
         if (merges) before = load4(four, VECTOR);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          const float y = part.out[i / 2][j][2 * half + i % 2];
-          x.at[j] = (merges ? merged(m, before.at[j], y) : y) * divided;
+          const float y = part[m].out[d / 2][j][2 * half + d % 2];
+          x.at[j] = (merges ? merged(both, before.at[j], y) : y) * divided;
         }
         store4(four, x, VECTOR);
       }
       if (t != 0) continue;
       if (SPLIT) {
         float* const statistics = a.parts + a.q.shape[0] * a.q.shape[1] * a.chunks * D + 2 * place_of_part;
-        statistics[0] = part.top[half], statistics[1] = part.sum[half];
+        statistics[0] = part[m].top[half], statistics[1] = part[m].sum[half];
       } else if (KIND == ROWS && divides) {
-        row(a.lse, n)[h] = fmaf(total_top[half], LN_2, logf(total_sum[half]));
+        row(a.lse, n)[h] = fmaf(total_top[m][half], LN_2, logf(total_sum[m][half]));
       }
     }
-    part.clear();
+#pragma unroll
+    for (int m = 0; m < GROUPS; ++m) part[m].clear();
   }
 }
 
@@ -425,11 +470,11 @@ __global__ void merge_chunks_kernel(Arguments a) {
 int64_t blocks_of(const Arguments& a) {
   return tile_places(a.q.shape[0], a.cu_seqlens.shape[0] - 1, a.queries) * a.groups * a.slices;
 }
-void choose_tile(Arguments& a) {
+void choose_tile(Arguments& a, int pairs) {
   const int64_t group = a.q.shape[1] / a.groups;
-  a.heads = static_cast<int>(group < PAIRS ? group : PAIRS);
+  a.heads = static_cast<int>(group < pairs ? group : pairs);
   a.slices = static_cast<int>(blocks_for(group, a.heads));
-  a.queries = PAIRS / a.heads;
+  a.queries = pairs / a.heads;
 }
 
 template <int KIND, bool SPLIT>
@@ -438,9 +483,9 @@ void launch_attention(fd_context* ctx, const char* op, const Arguments& a) {
   const int64_t blocks = blocks_of(a) * (SPLIT ? a.width : 1);
   if (a.q.shape[0] == 0) return;
   if (D == 64)
-    launch_shared(ctx, op, blocks, TILE_THREADS, Shape<64>::SHARED, attention_sm80_kernel<64, KIND, SPLIT>, a);
+    launch_shared(ctx, op, blocks, TILE_THREADS, Shape<64, KIND>::SHARED, attention_sm80_kernel<64, KIND, SPLIT>, a);
   else
-    launch_shared(ctx, op, blocks, TILE_THREADS, Shape<128>::SHARED, attention_sm80_kernel<128, KIND, SPLIT>, a);
+    launch_shared(ctx, op, blocks, TILE_THREADS, Shape<128, KIND>::SHARED, attention_sm80_kernel<128, KIND, SPLIT>, a);
   if (SPLIT) launch_warps(ctx, op, a.q.shape[0] * H, merge_chunks_kernel, a);
 }
 
@@ -472,7 +517,7 @@ void attention_forward_sm80(fd_context* ctx, const fd_attention_forward_args& a)
   const KeyBlocks blocks{keys, values, G * words, words, G * words, words};
   Arguments all{a.out, a.lse, a.q, a.cu_seqlens, absent(), absent(), blocks, nullptr, scale_of_powers(a.scale),
                 static_cast<int>(G), 0, 0, 0, 1, 1};
-  choose_tile(all);
+  choose_tile(all, D == 64 ? Shape<64, ROWS>::PAIRS : Shape<128, ROWS>::PAIRS);
   launch_attention<ROWS, false>(ctx, op, all);
 }
 
@@ -490,7 +535,7 @@ void attention_cached_sm80(fd_context* ctx, const fd_attention_cached_args& a) {
                        a.v_cache.stride[1] / per_word};
   Arguments all{a.out, absent(), a.q, a.cu_seqlens, a.past_lens, a.block_table, keys, scratch(ctx), scale_of_powers(a.scale),
                 static_cast<int>(a.k_cache.shape[1]), 0, 0, 0, static_cast<int>(chunks_of(a)), 1};
-  choose_tile(all);
+  choose_tile(all, Shape<64, CACHE_BF16>::PAIRS);  // that of all caches
   // As many blocks as fill a GPU a few times over, and no more: those of a short sequence end with nothing done. A table that
   // is wider than the workspace was asked for is no error: the bits are the same either way.
   constexpr int64_t ENOUGH = 1024;

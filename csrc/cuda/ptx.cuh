@@ -21,6 +21,10 @@ void cp_async_wait() {
 inline uint32_t bf16_pair(float low, float high) {
   return static_cast<uint32_t>(__float2bfloat16_rn(low).bits) | static_cast<uint32_t>(__float2bfloat16_rn(high).bits) << 16;
 }
+inline float exp2_approx(float x) {
+  const float y = exp2f(x);
+  return y < 1.17549435e-38f ? 0.0f : y;
+}
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* shared_row, EMU_HERE) {
   emu::ldmatrix(r, 4, false, shared_row, file, line);
 }
@@ -56,6 +60,12 @@ __device__ __forceinline__ uint32_t bf16_pair(float low, float high) {
   uint32_t pair;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
   return pair;
+}
+// 2^x within 2^-22 of itself, and 0 where that is below 2^-126: one instruction, where exp2f is four.
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
 // Four 8 x 8 matrices of 16-bit numbers: lane l gives the address of row l % 8 of matrix l / 8; register j of lane l gets row l /
 // 4, columns 2 (l % 4) and one more, of matrix j (trans: of its transpose).
