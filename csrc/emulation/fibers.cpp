@@ -104,9 +104,12 @@ void prepare(Fiber* fiber, void (*entry)()) {
   words[RETURN] = reinterpret_cast<void*>(entry);
   fiber->stack_pointer = words;
   fiber->asan = nullptr;
+  fiber->used = true;
 }
 
 void forget(Fiber* fiber) {  // fresh pages have no history
+  if (!fiber->used) return;
+  fiber->used = false;
   mmap(fiber->base, fiber->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
 }
 

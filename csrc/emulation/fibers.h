@@ -10,6 +10,7 @@ struct Fiber {
   char* base = nullptr;  // of its memory; a page that must not be touched lies below
   size_t size = 0, colour = 0;
   void* asan = nullptr;
+  bool used = false;  // since it was forgotten
 };
 
 extern Fiber host_fiber;

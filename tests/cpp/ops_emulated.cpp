@@ -15,7 +15,7 @@ extern "C" const fd_device_table* freedive_device(const char** why);
 
 namespace {
 
-constexpr Limits DEEP = {530, 530, 20000, 260, FD_BF16};  // sm80 holds 4 stages of 32 k, sm90 up to 6 of 64
+constexpr Limits DEEP = {400, 400, 20000, 260, FD_BF16};  // sm80 holds 4 stages of 32 k, sm90 3 to 6 of 64
 
 // Memory that kernels and the host both see; as long as the tensor, and a zone behind it is the emulator's.
 struct Shared {
