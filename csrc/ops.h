@@ -258,6 +258,13 @@ typedef struct {
   // A mark that knows when it was passed (close_mark closes it): seconds from one to another of the same stream, both passed.
   void* (*open_clock)(void);
   double (*seconds_between)(void* from, void* to);
+  // Graphs: ops and copies that the context's stream is given between begin_graph and end_graph are not done but kept, to be done together, in
+  // order, at each run_graph. Their arguments are kept as they were, numbers in memory are those of the day. begin_graph: 0 where no graphs are
+  // wanted; end_graph: NULL where something in between cannot be kept, and then none of it has been done.
+  int32_t (*begin_graph)(fd_context*);
+  void* (*end_graph)(fd_context*);
+  void (*run_graph)(fd_context*, void* graph);
+  void (*close_graph)(void* graph);
   // Waits for every op called with this context: the host may touch device memory after it and before the next op. Returns NULL, or a sentence
   // about the first op that failed since the last call.
   const char* (*synchronize)(fd_context*);

@@ -231,6 +231,7 @@ void bind_model(py::module_& m) {
              Alone alone(d);
              d.decoder.finish();
            })
+      .def("launches", [](const PyDecoder& d) { return d.decoder.launches(); })  // lists of commands: as graphs, op by op
       .def("touch", [](PyDecoder& d) { d.decoder.touch(); })
       .def("reserve_packed", [](PyDecoder& d, size_t bytes) { d.decoder.reserve_packed(bytes); })
       .def("add_packed",

@@ -3,9 +3,11 @@
 #include "device.h"
 
 #include <cstdlib>
+#include <algorithm>
 #include <cstring>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "launch.cuh"
 
@@ -131,6 +133,66 @@ double seconds_between(void* from, void* to) {
   return 1e-3 * static_cast<double>(milliseconds);
 }
 
+// ---- graphs ------------------------------------------------------------------------------------------------------------
+bool is_set(const char* variable, const char* off) {
+  const char* value = std::getenv(variable);
+  return value != nullptr && *value != 0 && std::strcmp(value, off) != 0;
+}
+bool graphs_wanted() {
+  return !wait_after_each() && (std::getenv("FREEDIVE_CUDA_GRAPHS") == nullptr || is_set("FREEDIVE_CUDA_GRAPHS", "0"));
+}
+
+struct Graph {
+  cudaGraphExec_t launchable = nullptr;
+  std::vector<const char*> ops;  // each once, to be named when a later wait fails
+};
+// Of the thread that captures: one stream at a time. What other threads do meanwhile is no part of it and may be anything.
+thread_local std::vector<const char*>* captured_ops = nullptr;
+thread_local std::string error_before;
+
+int32_t begin_graph(fd_context* ctx) {
+  if (!graphs_wanted()) return 0;
+  if (cudaStreamBeginCapture(stream_of(ctx), cudaStreamCaptureModeThreadLocal) != cudaSuccess) {
+    cudaGetLastError();
+    return 0;
+  }
+  std::lock_guard<std::mutex> lock(error_in_use);
+  error_before = first_error;
+  captured_ops = new std::vector<const char*>;
+  return 1;
+}
+
+void* end_graph(fd_context* ctx) {
+  auto made = new Graph;
+  made->ops.swap(*captured_ops);
+  delete captured_ops;
+  captured_ops = nullptr;
+  cudaGraph_t graph = nullptr;
+  cudaError_t e = cudaStreamEndCapture(stream_of(ctx), &graph);
+  if (e == cudaSuccess) e = cudaGraphInstantiate(&made->launchable, graph, 0);
+  if (graph != nullptr) cudaGraphDestroy(graph);
+  std::lock_guard<std::mutex> lock(error_in_use);
+  if (e == cudaSuccess && first_error == error_before) return made;
+  // Nothing has been done: it is done without a graph, and an error that is not capture's own shows again there.
+  cudaGetLastError();
+  first_error = error_before;
+  if (made->launchable != nullptr) cudaGraphExecDestroy(made->launchable);
+  delete made;
+  return nullptr;
+}
+
+void run_graph(fd_context* ctx, void* graph) {
+  auto* g = static_cast<Graph*>(graph);
+  for (const char* op : g->ops) note_launch(op);
+  check(cudaGraphLaunch(g->launchable, stream_of(ctx)), "launching a graph");
+}
+
+void close_graph(void* graph) {  // one under way ends first
+  auto* g = static_cast<Graph*>(graph);
+  cudaGraphExecDestroy(g->launchable);
+  delete g;
+}
+
 double peak_run(fd_context*, int64_t, int64_t) { return 0.0; }
 
 void append(VariantList list) {
@@ -167,6 +229,8 @@ const fd_device_table* assemble() {
   table.allocate_host = allocate_host, table.release_host = release_host;
   table.open_stream = open_stream, table.close_stream = close_stream;
   table.copy = copy, table.clear = clear;
+  table.begin_graph = begin_graph, table.end_graph = end_graph;
+  table.run_graph = run_graph, table.close_graph = close_graph;
   table.open_mark = open_mark, table.close_mark = close_mark, table.mark = mark, table.follow = follow, table.reach = reach;
   table.open_clock = open_clock, table.seconds_between = seconds_between;
   return &table;
@@ -180,6 +244,10 @@ void record_error(const char* op, const char* what) {
 }
 
 void note_launch(const char* op) {
+  if (captured_ops != nullptr) {
+    if (std::find(captured_ops->begin(), captured_ops->end(), op) == captured_ops->end()) captured_ops->push_back(op);
+    return;
+  }
   std::lock_guard<std::mutex> lock(error_in_use);
   for (int i = 0; i < n_launched; ++i)
     if (launched[i] == op) return;
@@ -188,8 +256,7 @@ void note_launch(const char* op) {
 
 bool wait_after_each() {
   static const bool wanted = [] {
-    const char* value = std::getenv("FREEDIVE_CUDA_SYNC");
-    return value != nullptr && *value != 0 && std::strcmp(value, "0") != 0;
+    return is_set("FREEDIVE_CUDA_SYNC", "0");
   }();
   return wanted;
 }

@@ -75,7 +75,7 @@ void launch_cluster(fd_context* ctx, const char* op, int64_t blocks, int threads
     return failed("a block needs more shared memory than this GPU has");
   }
 #ifdef FREEDIVE_CUDA_EMULATION
-  emu::enqueue(stream, [=] {
+  emu::launch_kernel(stream, [=] {
     try {
       emu::launch({grid, block, shared, CLUSTER}, kernel, arguments...);
     } catch (const std::exception& e) {

@@ -13,6 +13,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "emulator.h"
 #include "memory.h"
@@ -34,6 +35,7 @@ struct Queue {
 std::recursive_mutex machine;
 std::set<Stream*> streams;
 uint64_t waited = 0;
+Calls counted;
 
 enum class When { LATE, EARLY, RANDOM };
 When when() {
@@ -97,20 +99,37 @@ bool within(const std::map<uintptr_t, size_t>& memory, const void* pointer, size
 
 }  // namespace
 
+using Work = std::vector<std::function<void()>>;
+struct Graph {
+  Work work;
+  int spoiled = FINE;
+};
+struct Runnable {
+  std::shared_ptr<const Work> work;
+};
 struct Stream {
   std::shared_ptr<Queue> queue = std::make_shared<Queue>();
+  std::shared_ptr<Graph> capture;
 };
 struct Event {
   using Clock = std::chrono::steady_clock;
   std::shared_ptr<Queue> queue;
   uint64_t until = 0;
   std::shared_ptr<Clock::time_point> passed;  // of one that is timed
+  std::weak_ptr<Graph> capture;  // recorded within one: no moment that anybody can wait for
+  bool captured = false;
 };
+static thread_local Stream* capturing = nullptr;  // by this thread
 
 static void drain(Stream* stream) {
   Gate gate;
   if (stream != nullptr) return advance(*stream->queue, stream->queue->issued);
   for (Stream* s : streams) advance(*s->queue, s->queue->issued);
+}
+
+// A copy's side, when its time has come: a graph may have outlived it.
+static void require_here(const void* side, size_t bytes) {
+  if (!within(pinned, side, bytes) && !is_device_memory(side, bytes)) fail("a copy of %zu bytes from or to memory that is gone", bytes);
 }
 
 // What the schedule lets happen by itself.
@@ -133,6 +152,7 @@ Stream* open_stream() {
 void close_stream(Stream* stream) {
   std::lock_guard<std::recursive_mutex> lock(machine);
   if (streams.erase(stream) == 0) fail("a stream is closed that is not open");
+  if (capturing == stream) capturing = nullptr;
   drain(stream);
   delete stream;
 }
@@ -147,19 +167,32 @@ void close_event(Event* event) { delete event; }
 void enqueue(Stream* stream, std::function<void()> work) {
   std::lock_guard<std::recursive_mutex> lock(machine);
   if (stream == nullptr) {
+    if (capturing != nullptr) return static_cast<void>(spoiled(capturing, IMPLICIT));
     drain(nullptr);
     Gate gate;
     return work();
   }
   if (streams.count(stream) == 0) fail("work for a stream that is not open");
+  if (stream->capture != nullptr) {
+    if (capturing != stream) fail("work for a stream that another thread captures");
+    ++counted.captured;
+    return stream->capture->work.push_back(std::move(work));
+  }
   stream->queue->tasks.push_back({std::move(work), nullptr, 0});
   ++stream->queue->issued;
   let_go();
 }
 
+void launch_kernel(Stream* stream, std::function<void()> work) {
+  std::lock_guard<std::recursive_mutex> lock(machine);
+  ++counted.kernels;
+  enqueue(stream, std::move(work));
+}
+
 void record(Event* event, Stream* stream) {
   std::lock_guard<std::recursive_mutex> lock(machine);
   if (event->passed) enqueue(stream, [passed = event->passed] { *passed = Event::Clock::now(); });
+  event->captured = stream->capture != nullptr, event->capture = stream->capture;
   event->queue = stream->queue, event->until = stream->queue->issued;
 }
 
@@ -172,6 +205,11 @@ double seconds_between(Event* from, Event* to) {
 
 void stream_wait(Stream* stream, Event* event) {
   std::lock_guard<std::recursive_mutex> lock(machine);
+  if (stream->capture != nullptr) {
+    if (!event->captured || event->capture.lock() != stream->capture) spoiled(stream, ISOLATION);
+    return;  // its own: it is in order with what came before anyway
+  }
+  if (event->captured) fail("a stream that waits for a mark within another one's capture would join it: not emulated");
   if (!event->queue) return;  // never recorded: CUDA waits for nothing either
   stream->queue->tasks.push_back({nullptr, event->queue, event->until});
   ++stream->queue->issued;
@@ -234,13 +272,79 @@ void copy(Stream* stream, void* to, const void* from, size_t bytes) {
   for (const void* side : {static_cast<const void*>(to), from})
     if (!within(pinned, side, bytes) && !is_device_memory(side, bytes))
       fail("a copy of %zu bytes %s memory of the host that is not pinned", bytes, side == to ? "to" : "from");
-  enqueue(stream, [=] { std::memmove(to, from, bytes); });
+  ++counted.copies;
+  enqueue(stream, [=] {
+    require_here(to, bytes), require_here(from, bytes);
+    std::memmove(to, from, bytes);
+  });
 }
 
 void fill(Stream* stream, void* memory, int value, size_t bytes) {
   std::lock_guard<std::recursive_mutex> lock(machine);
   if (!is_device_memory(memory, bytes)) fail("%zu bytes that are no device memory are filled", bytes);
-  enqueue(stream, [=] { std::memset(memory, value, bytes); });
+  ++counted.copies;
+  enqueue(stream, [=] {
+    require_here(memory, bytes);
+    std::memset(memory, value, bytes);
+  });
+}
+
+// ---- graphs ----------------------------------------------------------------------------------------------------------------
+
+int spoiled(Stream* stream, int why) {
+  std::lock_guard<std::recursive_mutex> lock(machine);
+  if (stream == nullptr || stream->capture == nullptr) return FINE;
+  if (stream->capture->spoiled == FINE) stream->capture->spoiled = why;
+  return why;
+}
+
+int spoiled(const Event* event) {
+  std::lock_guard<std::recursive_mutex> lock(machine);
+  if (!event->captured) return FINE;
+  if (const auto capture = event->capture.lock()) capture->spoiled = CAPTURED_EVENT;
+  return CAPTURED_EVENT;
+}
+
+int unsafe_call() { return spoiled(capturing, UNSUPPORTED); }
+
+int begin_capture(Stream* stream) {
+  std::lock_guard<std::recursive_mutex> lock(machine);
+  if (stream == nullptr || capturing != nullptr || stream->capture != nullptr) return UNSUPPORTED;
+  capturing = stream;
+  stream->capture = std::make_shared<Graph>();
+  return FINE;
+}
+
+int end_capture(Stream* stream, Graph** graph) {
+  std::lock_guard<std::recursive_mutex> lock(machine);
+  *graph = nullptr;
+  if (stream == nullptr || stream->capture == nullptr) return UNMATCHED;
+  if (capturing != stream) return WRONG_THREAD;
+  const std::shared_ptr<Graph> made = std::move(stream->capture);
+  capturing = nullptr;
+  if (made->spoiled != FINE) return INVALIDATED;
+  *graph = new Graph(*made);
+  return FINE;
+}
+
+Runnable* instantiate(const Graph* graph) { return new Runnable{std::make_shared<const Work>(graph->work)}; }
+
+void launch(Runnable* graph, Stream* stream) {
+  std::lock_guard<std::recursive_mutex> lock(machine);
+  if (streams.count(stream) == 0) fail("a graph for a stream that is not open");
+  if (stream->capture != nullptr) fail("a graph launched within a capture: not emulated");
+  ++counted.graphs;
+  for (size_t i = 0; i < graph->work->size(); ++i)
+    stream->queue->tasks.push_back({[work = graph->work, i] { (*work)[i](); }, nullptr, 0}), ++stream->queue->issued;
+  let_go();
+}
+
+void close_graph(Graph* graph) { delete graph; }
+void close_graph(Runnable* graph) { delete graph; }
+
+Calls calls() {
+  std::lock_guard<std::recursive_mutex> lock(machine);
+  return counted;
 }
 
 size_t free_memory() { return static_cast<size_t>(sysconf(_SC_AVPHYS_PAGES)) * page(); }
@@ -254,3 +358,8 @@ uint64_t waits() {
 
 // For tests, through ctypes.
 extern "C" __attribute__((visibility("default"))) uint64_t emulation_waits() { return emu::waits(); }
+// kernels launched, copies, graphs launched, of these what was only captured
+extern "C" __attribute__((visibility("default"))) void emulation_calls(uint64_t out[4]) {
+  const emu::Calls c = emu::calls();
+  out[0] = c.kernels, out[1] = c.copies, out[2] = c.graphs, out[3] = c.captured;
+}

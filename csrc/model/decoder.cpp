@@ -490,7 +490,10 @@ void Decoder::logits(const int32_t* rows, int64_t n_rows, float* out) {
 
 // ---- optimizer -------------------------------------------------------------------------------------------------
 
-void Decoder::zero_gradients() { zero(grads_.floats(), trained_floats() * sizeof(float)); }
+void Decoder::zero_gradients() {
+  zero(grads_.floats(), trained_floats() * sizeof(float));
+  launch();
+}
 
 // One AdamW step on a range of the flat buffers; scalars_[1] holds the gradient norm.
 void Decoder::adamw_range(int64_t begin, int64_t size, const float hyper[8], bool decay) {

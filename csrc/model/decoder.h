@@ -11,6 +11,7 @@
 #include "../core/context.h"
 #include "../core/thread_pool.h"
 #include "../ops.h"
+#include "commands.h"
 #include "lora.h"
 #include "parameters.h"
 
@@ -142,6 +143,8 @@ class Decoder {
   // forward_backward returns when its outputs are there, backward and zero_gradients when their work is queued. The host may look
   // at parameters, gradients and moments after finish(), or any other call.
   void finish();
+  // Lists of commands that were launched as a graph, and op by op; see commands.h.
+  std::pair<int64_t, int64_t> launches() const { return {ctx_.launched(), ctx_.plain()}; }
   // hyper as in ops.h, without weight decay on vectors. Returns the gradient norm before clipping.
   float adamw(const float hyper[8]);
   // Muon on the matrices of the layers (hyper as in ops.h), AdamW on the rest: rows of adamw_hyper are for vectors, embeddings (a
@@ -246,11 +249,12 @@ class Decoder {
   void hand_over(const Rest& rest) {
     if (!has_own_memory()) return rest(), settle();
     fetch();
-    if (!lent_.empty()) device_->mark(&ctx_, outputs_mark_);
+    if (!lent_.empty()) launch(), device_->mark(&ctx_, outputs_mark_);
     rest();
     next_stage();
   }
   void next_stage();
+  void launch();  // what ctx_ holds
   void let_snapshot_pass();
   Buffer buffer(size_t bytes, bool huge_pages = true, Buffer::Kind kind = Buffer::PRIVATE) const {
     return Buffer(bytes, huge_pages, device_, kind);
@@ -284,7 +288,7 @@ class Decoder {
   const fd_device_table* device_;
   fd_ops ops_;
   std::unique_ptr<ThreadPool> pool_;
-  fd_context ctx_;
+  Commands ctx_;  // of a device with memory of its own; elsewhere a context and no more
   int64_t max_tokens_, max_seqs_, max_targets_;
   bool trainable_;
   Recompute recompute_;

@@ -202,7 +202,6 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
       recompute_(recompute),
       compute_(compute == FD_BF16 ? FD_BF16 : FD_F32),
       packed_compute_(compute) {
-  fill_ops(device, &ops_);
   pool_ = std::make_unique<ThreadPool>(threads);
 
   auto at = [&](const std::string& name) { return table_.offset(name); };
@@ -287,9 +286,11 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
   targets_ = positions_ + max_tokens;
   cu_seqlens_ = targets_ + max_tokens * max_targets;
 
-  ctx_ = fd_context{pool_.get(), nullptr, workspace_.bytes(), workspace_.size(), threads};
+  static_cast<fd_context&>(ctx_) = fd_context{pool_.get(), nullptr, workspace_.bytes(), workspace_.size(), threads};
+  fill_ops(device, &ops_);
   if (has_own_memory()) {
-    ctx_.stream = device_->open_stream(), outputs_mark_ = device_->open_mark();
+    ctx_.stream = device_->open_stream(), ctx_.open(device_), ops_ = Commands::writing();
+    outputs_mark_ = device_->open_mark();
     for (Stage& s : host_stages_) s.mark = device_->open_mark();
   }
   if (angles > 0) put(cos_.bytes(), cos, angles), put(sin_.bytes(), sin, angles);
@@ -299,6 +300,7 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
 Decoder::~Decoder() {
   if (!has_own_memory()) return;
   device_->close_stream(ctx_.stream);  // waits for it
+  ctx_.close();
   if (copying_.stream != nullptr) device_->close_stream(copying_.stream);
   for (Stage& s : host_stages_) device_->close_mark(s.mark);
   device_->close_mark(outputs_mark_);
@@ -366,7 +368,7 @@ void Decoder::put(void* to, const void* host, size_t bytes) {
   }
   uint8_t* place = pinned(bytes);
   std::memcpy(place, host, bytes);
-  device_->copy(&ctx_, to, place, bytes);
+  ctx_.copy(to, place, bytes);
   pending_ = true;
 }
 
@@ -378,12 +380,12 @@ void Decoder::get(void* host, const void* from, size_t bytes) {
 }
 
 void Decoder::move(void* to, const void* from, size_t bytes) {
-  has_own_memory() ? device_->copy(&ctx_, to, from, bytes) : static_cast<void>(std::memcpy(to, from, bytes));
+  has_own_memory() ? ctx_.copy(to, from, bytes) : static_cast<void>(std::memcpy(to, from, bytes));
 }
 
 void Decoder::zero(void* memory, size_t bytes) {
   pending_ = true;
-  has_own_memory() ? device_->clear(&ctx_, memory, bytes) : static_cast<void>(std::memset(memory, 0, bytes));
+  has_own_memory() ? ctx_.clear(memory, bytes) : static_cast<void>(std::memset(memory, 0, bytes));
 }
 
 void Decoder::told(const char* error) {
@@ -396,7 +398,7 @@ void Decoder::told(const char* error) {
 void Decoder::fetch() {
   for (Lent& l : lent_) {
     uint8_t* place = pinned(l.bytes);
-    device_->copy(&ctx_, place, l.device, l.bytes);
+    ctx_.copy(place, l.device, l.bytes);
     l.place = place;
   }
 }
@@ -406,9 +408,15 @@ void Decoder::deliver() {
   lent_.clear();
 }
 
+// Memory that only this call has is named by no graph.
+void Decoder::launch() {
+  ctx_.run(!device_stage_.more.empty() || !host_stages_[host_stage_].more.empty());
+}
+
 void Decoder::settle() {
   if (!has_own_memory()) return;
   fetch();
+  launch();
   const char* error = device_->synchronize(&ctx_);
   pending_ = false;
   if (error == nullptr) deliver();
@@ -426,6 +434,7 @@ void Decoder::settle() {
 // The end of a call that leaves work behind.
 void Decoder::next_stage() {
   pending_ = true;
+  launch();
   Stage& mine = host_stages_[host_stage_];
   device_->mark(&ctx_, mine.mark), mine.busy = true;
   if (!lent_.empty()) told(device_->reach(outputs_mark_)), deliver();

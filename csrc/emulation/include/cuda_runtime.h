@@ -107,7 +107,10 @@ inline int __dp4a(int a, int b, int sum) {  // of four signed bytes each
 using cudaStream_t = emu::Stream*;
 using cudaEvent_t = emu::Event*;
 using cudaError_t = int;
+using cudaGraph_t = emu::Graph*;
+using cudaGraphExec_t = emu::Runnable*;
 enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2 };
+enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal = 1 };
 enum cudaMemcpyKind { cudaMemcpyDefault = 4 };
 constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDefault = 0, cudaEventDisableTiming = 2;
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
@@ -116,17 +119,28 @@ namespace emu {
 inline cudaError_t given(void** p, void* memory) { return (*p = memory) == nullptr ? cudaErrorMemoryAllocation : cudaSuccess; }
 }  // namespace emu
 inline cudaError_t cudaMallocManaged(void** p, size_t bytes, unsigned = cudaMemAttachGlobal) {
+  if (const int e = emu::unsafe_call()) return e;
   return emu::given(p, emu::allocate(bytes));
 }
-inline cudaError_t cudaMalloc(void** p, size_t bytes) { return emu::given(p, emu::allocate_private(bytes)); }
-inline cudaError_t cudaMallocHost(void** p, size_t bytes) { return emu::given(p, emu::allocate_pinned(bytes)); }
+inline cudaError_t cudaMalloc(void** p, size_t bytes) {
+  if (const int e = emu::unsafe_call()) return e;
+  return emu::given(p, emu::allocate_private(bytes));
+}
+inline cudaError_t cudaMallocHost(void** p, size_t bytes) {
+  if (const int e = emu::unsafe_call()) return e;
+  return emu::given(p, emu::allocate_pinned(bytes));
+}
 inline cudaError_t cudaFree(void* p) {
+  if (const int e = emu::unsafe_call()) return e;
   emu::synchronize(static_cast<emu::Stream*>(nullptr));
   if (!emu::release_private(p)) emu::release(p);
   return cudaSuccess;
 }
 // Of the rest each has one function of streams.h, which fails by an exception.
-inline cudaError_t cudaFreeHost(void* p) { return emu::release_pinned(p), cudaSuccess; }
+inline cudaError_t cudaFreeHost(void* p) {
+  if (const int e = emu::unsafe_call()) return e;
+  return emu::release_pinned(p), cudaSuccess;
+}
 inline cudaError_t cudaMemGetInfo(size_t* free, size_t* total) { return *free = *total = emu::free_memory(), cudaSuccess; }
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
   return emu::copy(stream, to, from, bytes), cudaSuccess;
@@ -136,7 +150,11 @@ inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_
 }
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return *stream = emu::open_stream(), cudaSuccess; }
 inline cudaError_t cudaStreamDestroy(cudaStream_t stream) { return emu::close_stream(stream), cudaSuccess; }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return emu::synchronize(stream), cudaSuccess; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (const int e = emu::unsafe_call()) return e;
+  if (const int e = emu::spoiled(stream, emu::UNSUPPORTED)) return e;
+  return emu::synchronize(stream), cudaSuccess;
+}
 inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned = 0) {
   return emu::stream_wait(stream, event), cudaSuccess;
 }
@@ -148,7 +166,18 @@ inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, c
 }
 inline cudaError_t cudaEventDestroy(cudaEvent_t event) { return emu::close_event(event), cudaSuccess; }
 inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) { return emu::record(event, stream), cudaSuccess; }
-inline cudaError_t cudaEventSynchronize(cudaEvent_t event) { return emu::synchronize(event), cudaSuccess; }
+inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  if (const int e = emu::spoiled(event)) return e;
+  return emu::synchronize(event), cudaSuccess;
+}
+inline cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) { return emu::begin_capture(stream); }
+inline cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) { return emu::end_capture(stream, graph); }
+inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* made, cudaGraph_t graph, unsigned long long = 0) {
+  return *made = emu::instantiate(graph), cudaSuccess;
+}
+inline cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) { return emu::launch(graph, stream), cudaSuccess; }
+inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) { return emu::close_graph(graph), cudaSuccess; }
+inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return emu::close_graph(graph), cudaSuccess; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }  // launches tell of theirs by an exception
 inline cudaError_t cudaGetDeviceCount(int* count) {
   *count = 1;
@@ -169,6 +198,7 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
   return cudaSuccess;
 }
 inline const char* cudaGetErrorString(cudaError_t e) {
+  if (e >= emu::UNSUPPORTED) return "not permitted while a stream is captured";
   return e == cudaSuccess ? "no error" : e == cudaErrorMemoryAllocation ? "out of memory" : "invalid argument";
 }
 template <class F>
