@@ -373,6 +373,42 @@ void bind_model(py::module_& m) {
         d.last_tokens = b.n_tokens;
         return py::make_tuple(out_tokens, logprobs);
       })
+      .def("decode_steps", [](PyDecoder& d, KVCache& cache, int64_t steps, const I32& tokens, const I32& past, const I32& table,
+                              const F32& temperature, const I32& top_k, const F32& top_p, const F32& min_p, const U64& seeds,
+                              const U64& counters, const I32& stop_ids) {
+        const py::ssize_t S = tokens.size();
+        if (steps < 1 || S < 1) throw py::value_error("decode_steps needs at least one step and one sequence");
+        std::vector<int32_t> starts(static_cast<size_t>(S) + 1);
+        for (py::ssize_t s = 0; s <= S; ++s) starts[s] = static_cast<int32_t>(s);
+        const I32 cu(S + 1, starts.data());
+        const BatchView b = d.batch(tokens, tokens, past, cu, false);
+        if (table.ndim() != 2 || table.shape(0) != S || stop_ids.ndim() != 2 || stop_ids.shape(0) != S)
+          throw py::value_error("decode_steps: block_table and stop_ids need one row per sequence");
+        if (temperature.size() != S || top_k.size() != S || top_p.size() != S || min_p.size() != S || seeds.size() != S ||
+            counters.size() != S)
+          throw py::value_error("decode_steps: the sampling arrays need one entry per sequence");
+        const int64_t M = table.shape(1);
+        for (py::ssize_t s = 0; s < S; ++s) {
+          const int64_t length = past.at(s) + steps;
+          if (length > M * FD_KV_BLOCK || length > d.config.max_positions)
+            throw py::value_error("decode_steps: a sequence is longer than its cache blocks, or than the model's context");
+          for (int64_t j = 0; j * FD_KV_BLOCK < length; ++j)
+            if (table.at(s, j) < 0 || table.at(s, j) >= cache.blocks)
+              throw py::value_error("decode_steps: block_table names a block outside the cache");
+        }
+        std::vector<int32_t> out_tokens(static_cast<size_t>(steps * S));
+        std::vector<float> out_logprobs(out_tokens.size());
+        const Decoder::Sampling p{temperature.data(), top_p.data(), min_p.data(), top_k.data(), seeds.data(), counters.data()};
+        int64_t done = 0;
+        {
+          Alone alone(d);
+          done = d.decoder.decode_steps(cache, b, past.data(), table.data(), M, steps, p, stop_ids.data(), stop_ids.shape(1),
+                                        out_tokens.data(), out_logprobs.data());
+        }
+        d.last_tokens = b.n_tokens;
+        const std::vector<py::ssize_t> shape{static_cast<py::ssize_t>(done), S};
+        return py::make_tuple(I32(shape, out_tokens.data()), F32(shape, out_logprobs.data()));
+      })
       .def("trace",
            [](PyDecoder& d, const I32& tokens, const I32& positions, const I32& cu) {
              const BatchView b = d.batch(tokens, tokens, positions, cu, false);

@@ -214,6 +214,7 @@ const fd_device_table* assemble() {
   append(matmul_variants());
   append(attention_variants());
   append(attention_backward_variants());
+  append(kv_cache_variants());
   append(head_variants());
   append(sampling_variants());
   append(quantized_variants());

@@ -15,6 +15,7 @@ VariantList activation_variants();
 VariantList matmul_variants();
 VariantList attention_variants();
 VariantList attention_backward_variants();
+VariantList kv_cache_variants();
 VariantList head_variants();
 VariantList sampling_variants();
 VariantList quantized_variants();

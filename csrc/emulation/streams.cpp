@@ -129,7 +129,8 @@ static void drain(Stream* stream) {
 
 // A copy's side, when its time has come: a graph may have outlived it.
 static void require_here(const void* side, size_t bytes) {
-  if (!within(pinned, side, bytes) && !is_device_memory(side, bytes)) fail("a copy of %zu bytes from or to memory that is gone", bytes);
+  if (!within(pinned, side, bytes) && !is_device_memory(side, bytes))
+    fail("a copy of %zu bytes from or to memory that is gone", bytes);
 }
 
 // What the schedule lets happen by itself.

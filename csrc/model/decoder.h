@@ -163,6 +163,13 @@ class Decoder {
   // max_seqs): the last of each sequence in plain decoding, several of one where a guess is checked.
   void decode(KVCache& cache, const BatchView& b, const int32_t* past_lens, const int32_t* block_table, int64_t blocks_per_seq,
               const int32_t* rows, int64_t n_rows, const Sampling& sampling, int32_t* tokens, float* logprobs);
+  // The same for one new token of each sequence, `steps` times over, each sampled token the next input: on a device the host sees
+  // none of them before all are there. tokens, logprobs [steps, S]; the cache has blocks for all steps. stop_ids [S, n] (-1: none):
+  // on the CPU it ends when every sequence has sampled one of its own. Returns how many steps were done; what follows a stop is to
+  // be thrown away, as nothing before it depends on it.
+  int64_t decode_steps(KVCache& cache, const BatchView& b, const int32_t* past_lens, const int32_t* block_table,
+                       int64_t blocks_per_seq, int64_t steps, const Sampling& sampling, const int32_t* stop_ids,
+                       int64_t n_stop_ids, int32_t* tokens, float* logprobs);
   // Logits [n_rows, V] after rows of the last call's batch (at most max_seqs), before mask and temperature: the head's bits.
   void logits(const int32_t* rows, int64_t n_rows, float* out);
 
@@ -212,6 +219,9 @@ class Decoder {
   void mlp_backward(int64_t layer, Activations& a);
   void compute_again(int64_t layer);
   void trunk_forward(const BatchView& b, bool keep, const Cached* cached, const Trace* trace = nullptr);
+  void trunk(bool keep, const Cached* cached, const Trace* trace = nullptr);
+  void sample(const float* hidden, int64_t n_rows, const Sampling& p, int32_t* tokens, float* logprobs);
+  Sampling in(const Sampling& s, int64_t n_rows, int64_t steps);
   void record(const Trace& trace, int64_t layer, const Activations& a, const float* output);
   void trunk_backward(const float* dhidden = nullptr);
   void norm_forward(float* out, float* stat, float* mean, const float* x, int64_t weight, int64_t bias, int64_t rows);

@@ -38,11 +38,17 @@ class Engine:
     keys and values are kept in: "float32", "bfloat16" or "int8"; "auto" is bfloat16 for a model of dtype bfloat16, whose products round them
     to it anyway (the same bits), else float32. Every token attends to keys and values as stored, so whichever it is, a request's bits
     depend on nobody else; only where no rounding is added are they the trainer's.
+
+    steps: how many tokens each row samples, at most, before Python looks at them; None is 1 on the CPU and 8 on a device. It changes no
+    token. Requests with a grammar, stop strings, logprobs or whatever else needs a look after each token, or guesses (speculate), or still reads its prompt, make it 1.
     """
 
-    def __init__(self, model: Model, tokenizer: Tokenizer | None = None, *, cache_tokens: int | None = None, kv_cache_dtype: str = "auto"):
+    def __init__(self, model: Model, tokenizer: Tokenizer | None = None, *, cache_tokens: int | None = None, kv_cache_dtype: str = "auto", steps: int | None = None):
         if cache_tokens is not None and cache_tokens < 1:
             raise UserError(f"cache_tokens is {cache_tokens}, it must be at least 1")
+        if steps is not None and steps < 1:
+            raise UserError(f"steps is {steps}, it must be at least 1")
+        self._steps = steps or (1 if model.device == "cpu" else 8)
         self.kv_cache_dtype = check_kv_cache_dtype(kv_cache_dtype, model.dtype)
         self.model, self.tokenizer, self.stats = model, tokenizer, Stats()
         self.stats.cache_bytes_per_token = model.cache_block_bytes(self.kv_cache_dtype) // BLOCK
@@ -50,7 +56,7 @@ class Engine:
         self._cache: Any = None
         self._weights = model.weight_version
         self._rows = min(model.max_seqs, model.max_tokens)
-        self._loop = Loop(model, tokenizer, None, 0, self.stats)
+        self._loop = Loop(model, tokenizer, None, 0, self.stats, self._steps)
 
     # ---- asking ----------------------------------------------------------------------------------------------------
 
@@ -238,7 +244,7 @@ class Engine:
             raise UserError(f"{told}, and {human_bytes(max(target, 0) * size)} can be had", hint="lower max_new_tokens, or keep less for each: kv_cache_dtype int8")
         if target > have:
             self._cache = self.model.new_cache(target, self.kv_cache_dtype)
-            self._loop = Loop(self.model, self.tokenizer, self._cache, target, self.stats)
+            self._loop = Loop(self.model, self.tokenizer, self._cache, target, self.stats, self._steps)
 
     def step(self) -> list[Request]:
         """One call of the model for all that is queued and running; returns what ended with it.
@@ -254,7 +260,7 @@ class Engine:
             except BaseException:
                 for request in [*loop.scheduler.waiting, *loop.scheduler.admitted]:
                     request.done = request.done or Completion(loop.so_far(request), np.zeros(0, np.float32), False, "", "cancelled")
-                self._loop = Loop(self.model, self.tokenizer, self._cache, loop.manager.n, self.stats)
+                self._loop = Loop(self.model, self.tokenizer, self._cache, loop.manager.n, self.stats, self._steps)
                 raise
 
 

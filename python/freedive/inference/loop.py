@@ -40,7 +40,8 @@ class Stats:
 class Loop:
     """The running batch of one model over one cache of `blocks` blocks. Made afresh, so a failed call leaves nothing behind."""
 
-    def __init__(self, model: Model, tokenizer: Tokenizer | None, cache: Any, blocks: int, stats: Stats):
+    def __init__(self, model: Model, tokenizer: Tokenizer | None, cache: Any, blocks: int, stats: Stats, steps: int = 1):
+        self.steps = steps  # tokens a visit where nothing wants fewer: _ahead
         self.model, self.tokenizer, self.stats, self._cache = model, tokenizer, stats, cache
         self.manager = BlockManager(blocks)
         rows = min(model.max_seqs, model.max_tokens)
@@ -107,6 +108,11 @@ class Loop:
             rows, sampled, tokens, logprobs = self._mixed(chunks, drafts)
         else:
             past = self.length[live] - 1
+            if (steps := self._ahead()) > 1:
+                return self._append_steps(*self.model.decode_steps(
+                    self._cache, steps, self.ids[live, past], past, self.live_table, temperature=self.temperature[live], top_k=self.top_k[live],
+                    top_p=self.top_p[live], min_p=self.min_p[live], seeds=self.live_seed, counters=past + 1, stop_ids=self.stops[live],
+                ))  # fmt: skip
             batch = Batch(self.ids[live, past], past[:0], past, self.count[: len(live) + 1])
             tokens, logprobs = self._call(batch, past, self.live_table, live, self.live_seed, past + 1, None)
             rows = sampled = live
@@ -136,6 +142,32 @@ class Loop:
             return []
         self._decode_rows(rows[~over])
         return [self._finish(self.at[row], stop) for row, stop in zip(rows[over].tolist(), stopped[over].tolist())]
+
+    def _ahead(self) -> int:
+        """How many tokens each decoding row may sample before anybody looks. One where a request needs logits or text after each (grammar, stop
+        strings, logprobs, ..), or reads its prompt; else no more than every row's limit, and the blocks it has or can have, allow."""
+        live = self.live
+        if self.steps == 1 or not len(live) or self.scheduler.prefilling or self.special[live].any():
+            return 1
+        steps = min(self.steps, int((self.limit[live] - self.length[live]).min()))
+        for row in live[self.length[live] - 1 + steps > self.blocks[live] * BLOCK].tolist():
+            while self.length[row] - 1 + steps > self.blocks[row] * BLOCK:
+                if not self._add_block(self.at[row]):
+                    steps = int(self.blocks[row]) * BLOCK - int(self.length[row]) + 1
+        self.live_table = self.table[live]
+        return steps
+
+    def _append_steps(self, tokens: np.ndarray, logprobs: np.ndarray) -> list[Request]:
+        """Several tokens (steps, rows) for the rows that decode: of each row those up to its end."""
+        rows, columns = self.live, self.count[: len(self.live)]
+        ended: list[Request] = []
+        for drawn, scores in zip(tokens, logprobs):
+            if finished := self._append(rows, drawn[columns], scores[columns], False):
+                ended += finished
+                columns, rows = columns[np.isin(rows, self.live)], self.live
+            if not len(rows):
+                break
+        return ended
 
     def _mixed(self, chunks: list[Chunk], drafts: dict[int, list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """A call that also runs prompt chunks or guesses. Returns rows that got a token, the places in the batch it was sampled after, the
