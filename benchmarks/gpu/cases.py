@@ -116,7 +116,7 @@ def train(s: Sizes, way: str) -> Iterator[Case]:
 def decode(s: Sizes) -> Iterator[Case]:
     m = sizes_of(s, "124M")
     for B, prompt, new in s.decode:
-        request = {"model": m, "batch": B, "prompt": prompt, "new": new, "vocabulary": s.vocabulary, "mode": "bfloat16", "bytes": 2.0 * parameters(m)}
+        request = {"model": m, "batch": B, "prompt": prompt, "new": new, "vocabulary": s.vocabulary, "mode": "bfloat16", "steps": 16, "bytes": 2.0 * parameters(m)}
         yield Case(f"decode 124M batch {B}", "decode", "", request, float(B * new), "weights", ("compile",))
 
 
