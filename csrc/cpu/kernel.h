@@ -110,45 +110,67 @@ __attribute__((noinline)) void tile(int64_t K, const float* a, int64_t a_row, in
   }
 }
 
-// The hot one: out[MR, PANEL] = finish((c or 0) + A B) of packed strips and panels. While it runs, the rows of the output that
-// the next tile down will load are fetched, and the next strip of A.
+// One step of a whole tile: word k of a strip of A, word k of a panel of B.
+template <bool HALF>
+FD_INLINE void step_packed(vf (&acc)[MR][2], const float* a, const float* b) {
+  const vf low = vload(b), high = vload(b + VL);
+#ifdef FREEDIVE_NEON
+#pragma GCC unroll 3
+  for (int i = 0; i < MR; i += 4) {  // five loads for 24 steps
+    const vf av = vload(a + i);
+    acc[i][0] = step_lane<HALF, 0>(av, low, acc[i][0]), acc[i][1] = step_lane<HALF, 0>(av, high, acc[i][1]);
+    acc[i + 1][0] = step_lane<HALF, 1>(av, low, acc[i + 1][0]), acc[i + 1][1] = step_lane<HALF, 1>(av, high, acc[i + 1][1]);
+    acc[i + 2][0] = step_lane<HALF, 2>(av, low, acc[i + 2][0]), acc[i + 2][1] = step_lane<HALF, 2>(av, high, acc[i + 2][1]);
+    acc[i + 3][0] = step_lane<HALF, 3>(av, low, acc[i + 3][0]), acc[i + 3][1] = step_lane<HALF, 3>(av, high, acc[i + 3][1]);
+  }
+#else
+#pragma GCC unroll 12
+  for (int i = 0; i < MR; ++i) {
+    const vf av = vset(a[i]);
+    acc[i][0] = step<HALF>(av, low, acc[i][0]);
+    acc[i][1] = step<HALF>(av, high, acc[i][1]);
+  }
+#endif
+}
+
+// What the tile after this one will load and store, MR rows of both lines of a panel.
+struct Ahead {
+  const float *out, *residual;  // residual: out's where there is none
+  int64_t out_row, residual_row;
+};
+FD_INLINE void fetch_row(const Ahead& ahead, int64_t i) {
+  __builtin_prefetch(ahead.out + i * ahead.out_row, 1);
+  __builtin_prefetch(ahead.out + i * ahead.out_row + VL, 1);
+  __builtin_prefetch(ahead.residual + i * ahead.residual_row);
+  __builtin_prefetch(ahead.residual + i * ahead.residual_row + VL);
+}
+
+// The hot one: out[MR, PANEL] = finish((c or 0) + A B) of packed strips and panels. While it runs, what the next tile will load
+// is fetched, and the next strip of A: no two rows of an output of 3,072 columns share a page, so nothing else would. A row at a
+// time, eight steps apart: all at once they would hold the places in which misses wait (a core has about 24), and the operands,
+// which stream from L2, would stand behind them for as long as memory takes.
 template <bool HALF>
 __attribute__((noinline)) void tile_packed(int64_t K, const float* a, const float* b, const float* c, int64_t c_row, float* out,
-                                           int64_t out_row, bool load, Finish finish) {
+                                           int64_t out_row, const Ahead& ahead, bool load, Finish finish) {
+  constexpr int64_t STEPS = 8;
   vf acc[MR][2];
 #pragma GCC unroll 12
   for (int i = 0; i < MR; ++i) {
     acc[i][0] = load ? vload(c + i * c_row) : vset(0.0f);
     acc[i][1] = load ? vload(c + i * c_row + VL) : vset(0.0f);
   }
-#pragma GCC unroll 12
-  for (int i = 0; i < MR; ++i) {
-    // Both lines of a row: of 3,072 columns no two rows share a page, and nothing else would fetch the second.
-    __builtin_prefetch(out + (MR + i) * out_row, 1);
-    __builtin_prefetch(out + (MR + i) * out_row + VL, 1);
-  }
-#pragma GCC unroll 4
-  for (int64_t k = 0; k < K; ++k) {
-    const vf low = vload(b + k * PANEL), high = vload(b + k * PANEL + VL);
-    __builtin_prefetch(a + (K + k) * MR);
-#ifdef FREEDIVE_NEON
-#pragma GCC unroll 3
-    for (int i = 0; i < MR; i += 4) {  // five loads for 24 steps
-      const vf av = vload(a + k * MR + i);
-      acc[i][0] = step_lane<HALF, 0>(av, low, acc[i][0]), acc[i][1] = step_lane<HALF, 0>(av, high, acc[i][1]);
-      acc[i + 1][0] = step_lane<HALF, 1>(av, low, acc[i + 1][0]), acc[i + 1][1] = step_lane<HALF, 1>(av, high, acc[i + 1][1]);
-      acc[i + 2][0] = step_lane<HALF, 2>(av, low, acc[i + 2][0]), acc[i + 2][1] = step_lane<HALF, 2>(av, high, acc[i + 2][1]);
-      acc[i + 3][0] = step_lane<HALF, 3>(av, low, acc[i + 3][0]), acc[i + 3][1] = step_lane<HALF, 3>(av, high, acc[i + 3][1]);
+  int64_t k = 0, fetched = 0;
+  for (; k + STEPS <= K; k += STEPS) {
+    fetch_row(ahead, fetched);
+    fetched += fetched < MR - 1;
+#pragma GCC unroll 8
+    for (int64_t u = 0; u < STEPS; ++u) {
+      __builtin_prefetch(a + (K + k + u) * MR);
+      step_packed<HALF>(acc, a + (k + u) * MR, b + (k + u) * PANEL);
     }
-#else
-#pragma GCC unroll 12
-    for (int i = 0; i < MR; ++i) {
-      const vf av = vset(a[k * MR + i]);
-      acc[i][0] = step<HALF>(av, low, acc[i][0]);
-      acc[i][1] = step<HALF>(av, high, acc[i][1]);
-    }
-#endif
   }
+  for (; k < K; ++k) step_packed<HALF>(acc, a + k * MR, b + k * PANEL);
+  for (; fetched < MR - 1; ++fetched) fetch_row(ahead, fetched);
   if (finish.bias != nullptr) {
     const vf low = vload(finish.bias), high = vload(finish.bias + VL);
 #pragma GCC unroll 12

@@ -6,9 +6,12 @@
 // In bfloat16 (compute = FD_BF16) both operands are rounded to it, when they are packed or per number, and the chain is of pairs
 // of products in float32; tensors in memory stay float32.
 //
-// Memory plan (blocked, after Goto & van de Geijn 2008): A is packed once, by all threads, in strips of MR rows and slices of
-// BLOCK_K words along k. Then the output is cut into units handed to threads one by one. For each slice a unit packs its block of
-// B (panels of two vectors), unless the weight came packed, and meets it with A, BLOCK_M rows at a time (in L2).
+// Memory plan (blocked, after Goto & van de Geijn 2008): of two operands the smaller one is packed once, by all threads; then the
+// output is cut into units handed to threads one by one, and a unit packs its own part of the other, in slices of BLOCK_K words
+// along k. A lies in strips of MR rows, B in panels of two vectors. Where B is the smaller one (most products of training: the
+// batch has more rows than the model is wide), a unit is up to BLOCK_M rows, which stay in L2. Else it is a block of columns, of
+// B, and meets A BLOCK_M rows at a time (in L2); so it is with a weight that came packed. What is packed of a batch is read from
+// memory, and asked for ahead; the sums of its rows (dbias) are taken on the way.
 // The register tile is MR x 2 vectors: with AVX-512 24 accumulators, and 24 steps for every 14 loads; it fetches the outputs of
 // the next tile ahead. Between slices of k the partial sums rest in the output as float32, which is what they were in registers:
 // blocking changes no bit. Where the residual lies in the output itself, they rest in a buffer of the thread instead.
@@ -70,31 +73,6 @@ void backward_input_naive(fd_context* ctx, const void* p) {
   });
 }
 
-// Threads own columns of dout, rows are added in order: four vectors of sums at a time stay in registers.
-void sum_rows(fd_context* ctx, const fd_tensor& dbias, const fd_tensor& dout) {
-  if (f32(dbias) == nullptr) return;
-  constexpr int64_t WIDE = 4 * VL;
-  const int64_t N = dout.shape[0], O = dout.shape[1], columns = N * O < SMALL ? ceil_div(O, WIDE) * WIDE : WIDE;
-  parallel_units(ctx, O == 0 ? 0 : ceil_div(O, columns), [&](int64_t unit, int) {
-    const int64_t end = min64(O, (unit + 1) * columns);
-    for (int64_t o = unit * columns; o < end; o += WIDE) {
-      float* sum = f32(dbias) + o;
-      if (o + WIDE <= end) {
-        vf s[4];
-        for (int i = 0; i < 4; ++i) s[i] = vload(sum + i * VL);
-        for (int64_t n = 0; n < N; ++n) {
-          for (int i = 0; i < 4; ++i) s[i] += vload(row(dout, n) + o + i * VL);
-        }
-        for (int i = 0; i < 4; ++i) vstore(sum + i * VL, s[i]);
-      } else {
-        for (int64_t n = 0; n < N; ++n) {
-          for (int64_t i = 0; i < end - o; ++i) sum[i] += row(dout, n)[o + i];
-        }
-      }
-    }
-  });
-}
-
 void backward_weight_naive(fd_context* ctx, const void* p) {
   const auto& a = *static_cast<const fd_matmul_backward_weight_args*>(p);
   const int64_t N = a.x.shape[0], C = a.x.shape[1], O = a.dweight.shape[0];
@@ -104,23 +82,23 @@ void backward_weight_naive(fd_context* ctx, const void* p) {
       for (int64_t n = 0; n < N; ++n) sum = fma1(taken(row(a.dout, n)[o], a.compute), taken(row(a.x, n)[c], a.compute), sum);
       row(a.dweight, o)[c] = sum;
     }
+    for (int64_t n = 0; f32(a.dbias) != nullptr && n < N; ++n) f32(a.dbias)[o] += row(a.dout, n)[o];
   });
-  sum_rows(ctx, a.dbias, a.dout);
 }
 
 // ---- blocked ---------------------------------------------------------------------------------------------------
 
-// The workspace: A packed once for all threads, and for each thread a block of B and one of C.
+// The workspace: the operand that is packed once for all threads, and for each thread a block of the other and one of C.
 struct Buffers {
   float *b, *c;
 };
 
-constexpr int64_t SHARED_A = 4 << 20;  // words: 16 MB; longer products go in parts
+constexpr int64_t SHARED = 4 << 20;  // words: 16 MB; longer products go in parts
 constexpr int64_t BUFFER_B = BLOCK_N * BLOCK_K, BUFFER_C = BLOCK_M * BLOCK_N, BUFFER = BUFFER_B + BUFFER_C;
 
-float* shared_a(uint8_t* workspace) { return reinterpret_cast<float*>(workspace); }
+float* shared_operand(uint8_t* workspace) { return reinterpret_cast<float*>(workspace); }
 Buffers buffers_of(uint8_t* workspace, int thread) {
-  float* base = shared_a(workspace) + SHARED_A + 16 + thread * BUFFER;
+  float* base = shared_operand(workspace) + SHARED + 16 + thread * BUFFER;
   return {base, base + BUFFER_B};
 }
 
@@ -131,7 +109,7 @@ bool rests_in_buffer(const Gemm& g, int64_t slices) { return slices > 1 && g.res
 // result (they may be the same).
 template <bool HALF>
 void tile_through_buffer(int64_t rows, int64_t columns, int64_t K, const float* a, const float* panel, const float* c,
-                         int64_t c_row, float* out, int64_t out_row, bool load, Finish finish) {
+                         int64_t c_row, float* out, int64_t out_row, const Ahead& ahead, bool load, Finish finish) {
   alignas(64) float full[MR * PANEL];
   if (load) {
     for (int64_t i = 0; i < MR; ++i) {
@@ -140,7 +118,7 @@ void tile_through_buffer(int64_t rows, int64_t columns, int64_t K, const float* 
       if (i < rows) memset(full + i * PANEL + columns, 0, (PANEL - columns) * sizeof(float));
     }
   }
-  tile_packed<HALF>(K, a, panel, full, PANEL, full, PANEL, load, {nullptr, nullptr, 0});
+  tile_packed<HALF>(K, a, panel, full, PANEL, full, PANEL, ahead, load, {nullptr, nullptr, 0});
   for (int64_t i = 0; i < rows; ++i) {
     for_lanes(columns, [&](int64_t j, auto read, auto write) {
       vf y = read(full + i * PANEL + j);
@@ -189,10 +167,17 @@ void multiply(const Gemm& g, const Slice& x, const Buffers& buffers, int64_t i0,
       }
       float* to = x.last ? out : c;
       const int64_t to_row = x.last ? g.c_row : c_row;
+      // The next tile: below, or at the top of the next panel.
+      const bool below = i + MR < rows, beside = !below && j + PANEL < columns;
+      const int64_t down = below ? MR : beside ? -i : 0, right = beside ? PANEL : 0;
+      Ahead ahead = {to + down * to_row + right, nullptr, to_row, to_row};
+      ahead.residual = ahead.out;
+      if (finish.residual != nullptr)
+        ahead.residual = finish.residual + down * g.residual_row + right, ahead.residual_row = g.residual_row;
       if (width == PANEL && r == MR) {
-        tile_packed<HALF>(x.words, a, b, c, c_row, to, to_row, x.load, finish);
+        tile_packed<HALF>(x.words, a, b, c, c_row, to, to_row, ahead, x.load, finish);
       } else {
-        tile_through_buffer<HALF>(r, width, x.words, a, b, c, c_row, to, to_row, x.load, finish);
+        tile_through_buffer<HALF>(r, width, x.words, a, b, c, c_row, to, to_row, ahead, x.load, finish);
       }
     }
   }
@@ -207,13 +192,30 @@ struct Part {
 template <bool HALF>
 void pack_part(fd_context* ctx, const Gemm& g, const Part& part) {
   const Slices<HALF> slices(g.k);
+  if (g.sums != nullptr) {  // sums go on from slice to slice, so a thread takes some rows of A through all of them
+    const int64_t block = ctx->threads <= 1 ? BLOCK_M : max64(MR, min64(BLOCK_M, part.rows / (4 * ctx->threads) / MR * MR));
+    parallel_units(ctx, ceil_div(part.rows, block), [&](int64_t unit, int) {
+      const int64_t i = unit * block, rows = min64(block, part.rows - i);
+      float* sums = g.sums + part.begin + i;
+      alignas(64) float sum[BLOCK_M / MR * WIDE] = {0};
+      for (int64_t r = 0; r < rows; ++r) sum[r / MR * WIDE + r % MR] = sums[r];
+      for (int64_t s = 0; s < slices.count; ++s) {
+        const int64_t K = slices.length(s);
+        pack_strips_of_columns<HALF, true>(part.packed + s * slices.each * part.padded + i * words_of<HALF>(K),
+                                           g.a + part.begin + i + slices.first(s) * g.a_k, g.a_k, rows, g.m - part.begin - i,
+                                           K, sum);
+      }
+      for (int64_t r = 0; r < rows; ++r) sums[r] = sum[r / MR * WIDE + r % MR];
+    });
+    return;
+  }
   const int64_t blocks = ceil_div(part.rows, BLOCK_M);
   parallel_units(ctx, blocks * slices.count, [&](int64_t unit, int) {
     const int64_t s = unit / blocks, i = unit % blocks * BLOCK_M, rows = min64(BLOCK_M, part.rows - i), K = slices.length(s);
     float* to = part.packed + s * slices.each * part.padded + i * words_of<HALF>(K);
     const float* a = g.a + (part.begin + i) * g.a_row + slices.first(s) * g.a_k;
     if (g.a_k != 1) {
-      pack_strips_of_columns<HALF>(to, a, g.a_k, rows, K);
+      pack_strips_of_columns<HALF, false>(to, a, g.a_k, rows, g.m - part.begin - i, K, nullptr);
     } else {
       pack_strips_of_rows<HALF>(to, a, g.a_row, rows, K);
     }
@@ -239,7 +241,7 @@ void gemm_block(const Gemm& g, const Part& part, const Buffers& buffers, int64_t
         pack_panel<HALF>(buffers.b + j * x.words, g.b + (j0 + j) * g.b_j + k0, g.b_j, min64(PANEL, columns - j), K);
       x.b = buffers.b;
     } else {
-      pack_block<HALF>(buffers.b, g.b + k0 * g.b_k + j0, g.b_k, K, columns);
+      pack_block<HALF>(buffers.b, x.words * PANEL, g.b + k0 * g.b_k + j0, g.b_k, K, columns);
       x.b = buffers.b;
     }
     for (int64_t i = i0; i < i0 + rows; i += BLOCK_M) {
@@ -252,6 +254,68 @@ void gemm_block(const Gemm& g, const Part& part, const Buffers& buffers, int64_t
       multiply<HALF>(g, x, buffers, part.begin + i, r, j0, columns);
     }
   }
+}
+
+// ---- B packed as a whole ----------------------------------------------------------------------------------------
+// A unit packs the rows of A it takes, which are then read from L2; packed as a whole they would go to memory and come back.
+
+template <bool HALF>
+void pack_weight_in(fd_context* ctx, float* packed, const float* weight, int64_t weight_row, int64_t O, int64_t C) {
+  const int64_t together = max64(1, 16384 / (PANEL * max64(1, C)));  // panels a unit, so that little work stays on one thread
+  parallel_units(ctx, ceil_div(ceil_div(O, PANEL), together), [&](int64_t unit, int) {
+    for (int64_t panel = unit * together; panel < min64(ceil_div(O, PANEL), (unit + 1) * together); ++panel)
+      pack_panel<HALF>(packed + panel * words_of<HALF>(C) * PANEL, weight + panel * PANEL * weight_row, weight_row,
+                       min64(PANEL, O - panel * PANEL), C);
+  });
+}
+
+// All of B as pack_weight would have it.
+template <bool HALF>
+void pack_whole(fd_context* ctx, float* panels, const Gemm& g) {
+  if (g.b_k == 1) return pack_weight_in<HALF>(ctx, panels, g.b, g.b_j, g.n, g.k);
+  constexpr int64_t COLUMNS = 4 * PANEL, PIECE = HALF ? 512 : 256;  // of k, of a unit
+  const int64_t panel = words_of<HALF>(g.k) * PANEL, across = ceil_div(g.n, COLUMNS);
+  parallel_units(ctx, across * ceil_div(g.k, PIECE), [&](int64_t unit, int) {
+    const int64_t j = unit % across * COLUMNS, k = unit / across * PIECE;
+    pack_block<HALF>(panels + j / PANEL * panel + words_of<HALF>(k) * PANEL, panel, g.b + k * g.b_k + j * g.b_j, g.b_k,
+                     min64(PIECE, g.k - k), min64(COLUMNS, g.n - j));
+  });
+}
+
+// At most BLOCK_M rows of the output.
+template <bool HALF>
+void gemm_rows(const Gemm& g, const float* panels, const Buffers& buffers, int64_t i0, int64_t rows) {
+  const Slices<HALF> slices(g.k);
+  alignas(64) float sums[BLOCK_M / MR * WIDE] = {0};
+  for (int64_t r = 0; g.sums != nullptr && r < rows; ++r) sums[r / MR * WIDE + r % MR] = g.sums[i0 + r];
+  for (int64_t s = 0; s < slices.count; ++s) {
+    const int64_t K = slices.length(s);
+    const float* a = g.a + i0 * g.a_row + slices.first(s) * g.a_k;
+    if (g.sums != nullptr) {
+      pack_strips_of_columns<HALF, true>(buffers.b, a, g.a_k, rows, g.m - i0, K, sums);
+    } else if (g.a_k != 1) {
+      pack_strips_of_columns<HALF, false>(buffers.b, a, g.a_k, rows, g.m - i0, K, nullptr);
+    } else {
+      pack_strips_of_rows<HALF>(buffers.b, a, g.a_row, rows, K);
+    }
+    const Slice x = {buffers.b,  panels + s * slices.each * PANEL, words_of<HALF>(K), slices.words * PANEL, s > 0 || g.accumulate,
+                     s == slices.count - 1, false};
+    multiply<HALF>(g, x, buffers, i0, rows, 0, g.n);
+  }
+  for (int64_t r = 0; g.sums != nullptr && r < rows; ++r) g.sums[i0 + r] = sums[r / MR * WIDE + r % MR];
+}
+
+// Strips of A are dealt out evenly.
+template <bool HALF>
+void gemm_tall(fd_context* ctx, uint8_t* workspace, const Gemm& g) {
+  float* panels = shared_operand(workspace);
+  pack_whole<HALF>(ctx, panels, g);
+  const int64_t strips = ceil_div(g.m, MR), turns = ceil_div(ceil_div(g.m, BLOCK_M), max64(1, ctx->threads));
+  const int64_t units = min64(strips, turns * max64(1, ctx->threads));
+  parallel_units(ctx, units, [&](int64_t unit, int thread) {
+    const int64_t i0 = unit * strips / units * MR, end = min64(g.m, (unit + 1) * strips / units * MR);
+    gemm_rows<HALF>(g, panels, buffers_of(workspace, thread), i0, end - i0);
+  });
 }
 
 // ---- few rows --------------------------------------------------------------------------------------------------
@@ -312,7 +376,7 @@ void gemm_in(fd_context* context, uint8_t* workspace, const Gemm& g) {
   fd_context alone = *context;
   alone.threads = 1;
   fd_context* ctx = g.m * g.n * g.k < SMALL ? &alone : context;
-  if (g.m <= FEW && g.packed != nullptr && words_of<HALF>(g.k) * g.m <= SHARED_A) {
+  if (g.m <= FEW && g.packed != nullptr && words_of<HALF>(g.k) * g.m <= SHARED) {
     const int64_t words = words_of<HALF>(g.k);
     float* a = reinterpret_cast<float*>(workspace);
     if (!HALF && g.a_k == 1 && (g.a_row == words || g.m == 1)) {
@@ -328,7 +392,10 @@ void gemm_in(fd_context* context, uint8_t* workspace, const Gemm& g) {
     return;
   }
   const int64_t in_all = words_of<HALF>(g.k), padded = ceil_div(g.m, MR) * MR;
-  const int64_t fits = max64(BLOCK_K, SHARED_A / padded / BLOCK_K * BLOCK_K);
+  if (g.packed == nullptr && g.n <= g.m && ceil_div(g.n, PANEL) * PANEL * in_all <= SHARED &&
+      !rests_in_buffer(g, Slices<HALF>(g.k).count))
+    return gemm_tall<HALF>(ctx, workspace, g);
+  const int64_t fits = max64(BLOCK_K, SHARED / padded / BLOCK_K * BLOCK_K);
   if (in_all > fits && g.packed == nullptr && g.residual != g.c) {  // a long k in parts: the chains go on from the output
     for (int64_t w = 0; w < in_all; w += fits) {
       Gemm part = g;
@@ -346,8 +413,8 @@ void gemm_in(fd_context* context, uint8_t* workspace, const Gemm& g) {
   const Slices<HALF> slices(g.k);
   const int64_t most = rests_in_buffer(g, slices.count) ? BLOCK_M : g.m;  // rows of a unit
   for (int64_t begin = 0, rows; begin < g.m; begin += rows) {
-    rows = min64(g.m - begin, max64(MR, SHARED_A / max64(1, slices.words) / MR * MR));
-    const Part part = {shared_a(workspace), begin, rows, ceil_div(rows, MR) * MR};
+    rows = min64(g.m - begin, max64(MR, SHARED / max64(1, slices.words) / MR * MR));
+    const Part part = {shared_operand(workspace), begin, rows, ceil_div(rows, MR) * MR};
     pack_part<HALF>(ctx, g, part);
     int64_t units_m = ceil_div(rows, most), units_n = ceil_div(g.n, BLOCK_N);
     const int64_t wanted = ctx->threads > 1 && g.m * g.n * g.k >= 4 * SMALL ? 4 * ctx->threads : 1;
@@ -371,19 +438,9 @@ void gemm_in(fd_context* context, uint8_t* workspace, const Gemm& g) {
   }
 }
 
-template <bool HALF>
-void pack_weight_in(fd_context* ctx, float* packed, const float* weight, int64_t weight_row, int64_t O, int64_t C) {
-  const int64_t together = max64(1, 16384 / (PANEL * max64(1, C)));  // panels a unit, so that little work stays on one thread
-  parallel_units(ctx, ceil_div(ceil_div(O, PANEL), together), [&](int64_t unit, int) {
-    for (int64_t panel = unit * together; panel < min64(ceil_div(O, PANEL), (unit + 1) * together); ++panel)
-      pack_panel<HALF>(packed + panel * words_of<HALF>(C) * PANEL, weight + panel * PANEL * weight_row, weight_row,
-                       min64(PANEL, O - panel * PANEL), C);
-  });
-}
-
 }  // namespace
 
-size_t gemm_workspace(int32_t threads) { return bytes64(SHARED_A + 16 + BUFFER * max64(1, threads), sizeof(float)); }
+size_t gemm_workspace(int32_t threads) { return bytes64(SHARED + 16 + BUFFER * max64(1, threads), sizeof(float)); }
 
 void gemm(fd_context* ctx, uint8_t* workspace, const Gemm& g) {
   if (g.m <= 0 || g.n <= 0) return;
@@ -434,8 +491,7 @@ void backward_weight_simd(fd_context* ctx, const void* p) {
   const auto& a = *static_cast<const fd_matmul_backward_weight_args*>(p);
   gemm(ctx, ctx->workspace,
        {a.dweight.shape[0], a.dweight.shape[1], a.x.shape[0], f32(a.dout), 1, a.dout.stride[0], f32(a.x), a.x.stride[0], 1,
-        nullptr, f32(a.dweight), a.dweight.stride[0], true, nullptr, nullptr, 0, a.compute});
-  sum_rows(ctx, a.dbias, a.dout);
+        nullptr, f32(a.dweight), a.dweight.stride[0], true, nullptr, nullptr, 0, a.compute, f32(a.dbias)});
 }
 
 void pack(fd_context* ctx, const void* p) {

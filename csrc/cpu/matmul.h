@@ -20,6 +20,7 @@ struct Gemm {
   const float* residual;  // or NULL; may be c
   int64_t residual_row;
   int64_t compute;  // FD_F32 or FD_BF16
+  float* sums = nullptr;  // or [m], to which the rows of an A stored by columns (a_row = 1) are added, in the order of k
 };
 
 size_t gemm_workspace(int32_t threads);  // bytes, whatever the shape

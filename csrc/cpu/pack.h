@@ -28,12 +28,19 @@ FD_INLINE float row_word(const float* x, int64_t w, int64_t K) {
 }
 
 // Rows of K numbers, turned: to[w * to_row + r] = word w of row r for r < LANES, 0 for rows from `rows` on. Stores are VL lanes
-// wide, in rising order of w, of which LANES count; those at the end are cut, for what follows may be another thread's.
-template <bool HALF, int LANES>
+// wide, in rising order of w, of which LANES count; those at the end are cut, for what follows may be another thread's. With
+// FETCH the rows below, which come next, are asked for meanwhile.
+template <bool HALF, int LANES, bool FETCH = false>
 FD_INLINE void turn_rows(float* to, int64_t to_row, const float* from, int64_t from_row, int64_t rows, int64_t K) {
   constexpr int64_t STEP = HALF ? 2 * VL : VL;
   int64_t k = 0;
   for (; k + STEP <= K; k += STEP) {
+    if (FETCH) {
+#pragma GCC unroll 16
+      for (int i = 0; i < LANES; ++i) {
+        for (int64_t f = 0; f < STEP; f += 16) __builtin_prefetch(from + (LANES + i) * from_row + k + f, 0, 2);
+      }
+    }
     vf r[VL];
 #pragma GCC unroll 16
     for (int i = 0; i < VL; ++i) r[i] = i < LANES && i < rows ? row_words<HALF>(from + i * from_row + k) : vset(0.0f);
@@ -56,8 +63,8 @@ FD_INLINE void turn_rows(float* to, int64_t to_row, const float* from, int64_t f
 // One panel of a weight [O, C]: PANEL of its rows side by side, [words][PANEL].
 template <bool HALF>
 FD_INLINE void pack_panel(float* panel, const float* weight, int64_t weight_row, int64_t rows, int64_t C) {
-  turn_rows<HALF, VL>(panel, PANEL, weight, weight_row, rows, C);
-  turn_rows<HALF, VL>(panel + VL, PANEL, weight + (rows > VL ? VL * weight_row : 0), weight_row, max64(0, rows - VL), C);
+  turn_rows<HALF, VL, true>(panel, PANEL, weight, weight_row, rows, C);
+  turn_rows<HALF, VL, true>(panel + VL, PANEL, weight + (rows > VL ? VL * weight_row : 0), weight_row, max64(0, rows - VL), C);
 }
 
 // Words of `lanes` columns of the rows k and k + 1 (or k alone) of a plain matrix, 0 in the lanes beyond.
@@ -78,15 +85,28 @@ FD_INLINE float column_word(const float* x, int64_t k_stride, int64_t w, int64_t
   return f;
 }
 
-// A block of a plain B[K, columns] in panels [ceil(columns/PANEL)][words][PANEL], four panels at a time: reads run along rows.
+// How many words ahead rows are asked for that are read across: a part of each, a row apart in memory, where the processor does
+// not look ahead by itself.
+constexpr int64_t WORDS_AHEAD = 8;
 template <bool HALF>
-FD_INLINE void pack_block(float* panels, const float* b, int64_t b_k, int64_t K, int64_t columns) {
+FD_INLINE void fetch_words(const float* x, int64_t k_stride, int64_t w) {
+  const float* at = x + (HALF ? 2 : 1) * (w + WORDS_AHEAD) * k_stride;
+  __builtin_prefetch(at, 0, 2);
+  if (HALF) __builtin_prefetch(at + k_stride, 0, 2);
+}
+
+// A block of a plain B[K, columns] in panels [ceil(columns/PANEL)][words][PANEL], `panel` from one to the next, four panels at a
+// time: reads run along rows.
+template <bool HALF>
+FD_INLINE void pack_block(float* panels, int64_t panel, const float* b, int64_t b_k, int64_t K, int64_t columns) {
   const int64_t words = words_of<HALF>(K), whole = columns / PANEL;
   for (int64_t p0 = 0; p0 < whole; p0 += 4) {
     const int64_t p1 = min64(whole, p0 + 4);
     for (int64_t w = 0; w < words; ++w) {
       for (int64_t p = p0; p < p1; ++p) {
-        float* to = panels + (p * words + w) * PANEL;
+        float* to = panels + p * panel + w * PANEL;
+        fetch_words<HALF>(b + p * PANEL, b_k, w);
+        fetch_words<HALF>(b + p * PANEL + VL, b_k, w);
         vstore(to, column_words<HALF>(b + p * PANEL, b_k, w, K));
         vstore(to + VL, column_words<HALF>(b + p * PANEL + VL, b_k, w, K));
       }
@@ -95,7 +115,7 @@ FD_INLINE void pack_block(float* panels, const float* b, int64_t b_k, int64_t K,
   if (whole * PANEL == columns) return;
   for (int64_t w = 0; w < words; ++w) {
     for (int64_t i = 0; i < PANEL; ++i)
-      panels[(whole * words + w) * PANEL + i] =
+      panels[whole * panel + w * PANEL + i] =
           whole * PANEL + i < columns ? column_word<HALF>(b + whole * PANEL + i, b_k, w, K) : 0.0f;
   }
 }
@@ -104,24 +124,43 @@ FD_INLINE void pack_block(float* panels, const float* b, int64_t b_k, int64_t K,
 constexpr int WIDE = MR < VL ? VL : MR;
 static_assert(WIDE % VL == 0, "strips are written in whole vectors");
 
-// A block of A stored by columns (A(i,k) = a[k*a_k + i]) in strips [ceil(rows/MR)][words][MR], 0 for rows that are missing. Reads
-// run along rows of memory. Where a vector is wider than a strip a store reaches into places of the next words, which are written
-// afterwards; the last ones of a strip are cut.
-template <bool HALF>
-FD_INLINE void pack_strips_of_columns(float* strips, const float* a, int64_t a_k, int64_t rows, int64_t K) {
+// A block of A stored by columns (A(i,k) = a[k*a_k + i]) in strips [ceil(rows/MR)][words][MR], 0 for rows that are missing;
+// `readable` of A's rows, the block's and those behind it, may be read. Reads run along rows of memory. Where a vector is wider
+// than a strip a store reaches into places of the next words, which are written afterwards; the last ones of a strip are cut.
+// With SUM the numbers A(i, k), as they are, are added to sums[i / MR * WIDE + i % MR] in the order of k.
+template <bool HALF, bool SUM>
+FD_INLINE void pack_strips_of_columns(float* strips, const float* a, int64_t a_k, int64_t rows, int64_t readable, int64_t K,
+                                      float* sums) {
   const int64_t words = words_of<HALF>(K);
-  int64_t fit = rows >= WIDE ? (rows - WIDE) / MR + 1 : 0;  // strips of which whole vectors can be read
-  fit = min64(fit, rows / MR);
+  const int64_t fit = min64(readable >= WIDE ? (readable - WIDE) / MR + 1 : 0, rows / MR);  // strips that are whole vectors
   for (int64_t w = 0; w < words; ++w) {
-    const bool room = w * MR + WIDE <= words * MR;
-    for (int64_t s = 0; s * MR < rows; ++s) {
+    const float* row = a + (HALF ? 2 : 1) * w * a_k;
+    const bool pair = HALF && 2 * w + 1 < K, room = w * MR + WIDE <= words * MR;
+    const auto strip = [&](int64_t s, bool paired, const auto& load, const auto& store) {
 #pragma GCC unroll 4
       for (int v = 0; v < WIDE; v += VL) {
-        const int64_t left = min64(MR, rows - s * MR) - v;  // of the strip's rows
-        const vf x = left <= 0 ? vset(0.0f) : column_words<HALF>(a + s * MR + v, a_k, w, K, s < fit ? VL : left);
-        float* to = strips + (s * words + w) * MR + v;
-        room ? vstore(to, x) : vstore_n(to, x, min64(VL, MR - v));
+        const float* from = row + s * MR + v;
+        __builtin_prefetch(from + (HALF ? 2 : 1) * WORDS_AHEAD * a_k, 0, 2);
+        if (HALF) __builtin_prefetch(from + (2 * WORDS_AHEAD + 1) * a_k, 0, 2);
+        const vf x = load(from, v), y = paired ? load(from + a_k, v) : vset(0.0f);
+        store(strips + (s * words + w) * MR + v, HALF ? bf16_pairs(x, y) : x, v);
+        if (!SUM) continue;
+        const vf sum = vload(sums + s * WIDE + v) + x;
+        vstore(sums + s * WIDE + v, paired ? sum + y : sum);
       }
+    };
+    int64_t s = 0;
+    if (room && pair == HALF) {
+      for (; s < fit; ++s) {
+        strip(s, HALF, [](const float* p, int) { return vload(p); }, [](float* p, vf x, int) { vstore(p, x); });
+      }
+    }
+    for (; s * MR < rows; ++s) {
+      const int64_t left = s < fit ? WIDE : min64(MR, rows - s * MR);  // numbers of the strip that can be read
+      strip(
+          s, pair,
+          [left](const float* p, int v) { return left <= v ? vset(0.0f) : left >= v + VL ? vload(p) : vload_n(p, left - v); },
+          [room](float* p, vf x, int v) { room ? vstore(p, x) : vstore_n(p, x, min64(VL, MR - v)); });
     }
   }
 }
@@ -132,7 +171,7 @@ FD_INLINE void pack_strips_of_rows(float* strips, const float* a, int64_t a_row,
   constexpr int LANES = MR < VL ? MR : VL;
   for (int64_t i = 0; i < rows; i += MR, strips += words_of<HALF>(K) * MR) {
     for (int v = 0; v < MR; v += VL)
-      turn_rows<HALF, LANES>(strips + v, MR, a + min64(i + v, rows - 1) * a_row, a_row, max64(0, rows - i - v), K);
+      turn_rows<HALF, LANES, true>(strips + v, MR, a + min64(i + v, rows - 1) * a_row, a_row, max64(0, rows - i - v), K);
   }
 }
 
