@@ -35,16 +35,16 @@ void Decoder::norm_forward(float* out, float* stat, float* mean, const float* x,
 }
 
 void Decoder::norm_backward(float* dx, bool accumulate, const float* dout, const float* x, int64_t weight, int64_t bias,
-                            const float* stat, const float* mean) {
+                            const float* stat, const float* mean, int64_t rows) {
   const int64_t C = config_.d_model;
   if (config_.layernorm) {
-    fd_layernorm_backward_args a{view(dx, n_, C),   view(grad(weight), C), view(grad(bias, true), C),
-                                 view(dout, n_, C), view(x, n_, C),        view(param(weight), C),
-                                 view(mean, n_),    view(stat, n_),        accumulate};
+    fd_layernorm_backward_args a{view(dx, rows, C),   view(grad(weight), C), view(grad(bias, true), C),
+                                 view(dout, rows, C), view(x, rows, C),        view(param(weight), C),
+                                 view(mean, rows),    view(stat, rows),        accumulate};
     ops_.layernorm_backward(&ctx_, &a);
   } else {
-    fd_rmsnorm_backward_args a{view(dx, n_, 1, C), view(grad(weight), C),  view(dout, n_, 1, C),
-                               view(x, n_, 1, C),  view(param(weight), C), view(stat, n_, 1),
+    fd_rmsnorm_backward_args a{view(dx, rows, 1, C), view(grad(weight), C),  view(dout, rows, 1, C),
+                               view(x, rows, 1, C),  view(param(weight), C), view(stat, rows, 1),
                                accumulate};
     ops_.rmsnorm_backward(&ctx_, &a);
   }
@@ -79,36 +79,39 @@ void Decoder::multiply(float* out, const float* x, int64_t N, int64_t weight, in
   ops_.matmul_forward(&ctx_, &a);
 }
 
-void Decoder::linear(float* out, const float* x, int64_t weight, int64_t bias, int64_t O, int64_t C, const float* residual) {
-  multiply(out, x, n_, weight, bias, O, C, residual);
-  if (const AdapterGroup* group = adapters(weight, adapter_on_)) adapter_forward(*group, out, x, n_, O, C);
+void Decoder::linear(float* out, const float* x, int64_t N, int64_t weight, int64_t bias, int64_t O, int64_t C,
+                     const float* residual) {
+  multiply(out, x, N, weight, bias, O, C, residual);
+  if (const AdapterGroup* group = adapters(weight, adapter_on_)) adapter_forward(*group, out, x, N, O, C);
 }
 
 // dx = dout W (+ what goes through the adapter)
-void Decoder::linear_backward_frozen(float* dx, const float* dout, const float* x, int64_t weight, int64_t O, int64_t C) {
+void Decoder::linear_backward_frozen(float* dx, const float* dout, const float* x, int64_t N, int64_t weight, int64_t O,
+                                     int64_t C) {
   if (const auto* parts = packed_rows(weight, O)) {
     int64_t at = 0;
     for (const PackedRows& part : *parts) {
-      fd_quantized_matmul_backward_input_args i{view(dx, n_, C), columns(dout + at, n_, part.rows, O), packed_view(part), at > 0,
+      fd_quantized_matmul_backward_input_args i{view(dx, N, C), columns(dout + at, N, part.rows, O), packed_view(part), at > 0,
                                                 part.type, compute_};
       if (dx != nullptr) ops_.quantized_matmul_backward_input(&ctx_, &i);
       at += part.rows;
     }
   } else if (dx != nullptr) {
-    fd_matmul_backward_input_args i{view(dx, n_, C), view(dout, n_, O), view(param(weight), O, C), 0, compute_};
+    fd_matmul_backward_input_args i{view(dx, N, C), view(dout, N, O), view(param(weight), O, C), 0, compute_};
     ops_.matmul_backward_input(&ctx_, &i);
   }
-  if (const AdapterGroup* group = adapters(weight, kept_adapter_)) adapter_backward(*group, dx, dout, x, O, C);
+  if (const AdapterGroup* group = adapters(weight, kept_adapter_)) adapter_backward(*group, dx, dout, x, N, O, C);
 }
 
 // dx = dout W; dW += dout^T x; dbias += sum dout
-void Decoder::linear_backward(float* dx, const float* dout, const float* x, int64_t weight, int64_t bias, int64_t O, int64_t C) {
-  if (frozen()) return linear_backward_frozen(dx, dout, x, weight, O, C);
+void Decoder::linear_backward(float* dx, const float* dout, const float* x, int64_t N, int64_t weight, int64_t bias, int64_t O,
+                              int64_t C) {
+  if (frozen()) return linear_backward_frozen(dx, dout, x, N, weight, O, C);
   float* g = grads_.floats();
-  fd_matmul_backward_input_args i{view(dx, n_, C), view(dout, n_, O), view(param(weight), O, C), 0, compute_};
+  fd_matmul_backward_input_args i{view(dx, N, C), view(dout, N, O), view(param(weight), O, C), 0, compute_};
   ops_.matmul_backward_input(&ctx_, &i);
-  fd_matmul_backward_weight_args w{view(g + weight, O, C), bias >= 0 ? view(g + bias, O) : absent(), view(dout, n_, O),
-                                   view(x, n_, C), compute_};
+  fd_matmul_backward_weight_args w{view(g + weight, O, C), bias >= 0 ? view(g + bias, O) : absent(), view(dout, N, O),
+                                   view(x, N, C), compute_};
   ops_.matmul_backward_weight(&ctx_, &w);
 }
 
@@ -122,7 +125,7 @@ void Decoder::attention_forward(int64_t layer, Activations& a, const Cached* cac
   const double scale = attention_scale(D);
 
   norm_forward(norm_, a.stat1, a.mean1, a.x, w.input_norm, w.input_norm_bias, n_);
-  linear(a.qkv, norm_, w.qkv, w.qkv_bias, E, C, nullptr);
+  linear(a.qkv, norm_, n_, w.qkv, w.qkv_bias, E, C, nullptr);
 
   // q and k after QK-norm and rotation; without either they are read where the product left them
   fd_tensor q = heads(a.qkv, n_, H, D, E), k = heads(a.qkv + H * D, n_, G, D, E), v = heads(a.qkv + (H + G) * D, n_, G, D, E);
@@ -160,16 +163,29 @@ void Decoder::attention_forward(int64_t layer, Activations& a, const Cached* cac
     fd_attention_forward_args at{out, view(a.lse, n_, H), q, k, v, cu, scale, compute_};
     ops_.attention_forward(&ctx_, &at);
   }
-  linear(a.x2, a.attention, w.o, w.o_bias, C, H * D, a.x);
+  linear(a.x2, a.attention, n_, w.o, w.o_bias, C, H * D, a.x);
 }
 
-void Decoder::activation_forward(const Activations& a) {
+// The MLP goes by chunks of rows: what passes between its ops is read from the cache, where of a whole batch it would go to
+// memory and come back. Gradients sum over rows in order, so chunks change no bit as long as they are whole pairs of rows
+// (bfloat16) and whole chunks of the norms' backward pass. As many rows as a slice of the products' k at most: with fewer,
+// partial sums of the weights' gradients would be stored more often. A device with memory of its own takes all rows at once.
+template <class Body>
+void Decoder::in_chunks(const Body& body) {
+  constexpr int64_t WHOLE = 64;
+  static_assert(MLP_ROWS % WHOLE == 0, "chunks are no longer than that");
+  const int64_t parts = has_own_memory() ? 1 : (n_ + MLP_ROWS - 1) / MLP_ROWS;
+  const int64_t each = parts <= 1 ? n_ : ((n_ + parts - 1) / parts + WHOLE - 1) / WHOLE * WHOLE;
+  for (int64_t begin = 0; begin < n_; begin += each) body(Rows{begin, std::min(each, n_ - begin)});
+}
+
+void Decoder::activation_forward(const float* up, int64_t rows) {
   const int64_t F = config_.d_ff, U = config_.up_width();
   if (config_.gelu) {
-    fd_gelu_forward_args g{view(act_out_, n_, F), view(a.up, n_, F)};
+    fd_gelu_forward_args g{view(act_out_, rows, F), view(up, rows, F)};
     ops_.gelu_forward(&ctx_, &g);
   } else {
-    fd_swiglu_forward_args g{view(act_out_, n_, F), columns(a.up, n_, F, U), columns(a.up + F, n_, F, U)};
+    fd_swiglu_forward_args g{view(act_out_, rows, F), columns(up, rows, F, U), columns(up + F, rows, F, U)};
     ops_.swiglu_forward(&ctx_, &g);
   }
 }
@@ -177,36 +193,43 @@ void Decoder::activation_forward(const Activations& a) {
 void Decoder::mlp_forward(int64_t layer, Activations& a, float* x_next) {
   const Layer& w = layers_[layer];
   const int64_t C = config_.d_model, F = config_.d_ff, U = config_.up_width();
-  norm_forward(norm_, a.stat2, a.mean2, a.x2, w.mlp_norm, w.mlp_norm_bias, n_);
-  linear(a.up, norm_, w.up, w.up_bias, U, C, nullptr);
-  activation_forward(a);
-  linear(x_next, act_out_, w.down, w.down_bias, C, F, a.x2);
+  in_chunks([&](Rows r) {
+    float *x2 = a.x2 + r.begin * C, *up = a.up + r.begin * U;
+    norm_forward(norm_, a.stat2 + r.begin, a.mean2 + r.begin, x2, w.mlp_norm, w.mlp_norm_bias, r.count);
+    linear(up, norm_, r.count, w.up, w.up_bias, U, C, nullptr);
+    activation_forward(up, r.count);
+    linear(x_next + r.begin * C, act_out_, r.count, w.down, w.down_bias, C, F, x2);
+  });
 }
 
 // In: dx_ = dL/d(output of the layer). Out: dx_ = dL/d(x2), the residual branch included.
 void Decoder::mlp_backward(int64_t layer, Activations& a) {
   const Layer& w = layers_[layer];
   const int64_t C = config_.d_model, F = config_.d_ff, U = config_.up_width();
-  activation_forward(a);
-  linear_backward(dact_, dx_, act_out_, w.down, w.down_bias, C, F);
-  if (config_.gelu) {
-    fd_gelu_backward_args g{view(dup_, n_, F), view(dact_, n_, F), view(a.up, n_, F)};
-    ops_.gelu_backward(&ctx_, &g);
-  } else {
-    fd_swiglu_backward_args g{columns(dup_, n_, F, U), columns(dup_ + F, n_, F, U), view(dact_, n_, F), columns(a.up, n_, F, U),
-                              columns(a.up + F, n_, F, U)};
-    ops_.swiglu_backward(&ctx_, &g);
-  }
-  norm_forward(norm_, a.stat2, a.mean2, a.x2, w.mlp_norm, w.mlp_norm_bias, n_);
-  linear_backward(dnorm_, dup_, norm_, w.up, w.up_bias, U, C);
-  norm_backward(dx_, true, dnorm_, a.x2, w.mlp_norm, w.mlp_norm_bias, a.stat2, a.mean2);
+  in_chunks([&](Rows r) {
+    float *dx = dx_ + r.begin * C, *x2 = a.x2 + r.begin * C, *up = a.up + r.begin * U;
+    float *stat = a.stat2 + r.begin, *mean = a.mean2 + r.begin;
+    activation_forward(up, r.count);
+    linear_backward(dact_, dx, act_out_, r.count, w.down, w.down_bias, C, F);
+    if (config_.gelu) {
+      fd_gelu_backward_args g{view(dup_, r.count, F), view(dact_, r.count, F), view(up, r.count, F)};
+      ops_.gelu_backward(&ctx_, &g);
+    } else {
+      fd_swiglu_backward_args g{columns(dup_, r.count, F, U), columns(dup_ + F, r.count, F, U), view(dact_, r.count, F),
+                                columns(up, r.count, F, U), columns(up + F, r.count, F, U)};
+      ops_.swiglu_backward(&ctx_, &g);
+    }
+    norm_forward(norm_, stat, mean, x2, w.mlp_norm, w.mlp_norm_bias, r.count);
+    linear_backward(dnorm_, dup_, norm_, r.count, w.up, w.up_bias, U, C);
+    norm_backward(dx, true, dnorm_, x2, w.mlp_norm, w.mlp_norm_bias, stat, mean, r.count);
+  });
 }
 
 // In: dx_ = dL/d(x2). Out: dx_ = dL/d(x).
 void Decoder::attention_backward(int64_t layer, Activations& a) {
   const Layer& w = layers_[layer];
   const int64_t H = config_.n_head, G = config_.n_kv_head, D = config_.head_dim, E = config_.qkv_width(), C = config_.d_model;
-  linear_backward(dattention_, dx_, a.attention, w.o, w.o_bias, C, H * D);
+  linear_backward(dattention_, dx_, a.attention, n_, w.o, w.o_bias, C, H * D);
 
   fd_tensor q = heads(a.qkv, n_, H, D, E), k = heads(a.qkv + H * D, n_, G, D, E), v = heads(a.qkv + (H + G) * D, n_, G, D, E);
   fd_tensor dq = heads(dqkv_, n_, H, D, E), dk = heads(dqkv_ + H * D, n_, G, D, E), dv = heads(dqkv_ + (H + G) * D, n_, G, D, E);
@@ -241,9 +264,10 @@ void Decoder::attention_backward(int64_t layer, Activations& a) {
     }
   }
   norm_forward(norm_, a.stat1, a.mean1, a.x, w.input_norm, w.input_norm_bias, n_);
-  if (frozen() && layer == 0) return linear_backward(nullptr, dqkv_, norm_, w.qkv, w.qkv_bias, E, C);  // nothing below it learns
-  linear_backward(dnorm_, dqkv_, norm_, w.qkv, w.qkv_bias, E, C);
-  norm_backward(dx_, true, dnorm_, a.x, w.input_norm, w.input_norm_bias, a.stat1, a.mean1);
+  // of a frozen model's first layer nothing below learns
+  if (frozen() && layer == 0) return linear_backward(nullptr, dqkv_, norm_, n_, w.qkv, w.qkv_bias, E, C);
+  linear_backward(dnorm_, dqkv_, norm_, n_, w.qkv, w.qkv_bias, E, C);
+  norm_backward(dx_, true, dnorm_, a.x, w.input_norm, w.input_norm_bias, a.stat1, a.mean1, n_);
 }
 
 // What the forward pass did not keep of a layer.
@@ -254,7 +278,7 @@ void Decoder::compute_again(int64_t layer) {
   const bool now = std::exchange(adapter_on_, kept_adapter_);
   if (recompute_ == Recompute::BLOCK) attention_forward(layer, a, nullptr);
   norm_forward(norm_, a.stat2, a.mean2, a.x2, w.mlp_norm, w.mlp_norm_bias, n_);
-  linear(a.up, norm_, w.up, w.up_bias, config_.up_width(), config_.d_model, nullptr);
+  linear(a.up, norm_, n_, w.up, w.up_bias, config_.up_width(), config_.d_model, nullptr);
   adapter_on_ = now;
 }
 
@@ -301,7 +325,7 @@ void Decoder::trunk_backward(const float* dhidden) {
     fd_linear_combination_args sum{view(dnorm_, n_ * C), view(dnorm_, n_ * C), view(dhidden, n_ * C), 1.0, 1.0};
     ops_.linear_combination(&ctx_, &sum);
   }
-  norm_backward(dx_, false, dnorm_, x_last_, final_norm_, final_norm_bias_, final_stat_, final_mean_);
+  norm_backward(dx_, false, dnorm_, x_last_, final_norm_, final_norm_bias_, final_stat_, final_mean_, n_);
   for (int64_t i = config_.n_layer - 1; i >= 0; --i) {
     compute_again(i);
     mlp_backward(i, act_[i]);

@@ -98,6 +98,8 @@ struct PackedRows {
 
 class Decoder {
  public:
+  static constexpr int64_t MLP_ROWS = 1472;  // of the batch go through an MLP at once, on the CPU; see in_chunks
+
   Decoder(const DecoderConfig& config, const fd_device_table* device, int threads, int64_t max_tokens, int64_t max_seqs,
           int64_t max_targets, bool trainable, int64_t compute, const float* cos, const float* sin,
           const AdapterConfig& adapter = {}, Recompute recompute = Recompute::NONE);
@@ -190,6 +192,9 @@ class Decoder {
   struct Activations {  // of one layer: [N, width] each
     float *x, *stat1, *mean1, *qkv, *qk, *qk_stat, *attention, *lse, *x2, *stat2, *mean2, *up;
   };
+  struct Rows {  // of the batch
+    int64_t begin, count;
+  };
   struct Cached {  // decoding: where keys and values live
     KVCache* cache;
     const int32_t *past_lens, *block_table;
@@ -214,7 +219,9 @@ class Decoder {
   // The two halves of a layer, forward and backward; each reads like the maths.
   void attention_forward(int64_t layer, Activations& a, const Cached* cached);
   void mlp_forward(int64_t layer, Activations& a, float* x_next);
-  void activation_forward(const Activations& a);
+  template <class Body>
+  void in_chunks(const Body& body);
+  void activation_forward(const float* up, int64_t rows);
   void attention_backward(int64_t layer, Activations& a);
   void mlp_backward(int64_t layer, Activations& a);
   void compute_again(int64_t layer);
@@ -226,10 +233,11 @@ class Decoder {
   void trunk_backward(const float* dhidden = nullptr);
   void norm_forward(float* out, float* stat, float* mean, const float* x, int64_t weight, int64_t bias, int64_t rows);
   void norm_backward(float* dx, bool accumulate, const float* dout, const float* x, int64_t weight, int64_t bias,
-                     const float* stat, const float* mean);
-  void linear(float* out, const float* x, int64_t weight, int64_t bias, int64_t O, int64_t C, const float* residual);
-  void linear_backward_frozen(float* dx, const float* dout, const float* x, int64_t weight, int64_t O, int64_t C);
-  void linear_backward(float* dx, const float* dout, const float* x, int64_t weight, int64_t bias, int64_t O, int64_t C);
+                     const float* stat, const float* mean, int64_t rows);
+  void linear(float* out, const float* x, int64_t N, int64_t weight, int64_t bias, int64_t O, int64_t C, const float* residual);
+  void linear_backward_frozen(float* dx, const float* dout, const float* x, int64_t N, int64_t weight, int64_t O, int64_t C);
+  void linear_backward(float* dx, const float* dout, const float* x, int64_t N, int64_t weight, int64_t bias, int64_t O,
+                       int64_t C);
   void accept(const BatchView& b);
   // A caller's memory as ops may see it: itself on the CPU, else a piece of the device's, into which `in` copies and from which
   // settle() copies what `out` lent. All copies are in order with the ops, through pinned memory, so nothing waits for them.
@@ -278,7 +286,7 @@ class Decoder {
   const AdapterGroup* adapters(int64_t weight, bool on) const;
   void adapter_down(const AdapterGroup& group, const float* x, int64_t N, int64_t C);
   void adapter_forward(const AdapterGroup& group, float* out, const float* x, int64_t N, int64_t O, int64_t C);
-  void adapter_backward(const AdapterGroup& group, float* dx, const float* dout, const float* x, int64_t O, int64_t C);
+  void adapter_backward(const AdapterGroup& group, float* dx, const float* dout, const float* x, int64_t N, int64_t O, int64_t C);
   void scale_adapter(float* h, int64_t size);
   const std::vector<PackedRows>* packed_rows(int64_t weight, int64_t O) const;
   fd_tensor packed_view(const PackedRows& part) const;

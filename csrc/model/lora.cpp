@@ -110,25 +110,26 @@ void Decoder::adapter_forward(const AdapterGroup& group, float* out, const float
   }
 }
 
-// dx [n_, C] += what goes through the adapter (dx null: not wanted); gradients of A and B
-void Decoder::adapter_backward(const AdapterGroup& group, float* dx, const float* dout, const float* x, int64_t O, int64_t C) {
+// dx [N, C] += what goes through the adapter (dx null: not wanted); gradients of A and B
+void Decoder::adapter_backward(const AdapterGroup& group, float* dx, const float* dout, const float* x, int64_t N, int64_t O,
+                               int64_t C) {
   const int64_t r = adapter_.rank, R = static_cast<int64_t>(group.parts.size()) * r;
   const float* params = adapter_params_.floats();
   float* g = grads_.floats();
-  adapter_down(group, x, n_, C);
+  adapter_down(group, x, N, C);
   for (size_t i = 0; i < group.parts.size(); ++i) {
     const AdapterGroup::Part& part = group.parts[i];
-    const fd_tensor d = columns(dout + part.column, n_, part.rows, O);
-    fd_matmul_backward_weight_args w{view(g + part.b, part.rows, r), absent(), d, columns(lora_h_ + i * r, n_, r, R), compute_};
+    const fd_tensor d = columns(dout + part.column, N, part.rows, O);
+    fd_matmul_backward_weight_args w{view(g + part.b, part.rows, r), absent(), d, columns(lora_h_ + i * r, N, r, R), compute_};
     ops_.matmul_backward_weight(&ctx_, &w);
-    fd_matmul_backward_input_args h{columns(lora_dh_ + i * r, n_, r, R), d, view(params + part.b, part.rows, r), 0, compute_};
+    fd_matmul_backward_input_args h{columns(lora_dh_ + i * r, N, r, R), d, view(params + part.b, part.rows, r), 0, compute_};
     ops_.matmul_backward_input(&ctx_, &h);
   }
-  scale_adapter(lora_dh_, n_ * R);
-  fd_matmul_backward_weight_args w{view(g + group.a, R, C), absent(), view(lora_dh_, n_, R), view(x, n_, C), compute_};
+  scale_adapter(lora_dh_, N * R);
+  fd_matmul_backward_weight_args w{view(g + group.a, R, C), absent(), view(lora_dh_, N, R), view(x, N, C), compute_};
   ops_.matmul_backward_weight(&ctx_, &w);
   if (dx == nullptr) return;
-  fd_matmul_backward_input_args m{view(dx, n_, C), view(lora_dh_, n_, R), view(params + group.a, R, C), 1, compute_};
+  fd_matmul_backward_input_args m{view(dx, N, C), view(lora_dh_, N, R), view(params + group.a, R, C), 1, compute_};
   ops_.matmul_backward_input(&ctx_, &m);
 }
 

@@ -66,13 +66,14 @@ struct Arena {
 };
 
 struct Sizes {
-  int64_t N, S, C, E, H, G, D, F, U;
+  int64_t N, M, S, C, E, H, G, D, F, U;  // M: rows that go through an MLP at once
   bool separate_qk;
 };
 
-Sizes sizes_of(const DecoderConfig& c, int64_t max_tokens, int64_t max_seqs) {
-  return {max_tokens,  max_seqs,   c.d_model, c.qkv_width(), c.n_head,
-          c.n_kv_head, c.head_dim, c.d_ff,    c.up_width(),  c.qk_norm || !c.learned_positions};
+Sizes sizes_of(const DecoderConfig& c, const fd_device_table* device, int64_t max_tokens, int64_t max_seqs) {
+  const int64_t M = device->copy != nullptr ? max_tokens : std::min(max_tokens, Decoder::MLP_ROWS);
+  return {max_tokens,  M,          max_seqs, c.d_model,    c.qkv_width(),                    c.n_head,
+          c.n_kv_head, c.head_dim, c.d_ff,   c.up_width(), c.qk_norm || !c.learned_positions};
 }
 
 // The most workspace any op of this model asks for, at capacity.
@@ -226,7 +227,7 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
   if (trainable) grads_ = shared(trained), m_ = shared(trained), v_ = shared(trained);
   if (frozen()) adapter_params_ = shared(trained);
 
-  const Sizes z = sizes_of(config, max_tokens, max_seqs);
+  const Sizes z = sizes_of(config, device, max_tokens, max_seqs);
   const int64_t kept_layers = trainable ? config.n_layer : 1;
   auto lay_out = [&](Arena& a) {
     act_.assign(kept_layers, {});
@@ -246,7 +247,7 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
       }
       l.up = up_again ? act_[0].up : a.take(z.N * z.U);
     }
-    norm_ = a.take(z.N * z.C), act_out_ = a.take(z.N * z.F);
+    norm_ = a.take(z.N * z.C), act_out_ = a.take(z.M * z.F);
     lora_h_ = a.take(z.N * adapter_table_.widest), lora_dh_ = a.take(trainable ? z.N * adapter_table_.widest : 0);
     unread_ = a.take(trainable && frozen() ? 2 * std::max(z.C, z.D) : 0);
     x_last_ = a.take(z.N * z.C), final_ = a.take(z.N * z.C), final_stat_ = a.take(z.N), final_mean_ = a.take(z.N);
@@ -255,7 +256,7 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
   auto lay_out_gradients = [&](Arena& a) {
     if (!trainable) return;
     dx_ = a.take(z.N * z.C), dnorm_ = a.take(z.N * z.C), dqkv_ = a.take(z.N * z.E), dqk_ = a.take(z.N * (z.H + z.G) * z.D);
-    dattention_ = a.take(z.N * z.H * z.D), dup_ = a.take(z.N * z.U), dact_ = a.take(z.N * z.F);
+    dattention_ = a.take(z.N * z.H * z.D), dup_ = a.take(z.M * z.U), dact_ = a.take(z.M * z.F);
   };
   Arena count{nullptr}, count_gradients{nullptr};
   lay_out(count), lay_out_gradients(count_gradients);
@@ -311,7 +312,7 @@ std::vector<PlanRow> Decoder::plan(const DecoderConfig& c, const fd_device_table
   const ParameterTable table(c);
   const AdapterTable adapters(c, adapter);
   const bool frozen = adapter.rank > 0;
-  const Sizes z = sizes_of(c, max_tokens, max_seqs);
+  const Sizes z = sizes_of(c, device, max_tokens, max_seqs);
   const size_t p = static_cast<size_t>(table.total_floats) * sizeof(float);
   const size_t layers = trainable ? c.n_layer : 1;
   // Of a layer, beside its input and W_up's output.
@@ -319,9 +320,10 @@ std::vector<PlanRow> Decoder::plan(const DecoderConfig& c, const fd_device_table
   const size_t kept =
       z.C * layers + block * (recompute == Recompute::BLOCK ? 1 : layers) + z.U * (recompute == Recompute::NONE ? layers : 1);
   const size_t lora = (trainable ? 2 : 1) * adapters.widest;
-  const size_t act = (kept + 3 * z.C + z.F + 4 + lora) * z.N * sizeof(float);
+  const size_t act = ((kept + 3 * z.C + 4 + lora) * z.N + z.F * z.M) * sizeof(float);
   const size_t pairs = static_cast<size_t>(adapters.total_floats) * sizeof(float), trained = frozen ? pairs : p;
-  const size_t grad = trainable ? (2 * z.C + z.E + (z.H + z.G) * z.D + z.H * z.D + z.U + z.F) * z.N * sizeof(float) : 0;
+  const size_t grad_rows = (2 * z.C + z.E + (z.H + z.G) * z.D + z.H * z.D) * z.N + (z.U + z.F) * z.M;
+  const size_t grad = trainable ? grad_rows * sizeof(float) : 0;
   return {{"parameters", p},
           {"adapter", pairs},
           {"gradients", trainable ? trained : 0},

@@ -90,6 +90,29 @@ def test_micro_batches_change_rounding_only(name: str):
         assert np.linalg.norm(collected[1][key] - g) < 1e-5 * (whole if zero else np.linalg.norm(g)), key
 
 
+@every_config
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_long_batch_has_the_gradients_of_its_halves(name: str, dtype: str):
+    """1,536 rows go through an MLP in two chunks, 768 in one; sums over rows go on from chunk to chunk as from call to call. Not a tied
+    embedding's: its head and its rows take turns there."""
+    config = CONFIGS[name]
+    batch = make_batch(config, lengths=(32,) * 48, skip=0.0)
+    model, n = make_model(config, max_tokens=1536, max_seqs=48, dtype=dtype), batch.n_tokens // 2
+    d = (-generator(6).random(batch.n_tokens) / batch.n_tokens).astype(np.float32)
+    model.zero_grad()
+    whole = model.forward_backward(batch, d)
+    once = gradients(model)
+    model.zero_grad()
+    halves = []
+    for rows in (slice(0, n), slice(n, 2 * n)):
+        half = Batch(batch.tokens[rows], batch.targets[rows], batch.positions[rows], np.arange(25, dtype=np.int32) * 32)
+        halves.append(model.forward_backward(half, d[rows]).logprobs)
+    assert same_bits(whole.logprobs, np.concatenate(halves))
+    for key, g in gradients(model).items():
+        if key != "embed_tokens.weight" or not config.tie_embeddings:
+            assert same_bits(g, once[key]), key
+
+
 def trained(config: DecoderConfig, threads: int, steps: int = 5) -> Model:
     model = Model(config, max_tokens=512, max_seqs=16, threads=threads).init(3)
     for step in range(steps):
