@@ -147,12 +147,16 @@ FD_INLINE void fetch_row(const Ahead& ahead, int64_t i) {
 
 // The hot one: out[MR, PANEL] = finish((c or 0) + A B) of packed strips and panels. While it runs, what the next tile will load
 // is fetched, and the next strip of A: no two rows of an output of 3,072 columns share a page, so nothing else would. A row at a
-// time, eight steps apart: all at once they would hold the places in which misses wait (a core has about 24), and the operands,
+// time, some steps apart: all at once they would hold the places in which misses wait (a core has about 24), and the operands,
 // which stream from L2, would stand behind them for as long as memory takes.
 template <bool HALF>
 __attribute__((noinline)) void tile_packed(int64_t K, const float* a, const float* b, const float* c, int64_t c_row, float* out,
                                            int64_t out_row, const Ahead& ahead, bool load, Finish finish) {
+#ifdef FREEDIVE_NEON
+  constexpr int64_t STEPS = 2;  // of four at once GCC 12 keeps some on the stack
+#else
   constexpr int64_t STEPS = 8;
+#endif
   vf acc[MR][2];
 #pragma GCC unroll 12
   for (int i = 0; i < MR; ++i) {
