@@ -7,8 +7,8 @@
 # (dev/build_inplace.sh, then PYTHONPATH=python).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-kind=${1:?address, coverage or thread}
-shift
+kind=${1:-}
+(($#)) && shift
 python=${PYTHON:-python3}
 build=${BUILD_DIR:-build}/emulation-$kind
 options=()
@@ -16,7 +16,7 @@ case $kind in
   address) options=(-DFREEDIVE_SANITIZE=address) ;;
   thread) options=(-DFREEDIVE_SANITIZE=thread) ;;
   coverage) options=(-DCMAKE_CXX_FLAGS=--coverage -DCMAKE_SHARED_LINKER_FLAGS=--coverage -DCMAKE_MODULE_LINKER_FLAGS=--coverage) ;;
-  *) echo "address, coverage or thread, not $kind" && exit 2 ;;
+  *) echo "dev/emulation.sh address|coverage|thread, not '$kind'" && exit 2 ;;
 esac
 options+=(-DFREEDIVE_CUDA_EMULATION=ON -DPython_EXECUTABLE="$(command -v "$python")" -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)")
 if [[ $kind == thread ]]; then

@@ -27,6 +27,9 @@ Opened open_plugin(const std::string& file) {
   }
   auto* enter = reinterpret_cast<const fd_device_table* (*)(const char**)>(dlsym(library, "freedive_device"));
   if (enter == nullptr) return {nullptr, file + " is no device of this package"};
+  auto* layout = reinterpret_cast<uint64_t (*)()>(dlsym(library, "freedive_plugin_layout"));
+  if (layout == nullptr || layout() != plugin_layout())
+    return {nullptr, file + " was built from other sources than this package: build both again"};
   const char* why = nullptr;
   const fd_device_table* device = enter(&why);
   return {device, device == nullptr && why != nullptr ? why : ""};

@@ -1,4 +1,4 @@
-// device.cu: the CUDA device: its table of ops, its memory, and the one symbol of the plugin. The package opens the plugin on
+// device.cu: the CUDA device: its table of ops, its memory, and the plugin's symbols. The package opens the plugin on
 // first use (csrc/core/plugin.h), so that nothing of CUDA is needed to import it.
 #include "device.h"
 
@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "../core/plugin.h"
 #include "launch.cuh"
 
 namespace freedive::cuda {
@@ -23,33 +24,36 @@ constexpr int LAUNCHED = 64;
 const char* launched[LAUNCHED];  // ops since a stream was last waited for, each once
 int n_launched = 0;
 
-// Memory that kernels and the host both see: parameters, gradients and moments, which Python reads and writes as arrays. The host
-// may touch it after synchronize() only.
-void* allocate(size_t bytes) {
-  void* memory = nullptr;
-  if (cudaMallocManaged(&memory, bytes, cudaMemAttachGlobal) != cudaSuccess) {
-    cudaGetLastError();  // told by the null pointer, and not once more by the next kernel
-    return nullptr;
-  }
-  std::memset(memory, 0, bytes);
-  return memory;
-}
-
-// All the rest: it never moves, and no page of it is ever looked for.
-void* allocate_private(size_t bytes) {
-  void* memory = nullptr;
-  if (cudaMalloc(&memory, bytes) != cudaSuccess) {
-    cudaGetLastError();
-    return nullptr;
-  }
+// By the device, of managed memory too: pages begin where kernels use them, and the host touches none while another decoder's
+// kernels run, which GPUs without concurrent managed access (under WSL) do not bear.
+void* cleared(void* memory, size_t bytes) {
   cudaMemsetAsync(memory, 0, bytes, nullptr);
   cudaStreamSynchronize(nullptr);
   return memory;
 }
 
+// Memory that kernels and the host both see: parameters, gradients and moments, which Python reads and writes as arrays. The host
+// may touch it after synchronize() only.
+void* allocate(size_t bytes) {
+  void* memory = nullptr;
+  if (cudaMallocManaged(&memory, bytes, cudaMemAttachGlobal) == cudaSuccess) return cleared(memory, bytes);
+  cudaGetLastError();  // told by the null pointer, and not once more by the next kernel
+  return nullptr;
+}
+
+// All the rest: it never moves, and no page of it is ever looked for.
+void* allocate_private(size_t bytes) {
+  void* memory = nullptr;
+  if (cudaMalloc(&memory, bytes) == cudaSuccess) return cleared(memory, bytes);
+  cudaGetLastError();
+  return nullptr;
+}
+
 size_t free_memory() {
   size_t free = 0, total = 0;
-  return cudaMemGetInfo(&free, &total) == cudaSuccess ? free : 0;
+  if (cudaMemGetInfo(&free, &total) == cudaSuccess) return free;
+  cudaGetLastError();
+  return 0;
 }
 
 void* allocate_host(size_t bytes) {
@@ -66,7 +70,9 @@ void release_host(void* memory) { cudaFreeHost(memory); }
 cudaStream_t stream_of(const fd_context* ctx) { return static_cast<cudaStream_t>(ctx->stream); }
 
 void check(cudaError_t e, const char* what) {
-  if (e != cudaSuccess) record_error(what, cudaGetErrorString(e));
+  if (e == cudaSuccess) return;
+  record_error(what, cudaGetErrorString(e));
+  cudaGetLastError();  // told, and not once more by the next kernel
 }
 
 void* open_stream() {
@@ -237,6 +243,41 @@ const fd_device_table* assemble() {
   return &table;
 }
 
+#ifndef FREEDIVE_CUDA_EMULATION
+__global__ void probe_kernel() {}
+
+// What the runtime calls an insufficient driver is none at all, too.
+const char* driver_told(cudaError_t e) {
+  static std::string told;
+  int driver = 0, runtime = 0;
+  if (e != cudaErrorInsufficientDriver || cudaDriverGetVersion(&driver) != cudaSuccess) return cudaGetErrorString(e);
+  if (driver == 0) return "there is no NVIDIA driver";
+  cudaRuntimeGetVersion(&runtime);
+  const auto version = [](int v) { return std::to_string(v / 1000) + "." + std::to_string(v % 1000 / 10); };
+  told = "the NVIDIA driver is too old: it is for CUDA " + version(driver) + ", and this build for " + version(runtime);
+  return told.c_str();
+}
+
+// Null, or why no kernel would run on the GPU that is there: else the first op would tell of a missing image only.
+const char* misfit() {
+  static std::string told;
+  cudaFuncAttributes attributes;
+  const cudaError_t e = cudaFuncGetAttributes(&attributes, probe_kernel);
+  if (e == cudaSuccess) return nullptr;
+  cudaGetLastError();
+  if (e != cudaErrorNoKernelImageForDevice && e != cudaErrorUnsupportedPtxVersion && e != cudaErrorInvalidDeviceFunction)
+    return cudaGetErrorString(e);
+  int device = 0, major = 0, minor = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  const std::string is = std::to_string(major) + "." + std::to_string(minor);
+  told = "this GPU has compute capability " + is + ", and " +
+         (major < 8 ? std::string("8.0 is the least") : "this build has no code for it: build with FREEDIVE_CUDA_RELEASE=ON");
+  return told.c_str();
+}
+#endif
+
 }  // namespace
 
 void record_error(const char* op, const char* what) {
@@ -270,7 +311,12 @@ extern "C" __attribute__((visibility("default"))) const fd_device_table* freediv
   int count = 0;
   const cudaError_t e = cudaGetDeviceCount(&count);
   *why = nullptr;
-  if (e != cudaSuccess) *why = cudaGetErrorString(e);
   if (e == cudaSuccess && count == 0) *why = "there is no CUDA GPU";
+#ifndef FREEDIVE_CUDA_EMULATION
+  if (e != cudaSuccess) *why = freedive::cuda::driver_told(e);
+  if (*why == nullptr) *why = freedive::cuda::misfit();
+#endif
   return *why == nullptr ? device : nullptr;
 }
+
+extern "C" __attribute__((visibility("default"))) uint64_t freedive_plugin_layout() { return freedive::plugin_layout(); }

@@ -169,7 +169,6 @@ void enqueue(Stream* stream, std::function<void()> work) {
   std::lock_guard<std::recursive_mutex> lock(machine);
   if (stream == nullptr) {
     if (capturing != nullptr) return static_cast<void>(spoiled(capturing, IMPLICIT));
-    drain(nullptr);
     Gate gate;
     return work();
   }

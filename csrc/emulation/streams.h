@@ -22,7 +22,7 @@ void close_stream(Stream* stream);
 Event* open_event(bool timed = false);
 void close_event(Event* event);
 
-// Of a null stream: after all that is pending on any stream, and at once.
+// Of a null stream: at once, and not after what is pending on others: all streams here are cudaStreamNonBlocking.
 void enqueue(Stream* stream, std::function<void()> work);
 void launch_kernel(Stream* stream, std::function<void()> work);  // the same, counted
 void record(Event* event, Stream* stream);

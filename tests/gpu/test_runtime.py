@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 import freedive
 from freedive import _core
-from freedive.model import Batch, DecoderConfig, Model
+from freedive.model import Batch, DecoderConfig, Model, plan
 
 DEVICE = os.environ.get("FREEDIVE_GPU_DEVICE", "cuda")
 HERE = [name for name in dict.fromkeys((DEVICE, "cuda-emu", "cpu")) if _core.device_error(name) is None]
@@ -109,3 +110,25 @@ def test_waiting_after_each_kernel_changes_nothing(device: str):
     program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_runtime import *; m = made({device!r}); step(m); print(m.trained().tobytes().hex())"
     run = lambda sync: subprocess.run([sys.executable, "-c", program], env=os.environ | {"FREEDIVE_CUDA_SYNC": sync}, capture_output=True, text=True, check=True).stdout
     assert run("1") == run("0") != ""
+
+
+def test_a_plugin_of_another_build_is_refused(tmp_path: Path):
+    """Its ops may take other arguments. Without a compiler there is none to be made"""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no cc")
+    shutil.copy(_core.__file__, tmp_path)
+    source = "const void* freedive_device(const char** why) { *why = 0; return why; }\n"
+    for more in ("", "unsigned long long freedive_plugin_layout(void) { return 1; }\n"):
+        (tmp_path / "plugin.c").write_text(source + more)
+        subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "_cuda.so", tmp_path / "plugin.c"], check=True)
+        told = subprocess.run([sys.executable, "-c", "import _core; print(_core.device_error('cuda'))"], cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert "built from other sources" in told.stdout
+
+
+@emulated
+def test_the_plan_is_the_devices():
+    """Its kernels have work space of their own"""
+    rows = dict(plan(CONFIG, 512, 4, device="cuda-emu").rows)
+    assert rows["workspace"] != dict(plan(CONFIG, 512, 4, threads=1).rows)["workspace"]
+    assert rows["parameters"] == dict(plan(CONFIG, 512, 4).rows)["parameters"]

@@ -66,10 +66,10 @@ def check_recompute(recompute: str) -> str:
 
 
 def plan(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable: bool = True, threads: int | None = None, lora: LoRA | None = None,
-         recompute: str = "none") -> Plan:  # fmt: skip
-    """The memory a Model of these capacities will take; allocates nothing."""
+         recompute: str = "none", device: str = "cpu") -> Plan:  # fmt: skip
+    """The memory a Model of these capacities will take on that device, whose kernels have work space of their own; allocates nothing."""
     adapter = None if lora is None else lora.core_dict()
-    return Plan(tuple(_core.plan(config.core_dict(), threads or default_threads(), max_tokens, max_seqs, trainable, adapter, recompute=check_recompute(recompute))))
+    return Plan(tuple(_core.plan(config.core_dict(), threads or default_threads(), max_tokens, max_seqs, trainable, adapter, device, check_recompute(recompute))))
 
 
 def check_fits(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable: bool = True, threads: int | None = None,
@@ -77,7 +77,7 @@ def check_fits(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable:
     """The plan, or a UserError that says what would fit. Every thread has work space of its own, so their number counts. packed_bytes: of
     the weights where they are not float32."""
     def planned(tokens: int) -> Plan:
-        p = plan(config, tokens, max_seqs, trainable, threads, lora, recompute)
+        p = plan(config, tokens, max_seqs, trainable, threads, lora, recompute, device)
         return p if packed_bytes is None else Plan(tuple((name, packed_bytes if name == "parameters" else size) for name, size in p.rows))
 
     if threads is not None and threads > MOST_THREADS:
@@ -91,7 +91,7 @@ def check_fits(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable:
         tokens //= 2
     fits = planned(tokens).total <= free
     hint = f"a batch of {tokens} tokens at a time would fit" if fits else "its weights alone do not fit: choose a smaller model (a lower --depth)"
-    if trainable and recompute != "block" and plan(config, max_tokens, max_seqs, trainable, threads, lora, "block").total <= free:
+    if trainable and recompute != "block" and plan(config, max_tokens, max_seqs, trainable, threads, lora, "block", device).total <= free:
         hint = f'{hint}, and this one with recompute "block"'
     raise UserError(f"this model needs {human_bytes(p.total)} of memory ({p}), but {human_bytes(free)} are available", hint=hint)
 
@@ -99,7 +99,8 @@ def check_fits(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable:
 def check_device(device: str) -> None:
     """UserError for a device that this build does not have or this machine cannot use, and why."""
     if (error := _core.device_error(device)) is not None:
-        raise UserError(error, hint="use --device cpu")
+        build = ", or build it: pip install . -C cmake.define.FREEDIVE_CUDA=ON (README)" if "has no _cuda.so" in error else ""
+        raise UserError(error, hint=f"use --device cpu{build}")
 
 
 def check_dtype(dtype: str, device: str = "cpu") -> str:

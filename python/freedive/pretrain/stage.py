@@ -111,6 +111,7 @@ def run(c: PretrainConfig) -> Path:
             raise UserError(f"--{name} is the model's own when --model is given", hint=f"leave --{name} out")
     if c.context < 2 or c.batch_tokens < c.context or c.micro_tokens < c.context:
         raise UserError(f"context {c.context}, batch_tokens {c.batch_tokens}, micro_tokens {c.micro_tokens}: a batch must hold one context of at least 2")
+    check_device(c.device)
     inputs: dict[str, Path | None] = {"data": c.data, "text": c.text, "model": c.model}
     if Path(c.tokenizer).is_dir():
         inputs["tokenizer"] = Path(c.tokenizer)
@@ -141,9 +142,8 @@ def _start(c: PretrainConfig, source: Path, artefact: Artefact | None) -> None:
     warmup = c.warmup if c.warmup is not None else max(1, min(200, steps // 50 + 5))
     print(f"{documents.n_targets:,} training tokens, vocabulary {tok.vocab_size:,}; model: {config.n_params():,} parameters "
           f"({config.n_layer} layers of {config.d_model}, {config.n_head} heads, {config.n_kv_head} for keys and values)")  # fmt: skip
-    print(f"{steps:,} steps of {c.batch_tokens:,} tokens, context {c.context}, learning rate {lr:.2g}; memory: {plan(config, micro, max_seqs, threads=c.threads, recompute=c.recompute)}")
+    print(f"{steps:,} steps of {c.batch_tokens:,} tokens, context {c.context}, learning rate {lr:.2g}; memory: {plan(config, micro, max_seqs, threads=c.threads, recompute=c.recompute, device=c.device)}")
     if artefact is None:
-        check_device(c.device)
         check_fits(config, micro, max_seqs, threads=c.threads, recompute=c.recompute, device=c.device)
         return
 
