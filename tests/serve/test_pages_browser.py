@@ -545,6 +545,7 @@ def test_a_tab_that_is_closed_stops_its_answer(browser: Any, server: Server):
     page = context.new_page()
     page.goto(server.base)
     page.get_by_role("button", name="Settings").click()
+    setting(page, "Temperature", 0)  # to be sure of a long one
     setting(page, "Longest answer", 4096)
     ask(page, "Count from one to a thousand, in words.", wait=False)
     page.wait_for_function("document.querySelector('.turn.assistant .prose')?.innerText.length > 5")
@@ -559,6 +560,7 @@ def test_a_tab_that_is_closed_stops_its_answer(browser: Any, server: Server):
 def test_a_conversation_deleted_while_it_is_answered_is_gone(opened: Callable[..., Any], server: Server):
     page = opened("/")
     page.get_by_role("button", name="Settings").click()
+    setting(page, "Temperature", 0)
     setting(page, "Longest answer", 4096)
     ask(page, "Delete me: tell a very long story about a whale and a ship, with many chapters.", wait=False)
     page.wait_for_function("document.querySelector('.turn.assistant .prose')?.innerText.length > 5")
