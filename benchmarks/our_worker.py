@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from answering import answer_lines
 from process_memory import high_water, needs
 
 from freedive import _core
@@ -100,23 +99,26 @@ def make_head(r: dict[str, Any]) -> Work:
     return run
 
 
-def main() -> None:
-    makers = {"train": make_train, "unequal": make_unequal, "decode": make_decode, "head": make_head}
-    work: Work | None = None
-    for line in sys.stdin:
-        request = json.loads(line)
+MAKERS = {"train": make_train, "unequal": make_unequal, "decode": make_decode, "head": make_head}
+
+
+class Answers:
+    """{"do": "make", "kind": of MAKERS, ..}, {"do": "peak", ..} or {"do": "work", "n": calls of what was made}."""
+
+    def __init__(self) -> None:
+        self.work: Work | None = None
+
+    def __call__(self, request: dict[str, Any]) -> dict[str, Any]:
         if request["do"] == "make":
             began = time.perf_counter()
-            work = makers[request["kind"]](request)
-            first = needs(work)
-            answer: dict[str, Any] = {"first": time.perf_counter() - began, "needs": first, "tier": _core.cpu_tier()}
-        elif request["do"] == "peak":
-            answer = {"flops": _core.measure_peak(THREADS, 4, *([1] if request["dtype"] == "bfloat16" else []))}
-        else:
-            assert work is not None
-            answer = {"seconds": [work() for _ in range(request["n"])], "high_water": high_water()}
-        print(json.dumps(answer), flush=True)
+            self.work = MAKERS[request["kind"]](request)
+            first = needs(self.work)
+            return {"first": time.perf_counter() - began, "needs": first, "tier": _core.cpu_tier()}
+        if request["do"] == "peak":
+            return {"flops": _core.measure_peak(THREADS, 4, *([1] if request["dtype"] == "bfloat16" else []))}
+        assert self.work is not None
+        return {"seconds": [self.work() for _ in range(request["n"])], "high_water": high_water()}
 
 
 if __name__ == "__main__":
-    main()
+    answer_lines(Answers())

@@ -4,15 +4,14 @@ nothing of freedive, and is driven by side_by_side.py through JSON lines: train 
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import sys
 import time
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from answering import answer_lines
 from process_memory import high_water, needs
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -197,24 +196,25 @@ def make_op(r: dict):
     return timed(forward)
 
 
-def main() -> None:
-    makers = {"train": make_train, "unequal": make_unequal, "decode": make_decode, "op": make_op}
-    answers = sys.stdout
-    sys.stdout = sys.stderr  # what the compiler prints must not be taken for an answer
-    work = None
-    for line in sys.stdin:
-        request = json.loads(line)
+MAKERS = {"train": make_train, "unequal": make_unequal, "decode": make_decode, "op": make_op}
+
+
+class Answers:
+    """As our_worker.py's; {"do": "memory"} tells what one more call takes: the first one compiles."""
+
+    def __init__(self) -> None:
+        self.work = None
+
+    def __call__(self, request: dict) -> dict:
         if request["do"] == "make":
             began = time.perf_counter()
-            work = makers[request["kind"]](request)
-            work()
-            answer = {"first": time.perf_counter() - began, "version": torch.__version__}
-        elif request["do"] == "memory":
-            answer = {"needs": needs(work)}  # not of the first call, which compiles
-        else:
-            answer = {"seconds": [work() for _ in range(request["n"])], "high_water": high_water()}
-        print(json.dumps(answer), file=answers, flush=True)
+            self.work = MAKERS[request["kind"]](request)
+            self.work()
+            return {"first": time.perf_counter() - began, "version": torch.__version__}
+        if request["do"] == "memory":
+            return {"needs": needs(self.work)}
+        return {"seconds": [self.work() for _ in range(request["n"])], "high_water": high_water()}
 
 
 if __name__ == "__main__":
-    main()
+    answer_lines(Answers())

@@ -8,12 +8,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import resource
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +18,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import our_worker
+from answering import answer_lines
 from check import error_of
 from our_arguments import arguments_of
+from process_memory import high_water
 
 from freedive import _core, ops
 
@@ -88,31 +87,27 @@ def about() -> dict[str, Any]:
     return {"device": DEVICE, "variants": ladders, "tier": _core.cpu_tier(), "python": platform.python_version(), "numpy": np.__version__}
 
 
-def main() -> None:
-    answers, sys.stdout = sys.stdout, sys.stderr
-    work: Op | Steps | None = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            if request["do"] == "make":
-                work = None  # its memory first
-                case = request["case"]
-                work = Steps(case) if case["kind"] in ("train", "decode") else Op(case, request["skip"])
-                answer = {"ways": work.ways, "failed": work.failed}
-            elif request["do"] == "time":
-                assert work is not None
-                answer = work.time(request["way"], request["seconds"])
-            elif request["do"] == "copy":
-                answer = {"rate": 2 * request["bytes"] / _core.copy_seconds(DEVICE, int(request["bytes"]), 10)}
-            elif request["do"] == "memory":
-                answer = {"free": _core.free_memory(DEVICE), "high_water": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-            else:
-                answer = about()
-        except Exception as e:
-            traceback.print_exc()
-            answer = {"failure": f"{type(e).__name__}: {e}"}
-        print(json.dumps(answer), file=answers, flush=True)
+class Answers:
+    """Each request by the word in its "do"; the last case made is kept, with its memory."""
+
+    def __init__(self) -> None:
+        self.work: Op | Steps | None = None
+
+    def __call__(self, request: dict[str, Any]) -> dict[str, Any]:
+        if request["do"] == "make":
+            self.work = None  # its memory first
+            case = request["case"]
+            self.work = Steps(case) if case["kind"] in ("train", "decode") else Op(case, request["skip"])
+            return {"ways": self.work.ways, "failed": self.work.failed}
+        if request["do"] == "time":
+            assert self.work is not None
+            return self.work.time(request["way"], request["seconds"])
+        if request["do"] == "copy":
+            return {"rate": 2 * request["bytes"] / _core.copy_seconds(DEVICE, int(request["bytes"]), 10)}
+        if request["do"] == "memory":
+            return {"free": _core.free_memory(DEVICE), "high_water": high_water()}
+        return about()
 
 
 if __name__ == "__main__":
-    main()
+    answer_lines(Answers(), tell_failures=True)

@@ -6,17 +6,16 @@ events and nothing is compiled for real; what comes out is no measurement. Reque
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import resource
 import sys
 import time
-import traceback
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
+from answering import answer_lines
+from process_memory import high_water
 from torch_models import Steps
 from torch_ops import WAYS
 
@@ -148,35 +147,29 @@ def about() -> dict:
 
 def memory() -> dict:
     free = torch.cuda.mem_get_info()[0] if CUDA else None
-    return {"free": free, "allocated": torch.cuda.max_memory_allocated() if CUDA else None, "high_water": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    return {"free": free, "allocated": torch.cuda.max_memory_allocated() if CUDA else None, "high_water": high_water()}
 
 
-def main() -> None:
-    answers, sys.stdout = sys.stdout, sys.stderr  # what the compiler prints must not be taken for an answer
-    work: Op | Steps | None = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            if request["do"] == "make":
-                work = None
-                if CUDA:
-                    torch.cuda.empty_cache()
-                case = request["case"]
-                work = Steps(case, DEVICE) if case["kind"] in ("train", "decode") else Op(case)
-                answer = {"ways": work.ways, "failed": work.failed}
-            elif request["do"] == "time":
-                answer = work.time(request["way"], request["seconds"])
-            elif request["do"] == "peak":
-                answer = {"rate": peak(request["n"])}
-            elif request["do"] == "memory":
-                answer = memory()
-            else:
-                answer = about()
-        except Exception as e:
-            traceback.print_exc()
-            answer = {"failure": f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"}
-        print(json.dumps(answer), file=answers, flush=True)
+class Answers:
+    """Each request by the word in its "do"; the last case made is kept, with its memory."""
+
+    def __init__(self) -> None:
+        self.work: Op | Steps | None = None
+
+    def __call__(self, request: dict) -> dict:
+        if request["do"] == "make":
+            self.work = None  # its memory first
+            if CUDA:
+                torch.cuda.empty_cache()
+            case = request["case"]
+            self.work = Steps(case, DEVICE) if case["kind"] in ("train", "decode") else Op(case)
+            return {"ways": self.work.ways, "failed": self.work.failed}
+        if request["do"] == "time":
+            return self.work.time(request["way"], request["seconds"])
+        if request["do"] == "peak":
+            return {"rate": peak(request["n"])}
+        return memory() if request["do"] == "memory" else about()
 
 
 if __name__ == "__main__":
-    main()
+    answer_lines(Answers(), tell_failures=True)
