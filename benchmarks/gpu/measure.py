@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import statistics
 import subprocess
@@ -22,21 +23,28 @@ STICKY = re.compile(r"illegal|unspecified launch|misaligned address|assert|hardw
 FIRST = 400.0  # seconds that compilers may take
 
 
-def smi(*queries: str) -> dict[str, float] | None:
-    """Numbers that nvidia-smi says of the first GPU: MHz, W, degrees, MiB"""
+def smi(*queries: str) -> list[str] | None:
+    """nvidia-smi's words on the GPU that programs take: CUDA_VISIBLE_DEVICES' first"""
+    which = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
     try:
-        line = subprocess.run(["nvidia-smi", f"--query-gpu={','.join(queries)}", "--format=csv,noheader,nounits", "--id=0"], capture_output=True, text=True, check=True)
-        return {query: float(word) for query, word in zip(queries, line.stdout.split(","))}
-    except (OSError, subprocess.CalledProcessError, ValueError):
+        line = subprocess.run(["nvidia-smi", f"--query-gpu={','.join(queries)}", "--format=csv,noheader,nounits", f"--id={which}"], capture_output=True, text=True, check=True)
+        return [word.strip() for word in line.stdout.split(",")]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def numbers(*queries: str) -> dict[str, float] | None:
+    """MHz, W, degrees, MiB"""
+    try:
+        return {query: float(word) for query, word in zip(queries, smi(*queries) or ())} or None
+    except ValueError:
         return None
 
 
 def card() -> str | None:
-    """The first GPU's name"""
-    try:
-        return subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", "--id=0"], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    """The GPU's name"""
+    found = smi("name")
+    return found[0] if found else None
 
 
 @dataclass
@@ -131,7 +139,7 @@ class Run:
         except sides.Lost as lost:
             self.stop()
             failed = failed | {"timing": str(lost)}
-        clocks = smi(*CLOCKS)
+        clocks = numbers(*CLOCKS)
         whole = min((len(t) for t in times.values()), default=0)
         if whole == 0:
             yield base | {"failed": failed, "clocks": clocks}
@@ -172,7 +180,7 @@ class Run:
 
     def used(self, side: sides.Side | None, before: float) -> tuple[float | None, float]:
         """Bytes of the GPU (in a dry run of the machine) that the side's process has taken since `before`, and what is taken now"""
-        now = smi("memory.used")
+        now = numbers("memory.used")
         if now is not None:
             return (now["memory.used"] * 2**20 - before), now["memory.used"] * 2**20
         return self.one(side, "high_water", do="memory"), 0.0
@@ -181,7 +189,7 @@ class Run:
         """Both processes begin anew and compile anew: start-up to the end of the first step, memory, then steps in turns"""
         self.stop()
         self.torch = sides.torch(self.torch_device, caches)
-        taken = (smi("memory.used") or {"memory.used": 0.0})["memory.used"] * 2**20
+        taken = (numbers("memory.used") or {"memory.used": 0.0})["memory.used"] * 2**20
         first: dict[str, float] = {}
         memory: dict[str, float | None] = {}
         ways: dict[str, Row] = {}

@@ -74,8 +74,11 @@ def torch_python() -> str | None:
     return os.environ.get("FREEDIVE_TORCH_PYTHON") or (sys.executable if importlib.util.find_spec("torch") else None)
 
 
+ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # nvidia-smi's: clocks and memory are read of the GPU that works
+
+
 def ours(device: str, threads: int = 2) -> Side:  # two, so that our_worker.py reads the wall clock
-    return Side(sys.executable, "our_side.py", {"GPU_BENCH_DEVICE": device, "FREEDIVE_THREADS": str(threads), "OPENBLAS_NUM_THREADS": "4"})
+    return Side(sys.executable, "our_side.py", {"GPU_BENCH_DEVICE": device, "FREEDIVE_THREADS": str(threads), "OPENBLAS_NUM_THREADS": "4", **ORDER})
 
 
 def torch(device: str, caches: str | None = None) -> Side | None:
@@ -84,4 +87,4 @@ def torch(device: str, caches: str | None = None) -> Side | None:
     if python is None:
         return None
     fresh = {} if caches is None else {"TORCHINDUCTOR_CACHE_DIR": f"{caches}/inductor", "TRITON_CACHE_DIR": f"{caches}/triton"}
-    return Side(python, "torch_side.py", {"GPU_BENCH_DEVICE": device, "OMP_NUM_THREADS": "2", "PYTHONPATH": "", "PYTHONWARNINGS": "ignore", **fresh})
+    return Side(python, "torch_side.py", {"GPU_BENCH_DEVICE": device, "OMP_NUM_THREADS": "2", "PYTHONPATH": "", "PYTHONWARNINGS": "ignore", **ORDER, **fresh})
