@@ -68,6 +68,7 @@ void launch_cluster(fd_context* ctx, const char* op, int64_t blocks, int threads
     (describe(where, arguments), ...);
     record_error(where.c_str(), what);
   };
+  if (blocks > INT32_MAX) return failed("a grid has at most 2147483647 blocks");
   note_launch(op);
   if (shared > (48 << 10) &&
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)) != cudaSuccess) {
