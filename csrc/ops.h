@@ -243,13 +243,16 @@ typedef struct {
   // Memory of the host that copies are made from and to (pinned), so that they run while others work.
   void* (*allocate_host)(size_t bytes);
   void (*release_host)(void* memory);
+  // Why this thread's last allocation gave NULL, if it was not that there is no memory left; else NULL.
+  const char* (*refusal)(void);
   // A queue of ops and copies (fd_context.stream), done in order; several of them side by side.
   void* (*open_stream)(void);
   void (*close_stream)(void* stream);
   // In order with the ops of the context's stream, as they are. A side that is the host's is memory of allocate_host, and is left alone until it is done.
   void (*copy)(fd_context*, void* to, const void* from, size_t bytes);
   void (*clear)(fd_context*, void* memory, size_t bytes);
-  // Marks: all that the context's stream was given before. follow: its later work waits for the mark. reach: the host does; NULL or a sentence, as synchronize.
+  // Marks: all that the context's stream was given before. follow: its later work waits for the mark. reach: the host does; NULL, or the sentence
+  // that synchronize will tell, to which it is left.
   void* (*open_mark)(void);
   void (*close_mark)(void* mark);
   void (*mark)(fd_context*, void* mark);
@@ -266,7 +269,7 @@ typedef struct {
   void (*run_graph)(fd_context*, void* graph);
   void (*close_graph)(void* graph);
   // Waits for every op called with this context: the host may touch device memory after it and before the next op. Returns NULL, or a sentence
-  // about the first op that failed since the last call.
+  // about the first op that failed since the last call, good until this thread waits again.
   const char* (*synchronize)(fd_context*);
 } fd_device_table;
 

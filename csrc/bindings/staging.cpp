@@ -41,8 +41,10 @@ struct Memory {
   const fd_device_table* device;
   uint8_t* data;
   Memory(const fd_device_table* d, size_t bytes) : device(d), data(static_cast<uint8_t*>(d->allocate(bytes > 0 ? bytes : 1))) {
-    if (data == nullptr)
-      throw std::runtime_error(std::string(d->name) + ": no " + std::to_string(bytes) + " bytes of memory left");
+    if (data != nullptr) return;
+    const char* why = d->refusal();
+    throw std::runtime_error(std::string(d->name) + ": no " + std::to_string(bytes) + " bytes of memory" +
+                             (why == nullptr ? " left" : std::string(": ") + why));
   }
   Memory(Memory&& o) noexcept : device(o.device), data(o.data) { o.data = nullptr; }
   Memory(const Memory&) = delete;

@@ -15,38 +15,47 @@
 namespace freedive::cuda {
 namespace {
 
-constexpr int CAPACITY = 128;
-fd_variant all_variants[CAPACITY];
+std::vector<fd_variant> all_variants;
 fd_device_table table;
-std::string first_error, told_error;
+std::string first_error;
+thread_local std::string told_error;  // to whoever waits, until that thread waits again
 std::mutex error_in_use;
 constexpr int LAUNCHED = 64;
 const char* launched[LAUNCHED];  // ops since a stream was last waited for, each once
 int n_launched = 0;
 
+thread_local cudaError_t refused = cudaSuccess;  // what became of the thread's last allocation
+
+void* given(cudaError_t e, void* memory) {
+  refused = e;
+  if (e == cudaSuccess) return memory;
+  cudaGetLastError();  // told by the null pointer, and not once more by the next kernel
+  return nullptr;
+}
+
 // By the device, of managed memory too: pages begin where kernels use them, and the host touches none while another decoder's
 // kernels run, which GPUs without concurrent managed access (under WSL) do not bear.
-void* cleared(void* memory, size_t bytes) {
-  cudaMemsetAsync(memory, 0, bytes, nullptr);
-  cudaStreamSynchronize(nullptr);
-  return memory;
+void* cleared(cudaError_t e, void* memory, size_t bytes) {
+  if (e != cudaSuccess) return given(e, nullptr);
+  e = cudaMemsetAsync(memory, 0, bytes, nullptr);
+  if (e == cudaSuccess) e = cudaStreamSynchronize(nullptr);
+  if (e != cudaSuccess) cudaFree(memory);
+  return given(e, memory);
 }
 
 // Memory that kernels and the host both see: parameters, gradients and moments, which Python reads and writes as arrays. The host
 // may touch it after synchronize() only.
 void* allocate(size_t bytes) {
   void* memory = nullptr;
-  if (cudaMallocManaged(&memory, bytes, cudaMemAttachGlobal) == cudaSuccess) return cleared(memory, bytes);
-  cudaGetLastError();  // told by the null pointer, and not once more by the next kernel
-  return nullptr;
+  const cudaError_t e = cudaMallocManaged(&memory, bytes, cudaMemAttachGlobal);
+  return cleared(e, memory, bytes);
 }
 
 // All the rest: it never moves, and no page of it is ever looked for.
 void* allocate_private(size_t bytes) {
   void* memory = nullptr;
-  if (cudaMalloc(&memory, bytes) == cudaSuccess) return cleared(memory, bytes);
-  cudaGetLastError();
-  return nullptr;
+  const cudaError_t e = cudaMalloc(&memory, bytes);
+  return cleared(e, memory, bytes);
 }
 
 size_t free_memory() {
@@ -58,9 +67,12 @@ size_t free_memory() {
 
 void* allocate_host(size_t bytes) {
   void* memory = nullptr;
-  if (cudaMallocHost(&memory, bytes) == cudaSuccess) return memory;
-  cudaGetLastError();
-  return nullptr;
+  const cudaError_t e = cudaMallocHost(&memory, bytes);
+  return given(e, memory);
+}
+
+const char* refusal() {
+  return refused == cudaSuccess || refused == cudaErrorMemoryAllocation ? nullptr : cudaGetErrorString(refused);
 }
 
 void release(void* memory) { cudaFree(memory); }
@@ -105,9 +117,9 @@ void follow(fd_context* ctx, void* mark) {
   check(cudaStreamWaitEvent(stream_of(ctx), static_cast<cudaEvent_t>(mark), 0), "waiting for an event");
 }
 
-// What a wait found. Kernels run later than they are launched: of an error that shows here all that is known is which were under
-// way.
-const char* told(cudaError_t e) {
+// What a wait found: the first error, which is left to be told again unless it is `taken`. Kernels run later than they are
+// launched: of an error that shows here all that is known is which were under way.
+const char* told(cudaError_t e, bool taken) {
   std::lock_guard<std::mutex> lock(error_in_use);
   if (e != cudaSuccess && first_error.empty()) {
     first_error = std::string(cudaGetErrorString(e)) + ", in one of:";
@@ -115,18 +127,18 @@ const char* told(cudaError_t e) {
     first_error += "; FREEDIVE_CUDA_SYNC=1 waits after each and names it";
   }
   if (first_error.empty()) return nullptr;
-  told_error.swap(first_error);
-  first_error.clear();
+  told_error = first_error;
+  if (taken) first_error.clear();
   return told_error.c_str();
 }
 
 const char* synchronize(fd_context* ctx) {
-  const char* error = told(cudaStreamSynchronize(stream_of(ctx)));
+  const char* error = told(cudaStreamSynchronize(stream_of(ctx)), true);
   std::lock_guard<std::mutex> lock(error_in_use);
   n_launched = 0;
   return error;
 }
-const char* reach(void* mark) { return told(cudaEventSynchronize(static_cast<cudaEvent_t>(mark))); }
+const char* reach(void* mark) { return told(cudaEventSynchronize(static_cast<cudaEvent_t>(mark)), false); }
 
 void* open_clock() {
   cudaEvent_t event = nullptr;
@@ -201,9 +213,7 @@ void close_graph(void* graph) {  // one under way ends first
 
 double peak_run(fd_context*, int64_t, int64_t) { return 0.0; }
 
-void append(VariantList list) {
-  for (int i = 0; i < list.n && table.n_variants < CAPACITY; ++i) all_variants[table.n_variants++] = list.variants[i];
-}
+void append(VariantList list) { all_variants.insert(all_variants.end(), list.variants, list.variants + list.n); }
 
 const fd_device_table* assemble() {
 #ifdef FREEDIVE_CUDA_EMULATION
@@ -211,8 +221,6 @@ const fd_device_table* assemble() {
 #else
   table.name = "cuda", table.tier = "sm_80", table.fast_bf16 = 1;  // tensor cores: matmul_sm80.cu
 #endif
-  table.variants = all_variants;
-  table.n_variants = 0;
   append(embedding_variants());
   append(norm_variants());
   append(rope_variants());
@@ -225,6 +233,7 @@ const fd_device_table* assemble() {
   append(sampling_variants());
   append(quantized_variants());
   append(optimizer_variants());
+  table.variants = all_variants.data(), table.n_variants = static_cast<int32_t>(all_variants.size());
   table.matmul_packed_size = matmul_packed_size;
   table.quantized_size = quantized_size;
   table.quantized_row = quantized_row;
@@ -233,7 +242,7 @@ const fd_device_table* assemble() {
   table.release = release;
   table.synchronize = synchronize;
   table.allocate_private = allocate_private, table.free_memory = free_memory;
-  table.allocate_host = allocate_host, table.release_host = release_host;
+  table.allocate_host = allocate_host, table.release_host = release_host, table.refusal = refusal;
   table.open_stream = open_stream, table.close_stream = close_stream;
   table.copy = copy, table.clear = clear;
   table.begin_graph = begin_graph, table.end_graph = end_graph;

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <new>
 #include <stdexcept>
+#include <string>
 #include <tuple>
 #include <utility>
 
@@ -23,8 +24,9 @@ Buffer::Buffer(size_t bytes, bool huge_pages, const fd_device_table* device, Kin
             : kind == HOST ? device->allocate_host(bytes)
                            : device->allocate_private(bytes);
     release_ = kind == HOST ? device->release_host : device->release;
-    if (data_ == nullptr) throw std::bad_alloc();
-    return;
+    if (data_ != nullptr) return;
+    if (const char* why = device->refusal()) throw std::runtime_error(std::string(device->name) + ": no memory: " + why);
+    throw std::bad_alloc();
   }
   data_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (data_ == MAP_FAILED) data_ = nullptr, throw std::bad_alloc();
@@ -396,6 +398,11 @@ void Decoder::told(const char* error) {
   throw std::runtime_error(error);
 }
 
+// All that was launched is waited for where something went wrong: synchronize takes the error, reach leaves it.
+void Decoder::reach(void* mark) {
+  if (device_->reach(mark) != nullptr) told(device_->synchronize(&ctx_));
+}
+
 // What was lent comes back: first into pinned memory, in order; then, when it is there, to the caller.
 void Decoder::fetch() {
   for (Lent& l : lent_) {
@@ -439,10 +446,10 @@ void Decoder::next_stage() {
   launch();
   Stage& mine = host_stages_[host_stage_];
   device_->mark(&ctx_, mine.mark), mine.busy = true;
-  if (!lent_.empty()) told(device_->reach(outputs_mark_)), deliver();
+  if (!lent_.empty()) reach(outputs_mark_), deliver();
   host_stage_ ^= 1;
   Stage& next = host_stages_[host_stage_];
-  if (next.busy) told(device_->reach(next.mark));
+  if (next.busy) reach(next.mark);
   next.busy = false, next.next();
   next.more.clear();
   device_stage_.next();  // the next call's copies into it come after all that reads it now
@@ -452,7 +459,7 @@ void Decoder::finish() {
   if (pending_) settle();
   if (!snapshot_under_way_) return;
   snapshot_under_way_ = false;
-  told(device_->reach(snapshot_->mark));
+  reach(snapshot_->mark);
 }
 
 void Decoder::set_vocab_mask(const uint8_t* mask) {

@@ -1,13 +1,17 @@
 // Every op of ops.h, every variant of csrc/cuda, on the emulated device, with random shapes and strides, in a program of its
 // own: for ThreadSanitizer (dev/emulation.sh thread), which sees races between CUDA threads and between blocks that no schedule
 // of the emulator would turn into a wrong number. Each op is called with small sizes, all variants, and those for tensor
-// cores (sm..) once with sizes beyond every tile and pipeline. What comes out is not looked at: tests/ops does that.
+// cores (sm..) once with sizes beyond every tile and pipeline. What comes out is not looked at: tests/ops does that. First, how
+// the device tells of errors.
 //
 //   ops_emulated [rounds, default 2] [seed, default 1] [part of an op's name]
 #include <chrono>
 #include <cstdio>
+#include <thread>
 
 #include "op_calls.h"
+
+#include "../../csrc/cuda/launch.cuh"  // last: its words (__noinline__) are the standard headers' too
 
 using namespace freedive;
 
@@ -59,6 +63,25 @@ std::string run(const Call& call, const fd_variant& variant) {
   return error == nullptr ? "" : error;
 }
 
+__global__ void nothing() {}
+
+// Who waits for a mark (a checkpoint's writer) is told of an error, and who waits for all (the trainer) is, once.
+bool an_error_is_told_to_both(const fd_device_table* device) {
+  fd_context context{nullptr, device->open_stream(), nullptr, 0, 1};
+  void* mark = device->open_mark();
+  cuda::launch(&context, "nothing", int64_t{1} << 32, cuda::WARP, nothing);  // not a grid of 0 blocks
+  device->mark(&context, mark);
+  std::string writer;
+  std::thread([&] {
+    if (const char* error = device->reach(mark)) writer = error;
+  }).join();
+  const char* error = device->synchronize(&context);
+  const std::string trainer = error == nullptr ? "" : error;
+  const bool once = device->synchronize(&context) == nullptr;
+  device->close_mark(mark), device->close_stream(context.stream);
+  return once && writer == trainer && trainer.find("nothing, 4294967296 blocks") != std::string::npos;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -68,6 +91,7 @@ int main(int argc, char** argv) {
   const fd_device_table* device = freedive_device(&why);
   if (device == nullptr) return std::printf("%s\n", why), 1;
   int64_t calls = 0, wrong = 0;
+  if (!an_error_is_told_to_both(device)) ++wrong, std::printf("an error is not told as it should be\n");
   for (const OpSchema& schema : op_schemas()) {
     if (argc > 3 && schema.name.find(argv[3]) == std::string::npos) continue;
     const auto began = std::chrono::steady_clock::now();
