@@ -48,10 +48,7 @@ __global__ void round_heads_kernel(uint16_t* out, fd_tensor x) {
   const int64_t e = global_thread(), per_head = x.shape[2] / PIECE, at = e / per_head, n = at / x.shape[1], h = at % x.shape[1];
   if (n >= x.shape[0]) return;
   const float* from = row(x, n, h) + e % per_head * PIECE;
-  const Four low = load4(from, VECTOR), high = load4(from + VECTOR, VECTOR);
-  *reinterpret_cast<uint4*>(out + e * PIECE) =
-      make_uint4(ptx::bf16_pair(low.at[0], low.at[1]), ptx::bf16_pair(low.at[2], low.at[3]),
-                 ptx::bf16_pair(high.at[0], high.at[1]), ptx::bf16_pair(high.at[2], high.at[3]));
+  *reinterpret_cast<uint4*>(out + e * PIECE) = rounded8(load4(from, VECTOR), load4(from + VECTOR, VECTOR));
 }
 
 // A block to each place of 32 rows, a warp to a row and head at a time. dout as dP takes it.

@@ -65,11 +65,6 @@ constexpr int BLOCK_PIECES = 4 * D;
 template <int D>
 constexpr int BLOCK_WORDS = BLOCK_PIECES<D> * WORDS;
 
-__device__ __forceinline__ uint4 pairs_of(const Four& first, const Four& second) {
-  return make_uint4(ptx::bf16_pair(first.at[0], second.at[0]), ptx::bf16_pair(first.at[1], second.at[1]),
-                    ptx::bf16_pair(first.at[2], second.at[2]), ptx::bf16_pair(first.at[3], second.at[3]));
-}
-
 // A CUDA block to each place of 32 rows: keys and values of all groups, 0 behind the sequence's end.
 template <int D>
 __global__ void round_to_blocks_kernel(uint32_t* keys, uint32_t* values, fd_tensor k, fd_tensor v, fd_tensor cu_seqlens) {
@@ -89,11 +84,11 @@ __global__ void round_to_blocks_kernel(uint32_t* keys, uint32_t* values, fd_tens
         const float* x = row(k, begin + slot + i, g) + 2 * pair;
         first.at[i] = x[0], second.at[i] = x[1];
       }
-    *reinterpret_cast<uint4*>(keys + to + int64_t{e} * WORDS) = pairs_of(first, second);
+    *reinterpret_cast<uint4*>(keys + to + int64_t{e} * WORDS) = rounded_pairs(first, second);
     const int position = piece / (D / WORDS) * 2, d = piece % (D / WORDS) * WORDS;
     first = position < left ? load4(row(v, begin + position, g) + d, WORDS) : Four{};
     second = position + 1 < left ? load4(row(v, begin + position + 1, g) + d, WORDS) : Four{};
-    *reinterpret_cast<uint4*>(values + to + int64_t{e} * WORDS) = pairs_of(first, second);
+    *reinterpret_cast<uint4*>(values + to + int64_t{e} * WORDS) = rounded_pairs(first, second);
   }
 }
 
@@ -151,9 +146,10 @@ __device__ __forceinline__ void fetch_tile(uint32_t* shared, const Pages& pages,
         const auto *x = reinterpret_cast<const float*>(k), *y = reinterpret_cast<const float*>(v);
         x += 2 * key_pair * BLOCK + key_piece * WORDS, y += 2 * value_pair * D + value_piece * WORDS;
         const Four none{};
-        *reinterpret_cast<uint4*>(key_to) = there ? pairs_of(load4(x, WORDS), load4(x + BLOCK, WORDS)) : pairs_of(none, none);
+        *reinterpret_cast<uint4*>(key_to) =
+            rounded_pairs(there ? load4(x, WORDS) : none, there ? load4(x + BLOCK, WORDS) : none);
         *reinterpret_cast<uint4*>(value_to) =
-            pairs_of(behind > 0 ? load4(y, WORDS) : none, behind > 1 ? load4(y + D, WORDS) : none);
+            rounded_pairs(behind > 0 ? load4(y, WORDS) : none, behind > 1 ? load4(y + D, WORDS) : none);
       } else {
         // A cache's own 0 stands beside a lone last position.
         const uint32_t *const x = k + piece * WORDS, *const y = v + piece * WORDS;

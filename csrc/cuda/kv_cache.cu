@@ -28,11 +28,6 @@ __device__ inline Place place_of(const fd_kv_cache_write_args& a, int64_t n) {
   return p;
 }
 
-__device__ inline unsigned pair_of(float low, float high) {
-  const unsigned first = __bfloat16_as_ushort(__float2bfloat16_rn(low)), second = __bfloat16_as_ushort(__float2bfloat16_rn(high));
-  return first | second << 16;
-}
-
 // Words of a block and group, its keys' and its values'.
 template <class T>
 __device__ unsigned* words(const fd_tensor& cache, const Place& p, int64_t g) {
@@ -48,7 +43,7 @@ __device__ void write_key(const fd_kv_cache_write_args& a, const Place& p, int64
   const int64_t next = a.k_cache.shape[3] / P;
 #pragma unroll
   for (int i = 0; i < VECTOR; i += P)
-    if (i < left) to[(d + i) / P * next] = P == 1 ? __float_as_uint(k.at[i]) : pair_of(k.at[i], k.at[i + P - 1]);
+    if (i < left) to[(d + i) / P * next] = P == 1 ? __float_as_uint(k.at[i]) : ptx::bf16_pair(k.at[i], k.at[i + P - 1]);
 }
 
 template <class T>
@@ -67,8 +62,7 @@ __device__ void write_value(const fd_kv_cache_write_args& a, const Place& p, int
   if (P == 1) return store4(reinterpret_cast<float*>(to), v, left);
   Four after{{0.0f, 0.0f, 0.0f, 0.0f}};
   if (n + 1 < p.end) after = load4(row(a.v, n + 1, g) + d, left);
-  const uint4 four = make_uint4(pair_of(v.at[0], after.at[0]), pair_of(v.at[1], after.at[1]), pair_of(v.at[2], after.at[2]),
-                                pair_of(v.at[3], after.at[3]));
+  const uint4 four = rounded_pairs(v, after);
   if (left >= VECTOR && aligned(to)) {
     *reinterpret_cast<uint4*>(to) = four;
     return;

@@ -45,17 +45,6 @@ void round_rows(fd_context* ctx, const char* op, uint16_t* out, const float* x, 
 void multiply_rounded(fd_context* ctx, const char* op, const RoundedProduct& p, Split split, void* partial, bool wide = false);
 size_t parts_bytes(Split split, int64_t rows, int64_t columns, int64_t depth);
 
-__device__ __forceinline__ uint4 rounded8(const Four& first, const Four& second) {
-  uint32_t words[PIECE / 2];
-#pragma unroll
-  for (int i = 0; i < PIECE / 2; ++i) {
-    const float* v = (i < 2 ? first : second).at + i % 2 * 2;
-    words[i] = static_cast<uint32_t>(__bfloat16_as_ushort(__float2bfloat16_rn(v[0]))) |
-               static_cast<uint32_t>(__bfloat16_as_ushort(__float2bfloat16_rn(v[1]))) << 16;
-  }
-  return make_uint4(words[0], words[1], words[2], words[3]);
-}
-
 __device__ __forceinline__ int clipped(int64_t n) { return static_cast<int>(n < 1 << 30 ? n : 1 << 30); }
 
 // The place of a tile among down x across of them: GROUP rows of tiles at a time, so that blocks that run together

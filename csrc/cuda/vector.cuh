@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "launch.cuh"
+#include "ptx.cuh"
 
 namespace freedive::cuda {
 
@@ -38,6 +39,16 @@ __device__ inline void store4(float* p, const Four& v, int64_t left) {
 #pragma unroll
   for (int i = 0; i < VECTOR; ++i)
     if (i < left) p[i] = v.at[i];
+}
+
+// Eight numbers rounded to bfloat16: four and four, or in pairs of one of either.
+__device__ __forceinline__ uint4 rounded8(const Four& first, const Four& second) {
+  return make_uint4(ptx::bf16_pair(first.at[0], first.at[1]), ptx::bf16_pair(first.at[2], first.at[3]),
+                    ptx::bf16_pair(second.at[0], second.at[1]), ptx::bf16_pair(second.at[2], second.at[3]));
+}
+__device__ __forceinline__ uint4 rounded_pairs(const Four& first, const Four& second) {
+  return make_uint4(ptx::bf16_pair(first.at[0], second.at[0]), ptx::bf16_pair(first.at[1], second.at[1]),
+                    ptx::bf16_pair(first.at[2], second.at[2]), ptx::bf16_pair(first.at[3], second.at[3]));
 }
 
 // f of each of four numbers (of two fours, of three).
