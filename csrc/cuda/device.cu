@@ -7,6 +7,7 @@
 #include <cstring>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../core/plugin.h"
@@ -20,9 +21,7 @@ fd_device_table table;
 std::string first_error;
 thread_local std::string told_error;  // to whoever waits, until that thread waits again
 std::mutex error_in_use;
-constexpr int LAUNCHED = 64;
-const char* launched[LAUNCHED];  // ops since a stream was last waited for, each once
-int n_launched = 0;
+std::vector<const char*> launched;  // ops since a stream was last waited for, each once
 
 thread_local cudaError_t refused = cudaSuccess;  // what became of the thread's last allocation
 
@@ -123,7 +122,7 @@ const char* told(cudaError_t e, bool taken) {
   std::lock_guard<std::mutex> lock(error_in_use);
   if (e != cudaSuccess && first_error.empty()) {
     first_error = std::string(cudaGetErrorString(e)) + ", in one of:";
-    for (int i = 0; i < n_launched; ++i) first_error += std::string(i == 0 ? " " : ", ") + launched[i];
+    for (size_t i = 0; i < launched.size(); ++i) first_error += std::string(i == 0 ? " " : ", ") + launched[i];
     first_error += "; FREEDIVE_CUDA_SYNC=1 waits after each and names it";
   }
   if (first_error.empty()) return nullptr;
@@ -135,7 +134,7 @@ const char* told(cudaError_t e, bool taken) {
 const char* synchronize(fd_context* ctx) {
   const char* error = told(cudaStreamSynchronize(stream_of(ctx)), true);
   std::lock_guard<std::mutex> lock(error_in_use);
-  n_launched = 0;
+  launched.clear();
   return error;
 }
 const char* reach(void* mark) { return told(cudaEventSynchronize(static_cast<cudaEvent_t>(mark)), false); }
@@ -163,10 +162,10 @@ bool graphs_wanted() {
 struct Graph {
   cudaGraphExec_t launchable = nullptr;
   std::vector<const char*> ops;  // each once, to be named when a later wait fails
+  bool failed = false;
 };
 // Of the thread that captures: one stream at a time. What other threads do meanwhile is no part of it and may be anything.
-thread_local std::vector<const char*>* captured_ops = nullptr;
-thread_local std::string error_before;
+thread_local Graph* capturing = nullptr;
 
 int32_t begin_graph(fd_context* ctx) {
   if (!graphs_wanted()) return 0;
@@ -174,26 +173,19 @@ int32_t begin_graph(fd_context* ctx) {
     cudaGetLastError();
     return 0;
   }
-  std::lock_guard<std::mutex> lock(error_in_use);
-  error_before = first_error;
-  captured_ops = new std::vector<const char*>;
+  capturing = new Graph;
   return 1;
 }
 
 void* end_graph(fd_context* ctx) {
-  auto made = new Graph;
-  made->ops.swap(*captured_ops);
-  delete captured_ops;
-  captured_ops = nullptr;
+  Graph* const made = std::exchange(capturing, nullptr);
   cudaGraph_t graph = nullptr;
   cudaError_t e = cudaStreamEndCapture(stream_of(ctx), &graph);
   if (e == cudaSuccess) e = cudaGraphInstantiate(&made->launchable, graph, 0);
   if (graph != nullptr) cudaGraphDestroy(graph);
-  std::lock_guard<std::mutex> lock(error_in_use);
-  if (e == cudaSuccess && first_error == error_before) return made;
+  if (e == cudaSuccess && !made->failed) return made;
   // Nothing has been done: it is done without a graph, and an error that is not capture's own shows again there.
   cudaGetLastError();
-  first_error = error_before;
   if (made->launchable != nullptr) cudaGraphExecDestroy(made->launchable);
   delete made;
   return nullptr;
@@ -290,19 +282,18 @@ const char* misfit() {
 }  // namespace
 
 void record_error(const char* op, const char* what) {
+  if (capturing != nullptr) return void(capturing->failed = true);
   std::lock_guard<std::mutex> lock(error_in_use);
   if (first_error.empty()) first_error = std::string(op) + ": " + what;
 }
 
 void note_launch(const char* op) {
-  if (captured_ops != nullptr) {
-    if (std::find(captured_ops->begin(), captured_ops->end(), op) == captured_ops->end()) captured_ops->push_back(op);
-    return;
-  }
+  const auto add = [&](std::vector<const char*>& ops) {
+    if (std::find(ops.begin(), ops.end(), op) == ops.end()) ops.push_back(op);
+  };
+  if (capturing != nullptr) return add(capturing->ops);
   std::lock_guard<std::mutex> lock(error_in_use);
-  for (int i = 0; i < n_launched; ++i)
-    if (launched[i] == op) return;
-  if (n_launched < LAUNCHED) launched[n_launched++] = op;
+  add(launched);
 }
 
 bool wait_after_each() {
