@@ -165,10 +165,10 @@ class Decoder {
   // max_seqs): the last of each sequence in plain decoding, several of one where a guess is checked.
   void decode(KVCache& cache, const BatchView& b, const int32_t* past_lens, const int32_t* block_table, int64_t blocks_per_seq,
               const int32_t* rows, int64_t n_rows, const Sampling& sampling, int32_t* tokens, float* logprobs);
-  // The same for one new token of each sequence, `steps` times over, each sampled token the next input: on a device the host sees
-  // none of them before all are there. tokens, logprobs [steps, S]; the cache has blocks for all steps. stop_ids [S, n] (-1: none):
-  // on the CPU it ends when every sequence has sampled one of its own. Returns how many steps were done; what follows a stop is to
-  // be thrown away, as nothing before it depends on it.
+  // The same for one new token of each sequence, `steps` times over, each sampled token the next input: on a device the host
+  // sees none of them before all are there. tokens, logprobs [steps, S]; the cache has blocks for all steps. stop_ids [S, n]
+  // (-1: none): on the CPU it ends when every sequence has sampled one of its own. Returns how many steps were done; what follows
+  // a stop is to be thrown away, as nothing before it depends on it.
   int64_t decode_steps(KVCache& cache, const BatchView& b, const int32_t* past_lens, const int32_t* block_table,
                        int64_t blocks_per_seq, int64_t steps, const Sampling& sampling, const int32_t* stop_ids,
                        int64_t n_stop_ids, int32_t* tokens, float* logprobs);
