@@ -8,6 +8,7 @@
 // Every key and value is read once per query and head; attention_tiled.cu reads them once for a block of queries and heads, with
 // the same bits; attention_sm80.cu multiplies bfloat16 on tensor cores, in an order of its own.
 #include "attention.cuh"
+#include "int8.cuh"
 #include "sequences.cuh"
 
 namespace freedive::cuda {
@@ -117,28 +118,14 @@ void forward(fd_context* ctx, const void* arguments) {
 
 // ---- the paged cache -------------------------------------------------------------------------------------------------
 
-// x = H x on each block of B numbers, B the largest power of two in D: butterflies of distance 1, 2, .. B/2.
+// By one thread.
 __device__ inline void mix(float* x, int64_t D) {
-  const int64_t B = D & -D;
-  for (int64_t half = 1; half < B; half *= 2)
-    for (int64_t i = 0; i < D; ++i) {
-      if ((i % B) & half) continue;
-      const float a = x[i], b = x[i + half];
-      x[i] = a + b, x[i + half] = a - b;
-    }
+  butterflies(static_cast<int>(D), 1, 0, 1, [&](int d, int) -> float& { return x[d]; }, [] {});
 }
-
-constexpr float LARGEST = 3.40282347e38f, LEAST_SCALE = 1e-30f;
-
-// The scale of a mixed row, and by what its numbers are multiplied; NaN and 0 when one of them is not finite.
-__device__ inline float row_scale(const float* x, int64_t D, float* inverse) {
+__device__ inline Int8Scale row_scale(const float* x, int64_t D) {
   float most = 0.0f;
-  for (int64_t d = 0; d < D; ++d) {
-    const float size = fabsf(x[d]);
-    if (!(size <= most)) most = size <= LARGEST ? size : INFINITY;
-  }
-  *inverse = most >= LEAST_SCALE && most <= LARGEST ? 127.0f / most : 0.0f;
-  return most <= LARGEST ? (most >= LEAST_SCALE ? most / 127.0f : 0.0f) : NAN;
+  for (int64_t d = 0; d < D; ++d) most = fmaxf(most, int8_size(x[d]));
+  return int8_scale(most);
 }
 
 template <class T>
@@ -153,7 +140,7 @@ __device__ inline __nv_bfloat16 stored<__nv_bfloat16>(float x, float) {
 }
 template <>
 __device__ inline int8_t stored<int8_t>(float x, float inverse) {
-  return inverse == 0.0f ? static_cast<int8_t>(0) : static_cast<int8_t>(rintf(x * inverse));
+  return to_int8(x, inverse);
 }
 
 // A thread writes one position of one group. `mixed`: 2 D floats for each, of int8 only.
@@ -174,8 +161,9 @@ __global__ void write_kernel(fd_kv_cache_write_args a, float* mixed) {
     for (int64_t d = 0; d < D; ++d) mixed_key[d] = key[d], mixed_value[d] = value[d];
     mix(mixed_key, D);
     mix(mixed_value, D);
-    row(a.k_scale, block, g)[slot] = row_scale(mixed_key, D, &key_inverse);
-    row(a.v_scale, block, g)[slot] = row_scale(mixed_value, D, &value_inverse);
+    const Int8Scale of_key = row_scale(mixed_key, D), of_value = row_scale(mixed_value, D);
+    row(a.k_scale, block, g)[slot] = of_key.scale, row(a.v_scale, block, g)[slot] = of_value.scale;
+    key_inverse = of_key.inverse, value_inverse = of_value.inverse;
     key = mixed_key, value = mixed_value;
   }
   T *keys = row<T>(a.k_cache, block, g), *values = row<T>(a.v_cache, block, g);

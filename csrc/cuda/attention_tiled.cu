@@ -17,6 +17,7 @@
 // and 256 threads have a tile of 32 KB under way where a warp has 32 numbers. int8 mixes q and the output in shared memory, where
 // naive has two more kernels of one thread a row.
 #include "attention.cuh"
+#include "int8.cuh"
 #include "sequences.cuh"
 #include "vector.cuh"
 
@@ -133,20 +134,10 @@ struct Source {
   }
 };
 
-// x = H x on each block of B numbers of every pair, B the largest power of two in D: butterflies of distance 1, 2, .. B/2. Ends
-// behind a barrier.
+// Of every pair, by the block; ends behind a barrier.
 __device__ void mix(float (*x)[PAIRS], int D) {
-  const int B = D & -D;
-  __syncthreads();
-  for (int half = 1; half < B; half *= 2) {
-    for (int i = static_cast<int>(threadIdx.x); i < D * PAIRS; i += THREADS) {
-      const int d = i / PAIRS, p = i % PAIRS;
-      if ((d % B & half) != 0) continue;
-      const float a = x[d][p], b = x[d + half][p];
-      x[d][p] = a + b, x[d + half][p] = a - b;
-    }
-    __syncthreads();
-  }
+  const auto number = [&](int d, int p) -> float& { return x[d][p]; };
+  butterflies(D, PAIRS, static_cast<int>(threadIdx.x), THREADS, number, [] { __syncthreads(); });
 }
 
 template <int KIND, bool BF16, int D_MAX>

@@ -9,6 +9,7 @@
 //   the even one has both, if both come in this call.
 // vector, int8: a warp to a position and group; mixed in shared memory by butterflies that are the same sums; keys by words.
 // Read: 4 bytes a number; written: 4, 2 or 1.
+#include "int8.cuh"
 #include "sequences.cuh"
 #include "vector.cuh"
 
@@ -92,33 +93,15 @@ __global__ void write_kernel(fd_kv_cache_write_args a) {
 
 // ---- int8 ----------------------------------------------------------------------------------------------------------------
 
-constexpr float LARGEST = 3.40282347e38f, LEAST_SCALE = 1e-30f;
-
 // x [D] of the warp, mixed; by what its numbers are multiplied. `scale`: where the row's scale goes.
 __device__ inline float mixed_inverse(float* x, const float* from, int64_t D, float* scale) {
   for (int64_t d = lane_id(); d < D; d += WARP) x[d] = from[d];
-  __syncwarp();
-  const int64_t B = D & -D;
-  for (int64_t half = 1; half < B; half *= 2) {
-    for (int64_t pair = lane_id(); pair < D / 2; pair += WARP) {
-      const int64_t i = pair / half * 2 * half + pair % half;
-      const float u = x[i], w = x[i + half];
-      x[i] = u + w, x[i + half] = u - w;
-    }
-    __syncwarp();
-  }
+  butterflies(static_cast<int>(D), 1, lane_id(), WARP, [&](int d, int) -> float& { return x[d]; }, [] { __syncwarp(); });
   float most = 0.0f;
-  for (int64_t d = lane_id(); d < D; d += WARP) {
-    const float size = fabsf(x[d]);
-    most = fmaxf(most, size <= LARGEST ? size : INFINITY);  // NaN counts as too large
-  }
-  most = warp_max(most);
-  if (lane_id() == 0) *scale = most <= LARGEST ? (most >= LEAST_SCALE ? most / 127.0f : 0.0f) : NAN;
-  return most >= LEAST_SCALE && most <= LARGEST ? 127.0f / most : 0.0f;
-}
-
-__device__ inline int8_t eighth(float x, float inverse) {
-  return inverse == 0.0f ? static_cast<int8_t>(0) : static_cast<int8_t>(rintf(x * inverse));
+  for (int64_t d = lane_id(); d < D; d += WARP) most = fmaxf(most, int8_size(x[d]));
+  const Int8Scale of_row = int8_scale(warp_max(most));
+  if (lane_id() == 0) *scale = of_row.scale;
+  return of_row.inverse;
 }
 
 __global__ void write_int8_kernel(fd_kv_cache_write_args a) {
@@ -134,12 +117,12 @@ __global__ void write_int8_kernel(fd_kv_cache_write_args a) {
   for (int64_t w = lane_id(); w < (D + 3) / 4; w += WARP) {
     unsigned four = 0;
     for (int i = 0; i < 4; ++i)
-      if (4 * w + i < D) four |= static_cast<unsigned>(static_cast<uint8_t>(eighth(key[4 * w + i], key_inverse))) << (8 * i);
+      if (4 * w + i < D) four |= static_cast<unsigned>(static_cast<uint8_t>(to_int8(key[4 * w + i], key_inverse))) << (8 * i);
     keys[w * (a.k_cache.shape[3] / 4)] = four;
   }
   // Four positions share a value's word: bytes, since their threads may be of other blocks.
   int8_t* values = row<int8_t>(a.v_cache, p.block, g) + p.slot / 4 * a.v_cache.shape[3] + p.slot % 4;
-  for (int64_t d = lane_id(); d < D; d += WARP) values[d * 4] = eighth(value[d], value_inverse);
+  for (int64_t d = lane_id(); d < D; d += WARP) values[d * 4] = to_int8(value[d], value_inverse);
 }
 
 template <class T>

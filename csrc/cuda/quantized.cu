@@ -14,9 +14,8 @@
 // 4 bits; sums of integers by dp4a, for all rows of x from one reading of the weight; sums over blocks by a lane an output.
 #include <cuda_fp16.h>
 
-#include <cfloat>
-
 #include "head.cuh"
+#include "int8.cuh"
 
 namespace freedive::cuda {
 namespace {
@@ -162,17 +161,11 @@ __global__ void round_kernel(Int8Rows rounded, fd_tensor x) {
   if (i >= x.shape[0] * blocks) return;
   const float* from = row(x, i / blocks) + i % blocks * 32;
   float most = 0.0f;
-  bool finite = true;
-  for (int j = 0; j < 32; ++j) most = fmaxf(most, fabsf(from[j])), finite = finite && fabsf(from[j]) <= FLT_MAX;
-  const bool zero = !(most >= 1e-30f);
-  const float scale = !finite ? NAN : zero ? 0.0f : most / 127.0f, inverse = zero || !finite ? 0.0f : 127.0f / most;
+  for (int j = 0; j < 32; ++j) most = fmaxf(most, int8_size(from[j]));
+  const Int8Scale of_block = int8_scale(most);
   int sum = 0;
-  for (int j = 0; j < 32; ++j) {
-    const int q = finite ? static_cast<int>(rintf(from[j] * inverse)) : 0;
-    rounded.q[i * 32 + j] = static_cast<int8_t>(q);
-    sum += q;
-  }
-  rounded.scale[i] = scale, rounded.shift[i] = scale * static_cast<float>(sum), rounded.sum[i] = sum;
+  for (int j = 0; j < 32; ++j) sum += rounded.q[i * 32 + j] = to_int8(from[j], of_block.inverse);
+  rounded.scale[i] = of_block.scale, rounded.shift[i] = of_block.scale * static_cast<float>(sum), rounded.sum[i] = sum;
 }
 
 struct Target {
