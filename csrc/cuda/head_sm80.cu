@@ -10,6 +10,8 @@
 // writes it, 12 bytes a number of the weight, which a larger chunk shares among more tokens. Bytes a logit: 4 written, 4 read for
 // the statistics, 4 read and 2 written for dz, which two products read. The chain of an element of dW goes on from chunk to chunk
 // (a chunk is a whole number of steps of 16 tokens), so its bits do not depend on the size of chunks; those of the others cannot.
+#include <algorithm>
+
 #include "head.cuh"
 #include "matmul_rounded.cuh"
 
@@ -18,8 +20,6 @@ namespace {
 
 constexpr int64_t MOST_ROWS = 1024, LEAST_ROWS = 128, LOGITS = 1 << 26;
 
-int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t larger_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
 int64_t chunk_rows(int64_t V) {
   const int64_t rows = V > 0 ? LOGITS / padded(V) / LEAST_ROWS * LEAST_ROWS : MOST_ROWS;
@@ -27,7 +27,7 @@ int64_t chunk_rows(int64_t V) {
 }
 // Of a chunk, not less for more tokens or a larger vocabulary
 int64_t most_logits(int64_t N, int64_t V) {
-  return smaller(smaller(N, MOST_ROWS) * padded(V), larger_of(LOGITS, LEAST_ROWS * padded(V)));
+  return std::min(std::min(N, MOST_ROWS) * padded(V), std::max(LOGITS, LEAST_ROWS * padded(V)));
 }
 size_t in_256(int64_t bytes) { return (static_cast<size_t>(bytes) + 255) / 256 * 256; }
 
@@ -46,7 +46,7 @@ struct RoundedHead {
   // Without a context it only counts.
   RoundedHead(fd_context* ctx_, const char* op_, const HeadTensors& tensors, int64_t N_, int64_t V_, int64_t C_, bool backward)
       : ctx(ctx_), op(op_), t(tensors), N(N_), V(V_), C(C_), chunk(chunk_rows(V_)) {
-    const int64_t rows = smaller(N, MOST_ROWS), logits = most_logits(N, V);
+    const int64_t rows = std::min(N, MOST_ROWS), logits = most_logits(N, V);
     const auto take = [&](size_t more) {
       const size_t at = bytes;
       bytes += more;
@@ -93,7 +93,7 @@ struct RoundedHead {
 void head_sm80(fd_context* ctx, const char* op, const HeadArguments& a, const HeadTensors& t, bool forward, bool backward) {
   RoundedHead h(ctx, op, t, t.x.shape[0], a.V, t.x.shape[1], backward);
   for (int64_t begin = 0; begin < h.N; begin += h.chunk) {
-    const int64_t rows = smaller(h.N - begin, h.chunk);
+    const int64_t rows = std::min(h.N - begin, h.chunk);
     h.logits(begin, rows);
     if (forward) head_stats(ctx, op, a, h.z, begin, rows, false);
     if (!backward) continue;
@@ -105,7 +105,7 @@ void head_sm80(fd_context* ctx, const char* op, const HeadArguments& a, const He
 void sample_sm80(fd_context* ctx, const char* op, const SampleArguments& a, const HeadTensors& t) {
   RoundedHead h(ctx, op, t, t.x.shape[0], a.V, t.x.shape[1], false);
   for (int64_t begin = 0; begin < h.N; begin += h.chunk) {
-    const int64_t rows = smaller(h.N - begin, h.chunk);
+    const int64_t rows = std::min(h.N - begin, h.chunk);
     h.logits(begin, rows);
     sample_rows(ctx, op, a, h.z, begin, rows);
   }

@@ -18,6 +18,8 @@
 // gradient of a small weight) the chain is cut into parts of k, added in order: p0 + p1 + .. Blocks compute parts apart and a
 // second kernel adds them; where there are tiles enough, one block computes them one after the other and adds them itself, so it
 // is the same sum. How many parts follows from the weight's shape alone, never from rows, but for gradients of weights.
+#include <algorithm>
+
 #include "fragments.cuh"
 #include "matmul_rounded.cuh"
 
@@ -225,16 +227,14 @@ int64_t tiles(int64_t rows, int64_t columns) {
   return blocks_for(rows, T::M) * blocks_for(columns, T::N);
 }
 
-int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t larger_of(int64_t a, int64_t b) { return a > b ? a : b; }
 int64_t even(int64_t n) { return (n + 1) / 2 * 2; }
 
 // How many parts, and their depth: whole steps of every tile.
 void cut(RoundedProduct& p, Split split) {
   int64_t n = 1;
-  if (split == Split::BY_SHAPE) n = smaller(blocks_for(WAVE, blocks_for(p.columns, Skinny::N)), p.depth / LEAST_BY_SHAPE);
+  if (split == Split::BY_SHAPE) n = std::min(blocks_for(WAVE, blocks_for(p.columns, Skinny::N)), p.depth / LEAST_BY_SHAPE);
   if (split == Split::BY_SIZE && tiles<Wide>(p.rows, p.columns) < WAVE)
-    n = smaller(smaller(blocks_for(2 * WAVE, tiles<Square>(p.rows, p.columns)), p.depth / LEAST_BY_SIZE), MOST_BY_SIZE);
+    n = std::min(std::min(blocks_for(2 * WAVE, tiles<Square>(p.rows, p.columns)), p.depth / LEAST_BY_SIZE), MOST_BY_SIZE);
   if (n < 2) return;
   constexpr int64_t STEP = 64;
   static_assert(STEP % Wide::K == 0 && STEP % Square::K == 0 && STEP % Small::K == 0 && STEP % Skinny::K == 0, "whole steps");
@@ -283,9 +283,9 @@ size_t parts_bytes(Split split, int64_t rows, int64_t columns, int64_t depth) {
   if (split == Split::BY_SHAPE && depth >= 2 * LEAST_BY_SHAPE) {
     // more columns than CUT are never cut; n parts of fewer have n x columns <= MOST
     constexpr int64_t CUT = (WAVE - 1) * Skinny::N, MOST = (WAVE + 1) * Skinny::N + CUT + WAVE;
-    numbers = larger_of(rows * smaller(wide, CUT), smaller(MOST_PARTIAL, rows * smaller(depth / LEAST_BY_SHAPE * wide, MOST)));
+    numbers = std::max(rows * std::min(wide, CUT), std::min(MOST_PARTIAL, rows * std::min(depth / LEAST_BY_SHAPE * wide, MOST)));
   }
-  if (split == Split::BY_SIZE && depth >= 2 * LEAST_BY_SIZE) numbers = smaller(MOST_PARTIAL, MOST_BY_SIZE * rows * wide);
+  if (split == Split::BY_SIZE && depth >= 2 * LEAST_BY_SIZE) numbers = std::min(MOST_PARTIAL, MOST_BY_SIZE * rows * wide);
   return static_cast<size_t>(numbers) * sizeof(float);
 }
 
