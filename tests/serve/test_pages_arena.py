@@ -58,14 +58,6 @@ class ArenaServer(Server):
         return ["arena", "--port", str(self.port), "--out", str(self.folder), "--voter", "ada"]
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as p:
-        found = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
 @pytest.fixture
 def arena(tmp_path: Path, browser: Any) -> Iterator[Callable[..., tuple[ArenaServer, Callable[..., Any]]]]:
     """arena(prompts) -> (a server, open(path, **context options) -> a watched page)."""

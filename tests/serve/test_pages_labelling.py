@@ -38,14 +38,6 @@ ROWS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as p:
-        found = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
 @pytest.fixture
 def label(tmp_path: Path, browser: Any) -> Iterator[Callable[..., tuple[LabelServer, Callable[..., Any]]]]:
     """label(*flags, rows=...) -> (a server, open(path, **context options) -> a watched page)."""
