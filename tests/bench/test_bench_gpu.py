@@ -42,7 +42,7 @@ def test_ours_alone(tmp_path: Path):
     assert {row["kind"] for row in timed} == {"product", "attention", "memory", "head"}
     for row in timed:
         assert FIELDS <= row.keys() and row["dry_run"] is True and row["seconds"]["median"] > 0 and row["value"] > 0
-        assert 0 <= row["error"] <= 0.02
+        assert 0 <= row["error"] <= (1e-4 if row["kind"] == "memory" else 0.02)
     assert {row["variant"] for row in timed if row["case"] == "adamw ladder"} == set(ops.variants("adamw", DEVICE))
     assert sum(row["default"] for row in timed if row["case"] == "rmsnorm_backward") == 1
     assert "dry run" in out
