@@ -5,8 +5,8 @@ card's peak that these predict. Predicted, never measured: benchmarks/gpu measur
 
 A share is the least of three limits over the card's dense bfloat16 peak: what the instruction reaches (as others measured it); reading operands from
 shared memory and writing stages to it, 128 bytes a clock; filling stages from the L2 cache. Neither latencies, nor a last wave of blocks, nor what is
-done with finished sums are in it. csrc/cuda/README.md holds the table. Fails where a
-tile spills, where a wgmma kernel takes more registers than a block of three warpgroups has, or where one is not in the log.
+done with finished sums are in it. csrc/cuda/README.md holds the table, which nothing compares with what is printed. Fails where a tile spills, where
+a wgmma kernel takes more registers than a block of three warpgroups has, or where a tile is not in the log.
 """
 
 from __future__ import annotations
