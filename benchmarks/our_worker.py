@@ -73,7 +73,7 @@ def make_decode(r: dict[str, Any]) -> Work:
         began = now()
         if steps := r.get("steps"):  # so many tokens between two looks of Python
             for i in range(0, N, steps):
-                found, _ = model.decode_steps(cache, min(steps, N - i), tokens, np.full(B, P + i, np.int32), table, stop_ids=np.full((B, 1), -1, np.int32), **greedy)
+                found, _ = model.decode_steps(cache, min(steps, N - i), tokens, np.full(B, P + i, np.int32), table, stop_ids=np.full((B, 1), -1, np.int32), **greedy).wait()
                 tokens = found[-1]
             return now() - began
         for i in range(N):

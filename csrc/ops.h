@@ -129,6 +129,13 @@ typedef struct { fd_tensor logprobs, entropy, lse, dx, dweight, x, weight, packe
 // uniform(seeds[s], STREAM_SAMPLE, counters[s]) of csrc/core/rng.h. logprobs is at T, before any truncation: bit-equal to head_forward's.
 typedef struct { fd_tensor tokens, logprobs, x, weight, packed, vocab_mask, temperature, top_k, top_p, min_p, seeds, counters; int64_t compute; } fd_head_sample_args;
 
+// Between two steps of decoding, so that the host need not look: a row of the batch, of N, is the new token of a sequence. Of sequence s with
+// a row n = cu_seqlens[s] (cu_seqlens[s+1] > n) and t = sampled[n]:
+//   out_tokens[s] = t, out_logprobs[s] = logprobs[n]; past_lens[s] += 1; remaining[s] = t in stop_ids[s] ? 0 : remaining[s] - 1  (-1: no id);
+// a sequence without one gets out_tokens = -1, out_logprobs = 0. Those with remaining > 0 are the next step's, side by side from row 0 on in the
+// order of s: tokens = t, positions = past_lens, how to sample as it was, counters + 1, and cu_seqlens accordingly. Rows behind them: id 0 at position 0.
+typedef struct { fd_tensor out_tokens, out_logprobs, sampled, logprobs, stop_ids, cu_seqlens, past_lens, remaining, tokens, positions, temperature, top_k, top_p, min_p, seeds, counters; } fd_decode_advance_args;
+
 // ---- weights of 16, 8 and 4 bits: for inference, and as the frozen base that an adapter is trained on -------------
 // type: ggml's number of a type that csrc/cpu/quantized.cpp holds: F32 0, F16 1, Q4_0 2, Q4_1 3, Q5_0 6, Q5_1 7, Q8_0 8, Q4_K 12, Q5_K 13,
 // BF16 30. Q = quantized_size(O, C, type) of the device, in bytes. rows: the file's rows, R bytes each, of which the first dimension may be strided.
@@ -191,6 +198,7 @@ typedef struct { fd_tensor out, x, y; double alpha, beta; } fd_linear_combinatio
   OP(head_backward, "dx:f32[N,C]= dweight:f32[V,C]+? x:f32[N,C] weight:f32[V,C] packed:f32[P]? targets:i32[N,K] temperature:f32[Z] vocab_mask:u8[V]? lse:f32[N] entropy:f32[N] dlogprobs:f32[N,K]? dentropy:f32[N]? dlse:f32[N]? compute:i?") \
   OP(head_forward_backward, "logprobs:f32[N,K]= entropy:f32[N]= lse:f32[N]= dx:f32[N,C]= dweight:f32[V,C]+? x:f32[N,C] weight:f32[V,C] packed:f32[P]? targets:i32[N,K] temperature:f32[Z] vocab_mask:u8[V]? dlogprobs:f32[N,K] compute:i?") \
   OP(head_sample, "tokens:i32[S]= logprobs:f32[S]= x:f32[S,C] weight:f32[V,C] packed:f32[P]? vocab_mask:u8[V]? temperature:f32[S] top_k:i32[S] top_p:f32[S] min_p:f32[S] seeds:u64[S] counters:u64[S] compute:i?") \
+  OP(decode_advance, "out_tokens:i32[S]= out_logprobs:f32[S]= sampled:i32[N] logprobs:f32[N] stop_ids:i32[S,J]? cu_seqlens:i32[S1]+ past_lens:i32[S]+ remaining:i32[S]+ tokens:i32[N]+ positions:i32[N]+ temperature:f32[N]+ top_k:i32[N]+ top_p:f32[N]+ min_p:f32[N]+ seeds:u64[N]+ counters:u64[N]+") \
   OP(quantized_pack, "packed:u8[Q]= rows:u8[O,R] type:i") \
   OP(quantized_matmul, "out:f32[N,O]= x:f32[N,C] weight:u8[Q] bias:f32[O]? residual:f32[N,O]? type:i compute:i?") \
   OP(quantized_matmul_backward_input, "dx:f32[N,C]+ dout:f32[N,O] weight:u8[Q] accumulate:i type:i compute:i?") \

@@ -78,6 +78,19 @@ struct PyDecoder {
       if (r < 0 || r >= n_tokens) throw py::value_error("row " + std::to_string(r) + " is outside of the batch");
   }
 
+  void check_table(const I32& table, const std::vector<int32_t>& lengths, const KVCache& cache) const {
+    const auto S = static_cast<py::ssize_t>(lengths.size());
+    if (table.ndim() != 2 || table.shape(0) != S)
+      throw py::value_error("decode_steps: block_table and stop_ids need one row per sequence");
+    for (py::ssize_t s = 0; s < S; ++s) {
+      if (lengths[s] > table.shape(1) * FD_KV_BLOCK || lengths[s] > config.max_positions)
+        throw py::value_error("decode_steps: a sequence is longer than its cache blocks, or than the model's context");
+      for (py::ssize_t j = 0; j * FD_KV_BLOCK < lengths[s]; ++j)
+        if (table.at(s, j) < 0 || table.at(s, j) >= cache.blocks)
+          throw py::value_error("decode_steps: block_table names a block outside the cache");
+    }
+  }
+
   BatchView batch(const I32& tokens, const I32& targets, const I32& positions, const I32& cu, bool need_targets,
                   const std::optional<I32>& prefixes = std::nullopt) {
     const int64_t N = tokens.size(), S = cu.size() - 1, K = targets.ndim() == 2 ? targets.shape(1) : 1;
@@ -131,6 +144,26 @@ struct Alone {
   explicit Alone(PyDecoder& d) : lock(d.in_use) {}
 };
 
+// Steps of decoding that may still be under way: then the decoder and the cache they work on are not given back.
+struct PyVisit {
+  py::object decoder, cache;
+  std::shared_ptr<Visit> visit;
+  PyVisit(py::object d, py::object c, std::shared_ptr<Visit> v)
+      : decoder(std::move(d)), cache(std::move(c)), visit(std::move(v)) {}
+  PyVisit(const PyVisit&) = delete;
+  ~PyVisit() {
+    try {
+      wait();
+    } catch (const std::exception&) {  // told to whoever waits
+    }
+  }
+  void wait() {
+    auto& d = decoder.cast<PyDecoder&>();
+    Alone alone(d);
+    d.decoder.wait(*visit);
+  }
+};
+
 static py::tuple outputs(PyDecoder& d, const BatchView& b, const std::vector<py::ssize_t>& shape,
                          const std::function<void(const TokenOutputs&)>& run) {
   F32 logprobs(shape), entropy(b.n_tokens), lse(b.n_tokens);
@@ -179,6 +212,18 @@ void bind_model(py::module_& m) {
       });
 
   py::class_<KVCache>(m, "KVCache").def_readonly("blocks", &KVCache::blocks);
+
+  py::class_<PyVisit>(m, "Visit").def("wait", [](PyVisit& v) {  // (tokens, logprobs), both [steps done, sequences]
+    v.wait();
+    const Visit& of = *v.visit;
+    I32 tokens({static_cast<py::ssize_t>(of.done), static_cast<py::ssize_t>(of.seqs)});
+    F32 logprobs({static_cast<py::ssize_t>(of.done), static_cast<py::ssize_t>(of.seqs)});
+    for (int64_t i = 0; i < of.done; ++i) {
+      std::copy_n(of.tokens.data() + i * of.padded, of.seqs, tokens.mutable_data() + i * of.seqs);
+      std::copy_n(of.logprobs.data() + i * of.padded, of.seqs, logprobs.mutable_data() + i * of.seqs);
+    }
+    return py::make_tuple(tokens, logprobs);
+  });
 
   py::class_<PyDecoder>(m, "Decoder")
       .def(py::init([](const py::dict& config, int threads, int64_t n, int64_t s, int64_t k, bool trainable, const F32& cos,
@@ -373,42 +418,56 @@ void bind_model(py::module_& m) {
         d.last_tokens = b.n_tokens;
         return py::make_tuple(out_tokens, logprobs);
       })
-      .def("decode_steps", [](PyDecoder& d, KVCache& cache, int64_t steps, const I32& tokens, const I32& past, const I32& table,
-                              const F32& temperature, const I32& top_k, const F32& top_p, const F32& min_p, const U64& seeds,
-                              const U64& counters, const I32& stop_ids) {
-        const py::ssize_t S = tokens.size();
-        if (steps < 1 || S < 1) throw py::value_error("decode_steps needs at least one step and one sequence");
-        std::vector<int32_t> starts(static_cast<size_t>(S) + 1);
-        for (py::ssize_t s = 0; s <= S; ++s) starts[s] = static_cast<int32_t>(s);
-        const I32 cu(S + 1, starts.data());
-        const BatchView b = d.batch(tokens, tokens, past, cu, false);
-        if (table.ndim() != 2 || table.shape(0) != S || stop_ids.ndim() != 2 || stop_ids.shape(0) != S)
-          throw py::value_error("decode_steps: block_table and stop_ids need one row per sequence");
-        if (temperature.size() != S || top_k.size() != S || top_p.size() != S || min_p.size() != S || seeds.size() != S ||
-            counters.size() != S)
-          throw py::value_error("decode_steps: the sampling arrays need one entry per sequence");
-        const int64_t M = table.shape(1);
-        for (py::ssize_t s = 0; s < S; ++s) {
-          const int64_t length = past.at(s) + steps;
-          if (length > M * FD_KV_BLOCK || length > d.config.max_positions)
-            throw py::value_error("decode_steps: a sequence is longer than its cache blocks, or than the model's context");
-          for (int64_t j = 0; j * FD_KV_BLOCK < length; ++j)
-            if (table.at(s, j) < 0 || table.at(s, j) >= cache.blocks)
-              throw py::value_error("decode_steps: block_table names a block outside the cache");
-        }
-        std::vector<int32_t> out_tokens(static_cast<size_t>(steps * S));
-        std::vector<float> out_logprobs(out_tokens.size());
-        const Decoder::Sampling p{temperature.data(), top_p.data(), min_p.data(), top_k.data(), seeds.data(), counters.data()};
-        int64_t done = 0;
-        {
-          Alone alone(d);
-          done = d.decoder.decode_steps(cache, b, past.data(), table.data(), M, steps, p, stop_ids.data(), stop_ids.shape(1),
-                                        out_tokens.data(), out_logprobs.data());
-        }
-        d.last_tokens = b.n_tokens;
-        const std::vector<py::ssize_t> shape{static_cast<py::ssize_t>(done), S};
-        return py::make_tuple(I32(shape, out_tokens.data()), F32(shape, out_logprobs.data()));
-      })
+      .def("decode_steps",
+           [](py::object self, py::object held, int64_t steps, const I32& tokens, const I32& past, const I32& remaining,
+              const I32& table, const F32& temperature, const I32& top_k, const F32& top_p, const F32& min_p, const U64& seeds,
+              const U64& counters, const I32& stop_ids) {
+             auto& d = self.cast<PyDecoder&>();
+             auto& cache = held.cast<KVCache&>();
+             const py::ssize_t S = tokens.size();
+             if (steps < 1 || S < 1) throw py::value_error("decode_steps needs at least one step and one sequence");
+             std::vector<int32_t> starts(static_cast<size_t>(S) + 1), lengths;
+             for (py::ssize_t s = 0; s <= S; ++s) starts[s] = static_cast<int32_t>(s);
+             const I32 cu(S + 1, starts.data());
+             const BatchView b = d.batch(tokens, tokens, past, cu, false);
+             if (stop_ids.ndim() != 2 || stop_ids.shape(0) != S)
+               throw py::value_error("decode_steps: block_table and stop_ids need one row per sequence");
+             for (const py::array* a : {static_cast<const py::array*>(&remaining), static_cast<const py::array*>(&temperature),
+                                        static_cast<const py::array*>(&top_k), static_cast<const py::array*>(&top_p),
+                                        static_cast<const py::array*>(&min_p), static_cast<const py::array*>(&seeds),
+                                        static_cast<const py::array*>(&counters)})
+               if (a->size() != S) throw py::value_error("decode_steps: remaining and the sampling arrays need one entry per sequence");
+             for (py::ssize_t s = 0; s < S; ++s) {
+               if (remaining.at(s) < 1 || remaining.at(s) > INT32_MAX / 2)
+                 throw py::value_error("decode_steps: a sequence may sample " + std::to_string(remaining.at(s)) + " tokens; one at least");
+               lengths.push_back(past.at(s) + static_cast<int32_t>(std::min<int64_t>(steps, remaining.at(s))));
+             }
+             d.check_table(table, lengths, cache);
+             const Decoder::Sampling p{temperature.data(), top_p.data(), min_p.data(), top_k.data(), seeds.data(), counters.data()};
+             std::shared_ptr<Visit> v;
+             {
+               Alone alone(d);
+               v = d.decoder.decode_steps(cache, b, past.data(), remaining.data(), table.data(), table.shape(1), steps, p,
+                                          stop_ids.data(), stop_ids.shape(1));
+             }
+             d.last_tokens = 0;
+             return std::make_unique<PyVisit>(self, held, v);
+           })
+      .def("decode_on",
+           [](py::object self, const PyVisit& before, const I32& table) -> std::unique_ptr<PyVisit> {
+             auto& d = self.cast<PyDecoder&>();
+             std::vector<int32_t> lengths = before.visit->lengths;
+             for (size_t s = 0; s < lengths.size(); ++s)
+               lengths[s] = static_cast<int32_t>(std::min<int64_t>(lengths[s] + before.visit->steps, before.visit->limits[s]));
+             d.check_table(table, lengths, *before.visit->cache);
+             if (table.shape(1) != before.visit->blocks_per_seq) throw py::value_error("decode_on: block_table has another width");
+             std::shared_ptr<Visit> v;
+             {
+               Alone alone(d);
+               v = d.decoder.decode_on(*before.visit, table.data());
+             }
+             return v == nullptr ? nullptr : std::make_unique<PyVisit>(self, before.cache, v);
+           })
       .def("trace",
            [](PyDecoder& d, const I32& tokens, const I32& positions, const I32& cu) {
              const BatchView b = d.batch(tokens, tokens, positions, cu, false);

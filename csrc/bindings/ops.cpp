@@ -182,8 +182,11 @@ static void check_indices(const std::string& op, const std::map<std::string, fd_
       throw py::value_error(op + ": cu_seqlens must begin with 0 and end at most at N = " + std::to_string(N));
     for (int64_t s = 0; s < S; ++s)
       if (p[s + 1] < p[s]) throw py::value_error(op + ": cu_seqlens must not decrease");
+    if (op == "decode_advance")
+      for (int64_t s = 0; s < S; ++s)
+        if (p[s + 1] > p[s] + 1) throw py::value_error(op + ": a sequence has one row or none");
     auto past = t.find("past_lens");
-    if (past != t.end()) {
+    if (past != t.end() && t.count("block_table") == 1) {
       const auto* q = static_cast<const int32_t*>(past->second.data);
       if (past->second.shape[0] != S) throw py::value_error(op + ": cu_seqlens must have one more entry than past_lens");
       const int64_t room = t.at("block_table").shape[1] * FD_KV_BLOCK;

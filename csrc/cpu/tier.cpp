@@ -44,6 +44,7 @@ const fd_device_table* assemble() {
   append(attention_backward_variants());
   append(head_variants());
   append(sampling_variants());
+  append(decoding_variants());
   append(quantized_variants());
   append(quantized_pack_variants());
   append(vnni_variants());

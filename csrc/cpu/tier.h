@@ -18,6 +18,7 @@ VariantList attention_variants();
 VariantList attention_backward_variants();
 VariantList head_variants();
 VariantList sampling_variants();
+VariantList decoding_variants();
 VariantList quantized_variants();
 VariantList quantized_pack_variants();
 VariantList vnni_variants();  // none where the processor lacks it

@@ -223,6 +223,7 @@ const fd_device_table* assemble() {
   append(kv_cache_variants());
   append(head_variants());
   append(sampling_variants());
+  append(decoding_variants());
   append(quantized_variants());
   append(optimizer_variants());
   table.variants = all_variants.data(), table.n_variants = static_cast<int32_t>(all_variants.size());

@@ -18,6 +18,7 @@ VariantList attention_backward_variants();
 VariantList kv_cache_variants();
 VariantList head_variants();
 VariantList sampling_variants();
+VariantList decoding_variants();
 VariantList quantized_variants();
 VariantList optimizer_variants();
 

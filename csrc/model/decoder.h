@@ -96,6 +96,33 @@ struct PackedRows {
   int64_t bytes;
 };
 
+// What is to be copied to the caller's memory when it has come.
+struct Lent {
+  void* host;
+  const void* device;
+  size_t bytes;
+  const uint8_t* place;  // pinned, on the way
+};
+
+// Outputs of a call that did not wait for them: Decoder::wait gives them, or a later call that needs the pinned memory they come through. What owns
+// the memory they are copied to is derived from this.
+struct Later {
+  virtual ~Later() = default;
+  std::vector<Lent> lent;  // empty: they are there
+  int stage = 0;
+  std::string error;
+};
+
+// Several steps of decoding; see Decoder::decode_steps.
+struct Visit : Later {
+  int64_t steps = 0, seqs = 0, padded = 0, blocks_per_seq = 0, n_stop_ids = 0, done = 0;
+  KVCache* cache = nullptr;
+  std::vector<int32_t> stop_ids, lengths, limits;  // lengths: the most that can be in the cache after it; limits: ever
+  std::vector<int32_t> tokens;                     // [steps, padded], -1 where a sequence had stopped before
+  std::vector<float> logprobs;
+  uint64_t turn = 0;
+};
+
 class Decoder {
  public:
   static constexpr int64_t MLP_ROWS = 1472;  // of the batch go through an MLP at once, on the CPU; see in_chunks
@@ -165,13 +192,17 @@ class Decoder {
   // max_seqs): the last of each sequence in plain decoding, several of one where a guess is checked.
   void decode(KVCache& cache, const BatchView& b, const int32_t* past_lens, const int32_t* block_table, int64_t blocks_per_seq,
               const int32_t* rows, int64_t n_rows, const Sampling& sampling, int32_t* tokens, float* logprobs);
-  // The same for one new token of each sequence, `steps` times over, each sampled token the next input: on a device the host
-  // sees none of them before all are there. tokens, logprobs [steps, S]; the cache has blocks for all steps. stop_ids [S, n]
-  // (-1: none): on the CPU it ends when every sequence has sampled one of its own. Returns how many steps were done; what follows
-  // a stop is to be thrown away, as nothing before it depends on it.
-  int64_t decode_steps(KVCache& cache, const BatchView& b, const int32_t* past_lens, const int32_t* block_table,
-                       int64_t blocks_per_seq, int64_t steps, const Sampling& sampling, const int32_t* stop_ids,
-                       int64_t n_stop_ids, int32_t* tokens, float* logprobs);
+  // The same for one new token of each sequence, `steps` times over, each sampled token the next input, until the sequence has
+  // sampled one of its stop_ids [S, n] (-1: none) or `remaining` tokens [S]: then nothing of it is written or attended to any
+  // more. On a device the host sees none of them before all are there, and does not wait for these either (wait). The cache has
+  // blocks for all steps. On the CPU `done` steps are fewer where all have stopped.
+  std::shared_ptr<Visit> decode_steps(KVCache& cache, const BatchView& b, const int32_t* past_lens, const int32_t* remaining,
+                                      const int32_t* block_table, int64_t blocks_per_seq, int64_t steps, const Sampling& sampling,
+                                      const int32_t* stop_ids, int64_t n_stop_ids);
+  // As many steps more from where `before` ends, which need not have come; its cache, another block table. Null: another batch
+  // has been here since, and where it ends is known to the caller alone.
+  std::shared_ptr<Visit> decode_on(const Visit& before, const int32_t* block_table);
+  void wait(Later& later);
   // Logits [n_rows, V] after rows of the last call's batch (at most max_seqs), before mask and temperature: the head's bits.
   void logits(const int32_t* rows, int64_t n_rows, float* out);
 
@@ -228,7 +259,17 @@ class Decoder {
   void trunk_forward(const BatchView& b, bool keep, const Cached* cached, const Trace* trace = nullptr);
   void trunk(bool keep, const Cached* cached, const Trace* trace = nullptr);
   void sample(const float* hidden, int64_t n_rows, const Sampling& p, int32_t* tokens, float* logprobs);
-  Sampling in(const Sampling& s, int64_t n_rows, int64_t steps);
+  // Decoding between two visits of the host: by sequence what is in the cache and how many tokens may come yet; by row how to
+  // sample, and what was.
+  struct Running {
+    uint64_t *seeds, *counters;
+    int32_t *past_lens, *remaining, *top_k, *sampled;
+    float *temperature, *top_p, *min_p, *logprobs;
+  };
+  static size_t running_bytes(int64_t rows) { return static_cast<size_t>(rows) * (2 * sizeof(uint64_t) + 8 * sizeof(float)); }
+  static Running running(uint8_t* memory, int64_t rows);
+  std::shared_ptr<Visit> visit(std::shared_ptr<Visit> v, const int32_t* block_table);
+  Sampling in(const Sampling& s, int64_t n_rows);
   void record(const Trace& trace, int64_t layer, const Activations& a, const float* output);
   void trunk_backward(const float* dhidden = nullptr);
   void norm_forward(float* out, float* stat, float* mean, const float* x, int64_t weight, int64_t bias, int64_t rows);
@@ -273,6 +314,8 @@ class Decoder {
     next_stage();
   }
   void next_stage();
+  void leave(const std::shared_ptr<Later>& later);  // the end of a call whose outputs come later
+  void deliver(Later& later);
   void launch();  // what ctx_ holds
   void let_snapshot_pass();
   Buffer buffer(size_t bytes, bool huge_pages = true, Buffer::Kind kind = Buffer::PRIVATE) const {
@@ -320,12 +363,6 @@ class Decoder {
   int64_t embed_, embed_positions_, final_norm_, final_norm_bias_, head_;
   Buffer vocab_mask_;  // empty: every id is allowed
 
-  struct Lent {
-    void* host;
-    const void* device;
-    size_t bytes;
-    const uint8_t* place;  // pinned, on the way
-  };
   std::vector<Lent> lent_;  // to be copied back
   // The device's side of what is lent, filled anew by every call, in order; and pinned memory, of which two calls take turns: the
   // copies of one may be under way while the next fills its own. `more` is for a call that needs more than any before.
@@ -335,6 +372,7 @@ class Decoder {
     std::vector<Buffer> more;
     void* mark = nullptr;  // of the last copy from it
     bool busy = false;
+    std::shared_ptr<Later> later;  // whose outputs come through it
     uint8_t* take(size_t bytes);  // null: it does not fit
     void next() { most = std::max(most, wanted), used = wanted = 0; }
   };
@@ -349,7 +387,7 @@ class Decoder {
 
   Buffer adapter_params_;
   float *lora_h_ = nullptr, *lora_dh_ = nullptr, *unread_ = nullptr;
-  Buffer params_, grads_, m_, v_, cos_, sin_, activations_, gradients_of_activations_, workspace_, batch_;
+  Buffer params_, grads_, m_, v_, cos_, sin_, activations_, gradients_of_activations_, workspace_, batch_, running_;
   std::vector<Activations> act_;
   float *norm_,
       *act_out_;  // of the layer at work: outputs of its norms and of its activation, computed again for the backward pass
@@ -364,6 +402,7 @@ class Decoder {
   std::vector<int32_t> shared_plan_;  // as shared_rows_ has it
   int32_t* zeros_ = nullptr;
   int64_t n_ = 0, s_ = 0, k_ = 1;
+  uint64_t turn_ = 0;  // of batches and visits
   bool kept_ = false;
 
   // Packed copies of weights, for decoding; made when first asked for after a change.

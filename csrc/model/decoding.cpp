@@ -1,5 +1,6 @@
 // Decoding: the trunk over a KV cache, then a token drawn after each row that asks for one; and logits of rows, for whoever draws
 // by himself. Nothing is kept for a backward pass, and products read packed weights.
+#include <algorithm>
 #include <cstring>
 
 #include "decoder.h"
@@ -50,9 +51,9 @@ void Decoder::sample(const float* hidden, int64_t n_rows, const Sampling& p, int
   }
 }
 
-Decoder::Sampling Decoder::in(const Sampling& s, int64_t n_rows, int64_t steps) {
+Decoder::Sampling Decoder::in(const Sampling& s, int64_t n_rows) {
   return {in(s.temperature, n_rows), in(s.top_p, n_rows), in(s.min_p, n_rows),
-          in(s.top_k, n_rows),       in(s.seeds, n_rows), in(s.counters, n_rows * steps)};
+          in(s.top_k, n_rows),       in(s.seeds, n_rows), in(s.counters, n_rows)};
 }
 
 void Decoder::decode(KVCache& cache, const BatchView& b, const int32_t* past_lens, const int32_t* block_table,
@@ -63,51 +64,93 @@ void Decoder::decode(KVCache& cache, const BatchView& b, const int32_t* past_len
   trunk_forward(b, false, &cached);
   gather_hidden(rows, n_rows);
   tokens = out(tokens, n_rows), logprobs = out(logprobs, n_rows);
-  sample(sampled_hidden_, n_rows, in(s, n_rows, 1), tokens, logprobs);
+  sample(sampled_hidden_, n_rows, in(s, n_rows), tokens, logprobs);
   use_packed_ = false;
   settle();
 }
 
-int64_t Decoder::decode_steps(KVCache& cache, const BatchView& b, const int32_t* past_lens, const int32_t* block_table,
-                              int64_t blocks_per_seq, int64_t steps, const Sampling& s, const int32_t* stop_ids,
-                              int64_t n_stop_ids, int32_t* tokens, float* logprobs) {
-  const int64_t S = b.n_seqs;
-  // What each step knows beforehand: where it stands. What it does not know, its tokens, never leaves the device.
-  std::vector<int32_t> past(steps * S), positions(steps * S);
-  std::vector<uint64_t> counters(steps * S);
-  for (int64_t i = 0; i < steps * S; ++i) {
-    const int32_t later = static_cast<int32_t>(i / S);
-    past[i] = past_lens[i % S] + later, positions[i] = b.positions[i % S] + later;
-    counters[i] = s.counters[i % S] + static_cast<uint64_t>(later);
+Decoder::Running Decoder::running(uint8_t* memory, int64_t rows) {
+  Running r;
+  r.seeds = reinterpret_cast<uint64_t*>(memory), r.counters = r.seeds + rows;
+  r.past_lens = reinterpret_cast<int32_t*>(r.counters + rows), r.remaining = r.past_lens + rows;
+  r.top_k = r.remaining + rows, r.sampled = r.top_k + rows;
+  r.temperature = reinterpret_cast<float*>(r.sampled + rows), r.top_p = r.temperature + rows;
+  r.min_p = r.top_p + rows, r.logprobs = r.min_p + rows;
+  return r;
+}
+
+// Sequences a device decodes at once: the unused ones are empty, so that one graph serves several counts. (The CPU has no graphs.)
+static int64_t padded_sequences(int64_t n, int64_t most) {
+  int64_t padded = 1;
+  while (padded < n) padded = padded < 16 ? 2 * padded : padded + 16;
+  return std::min(padded, most);
+}
+
+std::shared_ptr<Visit> Decoder::decode_steps(KVCache& cache, const BatchView& b, const int32_t* past_lens,
+                                             const int32_t* remaining, const int32_t* block_table, int64_t blocks_per_seq,
+                                             int64_t steps, const Sampling& s, const int32_t* stop_ids, int64_t n_stop_ids) {
+  const int64_t S = b.n_seqs, most = std::min(max_seqs_, max_tokens_), R = has_own_memory() ? padded_sequences(S, most) : S;
+  auto v = std::make_shared<Visit>();
+  v->steps = steps, v->seqs = S, v->padded = R, v->blocks_per_seq = blocks_per_seq, v->n_stop_ids = n_stop_ids, v->cache = &cache;
+  v->stop_ids.assign(R * n_stop_ids, -1);
+  std::copy(stop_ids, stop_ids + S * n_stop_ids, v->stop_ids.begin());
+  std::vector<int32_t> tokens(R, b.tokens[0]), positions(R, b.positions[0]), cu_seqlens(R + 1, static_cast<int32_t>(S));
+  std::copy(b.tokens, b.tokens + S, tokens.begin()), std::copy(b.positions, b.positions + S, positions.begin());
+  std::copy(b.cu_seqlens, b.cu_seqlens + S, cu_seqlens.begin());
+  accept({tokens.data(), nullptr, positions.data(), cu_seqlens.data(), R, R, 0});
+  std::vector<uint8_t> state(running_bytes(most), 0);
+  const Running r = running(state.data(), most);
+  for (int64_t i = 0; i < S; ++i) {
+    r.past_lens[i] = past_lens[i], r.remaining[i] = remaining[i];
+    r.temperature[i] = s.temperature[i], r.top_k[i] = s.top_k[i], r.top_p[i] = s.top_p[i], r.min_p[i] = s.min_p[i];
+    r.seeds[i] = s.seeds[i], r.counters[i] = s.counters[i];
+    v->lengths.push_back(past_lens[i]), v->limits.push_back(past_lens[i] + remaining[i]);
   }
-  Sampling known = s;
-  known.counters = counters.data();
-  Cached cached{&cache, in(past.data(), steps * S), in(block_table, S * blocks_per_seq), blocks_per_seq};
-  const int32_t* at = in(positions.data(), steps * S);
-  const int32_t* const host_tokens = tokens;
-  tokens = out(tokens, steps * S), logprobs = out(logprobs, steps * S);
-  Sampling p = in(known, S, steps);
+  put(running_.bytes(), state.data(), state.size());
+  return visit(v, block_table);
+}
+
+std::shared_ptr<Visit> Decoder::decode_on(const Visit& before, const int32_t* block_table) {
+  if (before.turn != turn_) return nullptr;
+  auto v = std::make_shared<Visit>();
+  v->steps = before.steps, v->seqs = before.seqs, v->padded = before.padded, v->blocks_per_seq = before.blocks_per_seq;
+  v->n_stop_ids = before.n_stop_ids, v->cache = before.cache, v->stop_ids = before.stop_ids;
+  v->lengths = before.lengths, v->limits = before.limits;
+  ++turn_;
+  return visit(v, block_table);
+}
+
+// From what running_ and the batch hold.
+std::shared_ptr<Visit> Decoder::visit(std::shared_ptr<Visit> v, const int32_t* block_table) {
+  const int64_t S = v->padded, J = v->n_stop_ids, M = v->blocks_per_seq, steps = v->steps;
+  for (int64_t i = 0; i < v->seqs; ++i)
+    v->lengths[i] = static_cast<int32_t>(std::min<int64_t>(v->lengths[i] + steps, v->limits[i]));
+  std::vector<int32_t> table(S * M, 0);
+  std::copy(block_table, block_table + v->seqs * M, table.begin());
+  v->tokens.assign(steps * S, -1), v->logprobs.assign(steps * S, 0.0f), v->turn = turn_;
+  const Running r = running(running_.bytes(), std::min(max_seqs_, max_tokens_));
+  const Sampling p{r.temperature, r.top_p, r.min_p, r.top_k, r.seeds, r.counters};
+  const Cached cached{v->cache, r.past_lens, in(table.data(), S * M), M};
+  const fd_tensor stop_ids = J > 0 ? view(in(v->stop_ids.data(), S * J), S, J) : absent();
+  int32_t* const tokens = out(v->tokens.data(), steps * S);
+  float* const logprobs = out(v->logprobs.data(), steps * S);
+  n_ = s_ = S;
+  if (!has_own_memory()) n_ = cu_seqlens_[S];
   use_packed_ = true;
-  accept(b);
-  std::vector<char> stopped(S, 0);
-  int64_t done = 0, going = S;
-  while (done < steps && going > 0) {
-    if (done > 0) {
-      move(tokens_, tokens + (done - 1) * S, S * sizeof(int32_t));
-      move(positions_, at + done * S, S * sizeof(int32_t));
-    }
+  while (v->done < steps && n_ > 0) {
     trunk(false, &cached);
-    sample(final_, S, p, tokens + done * S, logprobs + done * S);
-    // The host sees tokens at once, so it stops with the last of them; a device goes on, and the caller throws away what follows.
-    for (int64_t r = 0; r < S && !has_own_memory(); ++r)
-      for (int64_t j = 0; j < n_stop_ids && !stopped[r]; ++j)
-        if (stop_ids[r * n_stop_ids + j] == host_tokens[done * S + r]) stopped[r] = 1, --going;
-    ++done;
-    cached.past_lens += S, p.counters += S;
+    sample(final_, n_, p, r.sampled, r.logprobs);
+    fd_decode_advance_args a{view(tokens + v->done * S, S), view(logprobs + v->done * S, S), view(r.sampled, S), view(r.logprobs, S),
+                             stop_ids, view(cu_seqlens_, S + 1), view(r.past_lens, S), view(r.remaining, S), view(tokens_, S),
+                             view(positions_, S), view(p.temperature, S), view(p.top_k, S), view(p.top_p, S), view(p.min_p, S),
+                             view(p.seeds, S), view(p.counters, S)};
+    ops_.decode_advance(&ctx_, &a);
+    ++v->done;
+    if (!has_own_memory()) n_ = cu_seqlens_[S];  // the host sees it: who has stopped costs nothing more
   }
-  use_packed_ = false;
-  settle();
-  return done;
+  use_packed_ = false, n_ = 0;  // rows have moved: nobody may ask for those of this batch
+  leave(v);
+  return v;
 }
 
 void Decoder::logits(const int32_t* rows, int64_t n_rows, float* out) {

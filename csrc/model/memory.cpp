@@ -271,6 +271,7 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
       {&activations_, count.used * sizeof(float)},
       {&gradients_of_activations_, count_gradients.used * sizeof(float)},
       {&batch_, (max_tokens * (2 + max_targets) + max_seqs + 1) * sizeof(int32_t)},
+      {&running_, running_bytes(std::min(max_tokens, max_seqs))},
       {&workspace_, workspace_bytes(config, device, threads, max_tokens, max_seqs, max_targets, trainable, frozen())}};
   size_t all = 0;
   auto rounded = [](size_t bytes) { return (bytes + 255) / 256 * 256; };
@@ -417,6 +418,32 @@ void Decoder::deliver() {
   lent_.clear();
 }
 
+void Decoder::deliver(Later& later) {
+  for (const Lent& l : later.lent) std::memcpy(l.host, l.place, l.bytes);
+  later.lent.clear();
+}
+
+void Decoder::leave(const std::shared_ptr<Later>& later) {
+  if (!has_own_memory()) return settle();
+  fetch();
+  later->lent.swap(lent_), later->stage = host_stage_;
+  Stage& mine = host_stages_[host_stage_];
+  mine.later = later;
+  mine.more.empty() && device_stage_.more.empty() ? next_stage() : settle();  // which takes as much memory as this call needed
+}
+
+void Decoder::wait(Later& later) {
+  if (!later.lent.empty()) {
+    const char* error = device_->reach(host_stages_[later.stage].mark);
+    if (error == nullptr) return deliver(later);
+    error = device_->synchronize(&ctx_);
+    const std::string why = error != nullptr ? error : "an earlier call failed";
+    for (Stage& s : host_stages_)
+      if (s.later && !s.later->lent.empty()) s.later->lent.clear(), s.later->error = why;
+  }
+  if (!later.error.empty()) throw std::runtime_error(later.error);
+}
+
 // Memory that only this call has is named by no graph.
 void Decoder::launch() {
   ctx_.run(!device_stage_.more.empty() || !host_stages_[host_stage_].more.empty());
@@ -430,6 +457,8 @@ void Decoder::settle() {
   pending_ = false;
   if (error == nullptr) deliver();
   for (Stage* s : {&device_stage_, &host_stages_[0], &host_stages_[1]}) {
+    if (s->later) error == nullptr ? deliver(*s->later) : s->later->lent.clear(), s->later->error = error == nullptr ? "" : error;
+    s->later.reset();
     s->busy = false;
     s->next();
     s->more.clear();
@@ -450,6 +479,7 @@ void Decoder::next_stage() {
   host_stage_ ^= 1;
   Stage& next = host_stages_[host_stage_];
   if (next.busy) reach(next.mark);
+  if (next.later) deliver(*next.later), next.later.reset();
   next.busy = false, next.next();
   next.more.clear();
   device_stage_.next();  // the next call's copies into it come after all that reads it now
@@ -480,7 +510,7 @@ void Decoder::accept(const BatchView& b) {
     throw std::invalid_argument("batch of " + std::to_string(b.n_tokens) + " tokens in " + std::to_string(b.n_seqs) +
                                 " sequences exceeds the capacity of " + std::to_string(max_tokens_) + " tokens in " +
                                 std::to_string(max_seqs_) + " sequences this model was made with");
-  n_ = b.n_tokens, s_ = b.n_seqs, k_ = b.n_targets > 0 ? b.n_targets : 1;
+  n_ = b.n_tokens, s_ = b.n_seqs, k_ = b.n_targets > 0 ? b.n_targets : 1, ++turn_;
   put(tokens_, b.tokens, n_ * sizeof(int32_t));
   put(positions_, b.positions, n_ * sizeof(int32_t));
   put(cu_seqlens_, b.cu_seqlens, (s_ + 1) * sizeof(int32_t));

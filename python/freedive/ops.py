@@ -468,6 +468,18 @@ def head_sample(
     return tokens, logprobs
 
 
+def decode_advance(sampled: Array, logprobs: Array, cu_seqlens: Array, past_lens: Array, remaining: Array, tokens: Array, positions: Array,
+                   temperature: Array, top_k: Array, top_p: Array, min_p: Array, seeds: Array, counters: Array, stop_ids: Array | None = None, **how: Any) -> tuple[Array, Array]:  # fmt: skip
+    """Between two steps of decoding, see ops.h: what was sampled [N] after the row of each sequence that has one -> tokens int32 [S], -1 where there was
+    none, log-probs [S]. The other arguments are updated in place: how long each sequence is and may yet be [S], and the next step's rows [N]"""
+    S = len(past_lens)
+    out_tokens, out_logprobs = np.full(S, -1, np.int32), poisoned(S)
+    sequences: dict[str, Any] = {"stop_ids": stop_ids, "cu_seqlens": cu_seqlens, "past_lens": past_lens, "remaining": remaining}
+    rows: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seeds": seeds, "counters": counters}
+    call("decode_advance", out_tokens=out_tokens, out_logprobs=out_logprobs, sampled=sampled, logprobs=logprobs, tokens=tokens, positions=positions, **sequences, **rows, **how)
+    return out_tokens, out_logprobs
+
+
 # ---- weights of 16, 8 and 4 bits ------------------------------------------------------------------------------------
 
 

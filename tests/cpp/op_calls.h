@@ -73,7 +73,7 @@ struct Call {
     sizes["S1"] = sizes["S"] + 1;
     sizes["M"] = sizes["N"] / FD_KV_BLOCK + 3;
     sizes["B"] = sizes["S"] * sizes["M"] + 1;
-    sizes["K"] = 1 + random.below(3);
+    sizes["K"] = 1 + random.below(3), sizes["J"] = 1 + random.below(3);
     sizes["Z"] = 1;
     for (const char* letter : {"C", "V", "O", "F"}) sizes[letter] = random.size(limit, limits.least);
     const bool quantized = schema.name.rfind("quantized", 0) == 0;
@@ -106,7 +106,8 @@ struct Call {
     int64_t left = sizes["N"];
     cu_seqlens = {0};
     for (int64_t s = 0; s < sizes["S"]; ++s) {
-      const int64_t length = random.below(4) == 0 ? left : random.below(left + 1);
+      int64_t length = random.below(4) == 0 ? left : random.below(left + 1);
+      if (has("remaining")) length = std::min<int64_t>(length, 1);  // a step of decoding: a row or none
       left -= length;
       cu_seqlens.push_back(cu_seqlens.back() + static_cast<int32_t>(length));
       past_lens.push_back(static_cast<int32_t>(random.below(2 * FD_KV_BLOCK)));
@@ -174,6 +175,8 @@ struct Call {
         i32[i] = static_cast<int32_t>(random.below(sizes["V"] + 1)) - 1;
       else if (f.name == "positions")
         i32[i] = static_cast<int32_t>(random.below(sizes[schema.name == "rope" ? "P" : "T"]));
+      else if (f.name == "sampled" || f.name == "stop_ids" || f.name == "remaining")  // so few that they meet
+        i32[i] = static_cast<int32_t>(random.below(4));
       else if (f.name == "top_k")
         i32[i] = static_cast<int32_t>(random.below(sizes["V"] + 1));
       else if (f.name == "top_p")

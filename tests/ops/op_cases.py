@@ -380,6 +380,18 @@ def head_sample(r):
             yield Case(f"{S}x{C}x{V}{'+mask' * masked} {compute}", x, {"tokens": logp.argmax(1), "logprobs": logp.max(1)})
 
 
+@cases("decode_advance")
+def decode_advance(r):
+    """Sequences that have stopped before, stop now by an id or by their limit, and go on; more of them than threads of a block; an unused tail"""
+    for S, N, J in ((1, 1, 1), (5, 5, 0), (9, 12, 3), (37, 40, 2), (600, 600, 4), (300, 7, 1)):
+        has_row = r.permutation(np.arange(S) < min(S, N) * 3 // 4 + 1)
+        x = {"cu_seqlens": lengths_to_cu(tuple(has_row.astype(int))), "past_lens": ids(r, 50, S), "remaining": ids(r, 4, S, low=1) * has_row.astype(np.int32)}
+        x |= {"sampled": ids(r, 6, N), "logprobs": normal(r, N), "tokens": ids(r, 9, N), "positions": ids(r, 9, N), "stop_ids": ids(r, 5, S, J, low=-1) if J else None}
+        x |= {"temperature": normal(r, N), "top_k": ids(r, 9, N), "top_p": normal(r, N), "min_p": normal(r, N)}
+        x |= {key: r.integers(0, 2**63, size=N).astype(np.uint64) for key in ("seeds", "counters")}
+        yield Case(f"{S} of {N}, {J} stop ids", x, reference.decode_advance(**x))
+
+
 # ---- optimizer -----------------------------------------------------------------------------------------------------
 
 

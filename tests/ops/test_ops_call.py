@@ -203,3 +203,13 @@ def test_functions_that_add_in_place():
             assert getattr(ops, op)(**again) is None
             for key in case.expected:
                 assert again[key].tobytes() == arguments[key].tobytes(), key
+
+
+def test_a_step_of_decoding():
+    case = CASES["decode_advance"][2]
+    arguments, again = case.arguments(), {key: value.copy() for key, value in case.inputs.items()}
+    ops.call("decode_advance", **arguments)
+    again |= dict(zip(("out_tokens", "out_logprobs"), ops.decode_advance(**again)))
+    assert all(again[key].tobytes() == arguments[key].tobytes() for key in case.expected)
+    with pytest.raises(ValueError, match="one row or none"):
+        ops.call("decode_advance", **case.arguments() | {"cu_seqlens": np.arange(len(arguments["cu_seqlens"]), dtype=i32) // 9 * 9})

@@ -42,7 +42,7 @@ def test_every_device_has_every_op(device):
 def test_against_reference(op, how, case):
     for key, got in outputs_of(op, case, **how).items():
         want = case.expected[key]
-        if key == "tokens":
+        if want.dtype.kind in "iu" and want.dtype != np.int8:
             np.testing.assert_array_equal(got, want)
             continue
         if got.dtype == np.int8 or got.dtype == BF16:  # a cache: what it holds is a matter of bits

@@ -40,7 +40,8 @@ class Engine:
     depend on nobody else; only where no rounding is added are they the trainer's.
 
     steps: how many tokens each row samples, at most, before Python looks at them; None is 1 on the CPU and 8 on a device. It changes no
-    token. Requests with a grammar, stop strings, logprobs or whatever else needs a look after each token, or guesses (speculate), or still reads its prompt, make it 1.
+    token: the device knows stop ids and limits, and does no more for a row that has ended. There the next steps are asked for before the last ones are looked at, unless
+    a request waits to come in. One with a grammar, stop strings, logprobs or whatever else needs a look after each token, or guesses (speculate), or still reads its prompt, makes it 1.
     """
 
     def __init__(self, model: Model, tokenizer: Tokenizer | None = None, *, cache_tokens: int | None = None, kv_cache_dtype: str = "auto", steps: int | None = None):

@@ -435,22 +435,32 @@ class Model:
 
     def decode_steps(self, cache: Any, steps: int, tokens: np.ndarray, past_lens: np.ndarray, block_table: np.ndarray, *, temperature: np.ndarray,
                      top_k: np.ndarray, top_p: np.ndarray, min_p: np.ndarray, seeds: np.ndarray, counters: np.ndarray,
-                     stop_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+                     stop_ids: np.ndarray, remaining: np.ndarray | None = None) -> _core.Visit:  # fmt: skip
         """`decode` of one new token a sequence, `steps` times over: each sampled token is the next one's input, and none is looked at between.
 
         tokens         int32 [S], the new token of each; it stands at position past_lens[s]
-        block_table    int32 [S, M], with blocks for past_lens + steps positions
+        block_table    int32 [S, M], with blocks for past_lens + min(steps, remaining) positions
         counters       uint64 [S], of the first step; each later one adds 1
-        stop_ids       int32 [S, J], -1 for none: on the CPU the last sequence to sample one of its own ends the call. On a device all steps are done
+        stop_ids       int32 [S, J], -1 for none: a sequence that has sampled one of its own has stopped
+        remaining      int32 [S], how many tokens each may sample, in this call and those that go on from it (decode_on); None: as many as steps
 
-        The rest is as in `decode`. Returns (tokens int32 [K, S], logprobs float32 [K, S]), K <= steps, with the bits of K calls of `decode`; what
-        follows a sequence's stop is to be thrown away. Raises ValueError as `decode`, and where a sequence would pass the model's context.
+        Of a sequence that has stopped, or sampled all it may, nothing is written or attended to any more. The rest is as in `decode`. Returns at once on
+        a device; `wait()` then gives (tokens int32 [K, S], logprobs float32 [K, S]), with the bits of K calls of `decode`, -1 and 0 behind a
+        sequence's last. K is steps; on the CPU less where all have stopped. Raises ValueError as `decode`, and where a sequence would pass the context.
         """
-        return self._core.decode_steps(cache, steps, np.ascontiguousarray(tokens, np.int32), np.ascontiguousarray(past_lens, np.int32),
+        left = np.full(len(tokens), steps, np.int32) if remaining is None else np.ascontiguousarray(remaining, np.int32)
+        return self._core.decode_steps(cache, steps, np.ascontiguousarray(tokens, np.int32), np.ascontiguousarray(past_lens, np.int32), left,
                                        np.ascontiguousarray(block_table, np.int32), np.ascontiguousarray(temperature, np.float32),
                                        np.ascontiguousarray(top_k, np.int32), np.ascontiguousarray(top_p, np.float32),
                                        np.ascontiguousarray(min_p, np.float32), np.ascontiguousarray(seeds, np.uint64),
                                        np.ascontiguousarray(counters, np.uint64), np.ascontiguousarray(stop_ids, np.int32))  # fmt: skip
+
+    def decode_on(self, visit: _core.Visit, block_table: np.ndarray) -> _core.Visit | None:
+        """As many steps more of the sequences of a `decode_steps`, from where it ends, which nobody needs to have seen: `wait` for it may come later.
+
+        block_table int32 [S, M] as there, with blocks for the positions of both. None where the model has run another batch since. Raises ValueError as `decode_steps`.
+        """
+        return self._core.decode_on(visit, np.ascontiguousarray(block_table, np.int32))
 
     def logits(self, rows: np.ndarray) -> np.ndarray:
         """Logits float32 [R, vocab_size] after `rows` (int32 [R], at most max_seqs) of the last batch, before mask and temperature.

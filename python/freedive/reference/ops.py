@@ -396,6 +396,30 @@ def sampling_probabilities(logits: Array, temperature: float, top_k: int = 0, to
     return out
 
 
+def decode_advance(sampled: Array, logprobs: Array, stop_ids: Array | None, cu_seqlens: Array, past_lens: Array, remaining: Array, tokens: Array,
+                   positions: Array, **sampling: Array) -> dict[str, Array]:  # fmt: skip
+    """What a step of decoding leaves to the next, by argument (ops.h): what was sampled, by sequence, and the rows of those that go on"""
+    S, N = len(past_lens), len(tokens)
+    out = {"out_tokens": np.full(S, -1), "out_logprobs": np.zeros(S), "past_lens": past_lens.copy(), "remaining": remaining.copy(), "cu_seqlens": cu_seqlens.copy()}
+    rows: list[tuple[int, int]] = []  # (sequence, its row in this step)
+    for s in range(S):
+        if cu_seqlens[s + 1] > cu_seqlens[s]:
+            n = cu_seqlens[s]
+            out["out_tokens"][s], out["out_logprobs"][s] = sampled[n], logprobs[n]
+            out["past_lens"][s] += 1
+            out["remaining"][s] -= 1
+            if stop_ids is not None and sampled[n] in stop_ids[s]:
+                out["remaining"][s] = 0
+            if out["remaining"][s] > 0:
+                rows.append((s, n))
+        out["cu_seqlens"][s + 1] = len(rows)
+    for name, values in sampling.items():
+        out[name] = values.copy()
+        out[name][: len(rows)] = [values[n] + (name == "counters") for _, n in rows]
+    rest = [0] * (N - len(rows))
+    return out | {"tokens": np.array([sampled[n] for _, n in rows] + rest, int), "positions": np.array([out["past_lens"][s] for s, _ in rows] + rest, int)}
+
+
 # ---- optimizer ---------------------------------------------------------------------------------------------------
 
 
