@@ -27,6 +27,7 @@ REQUIRED = {
     # and the rungs of its ladder: multicast in clusters, stores by TMA
     (r"wgmma_kernel<.*Plan<\d+, true, 2,", "sm_90a"): ("UTMALDG.2D.MULTICAST", "UCGABAR"),
     (r"wgmma_kernel<.*Plan<\d+, true, 2, true>", "sm_90a"): ("UTMASTG.2D",),
+    (r"attention_sm90_kernel<", "sm_90a"): ("HGMMA.64x", "UTMALDG.2D", "SYNCS", "USETMAXREG", "MUFU.EX2"),
 }
 # Half of a layout's operands lie the other way round: ldmatrix.trans
 REQUIRED_SOMEWHERE = {r"product_kernel<.*Tile<": ("LDSM.16.MT88",)}

@@ -1,11 +1,11 @@
-"""The tiles of the products on tensor cores: registers and spills as ptxas told them, shared memory, FLOPs and bytes of a stage, and the share of a
+"""The tiles of the products on tensor cores and of attention by wgmma: registers and spills as ptxas told them, shared memory, FLOPs and bytes of a stage, and the share of a
 card's peak that these predict. Predicted, never measured: benchmarks/gpu measures.
 
     cmake --build build/cuda --target freedive_cuda 2>&1 | tee log; python dev/tile_table.py log
 
-A share is the least of three limits over the card's dense bfloat16 peak: what the instruction reaches (as others measured it); reading operands from
-shared memory and writing stages to it, 128 bytes a clock; filling stages from the L2 cache. Neither latencies, nor a last wave of blocks, nor what is
-done with finished sums are in it. csrc/cuda/README.md holds the table, which nothing compares with what is printed. Fails where a tile spills, where
+A share is the least of four limits over the card's dense bfloat16 peak: what the instruction reaches (as others measured it); reading operands from
+shared memory and writing stages to it, 128 bytes a clock; filling stages from the L2 cache; exponentials, 16 a clock. Neither latencies, nor a last wave
+of blocks, nor other instructions (all of a softmax but exp), nor what is done with finished sums are in it. csrc/cuda/README.md holds the table, which nothing compares with what is printed. Fails where a tile spills, where
 a wgmma kernel takes more registers than a block of three warpgroups has, or where a tile is not in the log.
 """
 
@@ -31,6 +31,7 @@ class Card:
 # mma.sync and wgmma on Hopper: arXiv 2402.13499 (64.9 % and 87.9 %); bytes of L2: what others measured
 CARDS = {"A100": Card(2048, 47, 1.0), "H100": Card(4096, 34, 0.65, 0.88)}
 SHARED_CLOCK = 128  # bytes
+EXP_CLOCK = 16
 MOST_AT_LAUNCH = 168  # registers: 65,536 among three warpgroups, by eights; setmaxnreg shares them out anew
 
 
@@ -38,29 +39,22 @@ MOST_AT_LAUNCH = 168  # registers: 65,536 among three warpgroups, by eights; set
 class Tile:
     name: str
     kernel: str  # a regular expression of its names
-    rows: int
-    columns: int
-    depth: int  # k of a stage
+    flops: int  # of a stage
+    depth: int  # of a stage: k, or keys
     stages: int
     operands: int  # bytes that the tensor cores read of a stage from shared memory
-    sent: int  # bytes of a stage from the L2 cache
+    written: int  # bytes of a stage
+    sent: int  # of them, from the L2 cache by this block
     wgmma: bool = False
     more: int = 0  # bytes of shared memory beside the ring
-
-    @property
-    def flops(self) -> int:
-        return 2 * self.rows * self.columns * self.depth
-
-    @property
-    def written(self) -> int:
-        return (self.rows + self.columns) * self.depth * 2
+    exps: int = 0  # of a stage
 
     def share(self, card: Card) -> float | None:
         instruction = card.wgmma if self.wgmma else card.mma
         if not instruction:
             return None
-        shared = self.flops / ((self.operands + self.written) / SHARED_CLOCK) / card.flops
-        return min(instruction, shared, self.flops / self.sent * card.l2 / card.flops)
+        clocks = [self.flops / card.flops / instruction, (self.operands + self.written) / SHARED_CLOCK, self.sent / card.l2, self.exps / EXP_CLOCK]
+        return self.flops / card.flops / max(clocks)
 
 
 def sm80(rows: int, columns: int, depth: int, down: int, across: int, stages: int, parts: bool) -> Tile:
@@ -68,7 +62,8 @@ def sm80(rows: int, columns: int, depth: int, down: int, across: int, stages: in
     operands = down * across * (rows // down + columns // across) * depth * 2
     name = f"{rows} x {columns}{', k in parts' if parts else ''}"
     kernel = rf"product_kernel<.*Tile<{rows}, {columns}, {depth}, .*{'true' if parts else 'false'}>$"
-    return Tile(name, kernel, rows, columns, depth, stages, operands, (rows + columns) * depth * 2)
+    size = (rows + columns) * depth * 2
+    return Tile(name, kernel, 2 * rows * columns * depth, depth, stages, operands, size, size)
 
 
 def sm90(columns: int, persistent: bool, cluster: int, stored: bool) -> Tile:
@@ -76,14 +71,22 @@ def sm90(columns: int, persistent: bool, cluster: int, stored: bool) -> Tile:
     words = [str(x).lower() for x in (persistent, cluster, stored)]
     kernel = rf"wgmma_kernel<.*Plan<{columns}, {words[0]}, {words[1]}, {words[2]}>"
     rung = "stored" if stored else "multicast" if cluster > 1 else "persistent" if persistent else "plain"
-    sent = (128 + columns // cluster) * 64 * 2
-    return Tile(f"128 x {columns}, {rung}", kernel, 128, columns, 64, 4 if columns == 256 else 6, 2 * (64 + columns) * 64 * 2, sent, True,
-                2 * 2 * 64 * 32 * 4 * stored)  # fmt: skip
+    size = lambda across: (128 + across) * 64 * 2
+    return Tile(f"128 x {columns}, {rung}", kernel, 2 * 128 * columns * 64, 64, 4 if columns == 256 else 6, 2 * (64 + columns) * 64 * 2,
+                size(columns), size(columns // cluster), True, 2 * 2 * 64 * 32 * 4 * stored)  # fmt: skip
+
+
+def attention_sm90(head: int, ahead: bool) -> Tile:
+    """128 pairs x 64 keys: two consumers read all keys and values each, their other operands are in registers"""
+    size = 2 * 64 * head * 2
+    kernel = rf"attention_sm90_kernel<{head}, {'true' if ahead else 'false'}>"
+    return Tile(f"attention, heads of {head}, {'ahead' if ahead else 'plain'}", kernel, 2 * 2 * 128 * 64 * head, 64, 4, 2 * size, size, size, True, exps=128 * 64)
 
 
 TILES = [
     *(sm80(*shape, parts) for parts in (False, True) for shape in ((128, 256, 32, 2, 4, 4), (128, 128, 32, 2, 2, 4), (64, 64, 32, 2, 2, 4), (16, 32, 64, 1, 2, 4))),
     *(sm90(columns, *rung) for columns in (256, 128) for rung in ((False, 1, False), (True, 1, False), (True, 2, False), (True, 2, True))),
+    *(attention_sm90(head, ahead) for head in (64, 128) for ahead in (False, True)),
 ]  # fmt: skip
 
 

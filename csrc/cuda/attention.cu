@@ -268,10 +268,19 @@ void cached_sm80(fd_context* ctx, const void* arguments) {
   const bool int8 = a.k_cache.dtype != FD_F32 && a.k_cache.dtype != FD_BF16;
   attention_sm80_takes(a.q.shape[2], a.compute) && !int8 ? attention_cached_sm80(ctx, a) : cached_tiled(ctx, arguments);
 }
+template <bool AHEAD>
+void forward_sm90(fd_context* ctx, const void* arguments) {
+  const auto& a = *static_cast<const fd_attention_forward_args*>(arguments);
+  attention_sm90_takes(a.q.shape[2], a.compute) ? attention_forward_sm90(ctx, a, AHEAD) : forward_sm80(ctx, arguments);
+}
 // For any `compute` and cache: a model asks once.
 size_t forward_sm80_workspace(const void* arguments, int32_t) {
   const auto& a = *static_cast<const fd_attention_forward_args*>(arguments);
   return attention_sm80_takes(a.q.shape[2], FD_BF16) ? attention_forward_sm80_workspace(a) : 0;
+}
+size_t forward_sm90_workspace(const void* arguments, int32_t threads) {
+  const auto& a = *static_cast<const fd_attention_forward_args*>(arguments);
+  return attention_sm90_takes(a.q.shape[2], FD_BF16) ? attention_forward_sm90_workspace(a) : forward_sm80_workspace(arguments, threads);
 }
 size_t cached_sm80_workspace(const void* arguments, int32_t threads) {
   const auto& a = *static_cast<const fd_attention_cached_args*>(arguments);
@@ -283,7 +292,9 @@ size_t cached_sm80_workspace(const void* arguments, int32_t threads) {
 
 FD_VARIANT_LIST(attention, {"attention_forward", "naive", 0, forward, nullptr},
                 {"attention_forward", "tiled", 1, forward_tiled, nullptr},
-                {"attention_forward", "sm80", 2, forward_sm80, forward_sm80_workspace},
+                {"attention_forward", "sm90_plain", 2, forward_sm90<false>, forward_sm90_workspace},
+                {"attention_forward", "sm90", 3, forward_sm90<true>, forward_sm90_workspace},
+                {"attention_forward", "sm80", 4, forward_sm80, forward_sm80_workspace},
                 {"kv_cache_write", "naive", 0, write, write_workspace},
                 {"attention_cached", "naive", 0, cached, cached_workspace},
                 {"attention_cached", "tiled", 1, cached_tiled, cached_workspace},

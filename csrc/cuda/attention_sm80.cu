@@ -23,7 +23,7 @@
 // Bytes: rounding reads 4 and writes 2 for a number of k and v; then a tile of pairs reads 2 for each number it sees, from the
 // L2 cache. A decode step reads the bfloat16 cache once for the heads of a group. Shared memory is read once for 16 (32) pairs.
 #include "attention.cuh"
-#include "attention_sm80.cuh"
+#include "attention_forward.cuh"
 #include "vector.cuh"
 
 namespace freedive::cuda {
@@ -31,7 +31,7 @@ namespace {
 
 constexpr int BLOCK = FD_KV_BLOCK, TILE_KEYS = 64, TILE_BLOCKS = 2, TILE_WARPS = 4,
               TILE_THREADS = TILE_WARPS * WARP;
-constexpr int CHUNK = 512, CHUNK_TILES = CHUNK / TILE_KEYS;
+constexpr int CHUNK_TILES = CHUNK / TILE_KEYS;
 constexpr int WORDS = 4;  // in 16 bytes
 static_assert(TILE_KEYS == TILE_BLOCKS * BLOCK && CHUNK == CHUNK_TILES * TILE_KEYS, "whole blocks and tiles");
 
@@ -41,17 +41,16 @@ struct KeyBlocks {
   int64_t k_block, k_group, v_block, v_group;  // words from one to the next
 };
 
-struct Arguments {
-  fd_tensor out, lse, q, cu_seqlens, past_lens, block_table;  // past_lens and block_table of a cache, lse of rows
+struct Arguments : PairTiles {
+  fd_tensor past_lens, block_table;  // of a cache
   KeyBlocks keys;
   float* parts;  // of a split: [N, H, chunks] outputs of D, then as many maxima and sums
-  float scale;   // of scores in powers of two
-  int groups, heads, slices, queries;  // a tile: `queries` rows of `heads` heads, of the group's slices
   int chunks, width;  // of a split: chunks a row may have, and blocks that share them
 };
 #ifdef FREEDIVE_CUDA_EMULATION
 void visit_pointers(const Arguments& a, int argument) {
-  for (const fd_tensor* t : {&a.out, &a.lse, &a.q, &a.cu_seqlens, &a.past_lens, &a.block_table}) ::visit_pointers(*t, argument);
+  visit_pointers(static_cast<const PairTiles&>(a), argument);
+  for (const fd_tensor* t : {&a.past_lens, &a.block_table}) ::visit_pointers(*t, argument);
   for (const void* p : {static_cast<const void*>(a.keys.k), static_cast<const void*>(a.keys.v),
                         static_cast<const void*>(a.parts)})
     if (p != nullptr) emu::require_device_memory(p, argument);
@@ -178,26 +177,6 @@ struct Sums {
   }
 };
 
-// Two maxima become one; by what either side's sums are multiplied. Where the second has seen no key, that is 1 and 0.
-struct Merged {
-  float top, mine, other;
-};
-__device__ __forceinline__ Merged merged(float top, float other) {
-  const float larger = fmaxf(top, other);
-  return {larger, ptx::exp2_approx(top - larger), ptx::exp2_approx(other - larger)};
-}
-__device__ __forceinline__ float merged(const Merged& m, float mine, float other) { return fmaf(other, m.other, mine * m.mine); }
-
-// Sums over the four lanes that share a row: the same bits in all of them.
-__device__ __forceinline__ float row_sum(float x) {
-  x += __shfl_xor_sync(ALL_LANES, x, 1);
-  return x + __shfl_xor_sync(ALL_LANES, x, 2);
-}
-__device__ __forceinline__ float row_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1));
-  return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));
-}
-
 // One tile of keys for a warp's GROUPS of 16 pairs. last[m][half]: the last position that its rows see, from the tile's first.
 template <int D, int GROUPS, bool KEPT>
 __device__ __forceinline__ void attend_tile(Sums<D> (&sums)[GROUPS], const uint32_t (&kept)[KEPT ? D / 16 : 1][GROUPS][4],
@@ -294,41 +273,20 @@ __device__ __forceinline__ void attend_tile(Sums<D> (&sums)[GROUPS], const uint3
     }
 }
 
-// The unused tail's rows.
-__device__ inline void clear_rows(const Arguments& a, int64_t n, int64_t h, int heads) {
-  const int D = static_cast<int>(a.q.shape[2]), me = static_cast<int>(threadIdx.x);
-  const int64_t left = a.q.shape[0] - n;
-  const int pairs = static_cast<int>(left < a.queries ? left : a.queries) * heads;
-  for (int i = me; i < pairs * D; i += TILE_THREADS) row(a.out, n + i / D / heads, h + i / D % heads)[i % D] = 0.0f;
-  if (a.lse.data == nullptr) return;
-  for (int i = me; i < pairs; i += TILE_THREADS) row(a.lse, n + i / heads)[h + i % heads] = 0.0f;
-}
-
 // SPLIT: `width` blocks to a tile, which take every width-th chunk each; a chunk's sums go to `parts`.
 template <int D, int KIND, bool SPLIT>
 __global__ void __launch_bounds__(TILE_THREADS, Shape<D, KIND>::BLOCKS) attention_sm80_kernel(Arguments a) {
   FD_DYNAMIC_SHARED(uint32_t, shared);
   using T = Shape<D, KIND>;
   constexpr int STAGES = T::STAGES, STAGE = 2 * T::PART, GROUPS = T::GROUPS;
-  const auto G = static_cast<unsigned>(a.groups), slices = static_cast<unsigned>(a.slices),
-             width = SPLIT ? static_cast<unsigned>(a.width) : 1u;
-  const unsigned part_of_tile = blockIdx.x % width, slice = blockIdx.x / width % slices, g = blockIdx.x / width / slices % G;
-  const unsigned place = gridDim.x / width / slices / G - 1 - blockIdx.x / width / slices / G;  // the longest first
-  const int group = static_cast<int>(a.q.shape[1]) / a.groups, before = static_cast<int>(slice) * a.heads;
-  const int heads = group - before < a.heads ? group - before : a.heads;
-  const int64_t h0 = static_cast<int64_t>(g) * group + before, S = a.cu_seqlens.shape[0] - 1;
-  const TilePlace at = tile_place(a.cu_seqlens, place, a.queries);
-  const int64_t n0 = flat<int32_t>(a.cu_seqlens)[at.s] + at.first;
-  if (at.s == S) {
-    if (part_of_tile == 0 && n0 < a.q.shape[0]) clear_rows(a, n0, h0, heads);
-    return;
-  }
-  const int64_t rows_left = flat<int32_t>(a.cu_seqlens)[at.s + 1] - n0;
-  if (rows_left <= 0) return;
-  const int queries = rows_left < a.queries ? static_cast<int>(rows_left) : a.queries, pairs = queries * heads;
+  const unsigned width = SPLIT ? static_cast<unsigned>(a.width) : 1u, part_of_tile = blockIdx.x % width;
+  PairTile at;
+  if (!take_tile<TILE_THREADS>(at, a, blockIdx.x / width, gridDim.x / width, part_of_tile == 0)) return;
+  const int heads = at.heads, pairs = at.queries * heads;
+  const int64_t n0 = at.n0, h0 = at.h0;
   const int past = KIND == ROWS ? 0 : flat<int32_t>(a.past_lens)[at.s];
-  const int first_position = past + static_cast<int>(at.first);
-  const int tiles = (first_position + queries - 1) / TILE_KEYS + 1;
+  const int first_position = past + at.first;
+  const int tiles = (first_position + at.queries - 1) / TILE_KEYS + 1;
   const auto tile_of = [&](int step) {
     if (!SPLIT) return step;
     return (step / CHUNK_TILES * a.width + static_cast<int>(part_of_tile)) * CHUNK_TILES + step % CHUNK_TILES;
@@ -337,7 +295,7 @@ __global__ void __launch_bounds__(TILE_THREADS, Shape<D, KIND>::BLOCKS) attentio
 
   Pages pages{a.keys, KIND == ROWS ? nullptr : row<int32_t>(a.block_table, at.s),
               past + flat<int32_t>(a.cu_seqlens)[at.s + 1] - flat<int32_t>(a.cu_seqlens)[at.s]};
-  pages.keys.k += g * a.keys.k_group, pages.keys.v += g * a.keys.v_group;
+  pages.keys.k += at.g * a.keys.k_group, pages.keys.v += at.g * a.keys.v_group;
   if (KIND == ROWS) {
     const int64_t block = flat<int32_t>(a.cu_seqlens)[at.s] / BLOCK + at.s;  // as tile_place counts
     pages.keys.k += block * a.keys.k_block, pages.keys.v += block * a.keys.v_block;
@@ -462,17 +420,6 @@ __global__ void merge_chunks_kernel(Arguments a) {
 }
 
 // ---- launching -------------------------------------------------------------------------------------------------------------
-// Tiles of queries and heads: blocks of a launch that is not split.
-int64_t blocks_of(const Arguments& a) {
-  return tile_places(a.q.shape[0], a.cu_seqlens.shape[0] - 1, a.queries) * a.groups * a.slices;
-}
-void choose_tile(Arguments& a, int pairs) {
-  const int64_t group = a.q.shape[1] / a.groups;
-  a.heads = static_cast<int>(group < pairs ? group : pairs);
-  a.slices = static_cast<int>(blocks_for(group, a.heads));
-  a.queries = pairs / a.heads;
-}
-
 template <int KIND, bool SPLIT>
 void launch_attention(fd_context* ctx, const char* op, const Arguments& a) {
   const int64_t H = a.q.shape[1], D = a.q.shape[2];
@@ -484,8 +431,6 @@ void launch_attention(fd_context* ctx, const char* op, const Arguments& a) {
     launch_shared(ctx, op, blocks, TILE_THREADS, Shape<128, KIND>::SHARED, attention_sm80_kernel<128, KIND, SPLIT>, a);
   if (SPLIT) launch_warps(ctx, op, a.q.shape[0] * H, merge_chunks_kernel, a);
 }
-
-float scale_of_powers(double scale) { return static_cast<float>(scale * LOG2_E_DOUBLE); }
 
 // Words of the blocks that hold keys, or values, of a flat batch.
 int64_t rounded_words(int64_t N, int64_t S, int64_t G, int64_t D) { return tile_places(N, S, BLOCK) * G * BLOCK * D / 2; }
@@ -511,9 +456,8 @@ void attention_forward_sm80(fd_context* ctx, const fd_attention_forward_args& a)
          values, a.k, a.v, a.cu_seqlens);
   const int64_t words = BLOCK * D / 2;
   const KeyBlocks blocks{keys, values, G * words, words, G * words, words};
-  Arguments all{a.out, a.lse, a.q, a.cu_seqlens, absent(), absent(), blocks, nullptr, scale_of_powers(a.scale),
-                static_cast<int>(G), 0, 0, 0, 1, 1};
-  choose_tile(all, D == 64 ? Shape<64, ROWS>::PAIRS : Shape<128, ROWS>::PAIRS);
+  const int pairs = D == 64 ? Shape<64, ROWS>::PAIRS : Shape<128, ROWS>::PAIRS;
+  const Arguments all{pair_tiles(a.out, a.lse, a.q, a.cu_seqlens, a.scale, G, pairs), absent(), absent(), blocks, nullptr, 1, 1};
   launch_attention<ROWS, false>(ctx, op, all);
 }
 
@@ -529,9 +473,9 @@ void attention_cached_sm80(fd_context* ctx, const fd_attention_cached_args& a) {
   const KeyBlocks keys{static_cast<const uint32_t*>(a.k_cache.data), static_cast<const uint32_t*>(a.v_cache.data),
                        a.k_cache.stride[0] / per_word, a.k_cache.stride[1] / per_word, a.v_cache.stride[0] / per_word,
                        a.v_cache.stride[1] / per_word};
-  Arguments all{a.out, absent(), a.q, a.cu_seqlens, a.past_lens, a.block_table, keys, scratch(ctx), scale_of_powers(a.scale),
-                static_cast<int>(a.k_cache.shape[1]), 0, 0, 0, static_cast<int>(chunks_of(a)), 1};
-  choose_tile(all, Shape<64, CACHE_BF16>::PAIRS);  // that of all caches
+  const int pairs = Shape<64, CACHE_BF16>::PAIRS;  // of all caches
+  Arguments all{pair_tiles(a.out, absent(), a.q, a.cu_seqlens, a.scale, a.k_cache.shape[1], pairs), a.past_lens, a.block_table,
+                keys, scratch(ctx), static_cast<int>(chunks_of(a)), 1};
   // As many blocks as fill a GPU a few times over, and no more: those of a short sequence end with nothing done. A table that
   // is wider than the workspace was asked for is no error: the bits are the same either way.
   constexpr int64_t ENOUGH = 1024;

@@ -233,25 +233,12 @@ void launch_rung(fd_context* ctx, const char* op, const RoundedProduct& p, Sm90 
   }
 }
 
-// Multiprocessors of a GPU of compute capability 9.0; 0 of others.
-int multiprocessors_of_sm90() {
-  static const int n = [] {
-    int device = 0, major = 0, minor = 0, count = 0;
-    const bool told = cudaGetDevice(&device) == cudaSuccess &&
-                      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-                      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess &&
-                      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess;
-    return told && major == 9 && minor == 0 ? count : 0;
-  }();
-  return n;
-}
-
 }  // namespace
 
 void multiply_sm90(fd_context* ctx, const char* op, const Product& p, Split split, const void* packed_b, uint8_t* workspace,
                    Sm90 rung) {
   if (p.rows == 0 || p.columns == 0) return;
-  const int multiprocessors = multiprocessors_of_sm90();
+  const int multiprocessors = ptx::multiprocessors_of_sm90();
   if (p.depth == 0 || multiprocessors < 2) return multiply_sm80(ctx, op, p, split, packed_b, workspace);
   const RoundedProduct r = round_operands(ctx, op, p, packed_b, workspace);
   if (blocks_for(p.rows, M) * blocks_for(p.columns, 256) >= multiprocessors || (p.columns > 128 && p.columns % 256 > 128))

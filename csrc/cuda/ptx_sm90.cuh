@@ -53,6 +53,10 @@ template <bool A_BY_K, bool B_BY_K, int N>
 void wgmma_bf16(float (&d)[N], uint64_t a, uint64_t b, bool add, EMU_HERE) {
   emu::wgmma(d, 2 * N, a, b, A_BY_K, B_BY_K, add, file, line);
 }
+template <bool B_BY_K, int N>
+void wgmma_bf16_rs(float (&d)[N], const uint32_t (&a)[4], uint64_t b, bool add, EMU_HERE) {
+  emu::wgmma_rs(d, 2 * N, a, b, B_BY_K, add, file, line);
+}
 template <int REGISTERS>
 void fewer_registers(EMU_HERE) {
   emu::set_registers(REGISTERS, file, line);
@@ -184,6 +188,20 @@ FD_WGMMA(32, "m64n64k16", "%32", "%33", "%34", "%35", "%36")
 FD_WGMMA(64, "m64n128k16", "%64", "%65", "%66", "%67", "%68")
 FD_WGMMA(128, "m64n256k16", "%128", "%129", "%130", "%131", "%132")
 #undef FD_WGMMA
+// The same with a in registers: of the rows a thread holds of d, a[0] (8 below: a[1]) is columns 2 (t % 4) and the next, a[2] and
+// a[3] those 8 further. They are read until the program has waited; what wrote them before needs wgmma_fence, as of d.
+#define FD_WGMMA_RS(COUNT, SHAPE, A, B, ADD, B_ACROSS)                                                                       \
+  template <bool B_BY_K>                                                                                                     \
+  __device__ __forceinline__ void wgmma_bf16_rs(float (&d)[COUNT], const uint32_t (&a)[4], uint64_t b, bool add) {           \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " ADD ", 0;\n"                                                            \
+                 "wgmma.mma_async.sync.aligned." SHAPE ".f32.bf16.bf16 {" FD_##COUNT##_NAMES "}, "                           \
+                 "{" A "}, " B ", p, 1, 1, " B_ACROSS ";\n}\n"                                                               \
+                 : FD_##COUNT##_REGISTERS(d, 0)                                                                              \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)), "n"(B_BY_K ? 0 : 1));     \
+  }
+FD_WGMMA_RS(32, "m64n64k16", "%32, %33, %34, %35", "%36", "%37", "%38")
+FD_WGMMA_RS(64, "m64n128k16", "%64, %65, %66, %67", "%68", "%69", "%70")
+#undef FD_WGMMA_RS
 #undef FD_8_REGISTERS
 #undef FD_32_REGISTERS
 #undef FD_64_REGISTERS
@@ -245,6 +263,19 @@ bool tensor_map_2d(CUtensorMap* map, const T* data, int64_t rows, int64_t column
                 const_cast<void*>(static_cast<const void*>(data)), dimensions, strides, box, steps,
                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+// Multiprocessors of a GPU of compute capability 9.0; 0 of others.
+inline int multiprocessors_of_sm90() {
+  static const int n = [] {
+    int device = 0, major = 0, minor = 0, count = 0;
+    const bool told = cudaGetDevice(&device) == cudaSuccess &&
+                      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+                      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess &&
+                      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess;
+    return told && major == 9 && minor == 0 ? count : 0;
+  }();
+  return n;
 }
 
 }  // namespace freedive::cuda::ptx

@@ -85,6 +85,8 @@ void tma_store_2d(const CUtensorMap* map, const void* from, int x, int y, const 
 void bulk_commit();
 void bulk_wait(int newest_groups_not_waited_for, const char* file, int line);
 void wgmma(float* d, int n, uint64_t a, uint64_t b, bool a_by_k, bool b_by_k, bool add, const char* file, int line);
+// A from registers, four of each lane.
+void wgmma_rs(float* d, int n, const uint32_t* a, uint64_t b, bool b_by_k, bool add, const char* file, int line);
 void wgmma_fence(const char* file, int line);
 void wgmma_commit(const char* file, int line);
 void wgmma_wait(int newest_groups_not_waited_for, const char* file, int line);

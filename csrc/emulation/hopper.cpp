@@ -193,6 +193,8 @@ struct Product {
   uint64_t a, b;
   int n, group;
   bool a_by_k, b_by_k, add;
+  const uint32_t* registers[WARP];  // of A, where it is not in shared memory; else null
+  uint32_t held[WARP][4];           // what was in them
 };
 struct Same {  // what the first warp of the group said of its i-th product; the others must say it too
   uint64_t index, a, b;
@@ -215,6 +217,7 @@ struct Request {
   uint64_t a, b;
   int n, flags;
   bool a_by_k, b_by_k, add;
+  const uint32_t* registers;
 };
 
 float widened(uint16_t bits) {
@@ -262,12 +265,26 @@ void for_registers(int n, Visit visit) {
     for (int e = 0; e < n / 2; ++e) visit(lane, e, lane / 4 + e / 2 % 2 * 8, e / 4 * 8 + lane % 4 * 2 + e % 2);
 }
 
+// A's 16 x 16 of a warp from its lanes' registers.
+void read_registers(const Product& p, float (*out)[16]) {
+  for (int lane = 0; lane < WARP; ++lane)
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t word = p.held[lane][i];
+      if (p.registers[lane][i] != word) fail("the registers of A of a wgmma under way are written");
+      for (int half = 0; half < 2; ++half)
+        out[lane / 4 + i % 2 * 8][lane % 4 * 2 + i / 2 * 8 + half] = widened(static_cast<uint16_t>(word >> 16 * half));
+    }
+}
+
 void carry_out(WarpState& w, unsigned warp, const Product& p) {
   static float A[16][16], B[256][16], transposed[16][256];
   enter_engine(1 + static_cast<int>(warp));
   acquire(&w.edge_in);
   const uint32_t window = warp / static_cast<unsigned>(warps_of_block) * WINDOW;
-  read_operand(p.a, p.a_by_k, window, static_cast<int>(warp % GROUP_WARPS) * 16, 16, A);
+  if (p.registers[0] != nullptr)
+    read_registers(p, A);
+  else
+    read_operand(p.a, p.a_by_k, window, static_cast<int>(warp % GROUP_WARPS) * 16, 16, A);
   read_operand(p.b, p.b_by_k, window, 0, p.n, B);
   for (int j = 0; j < p.n; ++j)
     for (int k = 0; k < 16; ++k) transposed[k][j] = B[j][k];
@@ -324,7 +341,12 @@ void issue(void** lanes, unsigned mask) {
   if (d->n != first.n) fail("wgmma: two products of different shapes add to the same registers");
   ++d->under_way;
   if (w.n == MOST_PRODUCTS) fail("more than %d wgmma of one warp under way", MOST_PRODUCTS);
-  w.pending[w.n++] = {d, first.a, first.b, first.n, w.groups, first.a_by_k, first.b_by_k, first.add};
+  Product& p = w.pending[w.n++];
+  p = {d, first.a, first.b, first.n, w.groups, first.a_by_k, first.b_by_k, first.add, {}, {}};
+  for (int lane = 0; lane < WARP && first.registers != nullptr; ++lane) {
+    p.registers[lane] = static_cast<Request*>(lanes[lane])->registers;
+    for (int i = 0; i < 4; ++i) p.held[lane][i] = p.registers[lane][i];
+  }
   if (copies_are_early()) carry_out_all(w, warp, w.groups + 1);
 }
 
@@ -444,7 +466,13 @@ void bulk_wait(int n, const char*, int) {
 // ---- wgmma ----------------------------------------------------------------------------------------------------------------
 void wgmma(float* d, int n, uint64_t a, uint64_t b, bool a_by_k, bool b_by_k, bool add, const char* file, int line) {
   release_edge(&warps[current->warp].edge_in);
-  Request mine{d, a, b, n, a_by_k + 2 * b_by_k + 4 * add, a_by_k, b_by_k, add};
+  Request mine{d, a, b, n, a_by_k + 2 * b_by_k + 4 * add, a_by_k, b_by_k, add, nullptr};
+  of_the_warp(WGMMA, &mine, issue, file, line);
+}
+
+void wgmma_rs(float* d, int n, const uint32_t* a, uint64_t b, bool b_by_k, bool add, const char* file, int line) {
+  release_edge(&warps[current->warp].edge_in);
+  Request mine{d, 0, b, n, 8 + 2 * b_by_k + 4 * add, true, b_by_k, add, a};
   of_the_warp(WGMMA, &mine, issue, file, line);
 }
 

@@ -410,6 +410,7 @@ const std::vector<Case> GENERAL = {
 int main_of(int argc, char** argv) {
   std::vector<Case> CASES = GENERAL;
   for (const Case& c : sm90_cases()) CASES.push_back(c);
+  for (const Case& c : attention_cases()) CASES.push_back(c);
   for (const Case& c : graph_cases()) CASES.push_back(c);
   if (argc == 2 && std::strcmp(argv[1], "list") == 0) {
     for (const Case& c : CASES) std::printf("%s\n", c.name);

@@ -42,6 +42,7 @@ struct Case {
 };
 #define FD_CASE(name) {#name, name<false>, name<true>}
 std::vector<Case> sm90_cases();  // emulation_bugs_sm90.cpp
+std::vector<Case> attention_cases();  // emulation_bugs_attention.cpp
 std::vector<Case> graph_cases();  // emulation_bugs_graphs.cpp
 
 }  // namespace freedive::cuda

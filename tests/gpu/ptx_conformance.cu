@@ -280,6 +280,55 @@ __global__ void wgmma(uint8_t* out, const __grid_constant__ CUtensorMap a, const
 #endif
 }
 
+// ---- wgmma with a in registers: in a u16[64][64], b u16[N][64] (or its transpose); out f32[128][N / 2]. The sum over 64 k is asked
+// for twice, a group each, and the registers of a are zeros after the first wait ----------------------------------------------------
+template <int N, bool B_BY_K>
+__global__ void wgmma_rs(const uint8_t* in, uint8_t* out, const __grid_constant__ CUtensorMap b) {
+#if FD_SM90_CODE
+  FD_DYNAMIC_SHARED(uint8_t, tile);
+  FD_SHARED(uint64_t, full, [1]);
+  const int t = static_cast<int>(threadIdx.x), first = t / WARP * 16 + t % WARP / 4;
+  if (t == 0) ptx::mbarrier_init(full, 1), ptx::fence_mbarrier_init();
+  __syncthreads();
+  if (t == 0) {
+    ptx::mbarrier_arrive_expect(full, N * 128);
+    if (B_BY_K)
+      ptx::tma_load_2d(tile, &b, full, 0, 0);
+    else
+      for (int i = 0; i < N; i += 64) ptx::tma_load_2d(tile + i / 64 * BOX_BYTES, &b, full, i, 0);
+  }
+  uint32_t a[4][4];
+#pragma unroll
+  for (int k = 0; k < 4; ++k)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a[k][i] = as<uint32_t>(in)[((first + i % 2 * 8) * 64 + 16 * k + i / 2 * 8 + t % 4 * 2) / 2];
+  float d[N / 2];
+  for (float& x : d) x = 1e30f;
+  const uint32_t at = ptx::shared_address(tile);
+  ptx::mbarrier_wait(full, 0);
+#pragma unroll
+  for (int round = 0; round < 3; ++round) {
+    if (round != 1) ptx::hold(d);  // in the second, products are under way
+    ptx::wgmma_fence();
+#pragma unroll
+    for (uint32_t k = 0; k < 64; k += 16)
+      ptx::wgmma_bf16_rs<B_BY_K>(
+          d, a[k / 16], B_BY_K ? ptx::wgmma_operand(at + 2 * k, 16, 1024) : ptx::wgmma_operand(at + 128 * k, BOX_BYTES, 1024),
+          k > 0 || round > 0);
+    ptx::wgmma_commit();
+    if (round == 0) continue;
+    ptx::wgmma_wait<0>();
+    ptx::hold(d);
+#pragma unroll
+    for (int i = 0; i < 16; ++i) a[i / 4][i % 4] = 0;
+  }
+#pragma unroll
+  for (int i = 0; i < N / 2; ++i) as<float>(out)[t * (N / 2) + i] = d[i];
+#else
+  __trap();
+#endif
+}
+
 bool no_sm90(const char* name) {
   int device = 0, major = 0;
   cudaGetDevice(&device);
@@ -321,6 +370,13 @@ void run_wgmma(const uint8_t* in, uint8_t* out) {
     return;
   launch_shared(&context, "wgmma", 1, 256, (64 + N) * 128, wgmma<N, A_BY_K, B_BY_K>, out, a, b);
 }
+template <int N, bool B_BY_K>
+void run_wgmma_rs(const uint8_t* in, uint8_t* out) {
+  CUtensorMap b;
+  const uint8_t* second = in + BOX_BYTES;
+  if (no_sm90("wgmma_rs") || !(B_BY_K ? mapped(&b, second, N, 64, 64, N) : mapped(&b, second, 64, N, N, 64))) return;
+  launch_shared(&context, "wgmma_rs", 1, 128, N * 128, wgmma_rs<N, B_BY_K>, in, out, b);
+}
 
 #define CASE(name, in, out, blocks, threads, ...) \
   {name, in, out, [](const uint8_t* i, uint8_t* o) { launch(&context, name, blocks, threads, __VA_ARGS__, i, o); }}
@@ -340,6 +396,8 @@ const Case CASES[] = {
     {"wgmma_64", (64 + 64) * 128, 128 * 4 * 32, run_wgmma<64, true, true>},
     {"wgmma_128", (64 + 128) * 128, 128 * 4 * 64, run_wgmma<128, true, false>},
     {"wgmma_256", (64 + 256) * 128, 128 * 4 * 128, run_wgmma<256, false, true>},
+    {"wgmma_rs_64", (64 + 64) * 128, 128 * 4 * 32, run_wgmma_rs<64, true>},
+    {"wgmma_rs_128", (64 + 128) * 128, 128 * 4 * 64, run_wgmma_rs<128, false>},
     CASE("functions", 12 * NUMBERS, 16 * NUMBERS, NUMBERS / THREADS, THREADS, functions),
 };
 

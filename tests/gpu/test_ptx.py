@@ -91,7 +91,7 @@ def test_every_wrapper_has_a_case():
     wrappers = "".join((ROOT / "csrc" / "cuda" / name).read_text() for name in ("ptx.cuh", "ptx_sm90.cuh"))
     declared = set(re.findall(r"__device__ __forceinline__ \w+ (\w+)\(", wrappers))
     called = set(re.findall(r"ptx::(\w+)", (Path(__file__).parent / "ptx_conformance.cu").read_text()))
-    assert {"mma_bf16", "wgmma_bf16"} <= declared
+    assert {"mma_bf16", "wgmma_bf16", "wgmma_bf16_rs"} <= declared
     assert declared - called - {"shared_address"} == set()
 
 
@@ -219,12 +219,13 @@ def test_tma_stores_float32(on: Conformance):
     np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize(("n", "a_by_k", "b_by_k"), [(64, True, True), (128, True, False), (256, False, True)])
-def test_wgmma_of_small_integers_is_exact(on: Conformance, n: int, a_by_k: bool, b_by_k: bool):
-    """Both layouts of each operand, every width; the accumulators as the ISA spreads them over a warpgroup"""
+@pytest.mark.parametrize(("kernel", "n", "a_by_k", "b_by_k"), [("wgmma", 64, True, True), ("wgmma", 128, True, False), ("wgmma", 256, False, True),
+                                                               ("wgmma_rs", 64, True, True), ("wgmma_rs", 128, True, False)])  # fmt: skip
+def test_wgmma_of_small_integers_is_exact(on: Conformance, kernel: str, n: int, a_by_k: bool, b_by_k: bool):
+    """Both layouts of each operand, every width, a from registers; the accumulators as the ISA spreads them over a warpgroup"""
     r = rng(17)
     a, b = (r.integers(-8, 9, (rows, 64)).astype(ml_dtypes.bfloat16) for rows in (64, n))
-    got = on.run(f"wgmma_{n}", a if a_by_k else a.T, b if b_by_k else b.T).view(np.float32).reshape(128, n // 2)
+    got = on.run(f"{kernel}_{n}", a if a_by_k else a.T, b if b_by_k else b.T).view(np.float32).reshape(128, n // 2)
     t, e = np.arange(128)[:, None], np.arange(n // 2)
     want = 2 * a.astype(np.float32) @ b.astype(np.float32).T
     np.testing.assert_array_equal(got, want[t // 32 * 16 + t % 32 // 4 + e // 2 % 2 * 8, e // 4 * 8 + t % 4 * 2 + e % 2])
@@ -302,7 +303,8 @@ def test_functions(on: Conformance, record_property):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["shuffles", "barriers", "cp_async", "cp_async_groups", "ldmatrix_x4", "ldmatrix_x4_trans", "mma_bf16", "tma", "cluster",
-                                  "store_f32", "wgmma_64", "wgmma_128", "wgmma_256", "conversions", "arithmetic", "functions"])  # fmt: skip
+                                  "store_f32", "wgmma_64", "wgmma_128", "wgmma_256", "wgmma_rs_64", "wgmma_rs_128", "conversions", "arithmetic",
+                                  "functions"])  # fmt: skip
 def test_the_emulator_is_the_hardware(name: str, record_property):
     """The same bytes in, the same bytes out; of what hardware may round its own way, how far apart is recorded and bounded by the tests above"""
     ours, theirs = conformance("cuda-emu"), conformance("cuda-emu" if EMULATOR_IS_THE_DEVICE else "cuda")
