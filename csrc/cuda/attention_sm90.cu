@@ -271,7 +271,8 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1)
       if (t == 0 && divides) row(a.lse, n)[h] = fmaf(total_top[half], LN_2, logf(total_sum[half]));
     }
   }
-  for (int tile = mine; tile < tiles; ++tile) arrived(tile), free_stage(tile);
+  // One lane: others, still waiting for a stage that it has freed, could find the phase after the next.
+  for (int tile = mine; lane_id() == 0 && tile < tiles; ++tile) arrived(tile), free_stage(tile);
 #else
   __trap();  // code for another GPU: nobody launches it
 #endif

@@ -19,9 +19,10 @@ enum Kind {
   HALF_ANNOUNCED,       // the bytes of keys alone
   ROWS_FOR_COLUMNS,     // the operand's second and third register exchanged
   LAST_NOT_WAITED,      // the last product of the loop
+  FREED_FOR_OTHERS,     // a warp that only looks on: one lane frees a stage that the others still wait for
 };
 
-constexpr int TILE = 64, RING = 2, TILES = 5, TILE_BYTES = TILE * TILE * 2, CONSUMER_THREADS = 128;
+constexpr int TILE = 64, RING = 2, TILES = 5, TILE_BYTES = TILE * TILE * 2, CONSUMER_THREADS = 128, ONLOOKER = 128, PRODUCER = 160;
 
 // out [64 x 64] = sum over tiles t of rounded(q k_t^T) v_t, q [64 x 64]; k and v [5 x 64 x 64], keys along and values across.
 template <int KIND>
@@ -32,12 +33,19 @@ __global__ void two_products(float* out, const uint16_t* q, const __grid_constan
   FD_SHARED(uint64_t, empty, [RING]);
   const int thread = static_cast<int>(threadIdx.x), lane = thread % WARP, row = thread / WARP * 16 + lane / 4;
   if (thread == 0) {
-    for (int s = 0; s < RING; ++s) ptx::mbarrier_init(&full[s], 1), ptx::mbarrier_init(&empty[s], CONSUMER_THREADS / WARP);
+    for (int s = 0; s < RING; ++s) ptx::mbarrier_init(&full[s], 1), ptx::mbarrier_init(&empty[s], CONSUMER_THREADS / WARP + 1);
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
-  if (thread >= CONSUMER_THREADS) {
-    for (int tile = 0; thread == CONSUMER_THREADS && tile < TILES; ++tile) {
+  if (thread >= ONLOOKER && thread < PRODUCER) {
+    for (int tile = 0; (KIND == FREED_FOR_OTHERS || lane == 0) && tile < TILES; ++tile) {
+      ptx::mbarrier_wait(&full[tile % RING], tile / RING % 2);
+      if (lane == 0) ptx::mbarrier_arrive(&empty[tile % RING]);
+    }
+    return;
+  }
+  if (thread >= PRODUCER) {
+    for (int tile = 0; thread == PRODUCER && tile < TILES; ++tile) {
       const int s = tile % RING;
       unsigned char* const stage = stages + s * 2 * TILE_BYTES;
       if (KIND != NO_EMPTY_WAIT) ptx::mbarrier_wait(&empty[s], (tile / RING + 1) % 2);
@@ -106,7 +114,7 @@ bool two_products_are_right() {
   if (!ptx::tensor_map_2d(&km, k.data, TILES * TILE, TILE, TILE, TILE, TILE) ||
       !ptx::tensor_map_2d(&vm, v.data, TILES * TILE, TILE, TILE, TILE, TILE))
     return false;
-  launch_shared(nullptr, "two_products", 1, CONSUMER_THREADS + WARP, RING * 2 * TILE_BYTES, two_products<KIND>, out.data, q.data, km, vm);
+  launch_shared(nullptr, "two_products", 1, PRODUCER + WARP, RING * 2 * TILE_BYTES, two_products<KIND>, out.data, q.data, km, vm);
   for (size_t i = 0; i < TILE; ++i) {
     double want[TILE] = {};
     for (size_t t = 0; t < TILES; ++t)
@@ -138,7 +146,8 @@ std::vector<Case> attention_cases() {
           of_products<NO_EMPTY_WAIT>("stages_never_waited_for"),
           of_products<HALF_ANNOUNCED>("bytes_of_keys_alone_announced"),
           of_products<ROWS_FOR_COLUMNS>("operand_registers_exchanged"),
-          of_products<LAST_NOT_WAITED>("last_values_not_waited_for")};
+          of_products<LAST_NOT_WAITED>("last_values_not_waited_for"),
+          of_products<FREED_FOR_OTHERS>("stage_freed_for_lanes_that_wait")};
 }
 
 }  // namespace freedive::cuda
