@@ -31,6 +31,9 @@ REQUIRED = {
 }
 # Half of a layout's operands lie the other way round: ldmatrix.trans
 REQUIRED_SOMEWHERE = {r"product_kernel<.*Tile<": ("LDSM.16.MT88",)}
+# kernel -> instructions that run beside a wgmma: between the wait for the product before it and its own. A scheduler is free to
+# move them behind both waits, where the code is right and slow.
+BESIDE_WGMMA = {r"attention_sm90_kernel<\d+, true>": ("MUFU.EX2", 32)}
 LOCAL = ("LDL", "STL")
 
 
@@ -42,21 +45,27 @@ def tool(name: str) -> str:
     sys.exit(f"there is no {name}: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
 
 
-def instructions(library: str) -> dict[tuple[str, str], Counter[str]]:
-    """How often each instruction occurs, by architecture and kernel"""
+def instructions(library: str) -> dict[tuple[str, str], list[str]]:
+    """The instructions of each architecture and kernel, in order"""
     cuobjdump, nvdisasm = tool("cuobjdump"), tool("nvdisasm")
     path = os.pathsep.join([os.path.dirname(nvdisasm), os.environ.get("PATH", "")])
     text = subprocess.run([cuobjdump, "-sass", library], capture_output=True, text=True, check=True, env=os.environ | {"PATH": path}).stdout
-    found: dict[tuple[str, str], Counter[str]] = {}
-    arch, mine = "", Counter[str]()
+    found: dict[tuple[str, str], list[str]] = {}
+    arch, mine = "", list[str]()
     for line in text.splitlines():
         if match := re.search(r"arch = (\w+)", line):
             arch = match[1]
         elif match := re.search(r"Function : (\S+)", line):
-            mine = found.setdefault((arch, match[1]), Counter())
+            mine = found.setdefault((arch, match[1]), [])
         elif match := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", line):
-            mine[match[1]] += 1
+            mine.append(match[1])
     return found
+
+
+def beside_wgmma(kernel: list[str], part: str) -> int:
+    """The most of an instruction between two waits for wgmma with none asked for in between"""
+    waits = " ".join("|" if op.startswith("WARPGROUP.DEPBAR") else op for op in kernel).split("|")[1:-1]
+    return max((stretch.count(part) for stretch in waits if "HGMMA" not in stretch), default=0)
 
 
 def main() -> int:
@@ -67,7 +76,8 @@ def main() -> int:
     names = subprocess.run(["c++filt"], input="\n".join(name for _, name in found), capture_output=True, text=True, check=True).stdout.split("\n")
     wrong, seen = [], set()
     somewhere: dict[tuple[str, str, str], bool] = {}
-    for ((arch, _), counts), name in zip(found.items(), names):
+    for ((arch, _), kernel), name in zip(found.items(), names):
+        counts = Counter(kernel)
         short = re.sub(r"^void |freedive::cuda::|\(anonymous namespace\)::", "", name).split("(")[0]
         many = lambda part: sum(n for op, n in counts.items() if op.startswith(part))
         for (pattern, only), wanted in REQUIRED.items():
@@ -80,6 +90,9 @@ def main() -> int:
                 for part in wanted:
                     key = (arch, pattern, part)
                     somewhere[key] = somewhere.get(key, False) or many(part) > 0
+        for pattern, (part, least) in BESIDE_WGMMA.items():
+            if arch == "sm_90a" and re.search(pattern, short) and beside_wgmma(kernel, part) < least:
+                wrong.append(f"{arch} {short} has {beside_wgmma(kernel, part)} {part} beside a wgmma, not {least}")
         if any(map(many, LOCAL)):
             wrong.append(f"{arch} {short} has {many('LDL')} loads and {many('STL')} stores of local memory")
     architectures = {arch for arch, _ in found}

@@ -1,12 +1,13 @@
-"""The tiles of the products on tensor cores and of attention by wgmma: registers and spills as ptxas told them, shared memory, FLOPs and bytes of a stage, and the share of a
-card's peak that these predict. Predicted, never measured: benchmarks/gpu measures.
+"""The tiles of the products on tensor cores and of attention by wgmma: registers and spills as ptxas told them, shared memory, FLOPs and bytes of a
+stage, and the share of a card's peak that these predict. Predicted, never measured: benchmarks/gpu measures.
 
     cmake --build build/cuda --target freedive_cuda 2>&1 | tee log; python dev/tile_table.py log
 
-A share is the least of four limits over the card's dense bfloat16 peak: what the instruction reaches (as others measured it); reading operands from
-shared memory and writing stages to it, 128 bytes a clock; filling stages from the L2 cache; exponentials, 16 a clock. Neither latencies, nor a last wave
-of blocks, nor other instructions (all of a softmax but exp), nor what is done with finished sums are in it. csrc/cuda/README.md holds the table, which nothing compares with what is printed. Fails where a tile spills, where
-a wgmma kernel takes more registers than a block of three warpgroups has, or where a tile is not in the log.
+A share is the least of five limits over the card's dense bfloat16 peak: what the instruction reaches (as others measured it); reading operands from
+shared memory and writing stages to it, 128 bytes a clock; filling stages from the L2 cache; exponentials, 16 a clock; a softmax's instructions, 4 a
+clock. Neither latencies, nor a last wave of blocks, nor what is done with finished sums are in it. csrc/cuda/README.md holds the table, which nothing
+compares with what is printed. Fails where a tile spills, where a wgmma kernel takes more registers than a block of three warpgroups has, or where a
+tile is not in the log.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Card:
 # mma.sync and wgmma on Hopper: arXiv 2402.13499 (64.9 % and 87.9 %); bytes of L2: what others measured
 CARDS = {"A100": Card(2048, 47, 1.0), "H100": Card(4096, 34, 0.65, 0.88)}
 SHARED_CLOCK = 128  # bytes
-EXP_CLOCK = 16
+EXP_CLOCK, ISSUE_CLOCK = 16, 4
 MOST_AT_LAUNCH = 168  # registers: 65,536 among three warpgroups, by eights; setmaxnreg shares them out anew
 
 
@@ -48,12 +49,13 @@ class Tile:
     wgmma: bool = False
     more: int = 0  # bytes of shared memory beside the ring
     exps: int = 0  # of a stage
+    instructions: int = 0  # of all warps a stage, counted in the SASS; 0: not counted
 
     def share(self, card: Card) -> float | None:
         instruction = card.wgmma if self.wgmma else card.mma
         if not instruction:
             return None
-        clocks = [self.flops / card.flops / instruction, (self.operands + self.written) / SHARED_CLOCK, self.sent / card.l2, self.exps / EXP_CLOCK]
+        clocks = [self.flops / card.flops / instruction, (self.operands + self.written) / SHARED_CLOCK, self.sent / card.l2, self.exps / EXP_CLOCK, self.instructions / ISSUE_CLOCK]
         return self.flops / card.flops / max(clocks)
 
 
@@ -80,7 +82,8 @@ def attention_sm90(head: int, ahead: bool) -> Tile:
     """128 pairs x 64 keys: two consumers read all keys and values each, their other operands are in registers"""
     size = 2 * 64 * head * 2
     kernel = rf"attention_sm90_kernel<{head}, {'true' if ahead else 'false'}>"
-    return Tile(f"attention, heads of {head}, {'ahead' if ahead else 'plain'}", kernel, 2 * 2 * 128 * 64 * head, 64, 4, 2 * size, size, size, True, exps=128 * 64)
+    return Tile(f"attention, heads of {head}, {'ahead' if ahead else 'plain'}", kernel, 2 * 2 * 128 * 64 * head, 64, 4, 2 * size, size, size, True, exps=128 * 64,
+                instructions=8 * ({64: 336, 128: 402} if ahead else {64: 353, 128: 418})[head])  # fmt: skip
 
 
 TILES = [
