@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from our_arguments import quantized_rows
 
 from freedive import ops
+from freedive.model.quants import dequantize
 
 Arguments = dict[str, Any]
 ROWS = 16
@@ -17,8 +19,14 @@ ROWS = 16
 
 def error_of(op: str, inputs: Arguments, outputs: Arguments, before: Arguments) -> float:
     """The largest ||got - expected|| / ||expected|| of a sample of each output; before: what the outputs held at first. NaN where one is NaN"""
-    if op.startswith("attention"):
+    if op == "attention_cached":
+        pairs = rows_of_cache(inputs, outputs)
+    elif op.startswith("attention"):
         pairs = last_sequence(op, inputs, outputs)
+    elif op == "quantized_matmul":
+        o, (O, C) = sample(outputs["out"].shape[1]), (outputs["out"].shape[1], inputs["x"].shape[1])
+        weight = dequantize("Q8_0", quantized_rows(O, C)[o].reshape(-1)).reshape(-1, C)
+        pairs = [(outputs["out"][:, o], inputs["x"].astype(np.float64) @ weight.T)]
     elif op == "matmul_backward_weight":
         o = sample(len(outputs["dweight"]))
         expected = before["dweight"][o].astype(np.float64) + inputs["dout"][:, o].T.astype(np.float64) @ inputs["x"].astype(np.float64)
@@ -55,6 +63,15 @@ def rows(op: str, inputs: Arguments, outputs: Arguments, before: Arguments) -> l
         some["compute"] = "float32"
     ops.call(op, **{name: value for name, value in some.items() if value is not None})
     return [(outputs[a.name][chosen], some[a.name].astype(np.float64)) for a in schema if a.written and a.dims[:1] == (letter,)]
+
+
+def rows_of_cache(inputs: Arguments, outputs: Arguments) -> list[tuple[np.ndarray, np.ndarray]]:
+    chosen = sample(len(inputs["past_lens"]))
+    cut = {name: inputs[name][chosen].copy() for name in ("q", "past_lens", "block_table")}
+    expected = np.empty_like(outputs["out"][chosen])
+    whole = {name: inputs[name] for name in ("k_cache", "v_cache", "scale")}
+    ops.call("attention_cached", out=expected, **cut, **whole, cu_seqlens=np.arange(len(chosen) + 1, dtype=np.int32), threads=4)
+    return [(outputs["out"][chosen], expected.astype(np.float64))]
 
 
 def last_sequence(op: str, inputs: Arguments, outputs: Arguments) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -46,6 +46,11 @@ def arguments_of(case: Arguments, device: str) -> tuple[Arguments, Callable[[], 
         given = product(op, z, device)
     elif case["kind"] == "attention":
         given = attention(op, z, device)
+    elif case["kind"] == "cached":
+        given = cached(z)
+    elif case["kind"] == "quantized":
+        weight = ops.quantized_pack(quantized_rows(z["O"], z["C"]), Q8_0, z["C"], device=device)
+        given = {"out": np.empty((z["N"], z["O"]), np.float32), "x": normal(1, z["N"], z["C"]), "weight": weight, "type": Q8_0, "compute": "int8"}
     else:
         given = head(z, device)
     schema = {a.name: a for a in ops.schemas()[op]}
@@ -80,6 +85,27 @@ def attention(op: str, z: Arguments, device: str) -> Arguments:
     forward.seconds(1)
     forward.read()
     return given | {"dq": np.empty_like(q), "dk": np.empty_like(q), "dv": np.empty_like(q), "dout": dout, "out": out, "lse": lse}
+
+
+def cached(z: Arguments) -> Arguments:
+    S, T, H, G, D = (z[letter] for letter in "STHGD")
+    M = -(-T // ops.KV_BLOCK)
+    k_cache, v_cache = (normal(seed, *empty.shape).astype(empty.dtype) for seed, empty in zip((2, 3), ops.new_cache(S * M, G, D, "bfloat16")))
+    return {"out": np.empty((S, H, D), np.float32), "q": normal(1, S, H, D), "k_cache": k_cache, "v_cache": v_cache, "cu_seqlens": np.arange(S + 1, dtype=np.int32),
+            "past_lens": np.full(S, T - 1, np.int32), "block_table": np.random.default_rng(4).permutation(S * M).reshape(S, M).astype(np.int32),
+            "scale": D**-0.5, "compute": "bfloat16"}  # fmt: skip
+
+
+Q8_0 = 8
+
+
+@lru_cache(maxsize=1)
+def quantized_rows(O: int, C: int) -> np.ndarray:
+    """As a file holds them: 34 bytes for 32 numbers, a scale first"""
+    r = np.random.default_rng(5)
+    rows = r.integers(0, 256, (O, C // 32, 34), dtype=np.uint8)
+    rows[:, :, :2] = r.uniform(-2e-4, 2e-4, (O, C // 32, 1)).astype(np.float16).view(np.uint8)
+    return rows.reshape(O, -1)
 
 
 def head(z: Arguments, device: str) -> Arguments:

@@ -25,13 +25,13 @@ def compiled(function, device: str):
 
 
 def product(case: dict, way: str, device: str):
-    """torch.mm by cuBLAS and by cuBLASLt: which of them is faster depends on the shape"""
+    """torch.mm by cuBLAS and by cuBLASLt: which of them is faster depends on the shape. Also of a quantized product: the bfloat16 weight it takes the place of"""
     N, C, O = (case["sizes"][letter] for letter in "NCO")
     random = lambda *shape: torch.randn(*shape, device=device, dtype=BF16)
 
     def make():
         x, weight, dout = random(N, C), random(O, C), random(N, O)
-        a, b = {"matmul_forward": (x, weight.t()), "matmul_backward_input": (dout, weight), "matmul_backward_weight": (dout.t(), x)}[case["op"]]
+        a, b = {"matmul_forward": (x, weight.t()), "matmul_backward_input": (dout, weight), "matmul_backward_weight": (dout.t(), x)}.get(case["op"], (x, weight.t()))
         out = torch.empty(len(a), b.shape[1], device=device, dtype=BF16)
 
         def call():
@@ -71,6 +71,21 @@ def attention(case: dict, way: str, device: str):
         return lambda: torch.autograd.grad(out, inputs, dout, retain_graph=True)
 
     return make, 2 * 4 * B * T * H * D
+
+
+def cached(case: dict, way: str, device: str):
+    S, T, H, G, D = (case["sizes"][letter] for letter in "STHGD")
+
+    def make():
+        q, k, v = (torch.randn(S, heads, length, D, device=device, dtype=BF16) for heads, length in ((H, 1), (G, T), (G, T)))
+
+        def call():
+            with torch.no_grad(), sdpa_kernel(BACKENDS[way]):
+                F.scaled_dot_product_attention(q, k, v, enable_gqa=G != H)
+
+        return call
+
+    return make, 4 * S * T * G * D
 
 
 def memory(case: dict, way: str, device: str):
@@ -151,4 +166,4 @@ def head(case: dict, way: str, device: str):
     return make, 2 * (N * C + V * C + N * V)
 
 
-WAYS = {"product": product, "attention": attention, "memory": memory, "head": head}
+WAYS = {"product": product, "quantized": product, "attention": attention, "cached": cached, "memory": memory, "head": head}
