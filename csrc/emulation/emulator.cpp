@@ -1,4 +1,5 @@
-// emulator.cpp: the scheduler: one block (or cluster of blocks) at a time, its threads, what they wait in, and who runs next.
+// emulator.cpp: the scheduler: one block (or cluster of blocks) at a time, its threads, and who runs next. What they wait in is in
+// waiting.cpp.
 //
 // Compiled without instrumentation (see sanitizers.h). Inside of kernels it neither allocates nor calls memcpy, memset or
 // memmove, which ThreadSanitizer would take for accesses of the CUDA thread that runs.
@@ -18,55 +19,27 @@
 #include "fibers.h"
 #include "memory.h"
 #include "sanitizers.h"
+#include "scheduler.h"
 
 namespace emu {
 
 Thread* current = nullptr;
 dim3 block_dim, grid_dim;
 
-namespace {
-
-constexpr int MAX_THREADS = 1024, WARP = 32, MAX_WARPS = MAX_THREADS / WARP, BARRIERS = 16, PENDING = 4;
-constexpr unsigned OF_CLUSTER = ~0u;
-
-enum class State { NEW, READY, WAITING, ENDED };
-
-struct FiberThread : Thread {
-  State state = State::NEW;
-  Fiber* fiber = nullptr;
-  void* tsan = nullptr;
-  const char *waits_in = "", *file = "";
-  const void* waits_on = nullptr;
-  int line = 0;
-};
-
-struct Barrier {
-  unsigned rank = 0;
-  int arrived = 0, wanted = 0;  // wanted 0: all that live, of the block or (OF_CLUSTER) of the cluster
-  int result = 0, last_result = 0;
-  unsigned generation = 0;
-  const char* file = nullptr;
-  int line = 0, waiting = 0;
-  FiberThread* threads[MAX_THREADS];
-  char edge[2];  // even and odd generations
-};
-
-struct Pending {  // a collective of some lanes of one warp which others have yet to join
-  unsigned mask = 0, arrived = 0, generation = 0;
-  int kind = 0, line = 0;
-  const char* file = "";
-  void* arguments[WARP];
-  char edge[4];
-};
-
 // ---- the block at work -----------------------------------------------------------------------------------------------
 FiberThread threads[MAX_THREADS];
-int n_threads = 0, threads_of_block = 0, alive = 0, alive_of[MOST_RANKS], not_begun = 0;  // n_threads: of the whole cluster
+int n_threads = 0, alive = 0, alive_of[MOST_RANKS];
+
+namespace {
+
+int threads_of_block = 0, not_begun = 0;
 int order[MAX_THREADS];                      // in which threads begin
 FiberThread* ready[MAX_THREADS];             // a ring; a thread is in it at most once
 unsigned ready_begin = 0, n_ready = 0;
-Barrier barriers[MOST_RANKS][BARRIERS], cluster_meets;
-Pending pending[MAX_WARPS][PENDING];
+struct Lanes {                               // of a warp that can run, in their order: of priority schedules, instead of the ring
+  FiberThread* of[WARP];
+  unsigned begin, n;
+} ready_of[MAX_WARPS];
 uint32_t priority[MAX_WARPS];
 std::vector<Fiber*> free_fibers, retired;    // retired: ThreadSanitizer's, until the block ends
 Fiber* running = &host_fiber;
@@ -84,8 +57,6 @@ void* host_context = nullptr;  // ThreadSanitizer's
 std::map<const void*, size_t> shared_limits;
 std::mutex one_launch;         // the machine is one
 
-FiberThread* self() { return static_cast<FiberThread*>(current); }
-
 void become(FiberThread* t) {
   current = t;
   if (tsan()) __tsan_switch_to_fiber(t != nullptr ? t->tsan : host_context, 1 /* no edge */);
@@ -93,10 +64,22 @@ void become(FiberThread* t) {
 
 FiberThread*& ready_at(unsigned i) { return ready[(ready_begin + i) % MAX_THREADS]; }
 
+}  // namespace
+
+bool in_order() { return options.schedule == Schedule::SEQUENTIAL; }
+bool at_random() { return options.schedule == Schedule::RANDOM; }
+
 void make_ready(FiberThread* t) {
   t->state = State::READY;
-  ready_at(n_ready++) = t;
+  if (options.schedule != Schedule::PRIORITY) {
+    ready_at(n_ready++) = t;
+    return;
+  }
+  Lanes& lanes = ready_of[t->warp];
+  lanes.of[(lanes.begin + lanes.n++) % WARP] = t, ++n_ready;
 }
+
+namespace {
 
 FiberThread* take_ready(unsigned i) {
   std::swap(ready_at(i), ready_at(0));
@@ -119,14 +102,16 @@ FiberThread* pick() {
     // The same warps go first as long as they can: what starves others longest (after Burckhardt et al., 2010).
     case Schedule::PRIORITY: {
       if (draw() % 2048 == 0) priority[draw() % MAX_WARPS] = static_cast<uint32_t>(draw());
-      unsigned best = 0;
-      for (unsigned i = 1; i < n_ready; ++i)
-        if (priority[ready_at(i)->warp] > priority[ready_at(best)->warp]) best = i;
+      unsigned best = MAX_WARPS;
+      for (unsigned w = 0; w < static_cast<unsigned>(n_threads + WARP - 1) / WARP; ++w)
+        if (ready_of[w].n > 0 && (best == MAX_WARPS || priority[w] > priority[best])) best = w;
       if (not_begun > 0) {
         const unsigned warp = threads[order[n_threads - not_begun]].warp;
-        if (n_ready == 0 || priority[warp] > priority[ready_at(best)->warp]) return take_new();
+        if (best == MAX_WARPS || priority[warp] > priority[best]) return take_new();
       }
-      return take_ready(best);
+      Lanes& lanes = ready_of[best];
+      --lanes.n, --n_ready;
+      return lanes.of[lanes.begin++ % WARP];
     }
     default:
       return n_ready > 0 ? take_ready(0) : take_new();
@@ -155,6 +140,8 @@ void to_host() {
   become(nullptr);
   to_fiber(&host_fiber, false);
 }
+
+}  // namespace
 
 // Leaves the current thread, whose state says whether it waits or has ended. Returns when it runs again; if it has ended, when
 // this stack is to begin another thread: one that ends without ever waiting leaves its stack to the next, and kernels without
@@ -195,21 +182,7 @@ void next_thread() {
   to_fiber(t->fiber, ended && !asan());
 }
 
-void wait(const char* in, const char* file, int line) {
-  FiberThread* t = self();
-  t->state = State::WAITING, t->waits_in = in, t->file = file, t->line = line;
-  next_thread();
-}
-
-void check_barrier(Barrier& b) {
-  const int living = b.rank == OF_CLUSTER ? alive : alive_of[b.rank];
-  if (b.arrived < (b.wanted ? b.wanted : living)) return;  // threads that have ended do not count, as from sm_70 on
-  b.last_result = b.result;
-  b.arrived = 0, b.file = nullptr;
-  ++b.generation;
-  for (int i = 0; i < b.waiting; ++i) make_ready(b.threads[i]);
-  b.waiting = 0;
-}
+namespace {
 
 void entry() {
   switched();
@@ -223,14 +196,20 @@ void entry() {
     release_edge(&end_edge);
     t->state = State::ENDED;
     --alive, --alive_of[t->rank];
-    for (const Pending& p : pending[t->warp])
-      if (p.arrived != 0 && (p.mask >> t->lane & 1))
-        fail("a thread ends while lanes %08x wait for it in a collective of mask %08x at %s:%d", p.arrived, p.mask, p.file,
-             p.line);
-    for (Barrier& b : barriers[t->rank])
-      if (b.arrived > 0 && b.wanted == 0) check_barrier(b);
-    if (cluster_meets.arrived > 0) check_barrier(cluster_meets);
+    leave(t);
     next_thread();
+  }
+}
+
+// What the threads are in every block of a launch.
+void name_threads() {
+  const unsigned x = block_dim.x, y = block_dim.y;
+  for (int i = 0; i < n_threads; ++i) {
+    FiberThread& t = threads[i];
+    const auto n = static_cast<unsigned>(i % threads_of_block);
+    t.index = {n % x, n / x % y, n / (x * y)};
+    t.rank = static_cast<unsigned>(i / threads_of_block);
+    t.linear = static_cast<unsigned>(i), t.lane = t.linear % WARP, t.warp = t.linear / WARP;
   }
 }
 
@@ -246,21 +225,12 @@ void run_block(uint3 block) {
   release_edge(&launch_edge);
   alive = not_begun = n_threads;
   ready_begin = n_ready = 0;
-  for (unsigned r = 0; r < static_cast<unsigned>(n_threads / threads_of_block); ++r) {
-    alive_of[r] = threads_of_block;
-    for (Barrier& b : barriers[r]) b.arrived = b.waiting = 0, b.generation = 0, b.file = nullptr, b.rank = r;
-  }
-  cluster_meets.arrived = cluster_meets.waiting = 0, cluster_meets.generation = 0, cluster_meets.file = nullptr;
-  cluster_meets.rank = OF_CLUSTER;
-  for (auto& warp : pending)
-    for (Pending& p : warp) p.arrived = 0;
+  for (Lanes& lanes : ready_of) lanes.n = 0;
+  for (int r = 0; r < n_threads / threads_of_block; ++r) alive_of[r] = threads_of_block;
+  begin_block_waiting();
   for (int i = 0; i < n_threads; ++i) {
     FiberThread& t = threads[i];
-    const unsigned x = block_dim.x, y = block_dim.y, n = static_cast<unsigned>(i % threads_of_block);
-    t.index = {n % x, n / x % y, n / (x * y)};
-    t.rank = static_cast<unsigned>(i / threads_of_block);
     t.block = {block.x + t.rank, block.y, block.z};
-    t.linear = static_cast<unsigned>(i), t.lane = t.linear % WARP, t.warp = t.linear / WARP;
     t.state = State::NEW, t.fiber = nullptr, t.waits_on = nullptr;
     order[i] = i;
     if (tsan()) {  // two sets in turn: neighbouring blocks are unordered, so a race between blocks is seen
@@ -289,6 +259,7 @@ void run_block(uint3 block) {
   }
   free_fibers.insert(free_fibers.end(), retired.begin(), retired.end());
   retired.clear();
+  if (!failed) return;
   std::sort(free_fibers.begin(), free_fibers.end());
   free_fibers.erase(std::unique(free_fibers.begin(), free_fibers.end()), free_fibers.end());
 }
@@ -312,130 +283,7 @@ void fail(const char* format, ...) {
   std::abort();  // nobody comes back
 }
 
-namespace {
-int meet(Barrier& b, int id, int wanted, Vote vote, int predicate, const char* file, int line) {
-  FiberThread* t = self();
-  if (b.arrived > 0 && wanted == 0 && (b.line != line || std::strcmp(b.file, file) != 0))
-    fail("threads of one block wait in different barriers: this one at %s:%d, others at %s:%d", file, line, b.file, b.line);
-  if (b.arrived > 0 && b.wanted != wanted)
-    fail("barrier %d of %d threads at %s:%d, where others wait for %d", id, wanted, file, line, b.wanted);
-  if (b.arrived == 0) b.wanted = wanted, b.file = file, b.line = line, b.result = vote == Vote::ALL;
-  if (vote == Vote::COUNT) b.result += predicate != 0;
-  if (vote == Vote::ALL) b.result = b.result && predicate;
-  if (vote == Vote::ANY) b.result = b.result || predicate;
-  const unsigned generation = b.generation;
-  char* edge = &b.edge[generation & 1];
-  release_edge(edge);
-  ++b.arrived;
-  check_barrier(b);
-  if (b.generation == generation) {
-    b.threads[b.waiting++] = t;
-    wait("a barrier", file, line);
-  } else if (options.schedule != Schedule::SEQUENTIAL) {  // the last to come has no right to go first
-    make_ready(t);
-    next_thread();
-  }
-  acquire(edge);
-  return b.last_result;
-}
-}  // namespace
-
-int barrier(int id, int wanted, Vote vote, int predicate, const char* file, int line) {
-  return meet(barriers[current->rank][id], id, wanted, vote, predicate, file, line);
-}
-
-void cluster_barrier(const char* file, int line) { meet(cluster_meets, 0, 0, Vote::NONE, 0, file, line); }
-
 bool lives(unsigned rank) { return alive_of[rank] > 0; }
-
-void collective(unsigned mask, int kind, void* argument, Operation operation, bool orders_memory, const char* file, int line) {
-  FiberThread* t = self();
-  const int first = static_cast<int>(t->warp) * WARP, lanes = std::min(WARP, n_threads - first);
-  const unsigned me = 1u << t->lane;
-  mask &= lanes == WARP ? ~0u : (1u << lanes) - 1;
-  if (!(mask & me)) fail("a collective at %s:%d: lane %u, which calls it, is not in its mask %08x", file, line, t->lane, mask);
-  Pending *mine = nullptr, *unused = nullptr;
-  for (Pending& p : pending[t->warp]) {
-    if (p.arrived == 0)
-      unused = &p;
-    else if (p.mask == mask)
-      mine = &p;
-    else if (p.mask & mask)
-      fail("collectives whose masks overlap: %08x at %s:%d, %08x at %s:%d", mask, file, line, p.mask, p.file, p.line);
-  }
-  if (mine == nullptr) {
-    if (unused == nullptr) fail("more than %d collectives of one warp under way", PENDING);
-    mine = unused;
-    mine->mask = mask, mine->kind = kind, mine->file = file, mine->line = line;
-    for (int lane = 0; lane < lanes; ++lane)
-      if ((mask >> lane & 1) && threads[first + lane].state == State::ENDED)
-        fail("a collective at %s:%d: lane %d of its mask %08x has ended", file, line, lane, mask);
-  }
-  if (mine->kind != kind || mine->line != line)
-    fail("a warp has diverged: this lane is in the collective at %s:%d, lanes %08x wait at %s:%d", file, line, mine->arrived,
-         mine->file, mine->line);
-  char* edge = &mine->edge[mine->generation & 3];
-  if (orders_memory) release_edge(edge);
-  mine->arguments[t->lane] = argument;
-  mine->arrived |= me;
-  if (mine->arrived == mask) {
-    operation(mine->arguments, mask);
-    mine->arrived = 0;
-    ++mine->generation;
-    for (int lane = 0; lane < lanes; ++lane)
-      if ((mask >> lane & 1) && threads[first + lane].linear != t->linear) make_ready(&threads[first + lane]);
-    if (options.schedule == Schedule::RANDOM && mask != me && (draw() & 1)) {
-      make_ready(t);
-      next_thread();
-    }
-  } else {
-    wait("a collective of its warp", file, line);
-  }
-  if (orders_memory) acquire(edge);
-}
-
-namespace {
-struct Exchange {
-  const void* value;
-  void* got;
-  int bytes;
-  unsigned from;
-};
-struct Ballot {
-  unsigned value, result;
-};
-}  // namespace
-
-void shuffle_bytes(unsigned mask, const void* value, void* got, int bytes, unsigned from, const char* file, int line) {
-  Exchange mine{value, got, bytes, from};
-  collective(
-      mask, bytes, &mine,
-      [](void** lanes, unsigned m) {
-        for (unsigned lane = 0; lane < WARP; ++lane) {
-          if (!(m >> lane & 1)) continue;
-          auto* to = static_cast<Exchange*>(lanes[lane]);
-          if (to->from >= WARP || !(m >> to->from & 1))
-            fail("a shuffle: lane %u reads lane %u, which is not in its mask %08x", lane, to->from, m);
-          copy_bytes(to->got, static_cast<Exchange*>(lanes[to->from])->value, static_cast<size_t>(to->bytes));
-        }
-      },
-      false, file, line);
-}
-
-unsigned ballot(unsigned mask, int predicate, const char* file, int line) {
-  Ballot mine{predicate != 0, 0};
-  collective(
-      mask, 32, &mine,
-      [](void** lanes, unsigned m) {
-        unsigned result = 0;
-        for (unsigned lane = 0; lane < WARP; ++lane)
-          if (m >> lane & 1) result |= static_cast<Ballot*>(lanes[lane])->value << lane;
-        for (unsigned lane = 0; lane < WARP; ++lane)
-          if (m >> lane & 1) static_cast<Ballot*>(lanes[lane])->result = result;
-      },
-      false, file, line);
-  return mine.result;
-}
 
 uint64_t draw() {
   random_state ^= random_state << 13;
@@ -445,19 +293,6 @@ uint64_t draw() {
 }
 
 bool loads_are_drawn() { return options.async == Async::RANDOM; }
-
-void wait_on(const void* what, const char* in, const char* file, int line) {
-  self()->waits_on = what;
-  wait(in, file, line);
-}
-
-void wake(const void* what) {
-  for (int i = 0; i < n_threads; ++i)
-    if (threads[i].waits_on == what && threads[i].state == State::WAITING) {
-      threads[i].waits_on = nullptr;
-      make_ready(&threads[i]);
-    }
-}
 
 // A context of its own for each unit: TMA, and the tensor cores of each warp.
 void enter_engine(int engine) {
@@ -522,6 +357,7 @@ void run(const Launch& launch, const void* kernel, void (*body)(void*), void* ar
   begin_launch_memory(launch.shared_bytes, ranks * size, launch.cluster);
   threads_of_block = static_cast<int>(size), n_threads = static_cast<int>(ranks * size);
   block_dim = b, grid_dim = g, kernel_body = body, kernel_argument = argument;
+  name_threads();
   failed = false;
   release_edge(&launch_edge);
   const uint64_t blocks = uint64_t{g.x} * g.y * g.z;

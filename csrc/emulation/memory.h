@@ -34,7 +34,7 @@ void finish_hopper(unsigned thread);  // of a thread that ends
 // One pending TMA load more is carried out: by chance, or because nobody can run else. False: there was none.
 bool advance_loads(bool must);
 
-// ---- emulator.cpp -----------------------------------------------------------------------------------------------------------
+// ---- emulator.cpp, waiting.cpp ---------------------------------------------------------------------------------------------
 void wait_on(const void* what, const char* in, const char* file, int line);  // until somebody wakes it
 void wake(const void* what);
 bool lives(unsigned rank);  // a thread of that block of the cluster
