@@ -1,160 +1,17 @@
 // quantized.cu: weights of 16, 8 and 4 bits: products, embedding and head, the weight never written out in float32.
 //
-// A packed weight is the file's rows, each a whole number of ggml's blocks (ggml-common.h), of which types of 32 numbers a block
-// are taken apart: all blocks' quants first, 16 or 32 bytes each, then all that stands before the quants in a block (scales,
-// minima, fifth bits). Blocks of 256 numbers are whole 16 bytes as they are. So quants are read by 128 bits, and every byte once.
-// A number's value is the very float32 that freedive/model/quants.py computes.
-//
-// compute = FD_I8: rows of x are rounded to int8 in blocks of 32, and an element is a sum over blocks, in order, of
-// fma(exact sum of integers, scale of w times scale of x, .), then fma(minimum of w, scale of x times sum of x, .): the same bits
-// in both variants, for one row or many.
+// compute = FD_I8: rows of x are rounded to int8 in blocks of 32, round(x 127 / most), and an element is a sum over blocks, in
+// order, of fma(exact sum of integers, scale of w times scale of x, .), then fma(minimum of w, scale of x times sum of x, .): the
+// same bits in both variants, for one row or many.
 // naive: a thread per output element decodes its row of the weight as it goes: what a byte costs in memory is saved, arithmetic
 // is not.
-// few (FD_I8, up to 16 rows, else naive): a warp reads the blocks of 8 rows of the weight, a lane 32 numbers, 4 KB under way in
-// 4 bits; sums of integers by dp4a, for all rows of x from one reading of the weight; sums over blocks by a lane an output.
-#include <cuda_fp16.h>
-
+// few (FD_I8, up to 16 rows, else naive): quantized_few.cu.
 #include "head.cuh"
 #include "int8.cuh"
+#include "quantized.cuh"
 
 namespace freedive::cuda {
 namespace {
-
-enum Type : int64_t { F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q4_K = 12, Q5_K = 13, BF16 = 30 };
-
-struct Block {
-  int64_t numbers, bytes;
-};
-__host__ __device__ inline Block block_of(int64_t type) {
-  switch (type) {
-    case F32:
-      return {1, 4};
-    case F16:
-    case BF16:
-      return {1, 2};
-    case Q4_0:
-      return {32, 18};
-    case Q4_1:
-      return {32, 20};
-    case Q5_0:
-      return {32, 22};
-    case Q5_1:
-      return {32, 24};
-    case Q8_0:
-      return {32, 34};
-    case Q4_K:
-      return {256, 144};
-    case Q5_K:
-      return {256, 176};
-    default:
-      return {1, 0};
-  }
-}
-__host__ __device__ inline int64_t row_bytes(int64_t C, int64_t type) {
-  const Block b = block_of(type);
-  return C % b.numbers == 0 ? C / b.numbers * b.bytes : 0;
-}
-bool of_integers(int64_t type) { return type != F32 && type != F16 && type != BF16; }
-
-__device__ uint16_t word_at(const uint8_t* p) { return *reinterpret_cast<const uint16_t*>(p); }  // every block is of even length
-__device__ float half_at(const uint8_t* p) { return __half2float(__ushort_as_half(word_at(p))); }
-
-// Scale and minimum of group j of a K block, 6 bits each of 12 bytes.
-__device__ void six_bits(const uint8_t* s, int j, int* scale, int* minimum) {
-  if (j < 4) {
-    *scale = s[j] & 63, *minimum = s[j + 4] & 63;
-  } else {
-    *scale = (s[j + 4] & 15) | (s[j - 4] >> 6) << 4, *minimum = (s[j + 4] >> 4) | (s[j] >> 6) << 4;
-  }
-}
-
-// Bytes of a block's quants, which end it, where they are taken apart from what stands before them; else 0.
-__host__ __device__ inline int64_t quant_bytes(int64_t type) {
-  return type == Q8_0 ? 32 : type == Q4_0 || type == Q4_1 || type == Q5_0 || type == Q5_1 ? 16 : 0;
-}
-
-struct Weight {
-  const uint8_t* data;
-  int64_t O, C, type;
-  // Block b of row o: what stands before its quants, and these.
-  __device__ const uint8_t* head(int64_t o, int64_t b) const {
-    const Block size = block_of(type);
-    const int64_t index = o * (C / size.numbers) + b, apart = quant_bytes(type);
-    return apart == 0 ? data + index * size.bytes : data + O * (C / 32) * apart + index * (size.bytes - apart);
-  }
-  __device__ const uint8_t* quants(int64_t o, int64_t b) const {
-    const Block size = block_of(type);
-    const int64_t index = o * (C / size.numbers) + b, apart = quant_bytes(type);
-    return apart == 0 ? data + index * size.bytes + (type == Q5_K ? 48 : 16) : data + index * apart;
-  }
-};
-#ifdef FREEDIVE_CUDA_EMULATION
-void visit_pointers(const Weight& w, int argument) { emu::visit_pointers(w.data, argument); }
-#endif
-
-// What 32 neighbours of a row share: value = scale (quant - offset) + minimum, rounded as `value_at` says.
-struct Shared32 {
-  float scale, minimum;
-};
-__host__ __device__ inline bool has_minimum(int64_t type) {
-  return type == Q4_1 || type == Q5_1 || type == Q4_K || type == Q5_K;
-}
-__device__ inline int offset_of(int64_t type) { return type == Q4_0 ? 8 : type == Q5_0 ? 16 : 0; }
-
-// Of group g of 32 numbers of row o.
-__device__ Shared32 shared32(const Weight& w, int64_t o, int64_t g) {
-  if (w.type != Q4_K && w.type != Q5_K) {
-    const uint8_t* h = w.head(o, g);
-    return {half_at(h), has_minimum(w.type) ? half_at(h + 2) : 0.0f};
-  }
-  const uint8_t* h = w.head(o, g / 8);
-  int scale, minimum;
-  six_bits(h + 4, static_cast<int>(g % 8), &scale, &minimum);
-  return {half_at(h) * static_cast<float>(scale), -(half_at(h + 2) * static_cast<float>(minimum))};
-}
-
-// Quant i of group g of 32 numbers of row o.
-__device__ int quant_at(const Weight& w, int64_t o, int64_t g, int i) {
-  const int low = i % 16, shift = i < 16 ? 0 : 4;
-  if (w.type == Q8_0) return static_cast<int8_t>(w.quants(o, g)[i]);
-  if (w.type == Q4_K || w.type == Q5_K) {  // bytes 32 j .. hold group 2 j in low halves, group 2 j + 1 in high ones
-    const int group = static_cast<int>(g % 8);
-    const int n = w.quants(o, g / 8)[group / 2 * 32 + i] >> (group % 2 * 4) & 15;
-    return w.type == Q4_K ? n : n | (w.head(o, g / 8)[16 + i] >> group & 1) << 4;
-  }
-  const int n = w.quants(o, g)[low] >> shift & 15;
-  if (w.type == Q4_0 || w.type == Q4_1) return n;
-  return n | (w.head(o, g)[(w.type == Q5_0 ? 2 : 4) + i / 8] >> i % 8 & 1) << 4;
-}
-
-// Number c of row o.
-__device__ float value_at(const Weight& w, int64_t o, int64_t c) {
-  if (w.type == F32) return reinterpret_cast<const float*>(w.data)[o * w.C + c];
-  if (w.type == F16) return half_at(w.data + (o * w.C + c) * 2);
-  if (w.type == BF16) return __bfloat162float(__ushort_as_bfloat16(word_at(w.data + (o * w.C + c) * 2)));
-  const Shared32 s = shared32(w, o, c / 32);
-  const float x = s.scale * static_cast<float>(quant_at(w, o, c / 32, static_cast<int>(c % 32)) - offset_of(w.type));
-  return has_minimum(w.type) ? x + s.minimum : x;
-}
-
-// ---- x in int8: blocks of 32 numbers, round(x 127 / most), and the scale most / 127 ------------------------------------------
-struct Int8Rows {
-  int8_t* q;       // [N, C]
-  float* scale;    // [N, C / 32]; NaN where a number is not finite
-  float* shift;    // the same times the block's sum, which a minimum is multiplied by
-  int32_t* sum;    // of the block's integers
-  int64_t C;
-};
-#ifdef FREEDIVE_CUDA_EMULATION
-void visit_pointers(const Int8Rows& x, int argument) { emu::visit_pointers(x.q, argument); }
-#endif
-size_t rounded_bytes(int64_t N, int64_t C) { return static_cast<size_t>(N * (C / 32)) * (32 + 3 * sizeof(float)); }
-Int8Rows int8_rows(void* memory, int64_t N, int64_t C) {
-  auto* q = static_cast<int8_t*>(memory);
-  const int64_t blocks = N * (C / 32);
-  auto* scale = reinterpret_cast<float*>(q + blocks * 32);
-  return {q, scale, scale + blocks, reinterpret_cast<int32_t*>(scale + 2 * blocks), C};
-}
 
 __global__ void round_kernel(Int8Rows rounded, fd_tensor x) {
   const int64_t blocks = x.shape[1] / 32, i = global_thread();
@@ -166,21 +23,6 @@ __global__ void round_kernel(Int8Rows rounded, fd_tensor x) {
   int sum = 0;
   for (int j = 0; j < 32; ++j) sum += rounded.q[i * 32 + j] = to_int8(from[j], of_block.inverse);
   rounded.scale[i] = of_block.scale, rounded.shift[i] = of_block.scale * static_cast<float>(sum), rounded.sum[i] = sum;
-}
-
-struct Target {
-  fd_tensor out, bias, residual;
-};
-#ifdef FREEDIVE_CUDA_EMULATION
-void visit_pointers(const Target& t, int argument) {
-  for (const fd_tensor* x : {&t.out, &t.bias, &t.residual}) ::visit_pointers(*x, argument);
-}
-#endif
-
-__device__ void store(const Target& to, int64_t r, int64_t o, float sum) {
-  if (to.bias.data != nullptr) sum += flat(to.bias)[o];
-  if (to.residual.data != nullptr) sum += row(to.residual, r)[o];
-  row(to.out, r)[o] = sum;
 }
 
 template <int64_t COMPUTE>
@@ -205,120 +47,6 @@ __global__ void product_kernel(Target to, fd_tensor x, Int8Rows rounded, Weight 
   store(to, r, o, sum);
 }
 
-// ---- few rows -------------------------------------------------------------------------------------------------------------
-constexpr int FEW = 16, OUTPUTS = 8, TOGETHER = WARP / OUTPUTS, FEW_WARPS = 2;  // rows; of a warp: outputs, rows at a time
-
-// The quants of group g of row o, four neighbours a word, less nothing: 8 words, the first 16 numbers' in the first four.
-template <int64_t TYPE>
-__device__ __forceinline__ void load_quants(uint32_t (&q)[8], const Weight& w, int64_t o, int64_t g) {
-  const auto at = [](const uint8_t* p) { return *reinterpret_cast<const uint4*>(p); };
-  if (TYPE == Q8_0) {
-    const uint8_t* p = w.quants(o, g);
-    const uint4 first = at(p), second = at(p + 16);
-    q[0] = first.x, q[1] = first.y, q[2] = first.z, q[3] = first.w;
-    q[4] = second.x, q[5] = second.y, q[6] = second.z, q[7] = second.w;
-    return;
-  }
-  constexpr uint32_t LOW = 0x0F0F0F0F;
-  if (TYPE == Q4_K || TYPE == Q5_K) {
-    const int group = static_cast<int>(g % 8), shift = group % 2 * 4;
-    const uint8_t* p = w.quants(o, g / 8) + group / 2 * 32;
-    const uint4 first = at(p), second = at(p + 16);
-    const uint32_t words[] = {first.x, first.y, first.z, first.w, second.x, second.y, second.z, second.w};
-#pragma unroll
-    for (int i = 0; i < 8; ++i) q[i] = words[i] >> shift & LOW;
-    if (TYPE == Q4_K) return;
-    const uint8_t* h = w.head(o, g / 8) + 16;
-    const uint4 low = at(h), high = at(h + 16);
-    const uint32_t fifth[] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-#pragma unroll
-    for (int i = 0; i < 8; ++i) q[i] |= (fifth[i] >> group & 0x01010101u) << 4;
-    return;
-  }
-  const uint4 both = at(w.quants(o, g));
-  const uint32_t words[] = {both.x, both.y, both.z, both.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) q[i] = words[i] & LOW, q[4 + i] = words[i] >> 4 & LOW;
-  if (TYPE == Q4_0 || TYPE == Q4_1) return;
-  const uint8_t* h = w.head(o, g) + (TYPE == Q5_0 ? 2 : 4);
-  const uint32_t fifth = word_at(h) | static_cast<uint32_t>(word_at(h + 2)) << 16;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const uint32_t four = fifth >> (4 * i) & 15;  // bits 0, 1, 2, 3 to bytes 0, 1, 2, 3
-    q[i] |= (four * 0x00204081u & 0x01010101u) << 4;
-  }
-}
-
-// Rows begin, .. of x (at most FEW), outputs OUTPUTS a warp. Lane l takes blocks l, l + 32, .. of all these outputs and rows and
-// leaves its terms in shared memory; then a lane for each output and row adds the terms of 32 blocks in order.
-template <int64_t TYPE>
-__global__ void few_kernel(Target to, Int8Rows x, Weight w, int64_t begin, int rows) {
-  FD_SHARED(float2, terms, [FEW_WARPS][TOGETHER][OUTPUTS][WARP + 1]);  // sum of integers, scale
-  FD_SHARED(float, minima, [FEW_WARPS][OUTPUTS][WARP + 1]);
-  const int lane = lane_id(), warp = warp_of_block(), my_output = lane % OUTPUTS, my_row = lane / OUTPUTS;
-  const int64_t blocks = w.C / 32, first = global_warp() * OUTPUTS;
-  if (first >= w.O) return;  // the whole warp
-  const int outputs = w.O - first < OUTPUTS ? static_cast<int>(w.O - first) : OUTPUTS;
-  float sum[FEW / TOGETHER] = {};
-#pragma unroll 1
-  for (int64_t from = 0; from < blocks; from += WARP) {
-    const int64_t b = from + lane;
-    const int here = blocks - from < WARP ? static_cast<int>(blocks - from) : WARP;
-    uint32_t q[OUTPUTS][8];
-    float scale[OUTPUTS];
-    if (lane < here)
-#pragma unroll
-      for (int o = 0; o < OUTPUTS; ++o)
-        if (o < outputs) load_quants<TYPE>(q[o], w, first + o, b);
-    if (lane < here)
-#pragma unroll
-      for (int o = 0; o < OUTPUTS; ++o)
-        if (o < outputs) {
-          const Shared32 s = shared32(w, first + o, b);
-          scale[o] = s.scale;
-          if (has_minimum(TYPE)) minima[warp][o][lane] = s.minimum;
-        }
-#pragma unroll
-    for (int group = 0; group < FEW / TOGETHER; ++group) {
-      if (group * TOGETHER >= rows) break;
-      if (lane < here)
-#pragma unroll 1
-        for (int r = 0; r < TOGETHER && group * TOGETHER + r < rows; ++r) {
-          const int64_t block = (begin + group * TOGETHER + r) * blocks + b;
-          const auto* four = reinterpret_cast<const uint4*>(x.q + block * 32);
-          const uint4 low = four[0], high = four[1];
-          const uint32_t words[] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-          const float x_scale = x.scale[block];
-          const int start = -offset_of(TYPE) * x.sum[block];
-#pragma unroll
-          for (int o = 0; o < OUTPUTS; ++o) {
-            if (o >= outputs) continue;
-            int inner = start;
-#pragma unroll
-            for (int i = 0; i < 8; ++i) inner = __dp4a(static_cast<int>(q[o][i]), static_cast<int>(words[i]), inner);
-            terms[warp][r][o][lane] = make_float2(static_cast<float>(inner), scale[o] * x_scale);
-          }
-        }
-      __syncwarp();
-      const int r = group * TOGETHER + my_row;
-      if (r < rows && my_output < outputs) {
-        const float* shift = x.shift + (begin + r) * blocks + from;
-        for (int k = 0; k < here; ++k) {
-          const float2 term = terms[warp][my_row][my_output][k];
-          sum[group] = fmaf(term.x, term.y, sum[group]);
-          if (has_minimum(TYPE)) sum[group] = fmaf(minima[warp][my_output][k], shift[k], sum[group]);
-        }
-      }
-      __syncwarp();  // before the next terms overwrite these
-    }
-  }
-#pragma unroll
-  for (int group = 0; group < FEW / TOGETHER; ++group) {
-    const int r = group * TOGETHER + my_row;
-    if (r < rows && my_output < outputs) store(to, r, first + my_output, sum[group]);
-  }
-}
-
 // x in int8, of all rows, where the type and `compute` ask for it. Returns the `compute` of the product.
 int64_t round_rows(fd_context* ctx, const char* op, const fd_tensor& x, const Weight& w, int64_t compute,
                    const Int8Rows& rounded) {
@@ -331,30 +59,7 @@ int64_t round_rows(fd_context* ctx, const char* op, const fd_tensor& x, const We
 // Rows begin, begin + 1, .. of x times the weight; compute as round_rows returned it.
 void product(fd_context* ctx, const char* op, const Target& to, const fd_tensor& x, const Int8Rows& rounded, const Weight& w,
              int64_t begin, int64_t rows, int64_t compute, bool naive) {
-  if (!naive && compute == FD_I8 && rows <= FEW && reinterpret_cast<uintptr_t>(w.data) % 16 == 0) {
-    const auto with = [&](auto* kernel) {
-      launch(ctx, op, blocks_for(w.O, OUTPUTS * FEW_WARPS), FEW_WARPS * WARP, kernel, to, rounded, w, begin,
-             static_cast<int>(rows));
-    };
-    switch (w.type) {
-      case Q8_0:
-        return with(few_kernel<Q8_0>);
-      case Q4_0:
-        return with(few_kernel<Q4_0>);
-      case Q4_1:
-        return with(few_kernel<Q4_1>);
-      case Q5_0:
-        return with(few_kernel<Q5_0>);
-      case Q5_1:
-        return with(few_kernel<Q5_1>);
-      case Q4_K:
-        return with(few_kernel<Q4_K>);
-      case Q5_K:
-        return with(few_kernel<Q5_K>);
-      default:
-        break;
-    }
-  }
+  if (!naive && compute == FD_I8 && product_of_few(ctx, op, to, rounded, w, begin, rows)) return;
   auto* kernel = compute == FD_I8 ? product_kernel<FD_I8> : compute == FD_BF16 ? product_kernel<FD_BF16> : product_kernel<FD_F32>;
   launch_threads(ctx, op, rows * w.O, kernel, to, x, rounded, w, begin, rows);
 }
