@@ -260,7 +260,7 @@ typedef struct {
   void (*copy)(fd_context*, void* to, const void* from, size_t bytes);
   void (*clear)(fd_context*, void* memory, size_t bytes);
   // Marks: all that the context's stream was given before. follow: its later work waits for the mark. reach: the host does; NULL, or the sentence
-  // that synchronize will tell, to which it is left.
+  // that synchronize of that stream tells, to which it is left.
   void* (*open_mark)(void);
   void (*close_mark)(void* mark);
   void (*mark)(fd_context*, void* mark);
@@ -277,7 +277,7 @@ typedef struct {
   void (*run_graph)(fd_context*, void* graph);
   void (*close_graph)(void* graph);
   // Waits for every op called with this context: the host may touch device memory after it and before the next op. Returns NULL, or a sentence
-  // about the first op that failed since the last call, good until this thread waits again.
+  // about the first op of its stream that failed since the last call, good until this thread waits again.
   const char* (*synchronize)(fd_context*);
 } fd_device_table;
 

@@ -304,7 +304,7 @@ void attention_forward_sm90(fd_context* ctx, const fd_attention_forward_args& a,
   uint16_t* const values = keys + rows * D;
   CUtensorMap key_map, value_map;
   if (!ptx::tensor_map_2d(&key_map, keys, rows, D, D, KEYS, 64) || !ptx::tensor_map_2d(&value_map, values, rows, D, D, KEYS, 64))
-    return record_error(op, "the driver makes no tensor map of its operands");
+    return record_error(ctx->stream, op, "the driver makes no tensor map of its operands");
   launch(ctx, op, tile_places(N, S, KEYS), THREADS, round_to_tiles_kernel, keys, values, a.k, a.v, a.cu_seqlens);
   const PairTiles tiles = pair_tiles(a.out, a.lse, a.q, a.cu_seqlens, a.scale, G, PAIRS);
   D == 64 ? launch_attention<64>(ctx, op, tiles, key_map, value_map, ahead)

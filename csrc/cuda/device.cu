@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <algorithm>
 #include <cstring>
+#include <map>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <utility>
@@ -18,35 +20,64 @@ namespace {
 
 std::vector<fd_variant> all_variants;
 fd_device_table table;
-std::string first_error;
+
+// What a stream was given since it was last waited for as a whole. An error is told to who waits for that stream, or for a mark
+// in it, and to nobody else.
+struct Given {
+  std::vector<const char*> ops;  // each once, to be named when a wait fails
+  std::string error;             // the first
+};
+std::map<const void*, std::shared_ptr<Given>> given_to;  // by stream; the null stream has the ops that are called by themselves
+std::mutex given_in_use;
 thread_local std::string told_error;  // to whoever waits, until that thread waits again
-std::mutex error_in_use;
-std::vector<const char*> launched;  // ops since a stream was last waited for, each once
+
+std::shared_ptr<Given>& given_since(const void* stream) {
+  std::shared_ptr<Given>& found = given_to[stream];
+  if (!found) found = std::make_shared<Given>();
+  return found;
+}
 
 thread_local cudaError_t refused = cudaSuccess;  // what became of the thread's last allocation
 
-void* given(cudaError_t e, void* memory) {
+void* taken(cudaError_t e, void* memory) {
   refused = e;
   if (e == cudaSuccess) return memory;
   cudaGetLastError();  // told by the null pointer, and not once more by the next kernel
   return nullptr;
 }
 
-// By the device, of managed memory too: pages begin where kernels use them, and the host touches none while another decoder's
-// kernels run, which GPUs without concurrent managed access (under WSL) do not bear.
-void* cleared(cudaError_t e, void* memory, size_t bytes) {
-  if (e != cudaSuccess) return given(e, nullptr);
-  e = cudaMemsetAsync(memory, 0, bytes, nullptr);
-  if (e == cudaSuccess) e = cudaStreamSynchronize(nullptr);
-  if (e != cudaSuccess) cudaFree(memory);
-  return given(e, memory);
+void release(void* memory) {
+  cudaPointerAttributes of;
+  const bool hosts = cudaPointerGetAttributes(&of, memory) == cudaSuccess && of.type == cudaMemoryTypeHost;
+  hosts ? cudaFreeHost(memory) : cudaFree(memory);
 }
 
-// Memory that kernels and the host both see: parameters, gradients and moments, which Python reads and writes as arrays. The host
-// may touch it after synchronize() only.
+// By the device, of managed memory too: pages begin where kernels use them.
+void* cleared(cudaError_t e, void* memory, size_t bytes) {
+  if (e != cudaSuccess) return taken(e, nullptr);
+  e = cudaMemsetAsync(memory, 0, bytes, nullptr);
+  if (e == cudaSuccess) e = cudaStreamSynchronize(nullptr);
+  if (e != cudaSuccess) release(memory);
+  return taken(e, memory);
+}
+
+// Whether the host may touch managed memory while kernels run, of whatever decoder. Under WSL it may not: it would end with a fault.
+bool concurrent_managed_access() {
+  static const bool is_so = [] {
+    int device = 0, value = 0;
+    return cudaGetDevice(&device) == cudaSuccess &&
+           cudaDeviceGetAttribute(&value, cudaDevAttrConcurrentManagedAccess, device) == cudaSuccess && value != 0;
+  }();
+  return is_so;
+}
+
+// Memory that kernels and the host both see: parameters, gradients and moments, which Python reads and writes as arrays. What the
+// host reads is of use after synchronize() only. Where managed memory does not bear the host beside kernels it is the host's,
+// pinned, which kernels read over the bus: slower, and safe.
 void* allocate(size_t bytes) {
   void* memory = nullptr;
-  const cudaError_t e = cudaMallocManaged(&memory, bytes, cudaMemAttachGlobal);
+  const cudaError_t e = concurrent_managed_access() ? cudaMallocManaged(&memory, bytes, cudaMemAttachGlobal)
+                                                    : cudaHostAlloc(&memory, bytes, cudaHostAllocMapped);
   return cleared(e, memory, bytes);
 }
 
@@ -67,87 +98,105 @@ size_t free_memory() {
 void* allocate_host(size_t bytes) {
   void* memory = nullptr;
   const cudaError_t e = cudaMallocHost(&memory, bytes);
-  return given(e, memory);
+  return taken(e, memory);
 }
 
 const char* refusal() {
   return refused == cudaSuccess || refused == cudaErrorMemoryAllocation ? nullptr : cudaGetErrorString(refused);
 }
 
-void release(void* memory) { cudaFree(memory); }
 void release_host(void* memory) { cudaFreeHost(memory); }
 
 // ---- streams and marks -------------------------------------------------------------------------------------------------
 cudaStream_t stream_of(const fd_context* ctx) { return static_cast<cudaStream_t>(ctx->stream); }
 
-void check(cudaError_t e, const char* what) {
+void check(const void* stream, cudaError_t e, const char* what) {
   if (e == cudaSuccess) return;
-  record_error(what, cudaGetErrorString(e));
+  record_error(stream, what, cudaGetErrorString(e));
   cudaGetLastError();  // told, and not once more by the next kernel
 }
 
 void* open_stream() {
   cudaStream_t stream = nullptr;
-  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream");
+  check(nullptr, cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream");  // else it is the null stream
   return stream;
 }
 void close_stream(void* stream) {
   cudaStreamSynchronize(static_cast<cudaStream_t>(stream));
   cudaStreamDestroy(static_cast<cudaStream_t>(stream));
+  std::lock_guard<std::mutex> lock(given_in_use);
+  given_to.erase(stream);
 }
 void copy(fd_context* ctx, void* to, const void* from, size_t bytes) {
   const cudaError_t e = cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_of(ctx));
-  if (e != cudaSuccess) check(e, ("a copy of " + std::to_string(bytes) + " bytes").c_str());
+  if (e != cudaSuccess) check(ctx->stream, e, ("a copy of " + std::to_string(bytes) + " bytes").c_str());
 }
 void clear(fd_context* ctx, void* memory, size_t bytes) {
   const cudaError_t e = cudaMemsetAsync(memory, 0, bytes, stream_of(ctx));
-  if (e != cudaSuccess) check(e, ("clearing " + std::to_string(bytes) + " bytes").c_str());
-}
-void* open_mark() {
-  cudaEvent_t event = nullptr;
-  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "an event");
-  return event;
-}
-void close_mark(void* mark) { cudaEventDestroy(static_cast<cudaEvent_t>(mark)); }
-void mark(fd_context* ctx, void* mark) {
-  check(cudaEventRecord(static_cast<cudaEvent_t>(mark), stream_of(ctx)), "recording an event");
-}
-void follow(fd_context* ctx, void* mark) {
-  check(cudaStreamWaitEvent(stream_of(ctx), static_cast<cudaEvent_t>(mark), 0), "waiting for an event");
+  if (e != cudaSuccess) check(ctx->stream, e, ("clearing " + std::to_string(bytes) + " bytes").c_str());
 }
 
-// What a wait found: the first error, which is left to be told again unless it is `taken`. Kernels run later than they are
-// launched: of an error that shows here all that is known is which were under way.
-const char* told(cudaError_t e, bool taken) {
-  std::lock_guard<std::mutex> lock(error_in_use);
-  if (e != cudaSuccess && first_error.empty()) {
-    first_error = std::string(cudaGetErrorString(e)) + ", in one of:";
-    for (size_t i = 0; i < launched.size(); ++i) first_error += std::string(i == 0 ? " " : ", ") + launched[i];
-    first_error += "; FREEDIVE_CUDA_SYNC=1 waits after each and names it";
+// An event, and what the stream that it was last recorded in had been given.
+struct Mark {
+  cudaEvent_t event = nullptr;
+  cudaError_t made;
+  const void* stream = nullptr;
+  std::shared_ptr<Given> given;
+};
+void* open(unsigned flags) {
+  auto* mark = new Mark;
+  mark->made = cudaEventCreateWithFlags(&mark->event, flags);
+  if (mark->made != cudaSuccess) cudaGetLastError();  // told to who uses it
+  return mark;
+}
+void* open_mark() { return open(cudaEventDisableTiming); }
+void* open_clock() { return open(cudaEventDefault); }
+void close_mark(void* mark) {
+  auto* m = static_cast<Mark*>(mark);
+  if (m->made == cudaSuccess) cudaEventDestroy(m->event);
+  delete m;
+}
+void mark(fd_context* ctx, void* mark) {
+  auto* m = static_cast<Mark*>(mark);
+  check(ctx->stream, m->made == cudaSuccess ? cudaEventRecord(m->event, stream_of(ctx)) : m->made, "recording an event");
+  std::lock_guard<std::mutex> lock(given_in_use);
+  m->stream = ctx->stream, m->given = given_since(ctx->stream);
+}
+void follow(fd_context* ctx, void* mark) {
+  check(ctx->stream, cudaStreamWaitEvent(stream_of(ctx), static_cast<Mark*>(mark)->event, 0), "waiting for an event");
+}
+double seconds_between(void* from, void* to) {
+  const auto *begin = static_cast<Mark*>(from), *end = static_cast<Mark*>(to);
+  float milliseconds = 0.0f;
+  check(end->stream, cudaEventElapsedTime(&milliseconds, begin->event, end->event), "reading a clock");
+  return 1e-3 * static_cast<double>(milliseconds);
+}
+
+// What a wait found: the first error. Kernels run later than they are launched: of an error that shows here all that is known is
+// which were under way.
+const char* told(cudaError_t e, Given& given) {
+  if (e != cudaSuccess && given.error.empty()) {
+    given.error = std::string(cudaGetErrorString(e)) + (given.ops.empty() ? ", of a copy or another stream" : ", in one of:");
+    for (size_t i = 0; i < given.ops.size(); ++i) given.error += std::string(i == 0 ? " " : ", ") + given.ops[i];
+    given.error += "; FREEDIVE_CUDA_SYNC=1 waits after each and names it";
   }
-  if (first_error.empty()) return nullptr;
-  told_error = first_error;
-  if (taken) first_error.clear();
+  if (given.error.empty()) return nullptr;
+  told_error = given.error;
   return told_error.c_str();
 }
 
 const char* synchronize(fd_context* ctx) {
-  const char* error = told(cudaStreamSynchronize(stream_of(ctx)), true);
-  std::lock_guard<std::mutex> lock(error_in_use);
-  launched.clear();
-  return error;
+  const cudaError_t e = cudaStreamSynchronize(stream_of(ctx));
+  std::lock_guard<std::mutex> lock(given_in_use);
+  const std::shared_ptr<Given> all = std::exchange(given_since(ctx->stream), nullptr);  // marks in it still have it
+  return told(e, *all);
 }
-const char* reach(void* mark) { return told(cudaEventSynchronize(static_cast<cudaEvent_t>(mark)), false); }
-
-void* open_clock() {
-  cudaEvent_t event = nullptr;
-  check(cudaEventCreateWithFlags(&event, cudaEventDefault), "an event");
-  return event;
-}
-double seconds_between(void* from, void* to) {
-  float milliseconds = 0.0f;
-  check(cudaEventElapsedTime(&milliseconds, static_cast<cudaEvent_t>(from), static_cast<cudaEvent_t>(to)), "reading a clock");
-  return 1e-3 * static_cast<double>(milliseconds);
+const char* reach(void* mark) {
+  auto* m = static_cast<Mark*>(mark);
+  if (!m->given) return nullptr;  // in no stream yet
+  const cudaError_t e = cudaEventSynchronize(m->event);
+  std::lock_guard<std::mutex> lock(given_in_use);
+  return told(e, *m->given);
 }
 
 // ---- graphs ------------------------------------------------------------------------------------------------------------
@@ -160,6 +209,7 @@ bool graphs_wanted() {
 }
 
 struct Graph {
+  const void* stream = nullptr;  // that is captured
   cudaGraphExec_t launchable = nullptr;
   std::vector<const char*> ops;  // each once, to be named when a later wait fails
   bool failed = false;
@@ -174,6 +224,7 @@ int32_t begin_graph(fd_context* ctx) {
     return 0;
   }
   capturing = new Graph;
+  capturing->stream = ctx->stream;
   return 1;
 }
 
@@ -193,8 +244,8 @@ void* end_graph(fd_context* ctx) {
 
 void run_graph(fd_context* ctx, void* graph) {
   auto* g = static_cast<Graph*>(graph);
-  for (const char* op : g->ops) note_launch(op);
-  check(cudaGraphLaunch(g->launchable, stream_of(ctx)), "launching a graph");
+  for (const char* op : g->ops) note_launch(ctx->stream, op);
+  check(ctx->stream, cudaGraphLaunch(g->launchable, stream_of(ctx)), "launching a graph");
 }
 
 void close_graph(void* graph) {  // one under way ends first
@@ -282,19 +333,20 @@ const char* misfit() {
 
 }  // namespace
 
-void record_error(const char* op, const char* what) {
-  if (capturing != nullptr) return void(capturing->failed = true);
-  std::lock_guard<std::mutex> lock(error_in_use);
-  if (first_error.empty()) first_error = std::string(op) + ": " + what;
+void record_error(const void* stream, const char* op, const char* what) {
+  if (capturing != nullptr && capturing->stream == stream) return void(capturing->failed = true);
+  std::lock_guard<std::mutex> lock(given_in_use);
+  std::string& error = given_since(stream)->error;
+  if (error.empty()) error = std::string(op) + ": " + what;
 }
 
-void note_launch(const char* op) {
+void note_launch(const void* stream, const char* op) {
   const auto add = [&](std::vector<const char*>& ops) {
     if (std::find(ops.begin(), ops.end(), op) == ops.end()) ops.push_back(op);
   };
-  if (capturing != nullptr) return add(capturing->ops);
-  std::lock_guard<std::mutex> lock(error_in_use);
-  add(launched);
+  if (capturing != nullptr && capturing->stream == stream) return add(capturing->ops);
+  std::lock_guard<std::mutex> lock(given_in_use);
+  add(given_since(stream)->ops);
 }
 
 bool wait_after_each() {

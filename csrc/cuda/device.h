@@ -28,10 +28,10 @@ int64_t matmul_packed_size(int64_t O, int64_t C, int64_t compute);
 int64_t quantized_size(int64_t O, int64_t C, int64_t type);
 int64_t quantized_row(int64_t C, int64_t type);
 
-// The first error since the last synchronize() is kept.
-void record_error(const char* op, const char* what);
-void note_launch(const char* op);  // to be named when a later wait fails
-bool wait_after_each();            // FREEDIVE_CUDA_SYNC: every launch is waited for, so that an error names its kernel
+// The first error of a stream since it was last waited for is kept, for who waits for it.
+void record_error(const void* stream, const char* op, const char* what);
+void note_launch(const void* stream, const char* op);  // to be named when a later wait fails
+bool wait_after_each();  // FREEDIVE_CUDA_SYNC: every launch is waited for, so that an error names its kernel
 
 #define FD_VARIANT_LIST(family, ...)                                  \
   VariantList family##_variants() {                                   \

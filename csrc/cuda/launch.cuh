@@ -66,10 +66,10 @@ void launch_cluster(fd_context* ctx, const char* op, int64_t blocks, int threads
     std::string where = std::string(op) + ", " + std::to_string(blocks) + " blocks of " + std::to_string(threads) +
                         (shared > 0 ? " with " + std::to_string(shared) + " bytes of shared memory" : "");
     (describe(where, arguments), ...);
-    record_error(where.c_str(), what);
+    record_error(stream, where.c_str(), what);
   };
   if (blocks > INT32_MAX) return failed("a grid has at most 2147483647 blocks");
-  note_launch(op);
+  note_launch(stream, op);
   if (shared > (48 << 10) &&
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)) != cudaSuccess) {
     cudaGetLastError();

@@ -208,7 +208,7 @@ void launch_wgmma(fd_context* ctx, const char* op, const RoundedProduct& p, int 
   const bool mapped = map_of(&a, p.a, p.a_row, p.rows, p.depth, p.a_by_k, M) &&
                       map_of(&b, p.b, p.b_row, p.columns, p.depth, p.b_by_k, P::N / P::CLUSTER) &&
                       (!P::STORED || ptx::tensor_map_2d(&out, p.out, p.rows, p.columns, p.out_row, 64, P::BOX_COLUMNS));
-  if (!mapped) return record_error(op, "the driver makes no tensor map of its operands");
+  if (!mapped) return record_error(ctx->stream, op, "the driver makes no tensor map of its operands");
   const auto kernel =
       p.a_by_k ? (p.b_by_k ? wgmma_kernel<P, true, true> : wgmma_kernel<P, true, false>) : wgmma_kernel<P, false, false>;
   int64_t clusters = blocks_for(p.rows, M * P::CLUSTER) * blocks_for(p.columns, P::N);

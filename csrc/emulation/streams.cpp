@@ -60,6 +60,7 @@ uint64_t drawn() {  // of its own: what kernels draw must not depend on it
 constexpr size_t ZONE = 64;  // behind it, looked at with all other memory of the device (memory.cpp)
 std::map<uintptr_t, size_t> private_memory;  // begin -> bytes mapped
 std::map<uintptr_t, size_t> pinned;
+std::set<const void*> mapped;  // of the host, and kernels see it
 int open_gates = 0;
 
 size_t page() {
@@ -259,9 +260,30 @@ void* allocate_pinned(size_t bytes) {
   return p;
 }
 
+bool managed_memory() {
+  static const bool there = [] {
+    const char* value = std::getenv("FREEDIVE_EMU_MANAGED");
+    return value == nullptr || std::strcmp(value, "0") != 0;
+  }();
+  return there;
+}
+
+void* allocate_mapped(size_t bytes) {
+  std::lock_guard<std::recursive_mutex> lock(machine);
+  void* p = allocate(bytes);
+  if (p != nullptr) mapped.insert(p);
+  return p;
+}
+
+bool is_hosts(const void* memory) {
+  std::lock_guard<std::recursive_mutex> lock(machine);
+  return mapped.count(memory) > 0 || pinned.count(reinterpret_cast<uintptr_t>(memory)) > 0;
+}
+
 void release_pinned(void* memory) {
   std::lock_guard<std::recursive_mutex> lock(machine);
   if (memory == nullptr) return;
+  if (mapped.erase(memory) > 0) return drain(nullptr), release(memory);
   if (pinned.erase(reinterpret_cast<uintptr_t>(memory)) == 0) fail("%p is freed as pinned memory and is none", memory);
   drain(nullptr);
   std::free(memory);

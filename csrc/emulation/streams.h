@@ -33,7 +33,10 @@ void synchronize(Event* event);
 
 void* allocate_private(size_t bytes);  // null when there is none
 bool release_private(void* memory);    // false: it is none
+bool managed_memory();  // false (FREEDIVE_EMU_MANAGED=0): the GPU is one whose managed memory the host may not touch beside kernels
 void* allocate_pinned(size_t bytes);
+void* allocate_mapped(size_t bytes);  // pinned, and kernels see it
+bool is_hosts(const void* memory);    // the beginning of one of these two
 void release_pinned(void* memory);
 // Fails unless each side is device memory, managed or not, or pinned.
 void copy(Stream* stream, void* to, const void* from, size_t bytes);

@@ -16,6 +16,16 @@
 
 namespace freedive {
 
+namespace {
+
+struct OutOfMemory : std::bad_alloc {  // Python's MemoryError, with these words
+  explicit OutOfMemory(std::string w) : words(std::move(w)) {}
+  const char* what() const noexcept override { return words.c_str(); }
+  std::string words;
+};
+
+}  // namespace
+
 // Anonymous mappings: zero-filled, and pages nobody touched cost nothing, so capacity may exceed what a run uses.
 Buffer::Buffer(size_t bytes, bool huge_pages, const fd_device_table* device, Kind kind) : size_(bytes) {
   if (bytes == 0) return;
@@ -25,11 +35,13 @@ Buffer::Buffer(size_t bytes, bool huge_pages, const fd_device_table* device, Kin
                            : device->allocate_private(bytes);
     release_ = kind == HOST ? device->release_host : device->release;
     if (data_ != nullptr) return;
-    if (const char* why = device->refusal()) throw std::runtime_error(std::string(device->name) + ": no memory: " + why);
-    throw std::bad_alloc();
+    const std::string lacks =
+        std::string(device->name) + ": no " + std::to_string(bytes) + " bytes of " + (kind == HOST ? "pinned memory" : "memory");
+    if (const char* why = device->refusal()) throw std::runtime_error(lacks + ": " + why);
+    throw OutOfMemory(lacks + " left");
   }
   data_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (data_ == MAP_FAILED) data_ = nullptr, throw std::bad_alloc();
+  if (data_ == MAP_FAILED) data_ = nullptr, throw OutOfMemory("no " + std::to_string(bytes) + " bytes of memory left");
 #ifdef MADV_HUGEPAGE
   if (bytes >= (size_t{4} << 20)) madvise(data_, bytes, huge_pages ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
 #endif

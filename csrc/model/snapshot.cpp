@@ -2,7 +2,8 @@
 //
 // A checkpoint is three copies of what is trained. They are made on a stream of their own, into pinned memory, while the next
 // forward and backward passes run: these only read parameters. The optimizer would overwrite them, so its next step waits, on the
-// device, for the copies. Whoever writes the file waits for them on the host. Where there is no second memory it is a plain copy,
+// device, for the copies. Whoever writes the file waits for them on the host, and is told what goes wrong with them; the trainer
+// is told what goes wrong with its own stream. Where there is no second memory it is a plain copy,
 // made at once.
 #include <cstring>
 #include <stdexcept>
@@ -38,6 +39,7 @@ std::shared_ptr<Snapshot> Decoder::snapshot() {
     return made;
   }
   if (copying_.stream == nullptr) copying_.stream = device_->open_stream();
+  device_->synchronize(&copying_);  // what went wrong with the last one is told to who has it, not to who has the next
   if (!snapshot_ || snapshot_.use_count() > 1)
     snapshot_ = std::make_shared<Snapshot>(device_, floats, arrays);  // who has the last one keeps it
   device_->mark(&ctx_, snapshot_->mark), device_->follow(&copying_, snapshot_->mark);

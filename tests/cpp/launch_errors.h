@@ -8,10 +8,10 @@
 namespace freedive::cuda {
 
 static std::string told;
-void record_error(const char* op, const char* what) {
+void record_error(const void*, const char* op, const char* what) {
   if (told.empty()) told = std::string(op) + ": " + what;
 }
-void note_launch(const char*) {}
+void note_launch(const void*, const char*) {}
 bool wait_after_each() { return false; }
 
 }  // namespace freedive::cuda

@@ -333,12 +333,12 @@ bool no_sm90(const char* name) {
   int device = 0, major = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  if (major != 9) record_error(name, "needs compute capability 9.0");
+  if (major != 9) record_error(nullptr, name, "needs compute capability 9.0");
   return major != 9;
 }
 bool mapped(CUtensorMap* map, const void* data, int64_t rows, int64_t columns, int64_t row, int box_rows) {
   const bool ok = ptx::tensor_map_2d(map, static_cast<const uint16_t*>(data), rows, columns, row, box_rows, 64);
-  if (!ok) record_error("tensor_map_2d", "the driver refuses it");
+  if (!ok) record_error(nullptr, "tensor_map_2d", "the driver refuses it");
   return ok;
 }
 fd_context context{nullptr, nullptr, nullptr, 0, 1};
@@ -358,7 +358,7 @@ void run_store_f32(const uint8_t* in, uint8_t* out) {
   CUtensorMap to;
   if (no_sm90("store_f32")) return;
   if (!ptx::tensor_map_2d(&to, reinterpret_cast<const float*>(out), STORE_ROWS - 3, STORE_ROW - 1, STORE_ROW, 64, 32))
-    return record_error("tensor_map_2d", "the driver refuses it");
+    return record_error(nullptr, "tensor_map_2d", "the driver refuses it");
   launch_shared(&context, "store_f32", 1, WARP, 64 * 128, store_f32, in, to);
 }
 template <int N, bool A_BY_K, bool B_BY_K>
@@ -405,7 +405,7 @@ const char* run(const Case& c, const void* in, void* out) {
   uint8_t *device_in = nullptr, *device_out = nullptr;
   told.clear();
   auto check = [](cudaError_t e) {
-    if (e != cudaSuccess) record_error("the runtime", cudaGetErrorString(e));
+    if (e != cudaSuccess) record_error(nullptr, "the runtime", cudaGetErrorString(e));
   };
   check(cudaMallocManaged(reinterpret_cast<void**>(&device_in), static_cast<size_t>(c.in), cudaMemAttachGlobal));
   check(cudaMallocManaged(reinterpret_cast<void**>(&device_out), static_cast<size_t>(c.out), cudaMemAttachGlobal));

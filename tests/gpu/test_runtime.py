@@ -17,6 +17,7 @@ import pytest
 import freedive
 from freedive import _core
 from freedive.model import Batch, DecoderConfig, Model, plan
+from freedive.runs import UserError, human_bytes
 
 DEVICE = os.environ.get("FREEDIVE_GPU_DEVICE", "cuda")
 HERE = [name for name in dict.fromkeys((DEVICE, "cuda-emu", "cpu")) if _core.device_error(name) is None]
@@ -105,11 +106,27 @@ def test_what_is_written_over_is_in_the_snapshot(device: str):
     assert snapshot()["parameters"].tobytes() == before["parameters"].tobytes()
 
 
+def trained_by_a_process(device: str, **environment: str) -> str:
+    """All bits after a step and a snapshot of it"""
+    program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_runtime import *; m = made({device!r}); step(m); print(m.trained().tobytes().hex(), m.snapshot()()['v'].tobytes().hex())"
+    return subprocess.run([sys.executable, "-c", program], env=os.environ | environment, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.parametrize("device", [name for name in HERE if name != "cpu"])
 def test_waiting_after_each_kernel_changes_nothing(device: str):
-    program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_runtime import *; m = made({device!r}); step(m); print(m.trained().tobytes().hex())"
-    run = lambda sync: subprocess.run([sys.executable, "-c", program], env=os.environ | {"FREEDIVE_CUDA_SYNC": sync}, capture_output=True, text=True, check=True).stdout
-    assert run("1") == run("0") != ""
+    assert trained_by_a_process(device, FREEDIVE_CUDA_SYNC="1") == trained_by_a_process(device, FREEDIVE_CUDA_SYNC="0") != ""
+
+
+@emulated
+def test_a_gpu_whose_managed_memory_the_host_may_not_touch_beside_kernels():
+    """As under WSL: parameters lie in the host's pinned memory then, and no bit changes"""
+    assert trained_by_a_process("cuda-emu", FREEDIVE_EMU_MANAGED="0") == trained_by_a_process("cuda-emu") != ""
+
+
+@pytest.mark.parametrize("device", HERE)
+def test_memory_that_is_not_there_is_told(device: str):
+    with pytest.raises(MemoryError, match=r"no \d{10,} bytes of memory left"):
+        made(device).new_cache(1 << 40)
 
 
 def test_a_plugin_of_another_build_is_refused(tmp_path: Path):
@@ -132,3 +149,15 @@ def test_the_plan_is_the_devices():
     rows = dict(plan(CONFIG, 512, 4, device="cuda-emu").rows)
     assert rows["workspace"] != dict(plan(CONFIG, 512, 4, threads=1).rows)["workspace"]
     assert rows["parameters"] == dict(plan(CONFIG, 512, 4).rows)["parameters"]
+
+
+@emulated
+def test_a_checkpoint_has_its_place_in_the_plan(monkeypatch: pytest.MonkeyPatch):
+    """Beside the device's memory: a copy of all that is trained, in the host's"""
+    planned = plan(CONFIG, 64, 4, device="cuda-emu")
+    taken = sum(array.nbytes for name, array in made("cuda-emu").snapshot()().items() if name != "step_count")
+    assert planned.snapshot == taken and human_bytes(taken) in str(planned)
+    assert plan(CONFIG, 64, 4, trainable=False).snapshot == 0
+    monkeypatch.setattr("freedive.model.model.available_memory", lambda: taken - 1)
+    with pytest.raises(UserError, match="a checkpoint of this model is .* of the host's memory, but"):
+        made("cuda-emu")

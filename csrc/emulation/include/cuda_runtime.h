@@ -120,6 +120,7 @@ inline cudaError_t given(void** p, void* memory) { return (*p = memory) == nullp
 }  // namespace emu
 inline cudaError_t cudaMallocManaged(void** p, size_t bytes, unsigned = cudaMemAttachGlobal) {
   if (const int e = emu::unsafe_call()) return e;
+  if (!emu::managed_memory()) return cudaErrorMemoryAllocation;  // nobody takes what it would fault on
   return emu::given(p, emu::allocate(bytes));
 }
 inline cudaError_t cudaMalloc(void** p, size_t bytes) {
@@ -130,8 +131,23 @@ inline cudaError_t cudaMallocHost(void** p, size_t bytes) {
   if (const int e = emu::unsafe_call()) return e;
   return emu::given(p, emu::allocate_pinned(bytes));
 }
+constexpr unsigned cudaHostAllocMapped = 2;
+inline cudaError_t cudaHostAlloc(void** p, size_t bytes, unsigned flags) {
+  if (flags != cudaHostAllocMapped) return cudaErrorInvalidValue;
+  if (const int e = emu::unsafe_call()) return e;
+  return emu::given(p, emu::allocate_mapped(bytes));
+}
+enum cudaMemoryType { cudaMemoryTypeUnregistered, cudaMemoryTypeHost, cudaMemoryTypeDevice, cudaMemoryTypeManaged };
+struct cudaPointerAttributes {
+  cudaMemoryType type;
+};
+inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* of, const void* p) {  // of what is allocated here
+  of->type = emu::is_hosts(p) ? cudaMemoryTypeHost : cudaMemoryTypeDevice;
+  return cudaSuccess;
+}
 inline cudaError_t cudaFree(void* p) {
   if (const int e = emu::unsafe_call()) return e;
+  if (emu::is_hosts(p)) return cudaErrorInvalidValue;
   emu::synchronize(static_cast<emu::Stream*>(nullptr));
   if (!emu::release_private(p)) emu::release(p);
   return cudaSuccess;
@@ -186,7 +202,8 @@ inline cudaError_t cudaGetDeviceCount(int* count) {
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount = 16,
   cudaDevAttrComputeCapabilityMajor = 75,
-  cudaDevAttrComputeCapabilityMinor = 76
+  cudaDevAttrComputeCapabilityMinor = 76,
+  cudaDevAttrConcurrentManagedAccess = 89
 };
 inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
@@ -195,6 +212,7 @@ inline cudaError_t cudaGetDevice(int* device) {
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {  // 9.0: every instruction of the emulator
   *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9 : 0;
   if (attribute == cudaDevAttrMultiProcessorCount) *value = 4;  // few: a persistent block has several tiles
+  if (attribute == cudaDevAttrConcurrentManagedAccess) *value = emu::managed_memory();
   return cudaSuccess;
 }
 inline const char* cudaGetErrorString(cudaError_t e) {

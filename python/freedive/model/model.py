@@ -47,8 +47,14 @@ class Plan:
     def total(self) -> int:
         return sum(b for _, b in self.rows)
 
+    @property
+    def snapshot(self) -> int:
+        """Of the host, beside these: what a checkpoint copies, parameters and moments. On a GPU pinned, and kept for the next one; else while it is written."""
+        return 3 * dict(self.rows)["gradients"]
+
     def __str__(self) -> str:
-        return ", ".join(f"{name} {human_bytes(b)}" for name, b in self.rows if b) + f"; in all {human_bytes(self.total)}"
+        beside = f", and {human_bytes(self.snapshot)} of the host's for a checkpoint" if self.snapshot else ""
+        return ", ".join(f"{name} {human_bytes(b)}" for name, b in self.rows if b) + f"; in all {human_bytes(self.total)}{beside}"
 
 
 MOST_THREADS = 1024
@@ -83,7 +89,10 @@ def check_fits(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable:
     if threads is not None and threads > MOST_THREADS:
         raise UserError(f"threads is {threads}; it must be at most {MOST_THREADS}", hint="more threads than cores make nothing faster")
     p = planned(max_tokens)
-    free = _core.free_memory(device) or available_memory()  # a GPU's own
+    own = _core.free_memory(device)  # a GPU's
+    free = own or available_memory()
+    if own and p.snapshot > (hosts := available_memory()):
+        raise UserError(f"a checkpoint of this model is {human_bytes(p.snapshot)} of the host's memory, but {human_bytes(hosts)} are available", hint="choose a smaller model (a lower --depth)")
     if p.total <= free:
         return p
     tokens = max_tokens
