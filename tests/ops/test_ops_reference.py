@@ -147,6 +147,12 @@ ROW_WISE = {
 }
 
 
+def one_of_several(case):
+    """Has one thing alone that other cases have together with more: where a call takes seconds those will do"""
+    given = lambda *names: [name for name in names if case.inputs.get(name) is not None]
+    return given("dlogprobs", "dentropy", "dlse") in (["dentropy"], ["dlse"]) or len(given("packed", "bias", "residual")) == 1 and not case.inputs.get("accumulate", 1)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("op", ROW_WISE)
 def test_other_rows_change_no_bit(op, device):
@@ -154,7 +160,7 @@ def test_other_rows_change_no_bit(op, device):
     rows_in, rows_out = (names.split() for names in ROW_WISE[op])
     for variant in ops.variants(op, device):
         for case in op_cases.CASES[op]:
-            if not tells_something(variant, case):
+            if not tells_something(variant, case) or device == "cuda-emu" and one_of_several(case):
                 continue
             whole = case.arguments(device)
             N = len(whole[rows_in[0]])
