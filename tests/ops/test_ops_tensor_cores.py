@@ -1,4 +1,4 @@
-"""Attention on tensor cores: tiles of 64 keys, a ring of 2 or 3 of them, chunks of 512 that a decode step gives to blocks of their own.
+"""Products of many tiles, and attention on tensor cores: tiles of 64 keys, a ring of 2 or 3 of them, chunks of 512 that a decode step gives to blocks of their own.
 One order of sums for training, prefill and decode, whatever the batch and the cache: their bits are equal."""
 
 import numpy as np
@@ -151,3 +151,26 @@ def test_other_heads_and_types_are_the_rung_below(device):
         for op, below, arguments in ((ops.attention_forward, "tiled", x), (ops.attention_backward, "naive", (dout, out, lse, *x))):
             for a, b in zip(*(op(*arguments, device=device, variant=variant, compute=compute) for variant in (below, "sm80"))):
                 np.testing.assert_array_equal(a, b)
+
+
+# op, N, C, O: what other tests are too small for. 128 x 128, a tile of a wave of blocks: five stages of k, k in parts; 16 x 32 of the weight's gradient with k in parts; stores by TMA from 256 columns
+LARGE = [("matmul_forward", 1030, 150, 1540), ("matmul_forward", 3500, 3100, 140), ("matmul_backward_input", 1030, 1540, 150), ("matmul_backward_input", 3500, 140, 3100),
+         ("matmul_backward_weight", 150, 1540, 1030), ("matmul_backward_weight", 1600, 770, 770), ("matmul_backward_weight", 1100, 20, 9), ("matmul_forward", 150, 300, 200)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("op", "N", "C", "O"), LARGE)
+def test_products_of_many_tiles(device, op, N, C, O):
+    r = rng(8)
+    x, weight, dout = normal(r, N, C), normal(r, O, C), normal(r, N, O)
+    out, inputs, want = {
+        "matmul_forward": ((N, O), {"x": x, "weight": weight}, lambda: bf16(x) @ bf16(weight).T),
+        "matmul_backward_input": ((N, C), {"dout": dout, "weight": weight}, lambda: bf16(dout) @ bf16(weight)),
+        "matmul_backward_weight": ((O, C), {"x": x, "dout": dout}, lambda: bf16(dout).T @ bf16(x)),
+    }[op]
+    key, got = {"matmul_forward": "out", "matmul_backward_input": "dx", "matmul_backward_weight": "dweight"}[op], []
+    scalars = {"compute": "bfloat16"} | ({} if key == "dweight" else {"accumulate": 0})
+    for variant in ("sm80", "sm80_128x256", *(["sm90"] if (N, C, O) == (150, 300, 200) else [])):
+        got.append(np.zeros(out, np.float32))
+        ops.call(op, **inputs, **scalars, **{key: got[-1]}, variant=variant, device=device)
+        np.testing.assert_array_equal(got[-1], got[0])
+    assert error(got[0], want()) < 1e-5
