@@ -17,8 +17,11 @@
 //    training, prefill and decode alike. So the sampler's log-prob is the trainer's, bit for bit. A variant that works on parts of a sequence
 //    at once cuts it at fixed borders, and all of them do.
 //  * compute = FD_F32 or FD_BF16 says how products multiply: FD_BF16 lets a variant round their operands to bfloat16 (to nearest,
-//    ties to even), which is where a processor with such instructions doubles its speed; sums are float32 and so is every tensor
-//    in memory. The chain is then over pairs of k. A packed weight is packed for one `compute`.
+//    ties to even), which is where a processor with such instructions doubles its speed; sums are float32. The chain is then over
+//    pairs of k. A packed weight is packed for one `compute`.
+//  * a tensor is float32 in memory, or where FD_OPS says "f32|bf16" bfloat16: outputs are then rounded as operands are (denormals
+//    may become 0). What only products read may so be stored as what they take of it: half the bytes, the same bits. gate and up
+//    are of one dtype.
 //    On tensor cores (csrc/cuda) it is over steps of 16 k, and a long k of a product of few columns is cut into parts, each a chain,
 //    added in order; how many follows from the weight's shape alone (in matmul_backward_weight from all sizes), so rows change no bit.
 //  * quantized_*: a weight in the type its file holds it in, rearranged by quantized_pack. FD_F32 and FD_BF16 give the bits of the float op on
@@ -80,6 +83,8 @@ typedef struct { fd_tensor dx, dout, x; } fd_gelu_backward_args;  // dx may be d
 // out = silu(gate) * up, silu(a) = a / (1 + exp(-a))
 typedef struct { fd_tensor out, gate, up; } fd_swiglu_forward_args;
 typedef struct { fd_tensor dgate, dup, dout, gate, up; } fd_swiglu_backward_args;  // dgate, dup may be gate, up
+// out = x: rounded where out is bfloat16 and x is not, exact else
+typedef struct { fd_tensor out, x; } fd_cast_args;
 
 // ---- matmul: the three layouts of training ---------------------------------------------------------------------
 // out[n,o] = (accumulate ? out : 0) + sum_c x[n,c] weight[o,c] + bias[o] + residual[n,o]. The chain starts from out when accumulating.
@@ -177,18 +182,19 @@ typedef struct { fd_tensor out, x, y; double alpha, beta; } fd_linear_combinatio
 #define FD_OPS(OP) \
   OP(embedding_forward, "out:f32[N,C]= tokens:i32[N] positions:i32[N]? wte:f32[V,C] wpe:f32[T,C]?") \
   OP(embedding_backward, "dwte:f32[V,C]+ dwpe:f32[T,C]+? dout:f32[N,C] tokens:i32[N] positions:i32[N]?") \
-  OP(rmsnorm_forward, "out:f32[N,H,D]= rstd:f32[N,H]= x:f32[N,H,D] weight:f32[D] eps:f") \
+  OP(rmsnorm_forward, "out:f32|bf16[N,H,D]= rstd:f32[N,H]= x:f32[N,H,D] weight:f32[D] eps:f") \
   OP(rmsnorm_backward, "dx:f32[N,H,D]+ dweight:f32[D]+ dout:f32[N,H,D] x:f32[N,H,D] weight:f32[D] rstd:f32[N,H] accumulate:i") \
-  OP(layernorm_forward, "out:f32[N,C]= mean:f32[N]= rstd:f32[N]= x:f32[N,C] weight:f32[C] bias:f32[C]? eps:f") \
+  OP(layernorm_forward, "out:f32|bf16[N,C]= mean:f32[N]= rstd:f32[N]= x:f32[N,C] weight:f32[C] bias:f32[C]? eps:f") \
   OP(layernorm_backward, "dx:f32[N,C]+ dweight:f32[C]+ dbias:f32[C]+? dout:f32[N,C] x:f32[N,C] weight:f32[C] mean:f32[N] rstd:f32[N] accumulate:i") \
   OP(rope, "out:f32[N,H,D]= x:f32[N,H,D] cos:f32[P,R] sin:f32[P,R] positions:i32[N] inverse:i") \
-  OP(gelu_forward, "out:f32[N,F]= x:f32[N,F]") \
-  OP(gelu_backward, "dx:f32[N,F]= dout:f32[N,F] x:f32[N,F]") \
-  OP(swiglu_forward, "out:f32[N,F]= gate:f32[N,F] up:f32[N,F]") \
-  OP(swiglu_backward, "dgate:f32[N,F]= dup:f32[N,F]= dout:f32[N,F] gate:f32[N,F] up:f32[N,F]") \
-  OP(matmul_forward, "out:f32[N,O]+ x:f32[N,C] weight:f32[O,C] packed:f32[P]? bias:f32[O]? residual:f32[N,O]? accumulate:i compute:i?") \
+  OP(gelu_forward, "out:f32|bf16[N,F]= x:f32|bf16[N,F]") \
+  OP(gelu_backward, "dx:f32[N,F]= dout:f32[N,F] x:f32|bf16[N,F]") \
+  OP(swiglu_forward, "out:f32|bf16[N,F]= gate:f32|bf16[N,F] up:f32|bf16[N,F]") \
+  OP(swiglu_backward, "dgate:f32[N,F]= dup:f32[N,F]= dout:f32[N,F] gate:f32|bf16[N,F] up:f32|bf16[N,F]") \
+  OP(cast, "out:f32|bf16[N,F]= x:f32|bf16[N,F]") \
+  OP(matmul_forward, "out:f32[N,O]+ x:f32|bf16[N,C] weight:f32[O,C] packed:f32[P]? bias:f32[O]? residual:f32[N,O]? accumulate:i compute:i?") \
   OP(matmul_backward_input, "dx:f32[N,C]+ dout:f32[N,O] weight:f32[O,C] accumulate:i compute:i?") \
-  OP(matmul_backward_weight, "dweight:f32[O,C]+ dbias:f32[O]+? dout:f32[N,O] x:f32[N,C] compute:i?") \
+  OP(matmul_backward_weight, "dweight:f32[O,C]+ dbias:f32[O]+? dout:f32[N,O] x:f32|bf16[N,C] compute:i?") \
   OP(matmul_pack, "packed:f32[P]= weight:f32[O,C] compute:i?") \
   OP(attention_forward, "out:f32[N,H,D]= lse:f32[N,H]= q:f32[N,H,D] k:f32[N,G,D] v:f32[N,G,D] cu_seqlens:i32[S1] scale:f compute:i?") \
   OP(attention_backward, "dq:f32[N,H,D]= dk:f32[N,G,D]= dv:f32[N,G,D]= dout:f32[N,H,D] out:f32[N,H,D] lse:f32[N,H] q:f32[N,H,D] k:f32[N,G,D] v:f32[N,G,D] cu_seqlens:i32[S1] scale:f compute:i?") \

@@ -185,15 +185,17 @@ void bind_model(py::module_& m) {
   m.def(
       "plan",
       [](const py::dict& config, int threads, int64_t max_tokens, int64_t max_seqs, bool trainable,
-         const std::optional<py::dict>& adapter, const std::string& device, const std::string& recompute) {
+         const std::optional<py::dict>& adapter, const std::string& device, const std::string& recompute,
+         int64_t compute) {
         std::vector<std::pair<std::string, size_t>> out;
         for (const auto& r : Decoder::plan(config_from(config), require_device(device), threads, max_tokens, max_seqs, trainable,
-                                           adapter_from(adapter), recompute_from(recompute)))
+                                           adapter_from(adapter), recompute_from(recompute), compute))
           out.emplace_back(r.name, r.bytes);
         return out;
       },
       py::arg("config"), py::arg("threads"), py::arg("max_tokens"), py::arg("max_seqs"), py::arg("trainable"),
-      py::arg("adapter") = py::none(), py::arg("device") = "cpu", py::arg("recompute") = "none");
+      py::arg("adapter") = py::none(), py::arg("device") = "cpu", py::arg("recompute") = "none",
+      py::arg("compute") = static_cast<int64_t>(FD_F32));
   m.def("free_memory", [](const std::string& device) -> std::optional<size_t> {  // of a device that has its own
     const fd_device_table* d = require_device(device);
     return d->free_memory == nullptr ? std::nullopt : std::optional<size_t>(d->free_memory());

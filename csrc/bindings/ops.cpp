@@ -290,6 +290,8 @@ CheckedCall check_call(const std::string& name, const py::object& variant, int t
                             std::to_string(sizes[b]));
   };
   if (name.rfind("attention", 0) == 0) divides("H", "G");
+  if (name.rfind("swiglu", 0) == 0 && tensors.at("gate").dtype != tensors.at("up").dtype)
+    throw py::value_error(name + ": gate and up must be of one dtype");
   if (name == "rope" && sizes["D"] != 2 * sizes["R"]) throw py::value_error("rope: D must be 2 R");
   if (name.rfind("kv_cache", 0) == 0 || name == "attention_cached")
     check_cache(name, tensors, sizes);

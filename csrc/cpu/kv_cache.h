@@ -31,12 +31,6 @@ FD_INLINE int64_t cache_row(const fd_tensor& cache) { return cache.stride[2] / f
 
 // ---- writing ---------------------------------------------------------------------------------------------------
 
-FD_INLINE uint16_t bf16_bits(float x) {
-  const float rounded = bf16_round(x);
-  uint32_t u;
-  memcpy(&u, &rounded, 4);
-  return static_cast<uint16_t>(u >> 16 | (x != x ? 0x40 : 0));  // a NaN keeps a bit that says so
-}
 // Number `part` of a word.
 template <class T>
 FD_INLINE void put(float* word, int64_t part, T x) {

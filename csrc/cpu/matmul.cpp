@@ -4,7 +4,7 @@
 //   backward weight: dw[o,c]     += sum_n dout[n,o] x[n,c];  dbias[o] += sum_n dout[n,o]
 //
 // In bfloat16 (compute = FD_BF16) both operands are rounded to it, when they are packed or per number, and the chain is of pairs
-// of products in float32; tensors in memory stay float32.
+// of products in float32. x may be bfloat16 in memory: then packing it is a copy of half the bytes.
 //
 // Memory plan (blocked, after Goto & van de Geijn 2008): of two operands the smaller one is packed once, by all threads; then the
 // output is cut into units handed to threads one by one, and a unit packs its own part of the other, in slices of BLOCK_K words
@@ -44,6 +44,9 @@ constexpr int64_t UNIT_M = 1536;    // rows for which a block of B is packed onc
 constexpr int64_t SMALL = 1 << 18;  // multiply-adds: about 10 us, below which waking the other threads costs more than it brings
 
 FD_INLINE float* row(const fd_tensor& t, int64_t n) { return f32(t) + n * t.stride[0]; }
+FD_INLINE float number_at(const fd_tensor& t, int64_t n, int64_t c) {
+  return is_half(t) ? value_of(b16(t)[n * t.stride[0] + c]) : row(t, n)[c];
+}
 
 // ---- naive -----------------------------------------------------------------------------------------------------
 
@@ -53,7 +56,7 @@ void forward_naive(fd_context* ctx, const void* p) {
   parallel_units(ctx, N, [&](int64_t n, int) {
     for (int64_t o = 0; o < O; ++o) {
       float sum = a.accumulate ? row(a.out, n)[o] : 0.0f;
-      for (int64_t c = 0; c < C; ++c) sum = fma1(taken(row(a.x, n)[c], a.compute), taken(row(a.weight, o)[c], a.compute), sum);
+      for (int64_t c = 0; c < C; ++c) sum = fma1(taken(number_at(a.x, n, c), a.compute), taken(row(a.weight, o)[c], a.compute), sum);
       if (f32(a.bias) != nullptr) sum = sum + f32(a.bias)[o];
       if (f32(a.residual) != nullptr) sum = sum + row(a.residual, n)[o];
       row(a.out, n)[o] = sum;
@@ -79,7 +82,7 @@ void backward_weight_naive(fd_context* ctx, const void* p) {
   parallel_units(ctx, O, [&](int64_t o, int) {
     for (int64_t c = 0; c < C; ++c) {
       float sum = row(a.dweight, o)[c];
-      for (int64_t n = 0; n < N; ++n) sum = fma1(taken(row(a.dout, n)[o], a.compute), taken(row(a.x, n)[c], a.compute), sum);
+      for (int64_t n = 0; n < N; ++n) sum = fma1(taken(row(a.dout, n)[o], a.compute), taken(number_at(a.x, n, c), a.compute), sum);
       row(a.dweight, o)[c] = sum;
     }
     for (int64_t n = 0; f32(a.dbias) != nullptr && n < N; ++n) f32(a.dbias)[o] += row(a.dout, n)[o];
@@ -100,6 +103,15 @@ float* shared_operand(uint8_t* workspace) { return reinterpret_cast<float*>(work
 Buffers buffers_of(uint8_t* workspace, int thread) {
   float* base = shared_operand(workspace) + SHARED + 16 + thread * BUFFER;
   return {base, base + BUFFER_B};
+}
+
+template <class Body>
+FD_INLINE void with_a(const Gemm& g, const Body& body) {
+  g.a16 != nullptr ? body(g.a16) : body(g.a);
+}
+template <class Body>
+FD_INLINE void with_b(const Gemm& g, const Body& body) {
+  g.b16 != nullptr ? body(g.b16) : body(g.b);
 }
 
 // True when partial sums cannot rest in the output between slices of k, because the residual lies there.
@@ -217,7 +229,9 @@ void pack_part(fd_context* ctx, const Gemm& g, const Part& part) {
     if (g.a_k != 1) {
       pack_strips_of_columns<HALF, false>(to, a, g.a_k, rows, g.m - part.begin - i, K, nullptr);
     } else {
-      pack_strips_of_rows<HALF>(to, a, g.a_row, rows, K);
+      with_a(g, [&](const auto* rows_of_a) {
+        pack_strips_of_rows<HALF>(to, rows_of_a + (part.begin + i) * g.a_row + slices.first(s), g.a_row, rows, K);
+      });
     }
   });
 }
@@ -236,12 +250,12 @@ void gemm_block(const Gemm& g, const Part& part, const Buffers& buffers, int64_t
     x.panel = (g.packed != nullptr ? slices.words : x.words) * PANEL;
     if (g.packed != nullptr) {
       x.b = g.packed + j0 / PANEL * x.panel + s * slices.each * PANEL;
-    } else if (g.b_k == 1) {
+    } else if (g.b_k == 1 && g.b16 == nullptr) {
       for (int64_t j = 0; j < columns; j += PANEL)
         pack_panel<HALF>(buffers.b + j * x.words, g.b + (j0 + j) * g.b_j + k0, g.b_j, min64(PANEL, columns - j), K);
       x.b = buffers.b;
     } else {
-      pack_block<HALF>(buffers.b, x.words * PANEL, g.b + k0 * g.b_k + j0, g.b_k, K, columns);
+      with_b(g, [&](const auto* b) { pack_block<HALF>(buffers.b, x.words * PANEL, b + k0 * g.b_k + j0, g.b_k, K, columns); });
       x.b = buffers.b;
     }
     for (int64_t i = i0; i < i0 + rows; i += BLOCK_M) {
@@ -272,13 +286,15 @@ void pack_weight_in(fd_context* ctx, float* packed, const float* weight, int64_t
 // All of B as pack_weight would have it.
 template <bool HALF>
 void pack_whole(fd_context* ctx, float* panels, const Gemm& g) {
-  if (g.b_k == 1) return pack_weight_in<HALF>(ctx, panels, g.b, g.b_j, g.n, g.k);
+  if (g.b_k == 1 && g.b16 == nullptr) return pack_weight_in<HALF>(ctx, panels, g.b, g.b_j, g.n, g.k);
   constexpr int64_t COLUMNS = 4 * PANEL, PIECE = HALF ? 512 : 256;  // of k, of a unit
   const int64_t panel = words_of<HALF>(g.k) * PANEL, across = ceil_div(g.n, COLUMNS);
   parallel_units(ctx, across * ceil_div(g.k, PIECE), [&](int64_t unit, int) {
     const int64_t j = unit % across * COLUMNS, k = unit / across * PIECE;
-    pack_block<HALF>(panels + j / PANEL * panel + words_of<HALF>(k) * PANEL, panel, g.b + k * g.b_k + j * g.b_j, g.b_k,
-                     min64(PIECE, g.k - k), min64(COLUMNS, g.n - j));
+    with_b(g, [&](const auto* b) {
+      pack_block<HALF>(panels + j / PANEL * panel + words_of<HALF>(k) * PANEL, panel, b + k * g.b_k + j * g.b_j, g.b_k,
+                       min64(PIECE, g.k - k), min64(COLUMNS, g.n - j));
+    });
   });
 }
 
@@ -296,7 +312,9 @@ void gemm_rows(const Gemm& g, const float* panels, const Buffers& buffers, int64
     } else if (g.a_k != 1) {
       pack_strips_of_columns<HALF, false>(buffers.b, a, g.a_k, rows, g.m - i0, K, nullptr);
     } else {
-      pack_strips_of_rows<HALF>(buffers.b, a, g.a_row, rows, K);
+      with_a(g, [&](const auto* rows_of_a) {
+        pack_strips_of_rows<HALF>(buffers.b, rows_of_a + i0 * g.a_row + slices.first(s), g.a_row, rows, K);
+      });
     }
     const Slice x = {buffers.b,  panels + s * slices.each * PANEL, words_of<HALF>(K), slices.words * PANEL, s > 0 || g.accumulate,
                      s == slices.count - 1, false};
@@ -379,10 +397,10 @@ void gemm_in(fd_context* context, uint8_t* workspace, const Gemm& g) {
   if (g.m <= FEW && g.packed != nullptr && words_of<HALF>(g.k) * g.m <= SHARED) {
     const int64_t words = words_of<HALF>(g.k);
     float* a = reinterpret_cast<float*>(workspace);
-    if (!HALF && g.a_k == 1 && (g.a_row == words || g.m == 1)) {
+    if (!HALF && g.a16 == nullptr && g.a_k == 1 && (g.a_row == words || g.m == 1)) {
       a = const_cast<float*>(g.a);
     } else {
-      rows_of_words<HALF>(a, g.a, g.a_row, g.a_k, g.m, g.k);
+      with_a(g, [&](const auto* from) { rows_of_words<HALF>(a, from, g.a_row, g.a_k, g.m, g.k); });
     }
     const int64_t columns = g.m * g.n * g.k >= SMALL ? 4 * PANEL : ceil_div(g.n, PANEL) * PANEL;
     parallel_units(ctx, ceil_div(g.n, columns), [&](int64_t unit, int) {
@@ -402,6 +420,8 @@ void gemm_in(fd_context* context, uint8_t* workspace, const Gemm& g) {
       const int64_t k0 = HALF ? 2 * w : w;
       part.k = min64(HALF ? 2 * fits : fits, g.k - k0);
       part.a = g.a + k0 * g.a_k, part.b = g.b + k0 * g.b_k;
+      if (g.a16 != nullptr) part.a16 = g.a16 + k0;
+      if (g.b16 != nullptr) part.b16 = g.b16 + k0 * g.b_k;
       part.accumulate = g.accumulate || w > 0;
       if (w + fits < in_all) part.bias = part.residual = nullptr;
       gemm_in<HALF>(context, workspace, part);
@@ -477,7 +497,7 @@ void forward_simd(fd_context* ctx, const void* p) {
   }
   gemm(ctx, ctx->workspace,
        {N, O, C, f32(a.x), a.x.stride[0], 1, f32(a.weight), 1, a.weight.stride[0], packed, f32(a.out), a.out.stride[0],
-        a.accumulate != 0, f32(a.bias), f32(a.residual), a.residual.stride[0], a.compute});
+        a.accumulate != 0, f32(a.bias), f32(a.residual), a.residual.stride[0], a.compute, is_half(a.x) ? b16(a.x) : nullptr});
 }
 
 void backward_input_simd(fd_context* ctx, const void* p) {
@@ -491,7 +511,8 @@ void backward_weight_simd(fd_context* ctx, const void* p) {
   const auto& a = *static_cast<const fd_matmul_backward_weight_args*>(p);
   gemm(ctx, ctx->workspace,
        {a.dweight.shape[0], a.dweight.shape[1], a.x.shape[0], f32(a.dout), 1, a.dout.stride[0], f32(a.x), a.x.stride[0], 1,
-        nullptr, f32(a.dweight), a.dweight.stride[0], true, nullptr, nullptr, 0, a.compute, f32(a.dbias)});
+        nullptr, f32(a.dweight), a.dweight.stride[0], true, nullptr, nullptr, 0, a.compute, nullptr,
+        is_half(a.x) ? b16(a.x) : nullptr, f32(a.dbias)});
 }
 
 void pack(fd_context* ctx, const void* p) {

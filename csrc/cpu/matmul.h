@@ -20,6 +20,7 @@ struct Gemm {
   const float* residual;  // or NULL; may be c
   int64_t residual_row;
   int64_t compute;  // FD_F32 or FD_BF16
+  const bf16 *a16 = nullptr, *b16 = nullptr;  // instead of a (with a_k = 1) and of b (with b_j = 1): numbers that are bfloat16
   float* sums = nullptr;  // or [m], to which the rows of an A stored by columns (a_row = 1) are added, in the order of k
 };
 

@@ -3,7 +3,8 @@
 //   layernorm:  out = xhat w + b, xhat = (x - mean) rstd;  dx = rstd (g - mean(g) - xhat mean(g xhat)),
 //               dw += sum_n dout xhat, db += sum_n dout
 //
-// Memory: forward reads and writes each element once (a row stays in L1 between its two passes): 8 bytes an element.
+// Memory: forward reads and writes each element once (a row stays in L1 between its two passes): 8 bytes an element, 6 where out
+// is bfloat16.
 // Backward reads dout and x and writes dx: 12. The sums over rows (dw, db) are taken over chunks of ROW_CHUNK rows,
 // each into its own partial in the workspace; the partials are then added in order. Chunks depend on N only.
 //
@@ -22,6 +23,13 @@ constexpr int64_t ROW_CHUNK = 64;
 FD_INLINE float* row_of(const fd_tensor& t, int64_t H, int64_t r) {
   return f32(t) + r / H * t.stride[0] + (t.ndim == 3 ? r % H * t.stride[1] : 0);
 }
+// body(row(r)) where row(r) is a row of the output, of floats or of bfloat16.
+template <class Body>
+FD_INLINE void with_rows(const fd_tensor& t, int64_t H, const Body& body) {
+  with_numbers(t, [&](auto* data) {
+    body([=, &t](int64_t r) { return data + r / H * t.stride[0] + (t.ndim == 3 ? r % H * t.stride[1] : 0); });
+  });
+}
 // rstd[n, h], mean[n]
 FD_INLINE float* stat_of(const fd_tensor& t, int64_t H, int64_t r) {
   return f32(t) + r / H * t.stride[0] + (t.ndim == 2 ? r % H * t.stride[1] : 0);
@@ -32,37 +40,42 @@ FD_INLINE float* stat_of(const fd_tensor& t, int64_t H, int64_t r) {
 void rmsnorm_forward_naive(fd_context* ctx, const void* p) {
   const auto& a = *static_cast<const fd_rmsnorm_forward_args*>(p);
   const int64_t H = a.x.shape[1], D = a.x.shape[2], rows = a.x.shape[0] * H;
-  parallel_rows(ctx, rows, D, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      const float* x = row_of(a.x, H, r);
-      float* out = row_of(a.out, H, r);
-      double square = 0;
-      for (int64_t d = 0; d < D; ++d) square += static_cast<double>(x[d]) * x[d];
-      const float rstd = static_cast<float>(1.0 / sqrt(square / D + a.eps));
-      for (int64_t d = 0; d < D; ++d) out[d] = x[d] * rstd * f32(a.weight)[d];
-      *stat_of(a.rstd, H, r) = rstd;
-    }
+  with_rows(a.out, H, [&](const auto& out_row) {
+    parallel_rows(ctx, rows, D, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        const float* x = row_of(a.x, H, r);
+        auto* out = out_row(r);
+        double square = 0;
+        for (int64_t d = 0; d < D; ++d) square += static_cast<double>(x[d]) * x[d];
+        const float rstd = static_cast<float>(1.0 / sqrt(square / D + a.eps));
+        for (int64_t d = 0; d < D; ++d) store_one(out + d, x[d] * rstd * f32(a.weight)[d]);
+        *stat_of(a.rstd, H, r) = rstd;
+      }
+    });
   });
 }
 
 void layernorm_forward_naive(fd_context* ctx, const void* p) {
   const auto& a = *static_cast<const fd_layernorm_forward_args*>(p);
   const int64_t N = a.x.shape[0], C = a.x.shape[1];
-  parallel_rows(ctx, N, C, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) {
-      const float* x = row_of(a.x, 1, n);
-      float* out = row_of(a.out, 1, n);
-      double mean = 0, square = 0;
-      for (int64_t c = 0; c < C; ++c) mean += x[c];
-      mean /= C;
-      for (int64_t c = 0; c < C; ++c) square += (x[c] - mean) * (x[c] - mean);
-      const double rstd = 1.0 / sqrt(square / C + a.eps);
-      for (int64_t c = 0; c < C; ++c) {
-        out[c] = static_cast<float>((x[c] - mean) * rstd) * f32(a.weight)[c] + (f32(a.bias) ? f32(a.bias)[c] : 0.0f);
+  with_rows(a.out, 1, [&](const auto& out_row) {
+    parallel_rows(ctx, N, C, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        const float* x = row_of(a.x, 1, n);
+        auto* out = out_row(n);
+        double mean = 0, square = 0;
+        for (int64_t c = 0; c < C; ++c) mean += x[c];
+        mean /= C;
+        for (int64_t c = 0; c < C; ++c) square += (x[c] - mean) * (x[c] - mean);
+        const double rstd = 1.0 / sqrt(square / C + a.eps);
+        for (int64_t c = 0; c < C; ++c) {
+          const float bias = f32(a.bias) ? f32(a.bias)[c] : 0.0f;
+          store_one(out + c, static_cast<float>((x[c] - mean) * rstd) * f32(a.weight)[c] + bias);
+        }
+        *stat_of(a.mean, 1, n) = static_cast<float>(mean);
+        *stat_of(a.rstd, 1, n) = static_cast<float>(rstd);
       }
-      *stat_of(a.mean, 1, n) = static_cast<float>(mean);
-      *stat_of(a.rstd, 1, n) = static_cast<float>(rstd);
-    }
+    });
   });
 }
 
@@ -73,17 +86,19 @@ void rmsnorm_forward_simd(fd_context* ctx, const void* p) {
   const int64_t H = a.x.shape[1], D = a.x.shape[2], rows = a.x.shape[0] * H;
   const float* weight = f32(a.weight);
   const bool stream = should_stream(a.out) && D % 16 == 0;
-  parallel_rows(ctx, rows, D, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      const float* x = row_of(a.x, H, r);
-      float* out = row_of(a.out, H, r);
-      const float square = sum_lanes(D, [&](int64_t i, auto load, vf s) { return vfma(load(x + i), load(x + i), s); });
-      const float rstd = static_cast<float>(1.0 / sqrt(static_cast<double>(square) / D + a.eps));
-      for_lanes_to(stream, D,
-                   [&](int64_t i, auto load, auto store) { store(out + i, load(x + i) * vset(rstd) * load(weight + i)); });
-      *stat_of(a.rstd, H, r) = rstd;
-    }
-    stream_end(stream);
+  with_rows(a.out, H, [&](const auto& out_row) {
+    parallel_rows(ctx, rows, D, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        const float* x = row_of(a.x, H, r);
+        auto* out = out_row(r);
+        const float square = sum_lanes(D, [&](int64_t i, auto load, vf s) { return vfma(load(x + i), load(x + i), s); });
+        const float rstd = static_cast<float>(1.0 / sqrt(static_cast<double>(square) / D + a.eps));
+        for_lanes_to(stream, D,
+                     [&](int64_t i, auto load, auto store) { store(out + i, load(x + i) * vset(rstd) * load(weight + i)); });
+        *stat_of(a.rstd, H, r) = rstd;
+      }
+      stream_end(stream);
+    });
   });
 }
 
@@ -92,25 +107,27 @@ void layernorm_forward_simd(fd_context* ctx, const void* p) {
   const int64_t N = a.x.shape[0], C = a.x.shape[1];
   const float *weight = f32(a.weight), *bias = f32(a.bias);
   const bool stream = should_stream(a.out);
-  parallel_rows(ctx, N, C, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) {
-      const float* x = row_of(a.x, 1, n);
-      float* out = row_of(a.out, 1, n);
-      const float mean = sum_lanes(C, [&](int64_t i, auto load, vf s) { return s + load(x + i); }) / static_cast<float>(C);
-      const float square = sum_lanes(C, [&](int64_t i, auto load, vf s) {
-        vf y = load(x + i) - vset(mean);
-        if (i + VL > C) y = vselect(viota() < vseti(static_cast<int32_t>(C - i)), y, vset(0));
-        return vfma(y, y, s);
-      });
-      const float rstd = static_cast<float>(1.0 / sqrt(static_cast<double>(square) / C + a.eps));
-      for_lanes_to(stream, C, [&](int64_t i, auto load, auto store) {
-        const vf y = (load(x + i) - vset(mean)) * vset(rstd) * load(weight + i);
-        store(out + i, bias ? y + load(bias + i) : y);
-      });
-      *stat_of(a.mean, 1, n) = mean;
-      *stat_of(a.rstd, 1, n) = rstd;
-    }
-    stream_end(stream);
+  with_rows(a.out, 1, [&](const auto& out_row) {
+    parallel_rows(ctx, N, C, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        const float* x = row_of(a.x, 1, n);
+        auto* out = out_row(n);
+        const float mean = sum_lanes(C, [&](int64_t i, auto load, vf s) { return s + load(x + i); }) / static_cast<float>(C);
+        const float square = sum_lanes(C, [&](int64_t i, auto load, vf s) {
+          vf y = load(x + i) - vset(mean);
+          if (i + VL > C) y = vselect(viota() < vseti(static_cast<int32_t>(C - i)), y, vset(0));
+          return vfma(y, y, s);
+        });
+        const float rstd = static_cast<float>(1.0 / sqrt(static_cast<double>(square) / C + a.eps));
+        for_lanes_to(stream, C, [&](int64_t i, auto load, auto store) {
+          const vf y = (load(x + i) - vset(mean)) * vset(rstd) * load(weight + i);
+          store(out + i, bias ? y + load(bias + i) : y);
+        });
+        *stat_of(a.mean, 1, n) = mean;
+        *stat_of(a.rstd, 1, n) = rstd;
+      }
+      stream_end(stream);
+    });
   });
 }
 

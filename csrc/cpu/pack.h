@@ -1,6 +1,7 @@
 // pack.h: operands of the blocked product in the order the register kernel reads them: A in strips of MR rows, B in panels of
 // PANEL columns, both word by word along k. A word is a float, or in bfloat16 the pair (k, k+1); an odd end is paired with 0.
-// Rounding to bfloat16 happens here and nowhere else, so an operand is rounded once however often it is used.
+// Rounding to bfloat16 happens here, so an operand is rounded once however often it is used; one that is bfloat16 in memory (T) is
+// copied.
 #pragma once
 #include "kernel.h"
 
@@ -19,26 +20,38 @@ FD_INLINE vf row_words(const float* x) {
   return HALF ? bf16_words(x) : vload(x);
 }
 template <bool HALF>
-FD_INLINE float row_word(const float* x, int64_t w, int64_t K) {
-  if (!HALF) return x[w];
-  const uint32_t pair = bf16_pair(x[2 * w], 2 * w + 1 < K ? x[2 * w + 1] : 0.0f);
+FD_INLINE vf row_words(const bf16* x) {
+  return HALF ? *reinterpret_cast<const vf_of_halves*>(x) : vload(x);
+}
+FD_INLINE float pair_word(float even, float odd) {
+  const uint32_t pair = bf16_pair(even, odd);
   float f;
   memcpy(&f, &pair, sizeof(f));
   return f;
+}
+FD_INLINE float pair_word(bf16 even, bf16 odd) {
+  const uint32_t pair = even | static_cast<uint32_t>(odd) << 16;
+  float f;
+  memcpy(&f, &pair, sizeof(f));
+  return f;
+}
+template <bool HALF, class T>
+FD_INLINE float row_word(const T* x, int64_t w, int64_t K) {
+  return HALF ? pair_word(x[2 * w], 2 * w + 1 < K ? x[2 * w + 1] : T{0}) : value_of(x[w]);
 }
 
 // Rows of K numbers, turned: to[w * to_row + r] = word w of row r for r < LANES, 0 for rows from `rows` on. Stores are VL lanes
 // wide, in rising order of w, of which LANES count; those at the end are cut, for what follows may be another thread's. With
 // FETCH the rows below, which come next, are asked for meanwhile.
-template <bool HALF, int LANES, bool FETCH = false>
-FD_INLINE void turn_rows(float* to, int64_t to_row, const float* from, int64_t from_row, int64_t rows, int64_t K) {
+template <bool HALF, int LANES, bool FETCH = false, class T>
+FD_INLINE void turn_rows(float* to, int64_t to_row, const T* from, int64_t from_row, int64_t rows, int64_t K) {
   constexpr int64_t STEP = HALF ? 2 * VL : VL;
   int64_t k = 0;
   for (; k + STEP <= K; k += STEP) {
     if (FETCH) {
 #pragma GCC unroll 16
       for (int i = 0; i < LANES; ++i) {
-        for (int64_t f = 0; f < STEP; f += 16) __builtin_prefetch(from + (LANES + i) * from_row + k + f, 0, 2);
+        for (int64_t f = 0; f < STEP; f += int64_t{64 / sizeof(T)}) __builtin_prefetch(from + (LANES + i) * from_row + k + f, 0, 2);
       }
     }
     vf r[VL];
@@ -68,37 +81,36 @@ FD_INLINE void pack_panel(float* panel, const float* weight, int64_t weight_row,
 }
 
 // Words of `lanes` columns of the rows k and k + 1 (or k alone) of a plain matrix, 0 in the lanes beyond.
-template <bool HALF>
-FD_INLINE vf column_words(const float* x, int64_t k_stride, int64_t w, int64_t K, int64_t lanes = VL) {
-  const auto load = [lanes](const float* p) { return lanes >= VL ? vload(p) : vload_n(p, lanes); };
+template <bool HALF, class T>
+FD_INLINE vf column_words(const T* x, int64_t k_stride, int64_t w, int64_t K, int64_t lanes = VL) {
+  const auto load = [lanes](const T* p) { return lanes >= VL ? vload(p) : vload_n(p, lanes); };
   if (!HALF) return load(x + w * k_stride);
-  const float* even = x + 2 * w * k_stride;
-  return bf16_pairs(load(even), 2 * w + 1 < K ? load(even + k_stride) : vset(0.0f));
+  const T* even = x + 2 * w * k_stride;
+  const vf first = load(even), second = 2 * w + 1 < K ? load(even + k_stride) : vset(0.0f);
+  if (sizeof(T) == sizeof(float)) return bf16_pairs(first, second);
+  return reinterpret_cast<vf>(reinterpret_cast<vu>(first) >> 16 | reinterpret_cast<vu>(second));  // nothing to round
 }
-template <bool HALF>
-FD_INLINE float column_word(const float* x, int64_t k_stride, int64_t w, int64_t K) {
-  if (!HALF) return x[w * k_stride];
-  const float* even = x + 2 * w * k_stride;
-  const uint32_t pair = bf16_pair(*even, 2 * w + 1 < K ? even[k_stride] : 0.0f);
-  float f;
-  memcpy(&f, &pair, sizeof(f));
-  return f;
+template <bool HALF, class T>
+FD_INLINE float column_word(const T* x, int64_t k_stride, int64_t w, int64_t K) {
+  if (!HALF) return value_of(x[w * k_stride]);
+  const T* even = x + 2 * w * k_stride;
+  return pair_word(*even, 2 * w + 1 < K ? even[k_stride] : T{0});
 }
 
 // How many words ahead rows are asked for that are read across: a part of each, a row apart in memory, where the processor does
 // not look ahead by itself.
 constexpr int64_t WORDS_AHEAD = 8;
-template <bool HALF>
-FD_INLINE void fetch_words(const float* x, int64_t k_stride, int64_t w) {
-  const float* at = x + (HALF ? 2 : 1) * (w + WORDS_AHEAD) * k_stride;
+template <bool HALF, class T>
+FD_INLINE void fetch_words(const T* x, int64_t k_stride, int64_t w) {
+  const T* at = x + (HALF ? 2 : 1) * (w + WORDS_AHEAD) * k_stride;
   __builtin_prefetch(at, 0, 2);
   if (HALF) __builtin_prefetch(at + k_stride, 0, 2);
 }
 
 // A block of a plain B[K, columns] in panels [ceil(columns/PANEL)][words][PANEL], `panel` from one to the next, four panels at a
 // time: reads run along rows.
-template <bool HALF>
-FD_INLINE void pack_block(float* panels, int64_t panel, const float* b, int64_t b_k, int64_t K, int64_t columns) {
+template <bool HALF, class T>
+FD_INLINE void pack_block(float* panels, int64_t panel, const T* b, int64_t b_k, int64_t K, int64_t columns) {
   const int64_t words = words_of<HALF>(K), whole = columns / PANEL;
   for (int64_t p0 = 0; p0 < whole; p0 += 4) {
     const int64_t p1 = min64(whole, p0 + 4);
@@ -166,8 +178,8 @@ FD_INLINE void pack_strips_of_columns(float* strips, const float* a, int64_t a_k
 }
 
 // The same of a block stored by rows (A(i,k) = a[i*a_row + k]).
-template <bool HALF>
-FD_INLINE void pack_strips_of_rows(float* strips, const float* a, int64_t a_row, int64_t rows, int64_t K) {
+template <bool HALF, class T>
+FD_INLINE void pack_strips_of_rows(float* strips, const T* a, int64_t a_row, int64_t rows, int64_t K) {
   constexpr int LANES = MR < VL ? MR : VL;
   for (int64_t i = 0; i < rows; i += MR, strips += words_of<HALF>(K) * MR) {
     for (int v = 0; v < MR; v += VL)
@@ -176,8 +188,8 @@ FD_INLINE void pack_strips_of_rows(float* strips, const float* a, int64_t a_row,
 }
 
 // Plain rows of words, for products of few rows: to[r * words + w].
-template <bool HALF>
-FD_INLINE void rows_of_words(float* to, const float* a, int64_t a_row, int64_t a_k, int64_t rows, int64_t K) {
+template <bool HALF, class T>
+FD_INLINE void rows_of_words(float* to, const T* a, int64_t a_row, int64_t a_k, int64_t rows, int64_t K) {
   const int64_t words = words_of<HALF>(K);
   constexpr int64_t STEP = HALF ? 2 * VL : VL;
   for (int64_t r = 0; r < rows; ++r) {

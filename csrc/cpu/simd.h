@@ -81,6 +81,33 @@ FD_INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }
 #endif
 FD_INLINE vf vselect(vi mask, vf yes, vf no) { return mask ? yes : no; }
 
+// bfloat16 in memory: the upper half of a float. Loads and stores are overloaded, so a loop over lanes is the same for both.
+typedef uint16_t bf16;
+typedef uint16_t vh __attribute__((vector_size(2 * VL)));
+typedef uint32_t vu __attribute__((vector_size(4 * VL)));
+typedef uint16_t vh_unaligned __attribute__((vector_size(2 * VL), aligned(2), may_alias));
+typedef float vf_of_halves __attribute__((vector_size(4 * VL), aligned(2), may_alias));  // VL pairs that lie like one bfloat16
+FD_INLINE vf widened(vh x) { return reinterpret_cast<vf>(__builtin_convertvector(x, vu) << 16); }
+// As bf16_round below: to nearest, ties to even; denormals become 0, NaN stays NaN.
+FD_INLINE vh narrowed(vf x) {
+#if defined(FREEDIVE_BF16) && defined(FREEDIVE_AVX512)
+  return reinterpret_cast<vh>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(x)));
+#else
+  const vi u = reinterpret_cast<vi>(x), size = u & vseti(0x7fffffff);
+  const vi rounded = size < vseti(0x00800000) ? u & vseti(INT32_MIN) : u + vseti(0x7fff) + ((u >> 16) & vseti(1));
+  return __builtin_convertvector(reinterpret_cast<vu>(size > vseti(0x7f800000) ? u | vseti(0x00400000) : rounded) >> 16, vh);
+#endif
+}
+FD_INLINE vf vload(const bf16* p) { return widened(*reinterpret_cast<const vh_unaligned*>(p)); }
+FD_INLINE void vstore(bf16* p, vf x) { *reinterpret_cast<vh_unaligned*>(p) = narrowed(x); }
+FD_INLINE float value_of(float x) { return x; }
+FD_INLINE float value_of(bf16 x) {
+  const uint32_t u = static_cast<uint32_t>(x) << 16;
+  float f;
+  memcpy(&f, &u, 4);
+  return f;
+}
+
 // The first n lanes of memory, zeros beyond; 1 <= n <= VL.
 FD_INLINE vf vload_n(const float* p, int64_t n) {
 #if defined(FREEDIVE_AVX512)
@@ -105,6 +132,17 @@ FD_INLINE void vstore_n(float* p, vf x, int64_t n) {
   vstore(t, x);
   for (int64_t i = 0; i < n; ++i) p[i] = t[i];
 #endif
+}
+
+FD_INLINE vf vload_n(const bf16* p, int64_t n) {
+  bf16 t[VL] = {0};
+  for (int64_t i = 0; i < n; ++i) t[i] = p[i];
+  return vload(t);
+}
+FD_INLINE void vstore_n(bf16* p, vf x, int64_t n) {
+  bf16 t[VL];
+  vstore(t, x);
+  for (int64_t i = 0; i < n; ++i) p[i] = t[i];
 }
 
 // a*b + c: fused, but multiply then add in the baseline. fma1 is the same operation on one number.
@@ -241,6 +279,14 @@ FD_INLINE float bf16_round(float x) {  // to nearest, ties to even; NaN stays Na
   memcpy(&x, &u, 4);
   return x;
 }
+FD_INLINE bf16 bf16_bits(float x) {
+  const float rounded = bf16_round(x);
+  uint32_t u;
+  memcpy(&u, &rounded, 4);
+  return static_cast<bf16>(u >> 16 | (x != x ? 0x40 : 0));  // a NaN keeps a bit that says so
+}
+FD_INLINE void store_one(float* p, float x) { *p = x; }
+FD_INLINE void store_one(bf16* p, float x) { *p = bf16_bits(x); }
 // An operand's number as a product in `compute` takes it.
 FD_INLINE float taken(float x, int64_t compute) { return compute == FD_BF16 ? bf16_round(x) : x; }
 FD_INLINE uint32_t bf16_pair(float even, float odd) {
@@ -360,17 +406,24 @@ template <class Body>
 FD_INLINE void for_lanes(int64_t D, const Body& body) {
   int64_t i = 0;
   for (; i + VL <= D; i += VL) {
-    body(i, [](const float* p) { return vload(p); }, [](float* p, vf x) { vstore(p, x); });
+    body(i, [](const auto* p) { return vload(p); }, [](auto* p, vf x) { vstore(p, x); });
   }
   if (i < D) {
     const int64_t lanes = D - i;
-    body(i, [lanes](const float* p) { return vload_n(p, lanes); }, [lanes](float* p, vf x) { vstore_n(p, x, lanes); });
+    body(i, [lanes](const auto* p) { return vload_n(p, lanes); }, [lanes](auto* p, vf x) { vstore_n(p, x, lanes); });
   }
 }
 
 // ---- tensors and threads ---------------------------------------------------------------------------------------
 
 FD_INLINE float* f32(const fd_tensor& t) { return static_cast<float*>(t.data); }
+FD_INLINE bf16* b16(const fd_tensor& t) { return static_cast<bf16*>(t.data); }
+FD_INLINE bool is_half(const fd_tensor& t) { return t.dtype == FD_BF16; }
+// body(data) with a tensor's numbers as what they are, float* or bf16*.
+template <class Body>
+FD_INLINE void with_numbers(const fd_tensor& t, const Body& body) {
+  is_half(t) ? body(b16(t)) : body(f32(t));
+}
 FD_INLINE const int32_t* i32(const fd_tensor& t) { return static_cast<const int32_t*>(t.data); }
 FD_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 FD_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -39,6 +39,7 @@ const fd_device_table* assemble() {
   append(norm_variants());
   append(rope_variants());
   append(activation_variants());
+  append(cast_variants());
   append(matmul_variants());
   append(attention_variants());
   append(attention_backward_variants());

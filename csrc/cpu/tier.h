@@ -13,6 +13,7 @@ VariantList embedding_variants();
 VariantList norm_variants();
 VariantList rope_variants();
 VariantList activation_variants();
+VariantList cast_variants();
 VariantList matmul_variants();
 VariantList attention_variants();
 VariantList attention_backward_variants();

@@ -146,6 +146,17 @@ template <class T = float>
 __device__ T* flat(const fd_tensor& t) {
   return static_cast<T*>(t.data);
 }
+// Number i of a tensor that is of floats or of bfloat16; and stored, rounded, as what it is.
+__device__ inline float widened(uint16_t x) { return __bfloat162float(__ushort_as_bfloat16(x)); }
+__device__ inline float number(const fd_tensor& t, int64_t i) {
+  return t.dtype == FD_BF16 ? widened(flat<const uint16_t>(t)[i]) : flat<const float>(t)[i];
+}
+__device__ inline void set_number(const fd_tensor& t, int64_t i, float x) {
+  if (t.dtype == FD_BF16)
+    flat<uint16_t>(t)[i] = __bfloat16_as_ushort(__float2bfloat16_rn(x));
+  else
+    flat(t)[i] = x;
+}
 template <class T = float>
 T* scratch(fd_context* ctx) {
   return reinterpret_cast<T*>(ctx->workspace);

@@ -17,6 +17,12 @@
 namespace freedive::cuda {
 namespace {
 
+// Element e of an operand, as a product takes it.
+template <bool BF16>
+__device__ float taken(const Operand& x, int64_t e) {
+  return x.half != nullptr ? widened(x.half[e]) : operand<BF16>(x.data[e]);
+}
+
 __device__ void store(const Product& p, int64_t i, int64_t j, float sum) {
   if (p.bias != nullptr) sum += p.bias[j];
   if (p.residual != nullptr) sum += p.residual[i * p.residual_row + j];
@@ -27,9 +33,9 @@ template <bool BF16>
 __global__ void naive_kernel(Product p) {
   const int64_t e = global_thread(), i = e / p.columns, j = e % p.columns;
   if (i >= p.rows) return;
-  const float *a = p.a.data + i * p.a.row, *b = p.b.data + j * p.b.row;
   float sum = p.add ? p.out[i * p.out_row + j] : 0.0f;
-  for (int64_t k = 0; k < p.depth; ++k) sum = fmaf(operand<BF16>(a[k * p.a.step]), operand<BF16>(b[k * p.b.step]), sum);
+  for (int64_t k = 0; k < p.depth; ++k)
+    sum = fmaf(taken<BF16>(p.a, i * p.a.row + k * p.a.step), taken<BF16>(p.b, j * p.b.row + k * p.b.step), sum);
   store(p, i, j, sum);
 }
 
@@ -42,7 +48,7 @@ __device__ void load_tile(float (&tile)[TILE][TILE + 1], const Operand& x, int64
   for (int t = 0; t < PER_THREAD; ++t) {
     const int fast = static_cast<int>(threadIdx.x) % TILE, slow = static_cast<int>(threadIdx.x) / TILE + t * TILE_ROWS;
     const int i = along_k ? slow : fast, k = along_k ? fast : slow;
-    tile[i][k] = begin + i < end && k0 + k < depth ? operand<BF16>(x.data[(begin + i) * x.row + (k0 + k) * x.step]) : 0.0f;
+    tile[i][k] = begin + i < end && k0 + k < depth ? taken<BF16>(x, (begin + i) * x.row + (k0 + k) * x.step) : 0.0f;
   }
 }
 

@@ -8,6 +8,7 @@ namespace freedive::cuda {
 struct Operand {
   const float* data;
   int64_t row, step;
+  const uint16_t* half = nullptr;  // instead of data: its elements are bfloat16
 };
 struct Product {
   Operand a, b;
@@ -19,13 +20,19 @@ struct Product {
 };
 #ifdef FREEDIVE_CUDA_EMULATION
 inline void visit_pointers(const Product& p, int argument) {
-  for (const float* x : {p.a.data, p.b.data, static_cast<const float*>(p.out), p.bias, p.residual})
+  for (const void* x : {static_cast<const void*>(p.a.data), static_cast<const void*>(p.b.data), static_cast<const void*>(p.a.half),
+                        static_cast<const void*>(p.b.half), static_cast<const void*>(p.out), static_cast<const void*>(p.bias),
+                        static_cast<const void*>(p.residual)})
     if (x != nullptr) emu::require_device_memory(x, argument);
 }
 #endif
 
-inline Operand by_rows(const fd_tensor& t) { return {static_cast<const float*>(t.data), t.stride[0], 1}; }
-inline Operand by_columns(const fd_tensor& t) { return {static_cast<const float*>(t.data), 1, t.stride[0]}; }
+inline Operand operand_of(const fd_tensor& t, int64_t row, int64_t step) {
+  if (t.dtype == FD_BF16) return {nullptr, row, step, static_cast<const uint16_t*>(t.data)};
+  return {static_cast<const float*>(t.data), row, step};
+}
+inline Operand by_rows(const fd_tensor& t) { return operand_of(t, t.stride[0], 1); }
+inline Operand by_columns(const fd_tensor& t) { return operand_of(t, 1, t.stride[0]); }
 
 // out = (out +) A B^T (+ bias) (+ residual): every element one chain over k, then bias, then residual; the bits of
 // the naive kernel.

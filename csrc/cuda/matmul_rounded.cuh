@@ -35,11 +35,13 @@ inline void visit_pointers(const RoundedProduct& p, int argument) {
 }
 #endif
 
-// Rounds the operands of p into the workspace (operand_bytes), b unless it is packed.
+// Rounds the operands of p into the workspace (operand_bytes), b unless it is packed; what is bfloat16 in rows of whole 16 bytes
+// without gaps is taken as it lies.
 RoundedProduct round_operands(fd_context* ctx, const char* op, const Product& p, const void* packed_b, uint8_t* workspace);
 size_t operand_bytes(int64_t rows, int64_t columns, int64_t depth);  // whichever way operands lie
-// Rows of `width` float32, `stride` apart, to rows of padded(width) bfloat16.
+// Rows of `width` numbers, `stride` apart, to rows of padded(width) bfloat16.
 void round_rows(fd_context* ctx, const char* op, uint16_t* out, const float* x, int64_t rows, int64_t width, int64_t stride);
+void round_rows(fd_context* ctx, const char* op, uint16_t* out, const uint16_t* x, int64_t rows, int64_t width, int64_t stride);
 
 // A product of rounded operands (matmul_sm80.cu). partial: parts_bytes of the same split and sizes.
 void multiply_rounded(fd_context* ctx, const char* op, const RoundedProduct& p, Split split, void* partial, bool wide = false);

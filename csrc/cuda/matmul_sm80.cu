@@ -2,9 +2,9 @@
 //
 //   out[i,j] = (out[i,j] +) sum_k a[i,k] b[j,k] (+ bias[j]) (+ residual[i,j]),  a and b rounded to bfloat16, sums in float32
 //
-// Tensors are float32, so the operands are first rounded into the workspace, once each, in the order they lie in, with rows
-// padded to 16 bytes (a weight that matmul_pack has rounded is read as it is). Bytes: 4 read and 2 written an element, then 2
-// read for every tile that needs it.
+// Operands that are float32 are first rounded into the workspace, once each, in the order they lie in, with rows padded to 16 bytes:
+// 4 bytes read and 2 written an element, then 2 read for every tile that needs it. A weight that matmul_pack has rounded is read
+// as it is, and so is a tensor that is bfloat16 in memory, in whole rows of 16 bytes.
 //
 // A block computes a tile of `out`. Tiles of a and b, K deep, come by cp.async into a ring of STAGES; while one is
 // multiplied the next ones are under way. Both layouts an operand can have lie in shared memory as in memory, [rows][K] or
@@ -27,11 +27,12 @@ namespace freedive::cuda {
 namespace {
 
 // ---- operands, rounded ----------------------------------------------------------------------------------------------
-// Rows of `width` float32, `stride` apart, to rows of padded(width) bfloat16; 0 behind their end. A thread writes 16 bytes.
-__global__ void round_kernel(uint16_t* out, const float* x, int64_t rows, int64_t width, int64_t stride) {
+// Rows of `width` numbers, `stride` apart, to rows of padded(width) bfloat16; 0 behind their end. A thread writes 16 bytes.
+template <class T>
+__global__ void round_kernel(uint16_t* out, const T* x, int64_t rows, int64_t width, int64_t stride) {
   const int64_t pieces = (width + PIECE - 1) / PIECE, e = global_thread(), r = e / pieces, begin = e % pieces * PIECE;
   if (r >= rows) return;
-  const float* source = x + r * stride + begin;
+  const T* source = x + r * stride + begin;
   const Four first = load4(source, width - begin), second = load4(source + VECTOR, width - begin - VECTOR);
   *reinterpret_cast<uint4*>(out + e * PIECE) = rounded8(first, second);
 }
@@ -39,7 +40,10 @@ __global__ void round_kernel(uint16_t* out, const float* x, int64_t rows, int64_
 }  // namespace
 
 void round_rows(fd_context* ctx, const char* op, uint16_t* out, const float* x, int64_t rows, int64_t width, int64_t stride) {
-  launch_threads(ctx, op, rows * (padded(width) / PIECE), round_kernel, out, x, rows, width, stride);
+  launch_threads(ctx, op, rows * (padded(width) / PIECE), round_kernel<float>, out, x, rows, width, stride);
+}
+void round_rows(fd_context* ctx, const char* op, uint16_t* out, const uint16_t* x, int64_t rows, int64_t width, int64_t stride) {
+  launch_threads(ctx, op, rows * (padded(width) / PIECE), round_kernel<uint16_t>, out, x, rows, width, stride);
 }
 
 namespace {
@@ -304,13 +308,20 @@ RoundedProduct round_operands(fd_context* ctx, const char* op, const Product& p,
   const Laid a = laid(p.a, p.rows, p.depth);
   Laid b = laid(p.b, p.columns, p.depth);
   if (!a.by_k && b.by_k) b = {false, p.depth, p.columns, p.b.step};  // a single column, which lies either way
-  auto* a_rounded = reinterpret_cast<uint16_t*>(workspace);
-  auto* b_rounded = reinterpret_cast<uint16_t*>(workspace + bytes_of(a.rows, a.width));
-  round_rows(ctx, op, a_rounded, p.a.data, a.rows, a.width, a.stride);
-  if (packed_b == nullptr) round_rows(ctx, op, b_rounded, p.b.data, b.rows, b.width, b.stride);
+  // As products read it: where it lies, or rounded to `to`.
+  const auto rounded = [&](const Operand& x, const Laid& l, uint8_t* to) -> const uint16_t* {
+    const bool whole = reinterpret_cast<uintptr_t>(x.half) % 16 == 0 && l.width % PIECE == 0 && (l.stride == l.width || l.rows == 1);
+    if (x.half != nullptr && whole) return x.half;
+    auto* out = reinterpret_cast<uint16_t*>(to);
+    x.half != nullptr ? round_rows(ctx, op, out, x.half, l.rows, l.width, l.stride)
+                      : round_rows(ctx, op, out, x.data, l.rows, l.width, l.stride);
+    return out;
+  };
+  const uint16_t* a_given = rounded(p.a, a, workspace);
+  const uint16_t* b_given = packed_b != nullptr ? static_cast<const uint16_t*>(packed_b)
+                                                : rounded(p.b, b, workspace + bytes_of(a.rows, a.width));
   const bool pairs = reinterpret_cast<uintptr_t>(p.out) % 8 == 0 && p.out_row % 2 == 0;
-  const uint16_t* b_given = packed_b != nullptr ? static_cast<const uint16_t*>(packed_b) : b_rounded;
-  return {a_rounded, b_given, padded(a.width), padded(b.width), a.by_k, b.by_k, p.out, p.out_row, p.rows, p.columns, p.depth,
+  return {a_given, b_given, padded(a.width), padded(b.width), a.by_k, b.by_k, p.out, p.out_row, p.rows, p.columns, p.depth,
           p.add, pairs, p.bias, p.residual, p.residual_row};
 }
 

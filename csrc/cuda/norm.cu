@@ -6,7 +6,7 @@
 // dx may overwrite dout.
 //
 // vector: 16, 32, .. 256 lanes to a row, by its length, each with up to 16 (32) of its numbers in registers, four by four.
-//   forward: reads a row once and writes it once, 8 bytes a number; naive asks the caches for it once (layernorm: twice) more.
+//   forward: reads a row once and writes it once, 8 bytes a number (6 where out is bfloat16); naive asks the caches for it once (layernorm: twice) more.
 //   backward: one pass. While dx is made, each lane keeps the sums of dweight (and dbias) of its columns over the rows of a
 //   chunk; a block's sums go to the workspace, a second kernel adds the chunks in order, in double. 12 bytes a number (16 when it
 //   accumulates) where naive moves 20, and the walk of one thread down all rows, which takes N times the latency of memory
@@ -23,11 +23,11 @@ __global__ void rmsnorm_forward_kernel(fd_tensor out, fd_tensor rstd, fd_tensor 
   const int64_t H = x.shape[1], D = x.shape[2], i = global_warp();
   if (i >= x.shape[0] * H) return;  // whole warps leave together
   const float* from = row(x, i / H, i % H);
-  float* to = row(out, i / H, i % H);
+  const int64_t to = i / H * out.stride[0] + i % H * out.stride[1];
   double sum = 0.0;
   for (int64_t d = lane_id(); d < D; d += WARP) sum = fma(static_cast<double>(from[d]), static_cast<double>(from[d]), sum);
   const float r = static_cast<float>(1.0 / sqrt(warp_sum(sum) / static_cast<double>(D) + eps));
-  for (int64_t d = lane_id(); d < D; d += WARP) to[d] = from[d] * r * flat(weight)[d];
+  for (int64_t d = lane_id(); d < D; d += WARP) set_number(out, to + d, from[d] * r * flat(weight)[d]);
   if (lane_id() == 0) row(rstd, i / H)[i % H] = r;
 }
 
@@ -61,7 +61,6 @@ __global__ void layernorm_forward_kernel(fd_tensor out, fd_tensor mean, fd_tenso
   const int64_t C = x.shape[1], n = global_warp();
   if (n >= x.shape[0]) return;
   const float* from = row(x, n);
-  float* to = row(out, n);
   double sum = 0.0, squares = 0.0;
   for (int64_t c = lane_id(); c < C; c += WARP) sum += static_cast<double>(from[c]);
   const double mu = warp_sum(sum) / static_cast<double>(C);
@@ -71,7 +70,7 @@ __global__ void layernorm_forward_kernel(fd_tensor out, fd_tensor mean, fd_tenso
   }
   const float m = static_cast<float>(mu), r = static_cast<float>(1.0 / sqrt(warp_sum(squares) / static_cast<double>(C) + eps));
   for (int64_t c = lane_id(); c < C; c += WARP)
-    to[c] = fmaf((from[c] - m) * r, flat(weight)[c], bias.data != nullptr ? flat(bias)[c] : 0.0f);
+    set_number(out, n * out.stride[0] + c, fmaf((from[c] - m) * r, flat(weight)[c], bias.data != nullptr ? flat(bias)[c] : 0.0f));
   if (lane_id() == 0) flat(mean)[n] = m, flat(rstd)[n] = r;
 }
 
@@ -204,13 +203,13 @@ __global__ void vector_forward_kernel(NormForward a) {
     sum = row_sum<LANES>(sum, shared);
   }
   const float m = static_cast<float>(mu), r = static_cast<float>(1.0 / sqrt(sum / static_cast<double>(a.D) + a.eps));
-  float* to = row(a.out, n, h);
+  const int64_t to = n * a.out.stride[0] + h * a.out.stride[1];
 #pragma unroll
   for (int q = 0; q < FOURS; ++q) {
     const int64_t d = (lane + q * LANES) * VECTOR;
     const Four w = load4(flat(a.weight) + d, D - d),
                b = LAYER && a.bias.data != nullptr ? load4(flat(a.bias) + d, D - d) : Four{};
-    store4(to + d,
+    store4(a.out, to + d,
            map4([&](float v, float weight, float bias) { return LAYER ? fmaf((v - m) * r, weight, bias) : v * r * weight; }, x[q],
                 w, b),
            D - d);

@@ -31,6 +31,30 @@ __device__ inline Four load4(const float* p, int64_t left) {
   return v;
 }
 
+// The same of bfloat16, by 64 bits.
+__device__ inline Four load4(const uint16_t* p, int64_t left) {
+  if (left >= VECTOR && (reinterpret_cast<uintptr_t>(p) & 7) == 0) {
+    const uint2 v = *reinterpret_cast<const uint2*>(p);
+    return {{__uint_as_float(v.x << 16), __uint_as_float(v.x & 0xFFFF0000u), __uint_as_float(v.y << 16),
+             __uint_as_float(v.y & 0xFFFF0000u)}};
+  }
+  Four v;
+#pragma unroll
+  for (int i = 0; i < VECTOR; ++i) v.at[i] = i < left ? widened(p[i]) : 0.0f;
+  return v;
+}
+
+__device__ inline void store4(uint16_t* p, const Four& v, int64_t left) {
+  const uint2 pairs = make_uint2(ptx::bf16_pair(v.at[0], v.at[1]), ptx::bf16_pair(v.at[2], v.at[3]));
+  if (left >= VECTOR && (reinterpret_cast<uintptr_t>(p) & 7) == 0) {
+    *reinterpret_cast<uint2*>(p) = pairs;
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < VECTOR; ++i)
+    if (i < left) p[i] = static_cast<uint16_t>((i < 2 ? pairs.x : pairs.y) >> i % 2 * 16);
+}
+
 __device__ inline void store4(float* p, const Four& v, int64_t left) {
   if (left >= VECTOR && aligned(p)) {
     *reinterpret_cast<float4*>(p) = make_float4(v.at[0], v.at[1], v.at[2], v.at[3]);
@@ -39,6 +63,17 @@ __device__ inline void store4(float* p, const Four& v, int64_t left) {
 #pragma unroll
   for (int i = 0; i < VECTOR; ++i)
     if (i < left) p[i] = v.at[i];
+}
+
+// From number i on of a tensor that is of floats or of bfloat16.
+__device__ inline Four load4(const fd_tensor& t, int64_t i, int64_t left) {
+  return t.dtype == FD_BF16 ? load4(flat<const uint16_t>(t) + i, left) : load4(flat<const float>(t) + i, left);
+}
+__device__ inline void store4(const fd_tensor& t, int64_t i, const Four& v, int64_t left) {
+  if (t.dtype == FD_BF16)
+    store4(flat<uint16_t>(t) + i, v, left);
+  else
+    store4(flat(t) + i, v, left);
 }
 
 // Eight numbers rounded to bfloat16: four and four, or in pairs of one of either.

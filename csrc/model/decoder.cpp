@@ -7,7 +7,9 @@
 //
 // Kept for the backward pass: the members of Activations, 4 bytes a value. Outputs of norms and activation functions are cheap
 // and as wide as what they come from: they are computed again (a third of the memory for under 1 % of the time); of what else,
-// Recompute says. Everything lives in buffers taken once (memory.cpp), so a step allocates nothing. Scoring and decoding
+// Recompute says. With compute = FD_BF16 q, k, v and the outputs of attention are kept as bfloat16, which is what products take
+// of them: the same bits but for attention's sum of dout out. So are the outputs of W_up, and q and k before QK-norm: of these
+// the backward pass sees the rounded numbers, the forward pass the exact ones. The residual stream stays float32. Everything lives in buffers taken once (memory.cpp), so a step allocates nothing. Scoring and decoding
 // (decoding.cpp) reuse the buffers of layer 0 for every layer.
 #include "decoder.h"
 
@@ -21,15 +23,28 @@ namespace freedive {
 
 // ---- small pieces ----------------------------------------------------------------------------------------------
 
-void Decoder::norm_forward(float* out, float* stat, float* mean, const float* x, int64_t weight, int64_t bias, int64_t rows) {
-  const int64_t C = config_.d_model;
+// What products alone read: in their own dtype, so that they need not round it; packed rows take float32.
+fd_tensor Decoder::operand(float* place, int64_t rows, int64_t width) const {
+  fd_tensor t = view(place, rows, width);
+  if (compute_ == FD_BF16 && packed_rows_.empty()) t.dtype = FD_BF16;
+  return t;
+}
+
+void Decoder::cast(const fd_tensor& out, const fd_tensor& x) {
+  fd_cast_args a{out, x};
+  ops_.cast(&ctx_, &a);
+}
+
+void Decoder::norm_forward(const fd_tensor& out, float* stat, float* mean, const float* x, int64_t weight, int64_t bias) {
+  const int64_t rows = out.shape[0], C = config_.d_model;
   if (config_.layernorm) {
-    fd_layernorm_forward_args a{view(out, rows, C),     view(mean, rows),     view(stat, rows), view(x, rows, C),
-                                view(param(weight), C), view(param(bias), C), config_.norm_eps};
+    fd_layernorm_forward_args a{out, view(mean, rows), view(stat, rows), view(x, rows, C), view(param(weight), C),
+                                view(param(bias), C), config_.norm_eps};
     ops_.layernorm_forward(&ctx_, &a);
   } else {
-    fd_rmsnorm_forward_args a{view(out, rows, 1, C), view(stat, rows, 1), view(x, rows, 1, C), view(param(weight), C),
-                              config_.norm_eps};
+    fd_tensor one_head = view(static_cast<float*>(out.data), rows, 1, C);
+    one_head.dtype = out.dtype;
+    fd_rmsnorm_forward_args a{one_head, view(stat, rows, 1), view(x, rows, 1, C), view(param(weight), C), config_.norm_eps};
     ops_.rmsnorm_forward(&ctx_, &a);
   }
 }
@@ -50,14 +65,14 @@ void Decoder::norm_backward(float* dx, bool accumulate, const float* dout, const
   }
 }
 
-// out = x W^T (+ bias) (+ residual), N rows
-void Decoder::multiply(float* out, const float* x, int64_t N, int64_t weight, int64_t bias, int64_t O, int64_t C,
-                       const float* residual) {
+// out = x W^T (+ bias) (+ residual), of x [N, C] and O outputs
+void Decoder::multiply(float* out, const fd_tensor& x, int64_t weight, int64_t bias, int64_t O, const float* residual) {
+  const int64_t N = x.shape[0], C = x.shape[1];
   if (const auto* parts = packed_rows(weight, O)) {
     int64_t at = 0;  // rows of the weight before this part: columns of the output
     for (const PackedRows& part : *parts) {
       fd_quantized_matmul_args a{columns(out + at, N, part.rows, O),
-                                 view(x, N, C),
+                                 x,
                                  packed_view(part),
                                  bias >= 0 ? view(param(bias) + at, part.rows) : absent(),
                                  residual ? columns(residual + at, N, part.rows, O) : absent(),
@@ -69,7 +84,7 @@ void Decoder::multiply(float* out, const float* x, int64_t N, int64_t weight, in
     return;
   }
   fd_matmul_forward_args a{view(out, N, O),
-                           view(x, N, C),
+                           x,
                            view(param(weight), O, C),
                            use_packed_ ? packed(param(weight), O, C, weight_version_) : absent(),
                            bias >= 0 ? view(param(bias), O) : absent(),
@@ -79,15 +94,14 @@ void Decoder::multiply(float* out, const float* x, int64_t N, int64_t weight, in
   ops_.matmul_forward(&ctx_, &a);
 }
 
-void Decoder::linear(float* out, const float* x, int64_t N, int64_t weight, int64_t bias, int64_t O, int64_t C,
-                     const float* residual) {
-  multiply(out, x, N, weight, bias, O, C, residual);
-  if (const AdapterGroup* group = adapters(weight, adapter_on_)) adapter_forward(*group, out, x, N, O, C);
+void Decoder::linear(float* out, const fd_tensor& x, int64_t weight, int64_t bias, int64_t O, const float* residual) {
+  multiply(out, x, weight, bias, O, residual);
+  if (const AdapterGroup* group = adapters(weight, adapter_on_)) adapter_forward(*group, out, x, O);
 }
 
 // dx = dout W (+ what goes through the adapter)
-void Decoder::linear_backward_frozen(float* dx, const float* dout, const float* x, int64_t N, int64_t weight, int64_t O,
-                                     int64_t C) {
+void Decoder::linear_backward_frozen(float* dx, const float* dout, const fd_tensor& x, int64_t weight, int64_t O) {
+  const int64_t N = x.shape[0], C = x.shape[1];
   if (const auto* parts = packed_rows(weight, O)) {
     int64_t at = 0;
     for (const PackedRows& part : *parts) {
@@ -100,18 +114,18 @@ void Decoder::linear_backward_frozen(float* dx, const float* dout, const float* 
     fd_matmul_backward_input_args i{view(dx, N, C), view(dout, N, O), view(param(weight), O, C), 0, compute_};
     ops_.matmul_backward_input(&ctx_, &i);
   }
-  if (const AdapterGroup* group = adapters(weight, kept_adapter_)) adapter_backward(*group, dx, dout, x, N, O, C);
+  if (const AdapterGroup* group = adapters(weight, kept_adapter_)) adapter_backward(*group, dx, dout, x, O);
 }
 
 // dx = dout W; dW += dout^T x; dbias += sum dout
-void Decoder::linear_backward(float* dx, const float* dout, const float* x, int64_t N, int64_t weight, int64_t bias, int64_t O,
-                              int64_t C) {
-  if (frozen()) return linear_backward_frozen(dx, dout, x, N, weight, O, C);
+void Decoder::linear_backward(float* dx, const float* dout, const fd_tensor& x, int64_t weight, int64_t bias, int64_t O) {
+  if (frozen()) return linear_backward_frozen(dx, dout, x, weight, O);
+  const int64_t N = x.shape[0], C = x.shape[1];
   float* g = grads_.floats();
   fd_matmul_backward_input_args i{view(dx, N, C), view(dout, N, O), view(param(weight), O, C), 0, compute_};
   ops_.matmul_backward_input(&ctx_, &i);
   fd_matmul_backward_weight_args w{view(g + weight, O, C), bias >= 0 ? view(g + bias, O) : absent(), view(dout, N, O),
-                                   view(x, N, C), compute_};
+                                   x, compute_};
   ops_.matmul_backward_weight(&ctx_, &w);
 }
 
@@ -119,35 +133,29 @@ fd_tensor Decoder::head_weight(float* base) const { return view(base + head_, co
 
 // ---- one layer -------------------------------------------------------------------------------------------------
 
-void Decoder::attention_forward(int64_t layer, Activations& a, const Cached* cached) {
+void Decoder::attention_forward(int64_t layer, Activations& a, bool keep, const Cached* cached) {
   const Layer& w = layers_[layer];
   const int64_t H = config_.n_head, G = config_.n_kv_head, D = config_.head_dim, E = config_.qkv_width(), C = config_.d_model;
   const double scale = attention_scale(D);
 
-  norm_forward(norm_, a.stat1, a.mean1, a.x, w.input_norm, w.input_norm_bias, n_);
-  linear(a.qkv, norm_, n_, w.qkv, w.qkv_bias, E, C, nullptr);
+  const fd_tensor normed = operand(norm_, n_, C);
+  norm_forward(normed, a.stat1, a.mean1, a.x, w.input_norm, w.input_norm_bias);
+  linear(a.qkv, normed, w.qkv, w.qkv_bias, E, nullptr);
 
-  // q and k after QK-norm and rotation; without either they are read where the product left them
+  // q and k after QK-norm and rotation; without the first they are where the product left them
   fd_tensor q = heads(a.qkv, n_, H, D, E), k = heads(a.qkv + H * D, n_, G, D, E), v = heads(a.qkv + (H + G) * D, n_, G, D, E);
+  const int64_t R = (H + G) * D;
   if (a.qk) {
-    const int64_t R = (H + G) * D;
     fd_tensor q2 = heads(a.qk, n_, H, D, R), k2 = heads(a.qk + H * D, n_, G, D, R);
-    if (config_.qk_norm) {
-      fd_rmsnorm_forward_args nq{q2, view(a.qk_stat, n_, H), q, view(param(w.q_norm), D), config_.norm_eps};
-      fd_rmsnorm_forward_args nk{k2, view(a.qk_stat + n_ * H, n_, G), k, view(param(w.k_norm), D), config_.norm_eps};
-      ops_.rmsnorm_forward(&ctx_, &nq);
-      ops_.rmsnorm_forward(&ctx_, &nk);
-      q = q2, k = k2;
-    }
-    if (!config_.learned_positions) {
-      const fd_tensor cos = view(cos_.floats(), config_.max_positions, D / 2),
-                      sin = view(sin_.floats(), config_.max_positions, D / 2);
-      fd_rope_args rq{q2, q, cos, sin, view(positions_, n_), 0}, rk{k2, k, cos, sin, view(positions_, n_), 0};
-      ops_.rope(&ctx_, &rq);
-      ops_.rope(&ctx_, &rk);
-    }
+    fd_rmsnorm_forward_args nq{q2, view(a.qk_stat, n_, H), q, view(param(w.q_norm), D), config_.norm_eps};
+    fd_rmsnorm_forward_args nk{k2, view(a.qk_stat + n_ * H, n_, G), k, view(param(w.k_norm), D), config_.norm_eps};
+    ops_.rmsnorm_forward(&ctx_, &nq);
+    ops_.rmsnorm_forward(&ctx_, &nk);
     q = q2, k = k2;
   }
+  rotate(q, k, 0);
+  if (keep && a.kept_qkv) cast(view(a.kept_qkv, n_, E), view(a.qkv, n_, E));
+  if (keep && a.kept_qk) cast(view(a.kept_qk, n_, R), view(a.qk, n_, R));
 
   const fd_tensor out = view(a.attention, n_, H, D), cu = view(cu_seqlens_, s_ + 1);
   if (cached) {
@@ -163,7 +171,31 @@ void Decoder::attention_forward(int64_t layer, Activations& a, const Cached* cac
     fd_attention_forward_args at{out, view(a.lse, n_, H), q, k, v, cu, scale, compute_};
     ops_.attention_forward(&ctx_, &at);
   }
-  linear(a.x2, a.attention, n_, w.o, w.o_bias, C, H * D, a.x);
+  fd_tensor x = view(a.attention, n_, H * D);
+  if (keep && a.kept_attention) cast(kept_attention(a), x);
+  if (keep && packed_rows_.empty()) x = kept_attention(a);
+  linear(a.x2, x, w.o, w.o_bias, C, a.x);
+}
+
+// In place; inverse: backwards.
+void Decoder::rotate(const fd_tensor& q, const fd_tensor& k, int64_t inverse) {
+  if (config_.learned_positions) return;
+  const int64_t R = config_.head_dim / 2;
+  const fd_tensor cos = view(cos_.floats(), config_.max_positions, R), sin = view(sin_.floats(), config_.max_positions, R);
+  for (const fd_tensor& x : {q, k}) {
+    fd_rope_args a{x, x, cos, sin, view(positions_, n_), inverse};
+    ops_.rope(&ctx_, &a);
+  }
+}
+
+// What the backward pass reads.
+fd_tensor Decoder::kept_attention(const Activations& a) const {
+  const int64_t HD = config_.n_head * config_.head_dim;
+  return a.kept_attention ? view(a.kept_attention, n_, HD) : view(a.attention, n_, HD);
+}
+fd_tensor Decoder::kept_up(const Activations& a, Rows r) const {
+  const int64_t U = config_.up_width();
+  return a.kept_up ? view(a.kept_up + r.begin * U, r.count, U) : view(a.up + r.begin * U, r.count, U);
 }
 
 // The MLP goes by chunks of rows: what passes between its ops is read from the cache, where of a whole batch it would go to
@@ -179,26 +211,37 @@ void Decoder::in_chunks(const Body& body) {
   for (int64_t begin = 0; begin < n_; begin += each) body(Rows{begin, std::min(each, n_ - begin)});
 }
 
-void Decoder::activation_forward(const float* up, int64_t rows) {
-  const int64_t F = config_.d_ff, U = config_.up_width();
+void Decoder::activation_forward(const fd_tensor& up) {
+  const int64_t F = config_.d_ff;
+  const fd_tensor out = operand(act_out_, up.shape[0], F);
   if (config_.gelu) {
-    fd_gelu_forward_args g{view(act_out_, rows, F), view(up, rows, F)};
+    fd_gelu_forward_args g{out, up};
     ops_.gelu_forward(&ctx_, &g);
   } else {
-    fd_swiglu_forward_args g{view(act_out_, rows, F), columns(up, rows, F, U), columns(up + F, rows, F, U)};
+    fd_swiglu_forward_args g{out, columns(up, 0, F), columns(up, F, F)};
     ops_.swiglu_forward(&ctx_, &g);
   }
 }
 
-void Decoder::mlp_forward(int64_t layer, Activations& a, float* x_next) {
+// W_up norm2(x2) of some rows; where they are until the next.
+float* Decoder::up_forward(int64_t layer, Activations& a, bool keep, Rows r) {
+  const Layer& w = layers_[layer];
+  const int64_t C = config_.d_model, U = config_.up_width();
+  const bool one_place = compute_ == FD_BF16;
+  float* up = one_place ? a.up : a.up + r.begin * U;
+  const fd_tensor normed = operand(norm_, r.count, C);
+  norm_forward(normed, a.stat2 + r.begin, a.mean2 + r.begin, a.x2 + r.begin * C, w.mlp_norm, w.mlp_norm_bias);
+  linear(up, normed, w.up, w.up_bias, U, nullptr);
+  if (keep && a.kept_up) cast(kept_up(a, r), view(up, r.count, U));
+  return up;
+}
+
+void Decoder::mlp_forward(int64_t layer, Activations& a, bool keep, float* x_next) {
   const Layer& w = layers_[layer];
   const int64_t C = config_.d_model, F = config_.d_ff, U = config_.up_width();
   in_chunks([&](Rows r) {
-    float *x2 = a.x2 + r.begin * C, *up = a.up + r.begin * U;
-    norm_forward(norm_, a.stat2 + r.begin, a.mean2 + r.begin, x2, w.mlp_norm, w.mlp_norm_bias, r.count);
-    linear(up, norm_, r.count, w.up, w.up_bias, U, C, nullptr);
-    activation_forward(up, r.count);
-    linear(x_next + r.begin * C, act_out_, r.count, w.down, w.down_bias, C, F, x2);
+    activation_forward(view(up_forward(layer, a, keep, r), r.count, U));
+    linear(x_next + r.begin * C, operand(act_out_, r.count, F), w.down, w.down_bias, C, a.x2 + r.begin * C);
   });
 }
 
@@ -207,20 +250,21 @@ void Decoder::mlp_backward(int64_t layer, Activations& a) {
   const Layer& w = layers_[layer];
   const int64_t C = config_.d_model, F = config_.d_ff, U = config_.up_width();
   in_chunks([&](Rows r) {
-    float *dx = dx_ + r.begin * C, *x2 = a.x2 + r.begin * C, *up = a.up + r.begin * U;
+    float *dx = dx_ + r.begin * C, *x2 = a.x2 + r.begin * C;
     float *stat = a.stat2 + r.begin, *mean = a.mean2 + r.begin;
-    activation_forward(up, r.count);
-    linear_backward(dact_, dx, act_out_, r.count, w.down, w.down_bias, C, F);
+    const fd_tensor up = kept_up(a, r), normed = operand(norm_, r.count, C);
+    activation_forward(up);
+    linear_backward(dact_, dx, operand(act_out_, r.count, F), w.down, w.down_bias, C);
     if (config_.gelu) {
-      fd_gelu_backward_args g{view(dup_, r.count, F), view(dact_, r.count, F), view(up, r.count, F)};
+      fd_gelu_backward_args g{view(dup_, r.count, F), view(dact_, r.count, F), up};
       ops_.gelu_backward(&ctx_, &g);
     } else {
       fd_swiglu_backward_args g{columns(dup_, r.count, F, U), columns(dup_ + F, r.count, F, U), view(dact_, r.count, F),
-                                columns(up, r.count, F, U), columns(up + F, r.count, F, U)};
+                                columns(up, 0, F), columns(up, F, F)};
       ops_.swiglu_backward(&ctx_, &g);
     }
-    norm_forward(norm_, stat, mean, x2, w.mlp_norm, w.mlp_norm_bias, r.count);
-    linear_backward(dnorm_, dup_, norm_, r.count, w.up, w.up_bias, U, C);
+    norm_forward(normed, stat, mean, x2, w.mlp_norm, w.mlp_norm_bias);
+    linear_backward(dnorm_, dup_, normed, w.up, w.up_bias, U);
     norm_backward(dx, true, dnorm_, x2, w.mlp_norm, w.mlp_norm_bias, stat, mean, r.count);
   });
 }
@@ -229,7 +273,10 @@ void Decoder::mlp_backward(int64_t layer, Activations& a) {
 void Decoder::attention_backward(int64_t layer, Activations& a) {
   const Layer& w = layers_[layer];
   const int64_t H = config_.n_head, G = config_.n_kv_head, D = config_.head_dim, E = config_.qkv_width(), C = config_.d_model;
-  linear_backward(dattention_, dx_, a.attention, n_, w.o, w.o_bias, C, H * D);
+  linear_backward(dattention_, dx_, kept_attention(a), w.o, w.o_bias, C);
+  if (a.kept_qkv) cast(view(a.qkv, n_, E), view(a.kept_qkv, n_, E));
+  if (a.kept_qk) cast(view(a.qk, n_, (H + G) * D), view(a.kept_qk, n_, (H + G) * D));
+  if (a.kept_attention) cast(view(a.attention, n_, H * D), kept_attention(a));
 
   fd_tensor q = heads(a.qkv, n_, H, D, E), k = heads(a.qkv + H * D, n_, G, D, E), v = heads(a.qkv + (H + G) * D, n_, G, D, E);
   fd_tensor dq = heads(dqkv_, n_, H, D, E), dk = heads(dqkv_ + H * D, n_, G, D, E), dv = heads(dqkv_ + (H + G) * D, n_, G, D, E);
@@ -246,27 +293,18 @@ void Decoder::attention_backward(int64_t layer, Activations& a) {
   } else {
     shared_attention_backward(a, dq2, dk2, dv, q2, k2, v);
   }
+  rotate(dq2, dk2, 1);
   if (a.qk) {
-    if (!config_.learned_positions) {
-      const fd_tensor cos = view(cos_.floats(), config_.max_positions, D / 2),
-                      sin = view(sin_.floats(), config_.max_positions, D / 2);
-      const fd_tensor to_q = config_.qk_norm ? dq2 : dq, to_k = config_.qk_norm ? dk2 : dk;
-      fd_rope_args rq{to_q, dq2, cos, sin, view(positions_, n_), 1}, rk{to_k, dk2, cos, sin, view(positions_, n_), 1};
-      ops_.rope(&ctx_, &rq);
-      ops_.rope(&ctx_, &rk);
-    }
-    if (config_.qk_norm) {
-      fd_rmsnorm_backward_args nq{dq, view(grad(w.q_norm), D), dq2, q, view(param(w.q_norm), D), view(a.qk_stat, n_, H), 0};
-      fd_rmsnorm_backward_args nk{dk, view(grad(w.k_norm), D), dk2, k, view(param(w.k_norm), D), view(a.qk_stat + n_ * H, n_, G),
-                                  0};
-      ops_.rmsnorm_backward(&ctx_, &nq);
-      ops_.rmsnorm_backward(&ctx_, &nk);
-    }
+    fd_rmsnorm_backward_args nq{dq, view(grad(w.q_norm), D), dq2, q, view(param(w.q_norm), D), view(a.qk_stat, n_, H), 0};
+    fd_rmsnorm_backward_args nk{dk, view(grad(w.k_norm), D), dk2, k, view(param(w.k_norm), D), view(a.qk_stat + n_ * H, n_, G), 0};
+    ops_.rmsnorm_backward(&ctx_, &nq);
+    ops_.rmsnorm_backward(&ctx_, &nk);
   }
-  norm_forward(norm_, a.stat1, a.mean1, a.x, w.input_norm, w.input_norm_bias, n_);
+  const fd_tensor normed = operand(norm_, n_, C);
+  norm_forward(normed, a.stat1, a.mean1, a.x, w.input_norm, w.input_norm_bias);
   // of a frozen model's first layer nothing below learns
-  if (frozen() && layer == 0) return linear_backward(nullptr, dqkv_, norm_, n_, w.qkv, w.qkv_bias, E, C);
-  linear_backward(dnorm_, dqkv_, norm_, n_, w.qkv, w.qkv_bias, E, C);
+  if (frozen() && layer == 0) return linear_backward(nullptr, dqkv_, normed, w.qkv, w.qkv_bias, E);
+  linear_backward(dnorm_, dqkv_, normed, w.qkv, w.qkv_bias, E);
   norm_backward(dx_, true, dnorm_, a.x, w.input_norm, w.input_norm_bias, a.stat1, a.mean1, n_);
 }
 
@@ -274,11 +312,9 @@ void Decoder::attention_backward(int64_t layer, Activations& a) {
 void Decoder::compute_again(int64_t layer) {
   if (recompute_ == Recompute::NONE || layer == config_.n_layer - 1) return;  // the last layer's is still there
   Activations& a = act_[layer];
-  const Layer& w = layers_[layer];
   const bool now = std::exchange(adapter_on_, kept_adapter_);
-  if (recompute_ == Recompute::BLOCK) attention_forward(layer, a, nullptr);
-  norm_forward(norm_, a.stat2, a.mean2, a.x2, w.mlp_norm, w.mlp_norm_bias, n_);
-  linear(a.up, norm_, n_, w.up, w.up_bias, config_.up_width(), config_.d_model, nullptr);
+  if (recompute_ == Recompute::BLOCK) attention_forward(layer, a, true, nullptr);
+  in_chunks([&](Rows r) { up_forward(layer, a, true, r); });
   adapter_on_ = now;
 }
 
@@ -310,11 +346,11 @@ void Decoder::trunk(bool keep, const Cached* cached, const Trace* trace) {
   for (int64_t i = 0; i <= last; ++i) {
     Activations& a = act_[keep ? i : 0];
     float* x_next = i == last ? x_last_ : act_[keep ? i + 1 : 0].x;
-    attention_forward(i, a, cached);
-    mlp_forward(i, a, x_next);
+    attention_forward(i, a, keep, cached);
+    mlp_forward(i, a, keep, x_next);
     if (trace) record(*trace, i, a, x_next);
   }
-  norm_forward(final_, final_stat_, final_mean_, x_last_, final_norm_, final_norm_bias_, n_);
+  norm_forward(view(final_, n_, C), final_stat_, final_mean_, x_last_, final_norm_, final_norm_bias_);
   kept_ = keep, kept_adapter_ = adapter_on_;
 }
 

@@ -136,7 +136,7 @@ class Decoder {
   // What the constructor will take, without taking it.
   static std::vector<PlanRow> plan(const DecoderConfig& config, const fd_device_table* device, int threads, int64_t max_tokens,
                                    int64_t max_seqs, bool trainable, const AdapterConfig& adapter = {},
-                                   Recompute recompute = Recompute::NONE);
+                                   Recompute recompute = Recompute::NONE, int64_t compute = FD_F32);
 
   // With an adapter the parameters are frozen: gradients, moments and optimizer are the adapter's.
   const ParameterTable& table() const { return table_; }
@@ -220,8 +220,11 @@ class Decoder {
     int64_t input_norm, input_norm_bias, qkv, qkv_bias, q_norm, k_norm, o, o_bias, mlp_norm, mlp_norm_bias, up, up_bias, down,
         down_bias;
   };
-  struct Activations {  // of one layer: [N, width] each
+  // Of one layer: [N, width] each. Of a model that computes in bfloat16 what only its products and its attention read again is
+  // kept as bfloat16 (kept_*, else null), and qkv, qk, attention and up are places where all layers work.
+  struct Activations {
     float *x, *stat1, *mean1, *qkv, *qk, *qk_stat, *attention, *lse, *x2, *stat2, *mean2, *up;
+    uint16_t *kept_qkv, *kept_qk, *kept_attention, *kept_up;
   };
   struct Rows {  // of the batch
     int64_t begin, count;
@@ -248,11 +251,17 @@ class Decoder {
   void shared_attention_backward(const Activations& a, const fd_tensor& dq, const fd_tensor& dk, const fd_tensor& dv,
                                  const fd_tensor& q, const fd_tensor& k, const fd_tensor& v);
   // The two halves of a layer, forward and backward; each reads like the maths.
-  void attention_forward(int64_t layer, Activations& a, const Cached* cached);
-  void mlp_forward(int64_t layer, Activations& a, float* x_next);
+  void attention_forward(int64_t layer, Activations& a, bool keep, const Cached* cached);
+  void mlp_forward(int64_t layer, Activations& a, bool keep, float* x_next);
   template <class Body>
   void in_chunks(const Body& body);
-  void activation_forward(const float* up, int64_t rows);
+  float* up_forward(int64_t layer, Activations& a, bool keep, Rows r);
+  void activation_forward(const fd_tensor& up);
+  fd_tensor kept_up(const Activations& a, Rows r) const;
+  fd_tensor kept_attention(const Activations& a) const;
+  void rotate(const fd_tensor& q, const fd_tensor& k, int64_t inverse);
+  void cast(const fd_tensor& out, const fd_tensor& x);
+  fd_tensor operand(float* place, int64_t rows, int64_t width) const;
   void attention_backward(int64_t layer, Activations& a);
   void mlp_backward(int64_t layer, Activations& a);
   void compute_again(int64_t layer);
@@ -272,13 +281,12 @@ class Decoder {
   Sampling in(const Sampling& s, int64_t n_rows);
   void record(const Trace& trace, int64_t layer, const Activations& a, const float* output);
   void trunk_backward(const float* dhidden = nullptr);
-  void norm_forward(float* out, float* stat, float* mean, const float* x, int64_t weight, int64_t bias, int64_t rows);
+  void norm_forward(const fd_tensor& out, float* stat, float* mean, const float* x, int64_t weight, int64_t bias);
   void norm_backward(float* dx, bool accumulate, const float* dout, const float* x, int64_t weight, int64_t bias,
                      const float* stat, const float* mean, int64_t rows);
-  void linear(float* out, const float* x, int64_t N, int64_t weight, int64_t bias, int64_t O, int64_t C, const float* residual);
-  void linear_backward_frozen(float* dx, const float* dout, const float* x, int64_t N, int64_t weight, int64_t O, int64_t C);
-  void linear_backward(float* dx, const float* dout, const float* x, int64_t N, int64_t weight, int64_t bias, int64_t O,
-                       int64_t C);
+  void linear(float* out, const fd_tensor& x, int64_t weight, int64_t bias, int64_t O, const float* residual);
+  void linear_backward_frozen(float* dx, const float* dout, const fd_tensor& x, int64_t weight, int64_t O);
+  void linear_backward(float* dx, const float* dout, const fd_tensor& x, int64_t weight, int64_t bias, int64_t O);
   void accept(const BatchView& b);
   // A caller's memory as ops may see it: itself on the CPU, else a piece of the device's, into which `in` copies and from which
   // settle() copies what `out` lent. All copies are in order with the ops, through pinned memory, so nothing waits for them.
@@ -328,13 +336,13 @@ class Decoder {
   float* orthogonalize(const Parameter& matrix);
   fd_tensor packed(const float* weight, int64_t O, int64_t C, uint64_t version);
   const AdapterGroup* adapters(int64_t weight, bool on) const;
-  void adapter_down(const AdapterGroup& group, const float* x, int64_t N, int64_t C);
-  void adapter_forward(const AdapterGroup& group, float* out, const float* x, int64_t N, int64_t O, int64_t C);
-  void adapter_backward(const AdapterGroup& group, float* dx, const float* dout, const float* x, int64_t N, int64_t O, int64_t C);
+  void adapter_down(const AdapterGroup& group, const fd_tensor& x);
+  void adapter_forward(const AdapterGroup& group, float* out, const fd_tensor& x, int64_t O);
+  void adapter_backward(const AdapterGroup& group, float* dx, const float* dout, const fd_tensor& x, int64_t O);
   void scale_adapter(float* h, int64_t size);
   const std::vector<PackedRows>* packed_rows(int64_t weight, int64_t O) const;
   fd_tensor packed_view(const PackedRows& part) const;
-  void multiply(float* out, const float* x, int64_t N, int64_t weight, int64_t bias, int64_t O, int64_t C, const float* residual);
+  void multiply(float* out, const fd_tensor& x, int64_t weight, int64_t bias, int64_t O, const float* residual);
   fd_tensor head_weight(float* base) const;
   float* param(int64_t offset) { return params_.floats() + offset; }
   // Where the gradient of a vector goes; of a frozen one to a place nobody reads, `second` of two at once.
@@ -389,8 +397,8 @@ class Decoder {
   float *lora_h_ = nullptr, *lora_dh_ = nullptr, *unread_ = nullptr;
   Buffer params_, grads_, m_, v_, cos_, sin_, activations_, gradients_of_activations_, workspace_, batch_, running_;
   std::vector<Activations> act_;
-  float *norm_,
-      *act_out_;  // of the layer at work: outputs of its norms and of its activation, computed again for the backward pass
+  // Of the layer at work: outputs of its norms and of its activation, computed again for the backward pass. See operand().
+  float *norm_, *act_out_;
   float *x_last_, *final_, *final_stat_, *final_mean_, *final_lse_, *final_entropy_;
   float *dx_, *dnorm_, *dqkv_, *dqk_, *dattention_, *dup_, *dact_, *sampled_hidden_;
   int32_t *tokens_, *targets_, *positions_, *cu_seqlens_;

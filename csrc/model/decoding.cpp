@@ -157,7 +157,7 @@ void Decoder::logits(const int32_t* rows, int64_t n_rows, float* out) {
   const int64_t C = config_.d_model, V = config_.vocab_size;
   gather_hidden(rows, n_rows);
   use_packed_ = true;
-  multiply(this->out(out, n_rows * V), sampled_hidden_, n_rows, head_, -1, V, C, nullptr);
+  multiply(this->out(out, n_rows * V), view(sampled_hidden_, n_rows, C), head_, -1, V, nullptr);
   use_packed_ = false;
   settle();
 }

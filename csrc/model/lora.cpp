@@ -71,11 +71,11 @@ AdapterTable::AdapterTable(const DecoderConfig& c, const AdapterConfig& adapter)
 }
 
 // lora_h_ [N, R] = s x A^T
-void Decoder::adapter_down(const AdapterGroup& group, const float* x, int64_t N, int64_t C) {
-  const int64_t R = static_cast<int64_t>(group.parts.size()) * adapter_.rank;
+void Decoder::adapter_down(const AdapterGroup& group, const fd_tensor& x) {
+  const int64_t N = x.shape[0], C = x.shape[1], R = static_cast<int64_t>(group.parts.size()) * adapter_.rank;
   float* a = adapter_params_.floats() + group.a;
   fd_matmul_forward_args m{view(lora_h_, N, R),
-                           view(x, N, C),
+                           x,
                            view(a, R, C),
                            use_packed_ ? packed(a, R, C, adapter_version_) : absent(),
                            absent(),
@@ -92,9 +92,9 @@ void Decoder::scale_adapter(float* h, int64_t size) {
 }
 
 // out [N, O] += s x A^T B^T, in the columns of each target
-void Decoder::adapter_forward(const AdapterGroup& group, float* out, const float* x, int64_t N, int64_t O, int64_t C) {
-  const int64_t r = adapter_.rank, R = static_cast<int64_t>(group.parts.size()) * r;
-  adapter_down(group, x, N, C);
+void Decoder::adapter_forward(const AdapterGroup& group, float* out, const fd_tensor& x, int64_t O) {
+  const int64_t N = x.shape[0], r = adapter_.rank, R = static_cast<int64_t>(group.parts.size()) * r;
+  adapter_down(group, x);
   for (size_t i = 0; i < group.parts.size(); ++i) {
     const AdapterGroup::Part& part = group.parts[i];
     float* b = adapter_params_.floats() + part.b;
@@ -111,12 +111,11 @@ void Decoder::adapter_forward(const AdapterGroup& group, float* out, const float
 }
 
 // dx [N, C] += what goes through the adapter (dx null: not wanted); gradients of A and B
-void Decoder::adapter_backward(const AdapterGroup& group, float* dx, const float* dout, const float* x, int64_t N, int64_t O,
-                               int64_t C) {
-  const int64_t r = adapter_.rank, R = static_cast<int64_t>(group.parts.size()) * r;
+void Decoder::adapter_backward(const AdapterGroup& group, float* dx, const float* dout, const fd_tensor& x, int64_t O) {
+  const int64_t N = x.shape[0], C = x.shape[1], r = adapter_.rank, R = static_cast<int64_t>(group.parts.size()) * r;
   const float* params = adapter_params_.floats();
   float* g = grads_.floats();
-  adapter_down(group, x, N, C);
+  adapter_down(group, x);
   for (size_t i = 0; i < group.parts.size(); ++i) {
     const AdapterGroup::Part& part = group.parts[i];
     const fd_tensor d = columns(dout + part.column, N, part.rows, O);
@@ -126,7 +125,7 @@ void Decoder::adapter_backward(const AdapterGroup& group, float* dx, const float
     ops_.matmul_backward_input(&ctx_, &h);
   }
   scale_adapter(lora_dh_, N * R);
-  fd_matmul_backward_weight_args w{view(g + group.a, R, C), absent(), view(lora_dh_, N, R), view(x, N, C), compute_};
+  fd_matmul_backward_weight_args w{view(g + group.a, R, C), absent(), view(lora_dh_, N, R), x, compute_};
   ops_.matmul_backward_weight(&ctx_, &w);
   if (dx == nullptr) return;
   fd_matmul_backward_input_args m{view(dx, N, C), view(lora_dh_, N, R), view(params + group.a, R, C), 1, compute_};

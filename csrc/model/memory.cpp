@@ -77,17 +77,24 @@ struct Arena {
     used += (static_cast<size_t>(floats) + 15) / 16 * 16;
     return p;
   }
+  uint16_t* take_half(int64_t numbers) { return reinterpret_cast<uint16_t*>(take((numbers + 1) / 2)); }
 };
 
 struct Sizes {
-  int64_t N, M, S, C, E, H, G, D, F, U;  // M: rows that go through an MLP at once
-  bool separate_qk;
+  int64_t N, M, S, C, E, F, U, HD, QK, heads;  // M: rows that go through an MLP at once; QK: q and k after QK-norm, else 0
+  int64_t per_operand;                         // numbers of what only products read, in a float
+  bool half;                                   // what is kept is bfloat16
 };
 
-Sizes sizes_of(const DecoderConfig& c, const fd_device_table* device, int64_t max_tokens, int64_t max_seqs) {
+Sizes sizes_of(const DecoderConfig& c, const fd_device_table* device, int64_t max_tokens, int64_t max_seqs, bool trainable,
+               bool frozen, int64_t compute) {
   const int64_t M = device->copy != nullptr ? max_tokens : std::min(max_tokens, Decoder::MLP_ROWS);
-  return {max_tokens,  M,          max_seqs, c.d_model,    c.qkv_width(),                    c.n_head,
-          c.n_kv_head, c.head_dim, c.d_ff,   c.up_width(), c.qk_norm || !c.learned_positions};
+  const int64_t heads = c.n_head + c.n_kv_head;
+  const bool half = compute == FD_BF16;
+  return {max_tokens, M, max_seqs, c.d_model, c.qkv_width(), c.d_ff, c.up_width(), c.n_head * c.head_dim,
+          c.qk_norm ? heads * c.head_dim : 0, heads,
+          half && trainable && !frozen ? 2 : 1,  // else the weights may come packed
+          half};
 }
 
 // The most workspace any op of this model asks for, at capacity.
@@ -241,39 +248,52 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
   if (trainable) grads_ = shared(trained), m_ = shared(trained), v_ = shared(trained);
   if (frozen()) adapter_params_ = shared(trained);
 
-  const Sizes z = sizes_of(config, device, max_tokens, max_seqs);
+  const Sizes z = sizes_of(config, device, max_tokens, max_seqs, trainable, frozen(), compute_);
   const int64_t kept_layers = trainable ? config.n_layer : 1;
   auto lay_out = [&](Arena& a) {
     act_.assign(kept_layers, {});
     for (auto& l : act_) {
-      // What is computed again has one place for all layers, the first one's.
-      const bool again = &l != &act_[0] && recompute == Recompute::BLOCK,
-                 up_again = &l != &act_[0] && recompute != Recompute::NONE;
-      if (again) l = act_[0];
+      // What is computed again has one place for all layers, the first one's; so has, of a model that keeps bfloat16, what is kept so.
+      const bool first = &l == &act_[0], again = !first && recompute == Recompute::BLOCK,
+                 up_again = !first && recompute != Recompute::NONE, one_place = !first && z.half;
+      if (!first) l = act_[0];
       l.x = a.take(z.N * z.C);
       if (!again) {
         l.stat1 = a.take(z.N), l.mean1 = a.take(z.N);
-        l.qkv = a.take(z.N * z.E);
-        l.qk = z.separate_qk ? a.take(z.N * (z.H + z.G) * z.D) : nullptr;
-        l.qk_stat = a.take(z.N * (z.H + z.G));
-        l.attention = a.take(z.N * z.H * z.D), l.lse = a.take(z.N * z.H);
+        if (!one_place) {
+          l.qkv = a.take(z.N * z.E);
+          l.qk = z.QK > 0 ? a.take(z.N * z.QK) : nullptr;
+          l.attention = a.take(z.N * z.HD);
+        }
+        if (z.half && trainable) {
+          l.kept_qkv = a.take_half(z.N * z.E);
+          l.kept_qk = z.QK > 0 ? a.take_half(z.N * z.QK) : nullptr;
+          l.kept_attention = a.take_half(z.N * z.HD);
+        }
+        l.qk_stat = a.take(z.QK > 0 ? z.N * z.heads : 0);
+        l.lse = a.take(z.N * config.n_head);
         l.x2 = a.take(z.N * z.C), l.stat2 = a.take(z.N), l.mean2 = a.take(z.N);
       }
-      l.up = up_again ? act_[0].up : a.take(z.N * z.U);
+      if (z.half) {
+        if (first) l.up = trainable ? dup_ : a.take(z.M * z.U);  // dup_ is written after the last look at it
+        if (trainable && !up_again) l.kept_up = a.take_half(z.N * z.U);
+      } else if (!up_again) {
+        l.up = a.take(z.N * z.U);
+      }
     }
-    norm_ = a.take(z.N * z.C), act_out_ = a.take(z.M * z.F);
+    norm_ = a.take((z.N * z.C + 1) / z.per_operand), act_out_ = a.take((z.M * z.F + 1) / z.per_operand);
     lora_h_ = a.take(z.N * adapter_table_.widest), lora_dh_ = a.take(trainable ? z.N * adapter_table_.widest : 0);
-    unread_ = a.take(trainable && frozen() ? 2 * std::max(z.C, z.D) : 0);
+    unread_ = a.take(trainable && frozen() ? 2 * std::max(z.C, config.head_dim) : 0);
     x_last_ = a.take(z.N * z.C), final_ = a.take(z.N * z.C), final_stat_ = a.take(z.N), final_mean_ = a.take(z.N);
     final_lse_ = a.take(z.N), final_entropy_ = a.take(z.N), sampled_hidden_ = a.take(z.S * z.C), scalars_ = a.take(16);
   };
   auto lay_out_gradients = [&](Arena& a) {
     if (!trainable) return;
-    dx_ = a.take(z.N * z.C), dnorm_ = a.take(z.N * z.C), dqkv_ = a.take(z.N * z.E), dqk_ = a.take(z.N * (z.H + z.G) * z.D);
-    dattention_ = a.take(z.N * z.H * z.D), dup_ = a.take(z.M * z.U), dact_ = a.take(z.M * z.F);
+    dx_ = a.take(z.N * z.C), dnorm_ = a.take(z.N * z.C), dqkv_ = a.take(z.N * z.E), dqk_ = a.take(z.N * z.QK);
+    dattention_ = a.take(z.N * z.HD), dup_ = a.take(z.M * z.U), dact_ = a.take(z.M * z.F);
   };
   Arena count{nullptr}, count_gradients{nullptr};
-  lay_out(count), lay_out_gradients(count_gradients);
+  lay_out_gradients(count_gradients), lay_out(count);
 
   // A buffer each; on a device with memory of its own they are pieces of one.
   const size_t angles = config.learned_positions ? 0 : config.max_positions * (config.head_dim / 2) * sizeof(float);
@@ -295,7 +315,7 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
     at_byte += rounded(bytes);
   }
   Arena place{activations_.floats()}, place_gradients{gradients_of_activations_.floats()};
-  lay_out(place), lay_out_gradients(place_gradients);
+  lay_out_gradients(place_gradients), lay_out(place);
 
   tokens_ = reinterpret_cast<int32_t*>(batch_.bytes());
   positions_ = tokens_ + max_tokens;
@@ -323,21 +343,27 @@ Decoder::~Decoder() {
 }
 
 std::vector<PlanRow> Decoder::plan(const DecoderConfig& c, const fd_device_table* device, int threads, int64_t max_tokens,
-                                   int64_t max_seqs, bool trainable, const AdapterConfig& adapter, Recompute recompute) {
+                                   int64_t max_seqs, bool trainable, const AdapterConfig& adapter, Recompute recompute,
+                                   int64_t compute) {
   const ParameterTable table(c);
   const AdapterTable adapters(c, adapter);
   const bool frozen = adapter.rank > 0;
-  const Sizes z = sizes_of(c, device, max_tokens, max_seqs);
+  const Sizes z = sizes_of(c, device, max_tokens, max_seqs, trainable, frozen, compute);
   const size_t p = static_cast<size_t>(table.total_floats) * sizeof(float);
-  const size_t layers = trainable ? c.n_layer : 1;
-  // Of a layer, beside its input and W_up's output.
-  const size_t block = z.C + 4 + z.E + (z.separate_qk ? (z.H + z.G) * z.D : 0) + z.H + z.G + z.H * z.D + z.H;
-  const size_t kept =
-      z.C * layers + block * (recompute == Recompute::BLOCK ? 1 : layers) + z.U * (recompute == Recompute::NONE ? layers : 1);
+  const size_t layers = trainable ? c.n_layer : 1, blocks = recompute == Recompute::BLOCK ? 1 : layers,
+               ups = recompute == Recompute::NONE ? layers : 1;
+  // Halves of a float, so that a bfloat16 number is one. Of a token and layer: what is float32 always, and what products read.
+  const size_t stays = 2 * (z.C + 4 + (z.QK > 0 ? z.heads : 0) + c.n_head), read = z.E + z.QK + z.HD;
+  size_t halves = 2 * z.C * layers * z.N + stays * blocks * z.N;
+  if (z.half) {
+    halves += 2 * read * z.N + (trainable ? (read * blocks + z.U * ups) * z.N : 2 * z.U * z.M);
+  } else {
+    halves += 2 * (read * blocks + z.U * ups) * z.N;
+  }
   const size_t lora = (trainable ? 2 : 1) * adapters.widest;
-  const size_t act = ((kept + 3 * z.C + 4 + lora) * z.N + z.F * z.M) * sizeof(float);
+  const size_t act = (halves / 2 + z.C * z.N / z.per_operand + (2 * z.C + 4 + lora) * z.N + z.F * z.M / z.per_operand) * sizeof(float);
   const size_t pairs = static_cast<size_t>(adapters.total_floats) * sizeof(float), trained = frozen ? pairs : p;
-  const size_t grad_rows = (2 * z.C + z.E + (z.H + z.G) * z.D + z.H * z.D) * z.N + (z.U + z.F) * z.M;
+  const size_t grad_rows = (2 * z.C + z.E + z.QK + z.HD) * z.N + (z.U + z.F) * z.M;
   const size_t grad = trainable ? grad_rows * sizeof(float) : 0;
   return {{"parameters", p},
           {"adapter", pairs},

@@ -14,7 +14,7 @@ namespace freedive {
 void Decoder::record(const Trace& t, int64_t layer, const Activations& a, const float* output) {
   const int64_t C = config_.d_model, H = config_.n_head, G = config_.n_kv_head, D = config_.head_dim;
   get(t.residual + (layer + 1) * n_ * C, output, n_ * C * sizeof(float));
-  // without QK-norm and rotation they lie where the product of W_qkv left them, v beside them
+  // without QK-norm they lie where the product of W_qkv left them, v beside them
   const float* from = a.qk ? a.qk : a.qkv;
   const int64_t row = a.qk ? (H + G) * D : config_.qkv_width();
   std::vector<float> rows(has_own_memory() ? static_cast<size_t>(n_ * row) : 0);
@@ -38,9 +38,10 @@ void Decoder::trace(const BatchView& b, const Trace& out) {
 void Decoder::lens(const float* x, int64_t n_rows, float* out) {
   const int64_t C = config_.d_model;
   if (n_rows > max_seqs_ || n_rows > max_tokens_) throw std::invalid_argument("more rows than this model's capacity");
-  norm_forward(sampled_hidden_, final_stat_, final_mean_, in(x, n_rows * C), final_norm_, final_norm_bias_, n_rows);
+  const fd_tensor hidden = view(sampled_hidden_, n_rows, C);
+  norm_forward(hidden, final_stat_, final_mean_, in(x, n_rows * C), final_norm_, final_norm_bias_);
   use_packed_ = true;
-  multiply(this->out(out, n_rows * config_.vocab_size), sampled_hidden_, n_rows, head_, -1, config_.vocab_size, C, nullptr);
+  multiply(this->out(out, n_rows * config_.vocab_size), hidden, head_, -1, config_.vocab_size, nullptr);
   use_packed_ = false;
   settle();
   kept_ = false;  // the statistics of the final norm are another batch's now

@@ -13,6 +13,7 @@ constexpr int32_t dtype_of() {
   if (std::is_same<T, float>::value) return FD_F32;
   if (std::is_same<T, int32_t>::value) return FD_I32;
   if (std::is_same<T, int64_t>::value) return FD_I64;
+  if (std::is_same<T, uint16_t>::value) return FD_BF16;
   if (std::is_same<T, uint64_t>::value) return FD_U64;
   return FD_U8;
 }
@@ -27,6 +28,13 @@ fd_tensor view(const T* data, Sizes... sizes) {
   fd_tensor t{const_cast<T*>(data), {1, 1, 1, 1}, {1, 1, 1, 1}, ndim, dtype_of<T>()};
   int64_t stride = 1;
   for (int i = ndim - 1; i >= 0; --i) t.shape[i] = shape[i], t.stride[i] = stride, stride *= shape[i];
+  return t;
+}
+
+// `width` columns of a tensor [N, columns], from the `first` on.
+inline fd_tensor columns(fd_tensor t, int64_t first, int64_t width) {
+  t.data = static_cast<uint8_t*>(t.data) + first * (t.dtype == FD_BF16 ? 2 : 4);
+  t.shape[1] = width;
   return t;
 }
 

@@ -5,7 +5,8 @@ forgotten element shows, and return them. Shapes and dtypes are checked against 
 what does not fit is a ValueError. The last dimension of an array must be contiguous; the first may be strided.
 
 All functions take `variant=` (a name of `variants(op)`, default the fastest), `threads=` and `device=`; those with products `compute=`. The first two change no
-bit of the result unless the variant says so. Floats are float32, ids and lengths int32, unless stated.
+bit of the result unless the variant says so. Floats are float32, ids and lengths int32, unless stated. What activations store for products
+(`f32|bf16` in ops.h) may be bfloat16: `call` takes it as it comes, outputs of the functions are float32.
 """
 
 from __future__ import annotations
@@ -234,6 +235,13 @@ def swiglu_backward(dout: Array, gate: Array, up: Array, **how: Any) -> tuple[Ar
     dgate, dup = poisoned(*gate.shape), poisoned(*gate.shape)
     call("swiglu_backward", dgate=dgate, dup=dup, dout=dout, gate=gate, up=up, **how)
     return dgate, dup
+
+
+def cast(x: Array, dtype: Any = ml_dtypes.bfloat16, **how: Any) -> Array:
+    """x [N,F], float32 or bfloat16, as `dtype`, one of these: to nearest, ties to even; denormals may become 0"""
+    out = poisoned(*x.shape, dtype=dtype)
+    call("cast", out=out, x=x, **how)
+    return out
 
 
 # ---- matmul --------------------------------------------------------------------------------------------------------

@@ -51,6 +51,7 @@ struct Call {
   Limits limits;
   int64_t compute = limits.compute >= 0 ? limits.compute : random.below(2);  // FD_I8 of the quantized ops, too
   int32_t cache_dtype = std::array<int32_t, 3>{FD_F32, FD_BF16, FD_I8}[random.below(3)];
+  int32_t input_dtype = random.below(2) == 0 ? FD_F32 : FD_BF16, output_dtype = random.below(2) == 0 ? FD_F32 : FD_BF16;
   int64_t type = 0;                   // of theirs, too: ggml's number
   std::map<std::string, int64_t> sizes;
   std::vector<std::vector<uint8_t>> memory;  // exactly as long as the tensor: what lies behind is the sanitizer's
@@ -126,7 +127,8 @@ struct Call {
       arguments.push_back(word);
       return;
     }
-    const int32_t dtype = f.dtypes.size() > 1 ? cache_dtype : f.dtypes[0];
+    const bool cache = f.dtypes.size() > 2;
+    const int32_t dtype = cache ? cache_dtype : f.dtypes.size() > 1 ? (f.written ? output_dtype : input_dtype) : f.dtypes[0];
     const bool cache_scale = f.name == "k_scale" || f.name == "v_scale";  // with int8, and only there
     fd_tensor t{nullptr, {0, 0, 0, 0}, {0, 0, 0, 0}, 0, dtype};
     memory.emplace_back();
@@ -138,7 +140,7 @@ struct Call {
         t.shape[i] = sizes.at(f.dims[i]);
         t.stride[i] = inner;
         if (i == 0 && t.ndim > 1 && random.below(2) == 0)
-          t.stride[0] += random.below(9) * (f.dtypes.size() > 1 ? fd_numbers_per_word(dtype) : 1);
+          t.stride[0] += random.below(9) * (cache ? fd_numbers_per_word(dtype) : 1);
         inner *= t.shape[i];
       }
       const int64_t row = t.ndim > 1 && t.shape[0] > 0 ? inner / t.shape[0] : 1;

@@ -153,6 +153,12 @@ def swiglu_backward(r):
         yield Case(name, {"gate": gate, "up": up, "dout": dout}, {"dgate": dgate, "dup": dup})
 
 
+@cases("cast")
+def cast(r):
+    for name, x in activation_inputs(r):
+        yield Case(name, {"x": x}, {"out": reference.cast(x)})
+
+
 # ---- matmul --------------------------------------------------------------------------------------------------------
 
 MATMUL_SHAPES = (

@@ -142,9 +142,9 @@ def _start(c: PretrainConfig, source: Path, artefact: Artefact | None) -> None:
     warmup = c.warmup if c.warmup is not None else max(1, min(200, steps // 50 + 5))
     print(f"{documents.n_targets:,} training tokens, vocabulary {tok.vocab_size:,}; model: {config.n_params():,} parameters "
           f"({config.n_layer} layers of {config.d_model}, {config.n_head} heads, {config.n_kv_head} for keys and values)")  # fmt: skip
-    print(f"{steps:,} steps of {c.batch_tokens:,} tokens, context {c.context}, learning rate {lr:.2g}; memory: {plan(config, micro, max_seqs, threads=c.threads, recompute=c.recompute, device=c.device)}")
+    print(f"{steps:,} steps of {c.batch_tokens:,} tokens, context {c.context}, learning rate {lr:.2g}; memory: {plan(config, micro, max_seqs, threads=c.threads, recompute=c.recompute, device=c.device, dtype=c.dtype)}")
     if artefact is None:
-        check_fits(config, micro, max_seqs, threads=c.threads, recompute=c.recompute, device=c.device)
+        check_fits(config, micro, max_seqs, threads=c.threads, recompute=c.recompute, device=c.device, dtype=c.dtype)
         return
 
     how: dict[str, Any] = dict(max_tokens=micro, max_seqs=max_seqs, threads=c.threads, device=c.device, dtype=c.dtype, recompute=c.recompute)

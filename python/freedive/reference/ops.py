@@ -99,6 +99,11 @@ def rope(x: Array, cos: Array, sin: Array, positions: Array, inverse: bool = Fal
 GELU_SCALE = np.sqrt(2 / np.pi)
 
 
+def cast(x: Array) -> Array:
+    """out = x, before it is rounded to what out holds"""
+    return f64(x)
+
+
 def gelu_forward(x: Array) -> Array:
     """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): the tanh form, GPT-2's"""
     x = f64(x)
