@@ -21,7 +21,7 @@
 //    pairs of k. A packed weight is packed for one `compute`.
 //  * a tensor is float32 in memory, or where FD_OPS says "f32|bf16" bfloat16: outputs are then rounded as operands are (denormals
 //    may become 0). What only products read may so be stored as what they take of it: half the bytes, the same bits. gate and up
-//    are of one dtype.
+//    are of one dtype, and so are q, k, v and out of attention_backward.
 //    On tensor cores (csrc/cuda) it is over steps of 16 k, and a long k of a product of few columns is cut into parts, each a chain,
 //    added in order; how many follows from the weight's shape alone (in matmul_backward_weight from all sizes), so rows change no bit.
 //  * quantized_*: a weight in the type its file holds it in, rearranged by quantized_pack. FD_F32 and FD_BF16 give the bits of the float op on
@@ -197,7 +197,7 @@ typedef struct { fd_tensor out, x, y; double alpha, beta; } fd_linear_combinatio
   OP(matmul_backward_weight, "dweight:f32[O,C]+ dbias:f32[O]+? dout:f32[N,O] x:f32|bf16[N,C] compute:i?") \
   OP(matmul_pack, "packed:f32[P]= weight:f32[O,C] compute:i?") \
   OP(attention_forward, "out:f32[N,H,D]= lse:f32[N,H]= q:f32[N,H,D] k:f32[N,G,D] v:f32[N,G,D] cu_seqlens:i32[S1] scale:f compute:i?") \
-  OP(attention_backward, "dq:f32[N,H,D]= dk:f32[N,G,D]= dv:f32[N,G,D]= dout:f32[N,H,D] out:f32[N,H,D] lse:f32[N,H] q:f32[N,H,D] k:f32[N,G,D] v:f32[N,G,D] cu_seqlens:i32[S1] scale:f compute:i?") \
+  OP(attention_backward, "dq:f32[N,H,D]= dk:f32[N,G,D]= dv:f32[N,G,D]= dout:f32[N,H,D] out:f32|bf16[N,H,D] lse:f32[N,H] q:f32|bf16[N,H,D] k:f32|bf16[N,G,D] v:f32|bf16[N,G,D] cu_seqlens:i32[S1] scale:f compute:i?") \
   OP(kv_cache_write, "k_cache:f32|bf16|i8[B,G,W,U]+ v_cache:f32|bf16|i8[B,G,X,Y]+ k_scale:f32[B,G,T]+? v_scale:f32[B,G,T]+? k:f32[N,G,D] v:f32[N,G,D] cu_seqlens:i32[S1] past_lens:i32[S] block_table:i32[S,M]") \
   OP(attention_cached, "out:f32[N,H,D]= q:f32[N,H,D] k_cache:f32|bf16|i8[B,G,W,U] v_cache:f32|bf16|i8[B,G,X,Y] k_scale:f32[B,G,T]? v_scale:f32[B,G,T]? cu_seqlens:i32[S1] past_lens:i32[S] block_table:i32[S,M] scale:f compute:i?") \
   OP(head_forward, "logprobs:f32[N,K]= entropy:f32[N]= lse:f32[N]= x:f32[N,C] weight:f32[V,C] packed:f32[P]? targets:i32[N,K] temperature:f32[Z] vocab_mask:u8[V]? compute:i?") \

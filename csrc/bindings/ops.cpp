@@ -290,8 +290,12 @@ CheckedCall check_call(const std::string& name, const py::object& variant, int t
                             std::to_string(sizes[b]));
   };
   if (name.rfind("attention", 0) == 0) divides("H", "G");
-  if (name.rfind("swiglu", 0) == 0 && tensors.at("gate").dtype != tensors.at("up").dtype)
-    throw py::value_error(name + ": gate and up must be of one dtype");
+  auto one_dtype = [&](std::initializer_list<const char*> names, const char* what) {
+    for (const char* n : names)
+      if (tensors.at(n).dtype != tensors.at(*names.begin()).dtype) throw py::value_error(name + ": " + what + " must be of one dtype");
+  };
+  if (name.rfind("swiglu", 0) == 0) one_dtype({"gate", "up"}, "gate and up");
+  if (name == "attention_backward") one_dtype({"q", "k", "v", "out"}, "q, k, v and out");
   if (name == "rope" && sizes["D"] != 2 * sizes["R"]) throw py::value_error("rope: D must be 2 R");
   if (name.rfind("kv_cache", 0) == 0 || name == "attention_cached")
     check_cache(name, tensors, sizes);

@@ -44,14 +44,18 @@ FD_INLINE int64_t chunk_end(const int32_t* cu_seqlens, int64_t S, int64_t s, int
 }
 FD_INLINE int64_t max_pieces(int64_t N, int64_t S, int64_t length) { return N / length + S; }
 
-FD_INLINE float* row_of(const fd_tensor& t, int64_t n, int64_t h) { return f32(t) + n * t.stride[0] + h * t.stride[1]; }
+template <class T = float>
+FD_INLINE T* row_of(const fd_tensor& t, int64_t n, int64_t h) {
+  return static_cast<T*>(t.data) + n * t.stride[0] + h * t.stride[1];
+}
 
 // Asks for rows that will be read, or written, soon: they lie far apart, where the processor does not look ahead by itself.
 FD_INLINE void fetch_rows(const fd_tensor& t, int64_t first, int64_t rows, int64_t head, int64_t heads, bool to_write) {
+  const int64_t size = is_half(t) ? sizeof(bf16) : sizeof(float);
   for (int64_t n = first; n < first + rows; ++n) {
     for (int64_t h = head; h < head + heads; ++h) {
-      const float* row = row_of(t, n, h);
-      for (int64_t d = 0; d < t.shape[2]; d += 16) to_write ? __builtin_prefetch(row + d, 1) : __builtin_prefetch(row + d, 0, 2);
+      const uint8_t* row = static_cast<const uint8_t*>(t.data) + (n * t.stride[0] + h * t.stride[1]) * size;
+      for (int64_t i = 0; i < t.shape[2] * size; i += 64) to_write ? __builtin_prefetch(row + i, 1) : __builtin_prefetch(row + i, 0, 2);
     }
   }
 }
@@ -236,16 +240,16 @@ FD_INLINE void product(int64_t rows, int64_t vectors, int64_t K, const float* a,
 // ---- operands --------------------------------------------------------------------------------------------------
 
 // rows x D at `from`, turned: [words of D][32], zeros beyond the rows. What scores multiply.
-template <bool HALF>
-FD_INLINE void turn_keys(float* to, const float* from, int64_t from_row, int64_t rows, int64_t D) {
+template <bool HALF, class T>
+FD_INLINE void turn_keys(float* to, const T* from, int64_t from_row, int64_t rows, int64_t D) {
   for (int64_t j = 0; j < KEYS; j += VL)
     turn_rows<HALF, VL>(to + j, KEYS, from + min64(j, rows) * from_row, from_row, max64(0, rows - j), D);
 }
 
 // rows x D at `from`, as words along the rows: [words of rows][padded D], zeros beyond D and, where the rows are odd, beyond
 // them.
-template <bool HALF>
-FD_INLINE void pair_rows(float* to, const float* from, int64_t from_row, int64_t rows, int64_t D) {
+template <bool HALF, class T>
+FD_INLINE void pair_rows(float* to, const T* from, int64_t from_row, int64_t rows, int64_t D) {
   const int64_t to_row = padded(D);
   for (int64_t w = 0; w < words_of<HALF>(rows); ++w) {
     for (int64_t d = 0; d < D; d += VL) vstore(to + w * to_row + d, column_words<HALF>(from + d, from_row, w, rows, D - d));

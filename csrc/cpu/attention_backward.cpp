@@ -12,6 +12,9 @@
 // float32. Scores and dout·v sum over pairs of d, dk and dv over pairs of rows (counted from the start of the sequence), dq over
 // pairs of keys: so q and dout are needed as words of two kinds, and dS too.
 //
+// q, k, v and out may be bfloat16 in memory, as the forward pass of a model that computes in it keeps them: the same bits but for
+// delta, which then is of the rounded out.
+//
 // Memory plan: q and dout are copied once, head by head, as operands, and dq is gathered by head (3 H D floats for every row of a
 // chunk of sequences): where they lie, rows of one head are a whole position apart, and such strides land in a few sets of L1. A
 // tile is 192 rows: its P and dS (2 x 24 KB in bfloat16), the unit's operands and gradients stay in L2, the scores and dout·v of
@@ -32,6 +35,10 @@ namespace {
 
 // ---- naive -----------------------------------------------------------------------------------------------------
 
+float number_at(const fd_tensor& t, int64_t n, int64_t h, int64_t d) {
+  return is_half(t) ? value_of(row_of<bf16>(t, n, h)[d]) : row_of(t, n, h)[d];
+}
+
 void backward_naive(fd_context* ctx, const void* p) {
   const auto& a = *static_cast<const fd_attention_backward_args*>(p);
   const int64_t H = a.q.shape[1], D = a.q.shape[2], G = a.k.shape[1], S = a.cu_seqlens.shape[0] - 1, group = H / G;
@@ -45,20 +52,21 @@ void backward_naive(fd_context* ctx, const void* p) {
     }
     for (int64_t i = start; i < end; ++i) {
       for (int64_t h = g * group; h < (g + 1) * group; ++h) {
-        const float *q = row_of(a.q, i, h), *out = row_of(a.out, i, h), *dout = row_of(a.dout, i, h);
+        const float* dout = row_of(a.dout, i, h);
         const auto operand = [&a](double x) { return static_cast<double>(taken(static_cast<float>(x), a.compute)); };
         double delta = 0;
-        for (int64_t d = 0; d < D; ++d) delta += operand(dout[d]) * out[d];
+        for (int64_t d = 0; d < D; ++d) delta += operand(dout[d]) * number_at(a.out, i, h, d);
         for (int64_t j = start; j <= i; ++j) {
-          const float *k = row_of(a.k, j, g), *v = row_of(a.v, j, g);
+          const auto q = [&](int64_t d) { return operand(number_at(a.q, i, h, d)); };
+          const auto k = [&](int64_t d) { return operand(number_at(a.k, j, g, d)); };
           double score = 0, dp = 0;
-          for (int64_t d = 0; d < D; ++d) score += operand(q[d]) * operand(k[d]);
-          for (int64_t d = 0; d < D; ++d) dp += operand(dout[d]) * operand(v[d]);
+          for (int64_t d = 0; d < D; ++d) score += q(d) * k(d);
+          for (int64_t d = 0; d < D; ++d) dp += operand(dout[d]) * operand(number_at(a.v, j, g, d));
           const double probability = exp(score * a.scale - *row_of(a.lse, i, h)), ds = operand(probability * (dp - delta));
           for (int64_t d = 0; d < D; ++d) {
             row_of(a.dv, j, g)[d] += static_cast<float>(operand(probability) * operand(dout[d]));
-            row_of(a.dk, j, g)[d] += static_cast<float>(ds * operand(q[d]) * a.scale);
-            row_of(a.dq, i, h)[d] += static_cast<float>(ds * operand(k[d]) * a.scale);
+            row_of(a.dk, j, g)[d] += static_cast<float>(ds * q(d) * a.scale);
+            row_of(a.dq, i, h)[d] += static_cast<float>(ds * k(d) * a.scale);
           }
         }
       }
@@ -261,8 +269,8 @@ void backward_tile(const fd_attention_backward_args& a, const Shared& shared, co
   }
 }
 
-// One unit of the keys of head g in the rows of a sequence.
-template <bool HALF>
+// One unit of the keys of head g in the rows of a sequence. T: what q, k, v and out are in memory.
+template <bool HALF, class T>
 void backward_unit(const fd_attention_backward_args& a, const Shared& shared, const TileSpace& x, Place at, int64_t g,
                    int64_t unit, int32_t* passed) {
   const int64_t D = a.q.shape[2], row = padded(D), group = a.q.shape[1] / a.k.shape[1], length = at.end - at.start;
@@ -270,10 +278,10 @@ void backward_unit(const fd_attention_backward_args& a, const Shared& shared, co
   at.keys = min64(UNIT_KEYS, length - at.j0);
   for (int64_t u = 0; u * KEYS < at.keys; ++u) {
     const int64_t n = at.start + at.j0 + u * KEYS, count = min64(KEYS, at.keys - u * KEYS);
-    turn_keys<HALF>(x.keys + u * KEYS * words_of<HALF>(D), row_of(a.k, n, g), a.k.stride[0], count, D);
-    turn_keys<HALF>(x.values + u * KEYS * words_of<HALF>(D), row_of(a.v, n, g), a.v.stride[0], count, D);
+    turn_keys<HALF>(x.keys + u * KEYS * words_of<HALF>(D), row_of<T>(a.k, n, g), a.k.stride[0], count, D);
+    turn_keys<HALF>(x.values + u * KEYS * words_of<HALF>(D), row_of<T>(a.v, n, g), a.v.stride[0], count, D);
   }
-  pair_rows<HALF>(x.k, row_of(a.k, at.start + at.j0, g), a.k.stride[0], at.keys, D);
+  pair_rows<HALF>(x.k, row_of<T>(a.k, at.start + at.j0, g), a.k.stride[0], at.keys, D);
   fetch_rows(a.dk, at.start + at.j0, at.keys, g, 1, true);
   fetch_rows(a.dv, at.start + at.j0, at.keys, g, 1, true);
   const int64_t coming = min64(UNIT_KEYS, length - at.j0 - at.keys);
@@ -296,24 +304,25 @@ void backward_unit(const fd_attention_backward_args& a, const Shared& shared, co
 }
 
 // q, dout, delta and lse of a piece, copied head by head.
-template <bool HALF>
+template <bool HALF, class T>
 void copy_rows(const fd_attention_backward_args& a, const Shared& x, const Piece& piece) {
   const int64_t H = a.q.shape[1], D = a.q.shape[2], row = padded(D), d_words = words_of<HALF>(D);
   for (int64_t i = 0; i < piece.rows; i += 2) {
     const int64_t n = piece.first + i, rows = min64(2, piece.rows - i);
     for (int64_t h = 0; h < H; ++h) {
       const int64_t word = h * x.words + x.first_word[piece.sequence] + words_of<HALF>(piece.offset + i);
-      pair_rows<HALF>(x.q_rows + word * row, row_of(a.q, n, h), a.q.stride[0], rows, D);
+      pair_rows<HALF>(x.q_rows + word * row, row_of<T>(a.q, n, h), a.q.stride[0], rows, D);
       pair_rows<HALF>(x.dout_rows + word * row, row_of(a.dout, n, h), a.dout.stride[0], rows, D);
       for (int64_t y = n; y < n + rows; ++y) {
-        const float *out = row_of(a.out, y, h), *dout = row_of(a.dout, y, h);
+        const T* out = row_of<T>(a.out, y, h);
+        const float* dout = row_of(a.dout, y, h);
         vf sum = vset(0.0f);
         for_lanes(D, [&](int64_t d, auto load, auto) { sum = vfma(load(out + d), as_taken<HALF>(load(dout + d)), sum); });
         const int64_t at = h * x.rows + y - x.begin;
         x.delta[at] = hsum(sum);
         x.lse[at] = *row_of(a.lse, y, h) * LOG2E;
         if (!HALF) continue;
-        rows_of_words<HALF>(x.q + at * d_words, row_of(a.q, y, h), 0, 1, 1, D);
+        rows_of_words<HALF>(x.q + at * d_words, row_of<T>(a.q, y, h), 0, 1, 1, D);
         rows_of_words<HALF>(x.dout + at * d_words, dout, 0, 1, 1, D);
       }
     }
@@ -321,7 +330,7 @@ void copy_rows(const fd_attention_backward_args& a, const Shared& x, const Piece
 }
 
 // Sequences cu_seqlens[0..S].
-template <bool HALF>
+template <bool HALF, class T>
 void backward_chunk(fd_context* ctx, const fd_attention_backward_args& a, const int32_t* cu_seqlens, int64_t S) {
   const int64_t H = a.q.shape[1], D = a.q.shape[2], G = a.k.shape[1], row = padded(D);
   Space space{ctx->workspace};
@@ -337,7 +346,7 @@ void backward_chunk(fd_context* ctx, const fd_attention_backward_args& a, const 
   memset(x.next, 0, S * G * sizeof(int32_t));
   memset(x.passed, 0, units * G * sizeof(int32_t));
   const int64_t piece_count = cut_sequences(cu_seqlens, S, KEYS, x.pieces);
-  parallel_units(ctx, piece_count, [&](int64_t i, int) { copy_rows<HALF>(a, x, x.pieces[i]); });
+  parallel_units(ctx, piece_count, [&](int64_t i, int) { copy_rows<HALF, T>(a, x, x.pieces[i]); });
   // Every thread may come by every head once: the first to do so begins it, later ones help.
   const int64_t heads = S * G;
   parallel_units(ctx, heads * max64(1, ctx->threads), [&](int64_t visit, int thread) {
@@ -350,7 +359,7 @@ void backward_chunk(fd_context* ctx, const fd_attention_backward_args& a, const 
     for (;;) {
       const int64_t unit = __atomic_fetch_add(x.next + head, 1, __ATOMIC_RELAXED);
       if (unit >= own) return;
-      backward_unit<HALF>(a, x, tile, at, g, unit, passed);
+      backward_unit<HALF, T>(a, x, tile, at, g, unit, passed);
     }
   });
   const vf scale = vset(static_cast<float>(a.scale));
@@ -371,7 +380,8 @@ void backward_in(fd_context* ctx, const fd_attention_backward_args& a) {
   const int32_t* cu_seqlens = i32(a.cu_seqlens);
   for (int64_t s = 0, end; s < S; s = end) {
     end = chunk_end(cu_seqlens, S, s, ctx->threads);
-    backward_chunk<HALF>(ctx, a, cu_seqlens + s, end - s);
+    is_half(a.q) ? backward_chunk<HALF, bf16>(ctx, a, cu_seqlens + s, end - s)
+                 : backward_chunk<HALF, float>(ctx, a, cu_seqlens + s, end - s);
   }
   zero_tail(a.dq, cu_seqlens[S]);
   zero_tail(a.dk, cu_seqlens[S]);

@@ -14,10 +14,14 @@
 namespace freedive::cuda {
 namespace {
 
+// Where row (n, h) begins.
+__device__ int64_t place(const fd_tensor& t, int64_t n, int64_t h) { return n * t.stride[0] + h * t.stride[1]; }
+
+// Of numbers from a_at and b_at on.
 template <bool BF16>
-__device__ float dot(const float* a, const float* b, int64_t D) {
+__device__ float dot(const fd_tensor& a, int64_t a_at, const fd_tensor& b, int64_t b_at, int64_t D) {
   float sum = 0.0f;
-  for (int64_t d = 0; d < D; ++d) sum = fmaf(operand<BF16>(a[d]), operand<BF16>(b[d]), sum);
+  for (int64_t d = 0; d < D; ++d) sum = fmaf(operand<BF16>(number(a, a_at + d)), operand<BF16>(number(b, b_at + d)), sum);
   return sum;
 }
 
@@ -26,9 +30,10 @@ template <bool BF16>
 __global__ void delta_kernel(float* delta, fd_tensor dout, fd_tensor out) {
   const int64_t H = out.shape[1], i = global_thread();
   if (i >= out.shape[0] * H) return;
-  const float *a = row(dout, i / H, i % H), *b = row(out, i / H, i % H);
+  const float* a = row(dout, i / H, i % H);
+  const int64_t b = place(out, i / H, i % H);
   float sum = 0.0f;
-  for (int64_t d = 0; d < out.shape[2]; ++d) sum = fmaf(operand<BF16>(a[d]), b[d], sum);
+  for (int64_t d = 0; d < out.shape[2]; ++d) sum = fmaf(operand<BF16>(a[d]), number(out, b + d), sum);
   delta[i] = sum;
 }
 
@@ -37,9 +42,9 @@ template <bool BF16>
 __device__ void weights_of(const fd_attention_backward_args& a, const float* delta, int64_t n, int64_t h, int64_t j, int64_t g,
                            float* p, float* ds) {
   const int64_t D = a.q.shape[2];
-  const float score = dot<BF16>(row(a.q, n, h), row(a.k, j, g), D) * static_cast<float>(a.scale);
+  const float score = dot<BF16>(a.q, place(a.q, n, h), a.k, place(a.k, j, g), D) * static_cast<float>(a.scale);
   *p = expf(score - row(a.lse, n)[h]);
-  *ds = *p * (dot<BF16>(row(a.dout, n, h), row(a.v, j, g), D) - delta[n * a.q.shape[1] + h]);
+  *ds = *p * (dot<BF16>(a.dout, place(a.dout, n, h), a.v, place(a.v, j, g), D) - delta[n * a.q.shape[1] + h]);
 }
 
 template <bool BF16>
@@ -61,7 +66,7 @@ __global__ void query_kernel(fd_attention_backward_args a, const float* delta) {
     __syncwarp();
     for (int64_t d = lane; d < D; d += WARP) {
       float x = dq[d];
-      for (int i = 0; i < here; ++i) x = fmaf(operand<BF16>(mine[i]), operand<BF16>(row(a.k, first + i, g)[d]), x);
+      for (int i = 0; i < here; ++i) x = fmaf(operand<BF16>(mine[i]), operand<BF16>(number(a.k, place(a.k, first + i, g) + d)), x);
       dq[d] = x;
     }
     __syncwarp();
@@ -89,7 +94,7 @@ __global__ void key_kernel(fd_attention_backward_args a, const float* delta) {
       for (int64_t d = lane; d < D; d += WARP) {
         float x = dk[d], y = dv[d];
         for (int i = 0; i < here; ++i) {
-          x = fmaf(operand<BF16>(ds[warp][i]), operand<BF16>(row(a.q, first + i, h)[d]), x);
+          x = fmaf(operand<BF16>(ds[warp][i]), operand<BF16>(number(a.q, place(a.q, first + i, h) + d)), x);
           y = fmaf(operand<BF16>(p[warp][i]), operand<BF16>(row(a.dout, first + i, h)[d]), y);
         }
         dk[d] = x, dv[d] = y;

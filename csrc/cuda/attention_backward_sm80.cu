@@ -14,7 +14,7 @@
 // on S and dP as they lie or transposed, and so it is one kernel. 16 rows to a warp; theirs come 32 rows at a time by cp.async
 // into a ring; sums of S go to the next products' operand in registers.
 //
-// Bytes: rounding q, k, v and dout reads 4 and writes 2 a number, delta reads 8; then a tile of 64 rows reads 4 for each (row, d)
+// Bytes: rounding dout, and of q, k and v what is not bfloat16 in memory, reads 4 and writes 2 a number, delta reads 6 or 8; then a tile of 64 rows reads 4 for each (row, d)
 // of the other side that it sees, from the L2 cache. With keys mine and heads of 128 their fragments are read from shared memory
 // at every step, for the sums take 128 registers.
 #include "attention.cuh"
@@ -26,13 +26,14 @@ namespace {
 
 constexpr int MINE = 64, THEIRS = 32, TILE_WARPS = MINE / 16, TILE_THREADS = TILE_WARPS * WARP, STAGES = 3;
 
-// Rounded rows [N, heads, D], and for every place of 32 rows and each head the rows' lse in powers of two, then their deltas.
+// Rounded rows [N, heads, D], from one row to the next as said, and for every place of 32 rows and each head the rows' lse in powers of two, then their deltas.
 struct Arguments {
   fd_tensor dq, dk, dv, cu_seqlens;
   const uint16_t *q, *dout, *k, *v;
   const float* statistics;
   float scale, scale_of_powers;
   int H, G;
+  int64_t q_row, k_row, v_row;  // of dout H D
 };
 #ifdef FREEDIVE_CUDA_EMULATION
 void visit_pointers(const Arguments& a, int argument) {
@@ -47,8 +48,8 @@ void visit_pointers(const Arguments& a, int argument) {
 __global__ void round_heads_kernel(uint16_t* out, fd_tensor x) {
   const int64_t e = global_thread(), per_head = x.shape[2] / PIECE, at = e / per_head, n = at / x.shape[1], h = at % x.shape[1];
   if (n >= x.shape[0]) return;
-  const float* from = row(x, n, h) + e % per_head * PIECE;
-  *reinterpret_cast<uint4*>(out + e * PIECE) = rounded8(load4(from, VECTOR), load4(from + VECTOR, VECTOR));
+  const int64_t from = n * x.stride[0] + h * x.stride[1] + e % per_head * PIECE;
+  *reinterpret_cast<uint4*>(out + e * PIECE) = rounded8(load4(x, from, VECTOR), load4(x, from + VECTOR, VECTOR));
 }
 
 // A block to each place of 32 rows, a warp to a row and head at a time. dout as dP takes it.
@@ -62,8 +63,9 @@ __global__ void statistics_kernel(float* statistics, fd_tensor dout, fd_tensor o
     const int64_t r = i % THEIRS, h = i / THEIRS;
     float sum = 0.0f, l = 0.0f;
     if (r < left) {
-      const float *a = row(dout, begin + r, h), *b = row(out, begin + r, h);
-      for (int64_t d = lane_id(); d < D; d += WARP) sum = fmaf(operand<true>(a[d]), b[d], sum);
+      const float* a = row(dout, begin + r, h);
+      const int64_t b = (begin + r) * out.stride[0] + h * out.stride[1];
+      for (int64_t d = lane_id(); d < D; d += WARP) sum = fmaf(operand<true>(a[d]), number(out, b + d), sum);
       l = row(lse, begin + r)[h] * LOG2_E;
     }
     sum = warp_sum(sum);
@@ -176,7 +178,9 @@ __global__ void __launch_bounds__(TILE_THREADS, Shape<D, BY_KEYS>::BLOCKS) atten
   }
   const int64_t begin = cu[at.s], statistics_place = begin / THEIRS + at.s;  // as tile_place counts
   const int first = static_cast<int>(at.first), length = cu[at.s + 1] - cu[at.s], group = a.H / a.G;
-  const int64_t mine_row = int64_t{wide} * D, theirs_row = int64_t{BY_KEYS ? a.H : a.G} * D;
+  const int64_t dout_row = int64_t{a.H} * D;
+  const int64_t mine_row_0 = BY_KEYS ? a.k_row : a.q_row, mine_row_1 = BY_KEYS ? a.v_row : dout_row;
+  const int64_t theirs_row_0 = BY_KEYS ? a.q_row : a.k_row, theirs_row_1 = BY_KEYS ? dout_row : a.v_row;
   // keys see queries from the tile's first on, of each head of the group; queries see keys up to the tile's last
   const int theirs_begin = BY_KEYS ? first : 0, theirs_end = BY_KEYS ? length : first + rows;
   const int tiles = (theirs_end - theirs_begin + THEIRS - 1) / THEIRS, steps = BY_KEYS ? tiles * group : tiles;
@@ -187,19 +191,20 @@ __global__ void __launch_bounds__(TILE_THREADS, Shape<D, BY_KEYS>::BLOCKS) atten
     if (step < steps) {
       const int position = theirs_begin + step % tiles * THEIRS;
       const int64_t head = their_head + step / tiles;
-      const int64_t from = (begin + position) * theirs_row + head * D;
+      const int64_t n = begin + position;
       uint16_t* const stage = ring + step % STAGES * T::STAGE;
-      fetch_rows<D, THEIRS>(stage, (BY_KEYS ? a.q : a.k) + from, theirs_row, length - position);
-      fetch_rows<D, THEIRS>(stage + T::TILE, (BY_KEYS ? a.dout : a.v) + from, theirs_row, length - position);
+      fetch_rows<D, THEIRS>(stage, (BY_KEYS ? a.q : a.k) + n * theirs_row_0 + head * D, theirs_row_0, length - position);
+      fetch_rows<D, THEIRS>(stage + T::TILE, (BY_KEYS ? a.dout : a.v) + n * theirs_row_1 + head * D, theirs_row_1,
+                            length - position);
       const float* const statistics = a.statistics + ((statistics_place + position / THEIRS) * a.H + head) * 2 * THEIRS;
       if (BY_KEYS && threadIdx.x < 2 * THEIRS / VECTOR)
         ptx::cp_async_16(stage + 2 * T::TILE + threadIdx.x * PIECE, statistics + threadIdx.x * VECTOR);
     }
     ptx::cp_async_commit();  // an empty group, too: the wait below counts them
   };
-  const int64_t from = n0 * mine_row + static_cast<int64_t>(mine_head) * D;
-  fetch_rows<D, MINE>(mine_0, (BY_KEYS ? a.k : a.q) + from, mine_row, rows);
-  fetch_rows<D, MINE>(mine_1, (BY_KEYS ? a.v : a.dout) + from, mine_row, rows);
+  const int64_t head_at = static_cast<int64_t>(mine_head) * D;
+  fetch_rows<D, MINE>(mine_0, (BY_KEYS ? a.k : a.q) + n0 * mine_row_0 + head_at, mine_row_0, rows);
+  fetch_rows<D, MINE>(mine_1, (BY_KEYS ? a.v : a.dout) + n0 * mine_row_1 + head_at, mine_row_1, rows);
   ptx::cp_async_commit();
 #pragma unroll
   for (int step = 0; step < STAGES - 1; ++step) fetch(step);
@@ -291,19 +296,25 @@ void attention_backward_sm80(fd_context* ctx, const fd_attention_backward_args& 
   const char* op = "attention_backward";
   if (a.q.shape[0] == 0) return;
   uint8_t* next = ctx->workspace;
-  const auto rounded = [&](const fd_tensor& x) {
+  // Where rows are as the kernels take them, and `stride` from one to the next: in the tensor, or rounded in the workspace.
+  const auto rounded = [&](const fd_tensor& x, int64_t& stride) -> const uint16_t* {
+    stride = x.stride[0];
+    if (x.dtype == FD_BF16 && reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && stride % PIECE == 0)
+      return static_cast<const uint16_t*>(x.data);
+    stride = x.shape[1] * x.shape[2];
     auto* const to = reinterpret_cast<uint16_t*>(next);
     next += bytes_of_numbers(x);
     launch_threads(ctx, op, x.shape[0] * x.shape[1] * x.shape[2] / PIECE, round_heads_kernel, to, x);
     return to;
   };
-  const uint16_t *q = rounded(a.q), *dout = rounded(a.dout), *k = rounded(a.k), *v = rounded(a.v);
+  int64_t q_row, dout_row, k_row, v_row;
+  const uint16_t *q = rounded(a.q, q_row), *dout = rounded(a.dout, dout_row), *k = rounded(a.k, k_row), *v = rounded(a.v, v_row);
   auto* const statistics = reinterpret_cast<float*>(next);
   launch(ctx, op, tile_places(a.q.shape[0], a.cu_seqlens.shape[0] - 1, THEIRS), THREADS, statistics_kernel, statistics, a.dout,
          a.out, a.lse, a.cu_seqlens);
   const auto scale = static_cast<float>(a.scale), scale_of_powers = static_cast<float>(a.scale * LOG2_E_DOUBLE);
   const Arguments all{a.dq, a.dk, a.dv, a.cu_seqlens, q, dout, k, v, statistics, scale, scale_of_powers,
-                      static_cast<int>(a.q.shape[1]), static_cast<int>(a.k.shape[1])};
+                      static_cast<int>(a.q.shape[1]), static_cast<int>(a.k.shape[1]), q_row, k_row, v_row};
   if (a.q.shape[2] == 64)
     launch_backward<64, true>(ctx, op, all), launch_backward<64, false>(ctx, op, all);
   else

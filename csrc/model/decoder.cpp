@@ -274,21 +274,28 @@ void Decoder::attention_backward(int64_t layer, Activations& a) {
   const Layer& w = layers_[layer];
   const int64_t H = config_.n_head, G = config_.n_kv_head, D = config_.head_dim, E = config_.qkv_width(), C = config_.d_model;
   linear_backward(dattention_, dx_, kept_attention(a), w.o, w.o_bias, C);
-  if (a.kept_qkv) cast(view(a.qkv, n_, E), view(a.kept_qkv, n_, E));
-  if (a.kept_qk) cast(view(a.qk, n_, (H + G) * D), view(a.kept_qk, n_, (H + G) * D));
-  if (a.kept_attention) cast(view(a.attention, n_, H * D), kept_attention(a));
+  const int64_t R = (H + G) * D;
+  if (a.kept_qkv && (a.qk || !pieces_.empty())) cast(view(a.qkv, n_, E), view(a.kept_qkv, n_, E));
+  if (a.kept_qkv && !pieces_.empty()) {  // copies of shared rows are float32
+    if (a.qk) cast(view(a.qk, n_, R), view(a.kept_qk, n_, R));
+    cast(view(a.attention, n_, H * D), kept_attention(a));
+  }
 
   fd_tensor q = heads(a.qkv, n_, H, D, E), k = heads(a.qkv + H * D, n_, G, D, E), v = heads(a.qkv + (H + G) * D, n_, G, D, E);
   fd_tensor dq = heads(dqkv_, n_, H, D, E), dk = heads(dqkv_ + H * D, n_, G, D, E), dv = heads(dqkv_ + (H + G) * D, n_, G, D, E);
   fd_tensor q2 = q, k2 = k, dq2 = dq, dk2 = dk;  // after norm and rotation, and their derivatives
   if (a.qk) {
-    const int64_t R = (H + G) * D;
     q2 = heads(a.qk, n_, H, D, R), k2 = heads(a.qk + H * D, n_, G, D, R);
     dq2 = heads(dqk_, n_, H, D, R), dk2 = heads(dqk_ + H * D, n_, G, D, R);
   }
   if (pieces_.empty()) {
     fd_attention_backward_args at{dq2, dk2, dv, view(dattention_, n_, H, D), view(a.attention, n_, H, D), view(a.lse, n_, H),
                                   q2,  k2,  v,  view(cu_seqlens_, s_ + 1),   attention_scale(D),          compute_};
+    if (a.kept_qkv) {
+      const auto kept = [](fd_tensor& t, const uint16_t* data) { t.data = const_cast<uint16_t*>(data), t.dtype = FD_BF16; };
+      const uint16_t* qk = a.kept_qk ? a.kept_qk : a.kept_qkv;
+      kept(at.q, qk), kept(at.k, qk + H * D), kept(at.v, a.kept_qkv + R), kept(at.out, a.kept_attention);
+    }
     ops_.attention_backward(&ctx_, &at);
   } else {
     shared_attention_backward(a, dq2, dk2, dv, q2, k2, v);
