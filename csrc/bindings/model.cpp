@@ -164,6 +164,13 @@ struct PyVisit {
   }
 };
 
+// Of forward_backward: arrays over its own memory, when they have come.
+struct PyScores {
+  py::object decoder;
+  std::vector<py::ssize_t> shape;
+  std::shared_ptr<Scores> scores;
+};
+
 static py::tuple outputs(PyDecoder& d, const BatchView& b, const std::vector<py::ssize_t>& shape,
                          const std::function<void(const TokenOutputs&)>& run) {
   F32 logprobs(shape), entropy(b.n_tokens), lse(b.n_tokens);
@@ -214,6 +221,18 @@ void bind_model(py::module_& m) {
       });
 
   py::class_<KVCache>(m, "KVCache").def_readonly("blocks", &KVCache::blocks);
+
+  py::class_<PyScores>(m, "Scores").def("wait", [](py::object self) {  // (logprobs, entropy, lse)
+    auto& of = self.cast<PyScores&>();
+    auto& d = of.decoder.cast<PyDecoder&>();
+    {
+      Alone alone(d);
+      d.decoder.wait(*of.scores);
+    }
+    const std::vector<py::ssize_t> rows{of.shape[0]};
+    return py::make_tuple(F32(of.shape, of.scores->logprobs.data(), self), F32(rows, of.scores->entropy.data(), self),
+                          F32(rows, of.scores->lse.data(), self));
+  });
 
   py::class_<PyVisit>(m, "Visit").def("wait", [](PyVisit& v) {  // (tokens, logprobs), both [steps done, sequences]
     v.wait();
@@ -321,12 +340,18 @@ void bind_model(py::module_& m) {
           py::arg("dhidden") = py::none())
       .def(
           "forward_backward",
-          [](PyDecoder& d, const I32& tokens, const I32& targets, const I32& positions, const I32& cu, const F32& dlogprobs,
+          [](py::object self, const I32& tokens, const I32& targets, const I32& positions, const I32& cu, const F32& dlogprobs,
              float temperature, const std::optional<I32>& prefixes) {
+            auto& d = self.cast<PyDecoder&>();
             const BatchView b = d.batch(tokens, targets, positions, cu, true, prefixes);
             if (dlogprobs.size() != b.n_tokens * b.n_targets) throw py::value_error("dlogprobs must have the shape of targets");
-            return outputs(d, b, shape_of(targets),
-                           [&](const TokenOutputs& o) { d.decoder.forward_backward(b, temperature, dlogprobs.data(), o); });
+            std::shared_ptr<Scores> scores;
+            {
+              Alone alone(d);
+              scores = d.decoder.forward_backward(b, temperature, dlogprobs.data());
+            }
+            d.last_tokens = b.n_tokens, d.last_targets = b.n_targets;
+            return std::make_unique<PyScores>(PyScores{self, shape_of(targets), scores});
           },
           py::arg("tokens"), py::arg("targets"), py::arg("positions"), py::arg("cu_seqlens"), py::arg("dlogprobs"),
           py::arg("temperature"), py::arg("prefixes") = py::none())

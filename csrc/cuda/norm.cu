@@ -13,6 +13,8 @@
 //   whatever its speed, is gone.
 //   Chunks follow from the number of rows, lanes from D: bits depend on sizes only. Rows of more than 8192 numbers are left to
 //   naive.
+#include <algorithm>
+
 #include "launch.cuh"
 #include "vector.cuh"
 
@@ -132,7 +134,7 @@ void layernorm_backward(fd_context* ctx, const void* arguments) {
 }
 
 // ---- vector ----------------------------------------------------------------------------------------------------------------
-constexpr int64_t LONGEST_ROW = 8192, CHUNK_ROWS = 16, MOST_CHUNKS = 512;
+constexpr int64_t LONGEST_ROW = 8192, CHUNK_ROWS = 16, MOST_CHUNKS = 1024;
 
 // layernorm is the case H = 1; rmsnorm has neither mean nor bias. Statistics are [N, H].
 struct NormForward {
@@ -219,13 +221,14 @@ __global__ void vector_forward_kernel(NormForward a) {
   if (LAYER) row(a.mean, n)[h] = m;
 }
 
-// How the rows of a backward pass are cut: `chunks` chunks of `each` rows, the last ones perhaps short or empty.
+// How the rows of a backward pass are cut: `chunks` chunks of `each` rows, the last perhaps short. Rows without a derivative behind
+// the others (a padded batch) move no border, so they change no bit.
 struct Chunks {
   int64_t chunks, each, stride;  // stride: floats from one chunk's sums to the next one's (of one gradient)
   __host__ __device__ Chunks(int64_t rows, int64_t D) {
-    chunks = (rows + CHUNK_ROWS - 1) / CHUNK_ROWS;
-    if (chunks > MOST_CHUNKS) chunks = MOST_CHUNKS;
-    each = chunks > 0 ? (rows + chunks - 1) / chunks : 0;
+    each = CHUNK_ROWS;
+    while (rows > each * MOST_CHUNKS) each *= 2;
+    chunks = (rows + each - 1) / each;
     stride = (D + VECTOR - 1) / VECTOR * VECTOR;
   }
 };
@@ -366,7 +369,7 @@ void vector_backward(fd_context* ctx, const char* op, const NormBackward& a) {
 
 size_t chunk_bytes(int64_t rows, int64_t D, int64_t gradients) {
   const Chunks cut(rows, D);
-  return static_cast<size_t>(cut.chunks * cut.stride * gradients) * sizeof(float);
+  return static_cast<size_t>(std::min(blocks_for(rows, CHUNK_ROWS), MOST_CHUNKS) * cut.stride * gradients) * sizeof(float);
 }
 size_t rmsnorm_workspace(const void* arguments, int32_t) {
   const auto& a = *static_cast<const fd_rmsnorm_backward_args*>(arguments);

@@ -8,7 +8,8 @@
 //
 // Lists are run as they are, without a graph, where they are short, come for the first time, name memory that is given back after
 // the call (`passing`), or where the device takes none: FREEDIVE_CUDA_GRAPHS=0, FREEDIVE_CUDA_SYNC=1, or a launch that cannot be
-// captured. At most MOST graphs are held, those used last.
+// captured. At most MOST graphs are held, those used last. Batches of any number of tokens come padded to sizes that come again
+// (Decoder::accept), so MOST is enough for those near a run's capacity.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -20,6 +21,7 @@ namespace freedive {
 
 class Commands : public fd_context {
  public:
+  static constexpr size_t MOST = 32;  // graphs
   Commands() : fd_context{} {}
   Commands(const Commands&) = delete;
   ~Commands() { close(); }
@@ -29,6 +31,8 @@ class Commands : public fd_context {
   void copy(void* to, const void* from, size_t bytes);
   void clear(void* memory, size_t bytes);
   void run(bool passing);
+  // Bytes for all graphs there may be: 2 KB a node, 50 nodes a layer (44 in a step under emulation). What CUDA takes for a node was not measured.
+  static size_t planned(int64_t layers) { return MOST * static_cast<size_t>(50 * layers + 32) * 2048; }
   // How many lists were launched as a graph, and how many op by op.
   int64_t launched() const { return launched_; }
   int64_t plain() const { return plain_; }
@@ -45,8 +49,8 @@ class Commands : public fd_context {
   friend void write_op(fd_context* ctx, uint64_t what, const Args* args);
   void hand_over();
   void* held();
-  static constexpr size_t MOST = 16, SEEN = 64;  // graphs; lists remembered by their hash alone
-  static constexpr int SHORT = 8;                // commands
+  static constexpr size_t SEEN = 128;  // lists remembered by their hash alone
+  static constexpr int SHORT = 8;      // commands
 
   const fd_device_table* device_ = nullptr;
   fd_ops ops_{};

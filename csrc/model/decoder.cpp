@@ -328,7 +328,7 @@ void Decoder::compute_again(int64_t layer) {
 // ---- the whole trunk -------------------------------------------------------------------------------------------
 
 void Decoder::trunk_forward(const BatchView& b, bool keep, const Cached* cached, const Trace* trace) {
-  accept(b);
+  accept(b, cached == nullptr && trace == nullptr);
   trunk(keep, cached, trace);
 }
 
@@ -415,7 +415,7 @@ void Decoder::forward(const BatchView& b, float temperature, bool keep, const To
 void Decoder::backward(const float* dlogprobs, const float* dentropy, const float* dlse, const float* dhidden) {
   if (!kept_) throw std::logic_error("backward() needs a forward() before it; each forward serves one backward");
   const int64_t C = config_.d_model;
-  dlogprobs = in(dlogprobs, n_ * k_), dentropy = in(dentropy, n_), dlse = in(dlse, n_);
+  dlogprobs = in_rows(dlogprobs, k_), dentropy = in_rows(dentropy, 1), dlse = in_rows(dlse, 1);
   if (const auto* parts = packed_rows(head_, config_.vocab_size)) {
     fd_quantized_head_backward_args h{view(dnorm_, n_, C),
                                       view(final_, n_, C),
@@ -449,16 +449,19 @@ void Decoder::backward(const float* dlogprobs, const float* dentropy, const floa
                             compute_};
     ops_.head_backward(&ctx_, &h);
   }
-  hand_over([&] { trunk_backward(in(dhidden, n_ * config_.d_model)); });
+  trunk_backward(in_rows(dhidden, C));
+  leave(nullptr);
 }
 
-void Decoder::forward_backward(const BatchView& b, float temperature, const float* dlogprobs, const TokenOutputs& out) {
+std::shared_ptr<Scores> Decoder::forward_backward(const BatchView& b, float temperature, const float* dlogprobs) {
   if (!trainable_) throw std::logic_error("this model was made with trainable=False");
   put(scalars_, &temperature, sizeof temperature);
   trunk_forward(b, true, nullptr);
   const int64_t C = config_.d_model;
-  const TokenOutputs o = this->out(out);
-  dlogprobs = in(dlogprobs, n_ * k_);
+  const auto scores = std::make_shared<Scores>();
+  scores->logprobs.resize(rows_ * k_), scores->entropy.resize(rows_), scores->lse.resize(rows_);
+  const TokenOutputs o = out(TokenOutputs{scores->logprobs.data(), scores->entropy.data(), scores->lse.data()});
+  dlogprobs = in_rows(dlogprobs, k_);
   if (const auto* parts = packed_rows(head_, config_.vocab_size)) {
     fd_quantized_head_forward_backward_args h{view(o.logprobs, n_, k_),
                                               view(o.entropy, n_),
@@ -490,11 +493,13 @@ void Decoder::forward_backward(const BatchView& b, float temperature, const floa
                                     compute_};
     ops_.head_forward_backward(&ctx_, &h);
   }
-  hand_over([&] { trunk_backward(); });
+  trunk_backward();
+  leave(scores);
+  return scores;
 }
 
 void Decoder::hidden(float* out) {
-  get(out, final_, n_ * config_.d_model * sizeof(float));
+  get(out, final_, rows_ * config_.d_model * sizeof(float));
   settle();
 }
 

@@ -100,7 +100,7 @@ struct PackedRows {
 struct Lent {
   void* host;
   const void* device;
-  size_t bytes;
+  size_t bytes, padded;  // that the caller has, and that are copied: the same for all batches of a padded size
   const uint8_t* place;  // pinned, on the way
 };
 
@@ -111,6 +111,11 @@ struct Later {
   std::vector<Lent> lent;  // empty: they are there
   int stage = 0;
   std::string error;
+};
+
+// Of each token of a batch; see TokenOutputs.
+struct Scores : Later {
+  std::vector<float> logprobs, entropy, lse;
 };
 
 // Several steps of decoding; see Decoder::decode_steps.
@@ -162,15 +167,16 @@ class Decoder {
   void forward(const BatchView& b, float temperature, bool keep, const TokenOutputs& out);
   // of the last forward(keep = true); dhidden [N, C]: what a head of the caller's own gives back to `hidden`. Null: zero.
   void backward(const float* dlogprobs, const float* dentropy, const float* dlse, const float* dhidden = nullptr);
-  void forward_backward(const BatchView& b, float temperature, const float* dlogprobs, const TokenOutputs& out);
+  // On a device nothing is waited for: not the outputs either (wait).
+  std::shared_ptr<Scores> forward_backward(const BatchView& b, float temperature, const float* dlogprobs);
   void hidden(float* out);  // final hidden states [N, C] of the last forward
 
   // What the optimizer's next step will change, as it is now. On a device it is copied on a stream of its own while later calls
   // run; of those only the optimizer's next step waits for it, and finish().
   std::shared_ptr<Snapshot> snapshot();
   void zero_gradients();
-  // forward_backward returns when its outputs are there, backward and zero_gradients when their work is queued. The host may look
-  // at parameters, gradients and moments after finish(), or any other call.
+  // forward_backward, backward and zero_gradients return when their work is queued. The host may look at parameters, gradients
+  // and moments after finish(), or any other call.
   void finish();
   // Lists of commands that were launched as a graph, and op by op; see commands.h.
   std::pair<int64_t, int64_t> launches() const { return {ctx_.launched(), ctx_.plain()}; }
@@ -242,7 +248,7 @@ class Decoder {
   struct Copies {
     fd_tensor q, k, v, out, lse, zero, dq, dk, dv, dout, cu_seqlens;
   };
-  void plan_shared(const BatchView& b);
+  void plan_shared(const BatchView& b, int64_t copies);
   Copies copies(const Piece& piece) const;
   void copy_rows(const fd_tensor& out, const fd_tensor& table, const int32_t* rows);
   void add_rows(const fd_tensor& table, const fd_tensor& from, const int32_t* rows);
@@ -287,23 +293,31 @@ class Decoder {
   void linear(float* out, const fd_tensor& x, int64_t weight, int64_t bias, int64_t O, const float* residual);
   void linear_backward_frozen(float* dx, const float* dout, const fd_tensor& x, int64_t weight, int64_t O);
   void linear_backward(float* dx, const float* dout, const fd_tensor& x, int64_t weight, int64_t bias, int64_t O);
-  void accept(const BatchView& b);
+  static int64_t padded_rows(int64_t n, int64_t most);
+  static int64_t padded_sequences(int64_t n, int64_t most);
+  void accept(const BatchView& b, bool padded);
   // A caller's memory as ops may see it: itself on the CPU, else a piece of the device's, into which `in` copies and from which
   // settle() copies what `out` lent. All copies are in order with the ops, through pinned memory, so nothing waits for them.
-  // settle() waits for all that was launched, and throws what the device tells; hand_over() for what was lent alone, and the rest
-  // goes on. Every public call ends with one of them.
+  // settle() waits for all that was launched, and throws what the device tells; leave() for nothing. Every public call ends with
+  // one of them. What is the device's may be larger (padded) than what is the caller's: 0 behind it.
   template <class T>
-  const T* in(const T* host, int64_t count) {
-    return static_cast<const T*>(lend(const_cast<T*>(host), count * sizeof(T), true));
+  const T* in(const T* host, int64_t count, int64_t padded = 0) {
+    return static_cast<const T*>(lend(const_cast<T*>(host), count * sizeof(T), padded * sizeof(T), true));
   }
   template <class T>
-  T* out(T* host, int64_t count) {
-    return static_cast<T*>(lend(host, count * sizeof(T), false));
+  T* out(T* host, int64_t count, int64_t padded = 0) {
+    return static_cast<T*>(lend(host, count * sizeof(T), padded * sizeof(T), false));
   }
-  TokenOutputs out(const TokenOutputs& host) { return {out(host.logprobs, n_ * k_), out(host.entropy, n_), out(host.lse, n_)}; }
-  void* lend(void* host, size_t bytes, bool is_input);
+  template <class T>
+  const T* in_rows(const T* host, int64_t width) {
+    return in(host, rows_ * width, n_ * width);
+  }
+  TokenOutputs out(const TokenOutputs& host) {
+    return {out(host.logprobs, rows_ * k_, n_ * k_), out(host.entropy, rows_, n_), out(host.lse, rows_, n_)};
+  }
+  void* lend(void* host, size_t bytes, size_t padded, bool is_input);
   bool has_own_memory() const { return device_->copy != nullptr; }
-  void put(void* to, const void* host, size_t bytes);    // into memory of ops; `host` may change at once
+  void put(void* to, const void* host, size_t bytes, size_t padded = 0, int rest = 0);  // into memory of ops; `host` may change at once
   void get(void* host, const void* from, size_t bytes);  // out of it; there when the call ends
   void move(void* to, const void* from, size_t bytes);   // within it
   void zero(void* memory, size_t bytes);
@@ -313,16 +327,8 @@ class Decoder {
   void fetch();
   void deliver();
   void settle();
-  template <class Rest>
-  void hand_over(const Rest& rest) {
-    if (!has_own_memory()) return rest(), settle();
-    fetch();
-    if (!lent_.empty()) launch(), device_->mark(&ctx_, outputs_mark_);
-    rest();
-    next_stage();
-  }
   void next_stage();
-  void leave(const std::shared_ptr<Later>& later);  // the end of a call whose outputs come later
+  void leave(const std::shared_ptr<Later>& later);  // the end of a call whose outputs, if it has some, come later
   void deliver(Later& later);
   void launch();  // what ctx_ holds
   void let_snapshot_pass();
@@ -386,7 +392,6 @@ class Decoder {
   };
   Stage device_stage_, host_stages_[2];
   int host_stage_ = 0;
-  void* outputs_mark_ = nullptr;
   fd_context copying_{};                 // a stream for snapshots
   std::shared_ptr<Snapshot> snapshot_;   // the last one, its memory to be used again
   bool snapshot_under_way_ = false;
@@ -409,7 +414,9 @@ class Decoder {
   Buffer shared_, shared_rows_;
   std::vector<int32_t> shared_plan_;  // as shared_rows_ has it
   int32_t* zeros_ = nullptr;
-  int64_t n_ = 0, s_ = 0, k_ = 1;
+  // Of the batch: rows and sequences as ops see them, on a device padded to sizes that come again, so that a graph of one batch
+  // serves others; and the rows the caller has. What is behind those has no target, so no derivative: it adds nothing to anything.
+  int64_t n_ = 0, s_ = 0, k_ = 1, rows_ = 0;
   uint64_t turn_ = 0;  // of batches and visits
   bool kept_ = false;
 

@@ -79,13 +79,6 @@ Decoder::Running Decoder::running(uint8_t* memory, int64_t rows) {
   return r;
 }
 
-// Sequences a device decodes at once: the unused ones are empty, so that one graph serves several counts. (The CPU has no graphs.)
-static int64_t padded_sequences(int64_t n, int64_t most) {
-  int64_t padded = 1;
-  while (padded < n) padded = padded < 16 ? 2 * padded : padded + 16;
-  return std::min(padded, most);
-}
-
 std::shared_ptr<Visit> Decoder::decode_steps(KVCache& cache, const BatchView& b, const int32_t* past_lens,
                                              const int32_t* remaining, const int32_t* block_table, int64_t blocks_per_seq,
                                              int64_t steps, const Sampling& s, const int32_t* stop_ids, int64_t n_stop_ids) {
@@ -97,7 +90,7 @@ std::shared_ptr<Visit> Decoder::decode_steps(KVCache& cache, const BatchView& b,
   std::vector<int32_t> tokens(R, b.tokens[0]), positions(R, b.positions[0]), cu_seqlens(R + 1, static_cast<int32_t>(S));
   std::copy(b.tokens, b.tokens + S, tokens.begin()), std::copy(b.positions, b.positions + S, positions.begin());
   std::copy(b.cu_seqlens, b.cu_seqlens + S, cu_seqlens.begin());
-  accept({tokens.data(), nullptr, positions.data(), cu_seqlens.data(), R, R, 0});
+  accept({tokens.data(), nullptr, positions.data(), cu_seqlens.data(), R, R, 0}, false);
   std::vector<uint8_t> state(running_bytes(most), 0);
   const Running r = running(state.data(), most);
   for (int64_t i = 0; i < S; ++i) {
@@ -148,7 +141,7 @@ std::shared_ptr<Visit> Decoder::visit(std::shared_ptr<Visit> v, const int32_t* b
     ++v->done;
     if (!has_own_memory()) n_ = cu_seqlens_[S];  // the host sees it: who has stopped costs nothing more
   }
-  use_packed_ = false, n_ = 0;  // rows have moved: nobody may ask for those of this batch
+  use_packed_ = false, n_ = rows_ = 0;  // rows have moved: nobody may ask for those of this batch
   leave(v);
   return v;
 }

@@ -326,7 +326,6 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
   fill_ops(device, &ops_);
   if (has_own_memory()) {
     ctx_.stream = device_->open_stream(), ctx_.open(device_), ops_ = Commands::writing();
-    outputs_mark_ = device_->open_mark();
     for (Stage& s : host_stages_) s.mark = device_->open_mark();
   }
   if (angles > 0) put(cos_.bytes(), cos, angles), put(sin_.bytes(), sin, angles);
@@ -339,7 +338,6 @@ Decoder::~Decoder() {
   ctx_.close();
   if (copying_.stream != nullptr) device_->close_stream(copying_.stream);
   for (Stage& s : host_stages_) device_->close_mark(s.mark);
-  device_->close_mark(outputs_mark_);
 }
 
 std::vector<PlanRow> Decoder::plan(const DecoderConfig& c, const fd_device_table* device, int threads, int64_t max_tokens,
@@ -371,7 +369,8 @@ std::vector<PlanRow> Decoder::plan(const DecoderConfig& c, const fd_device_table
           {"AdamW moments", trainable ? 2 * trained : 0},
           {"activations", act},
           {"activation gradients", grad},
-          {"workspace", workspace_bytes(c, device, threads, max_tokens, max_seqs, 1, trainable, frozen)}};
+          {"workspace", workspace_bytes(c, device, threads, max_tokens, max_seqs, 1, trainable, frozen)},
+          {"graphs", device->begin_graph == nullptr ? 0 : Commands::planned(c.n_layer)}};
 }
 
 // ---- between the host's memory and the device's; where there is but one, these are plain copies -----------------------------
@@ -392,32 +391,35 @@ uint8_t* Decoder::pinned(size_t bytes) {
   return s.more.back().bytes();
 }
 
-void* Decoder::lend(void* host, size_t bytes, bool is_input) {
+void* Decoder::lend(void* host, size_t bytes, size_t padded, bool is_input) {
   if (!has_own_memory() || host == nullptr || bytes == 0) return host;
-  uint8_t* place = device_stage_.take(bytes);
-  if (place == nullptr) device_stage_.more.push_back(buffer(bytes)), place = device_stage_.more.back().bytes();
+  padded = std::max(bytes, padded);
+  uint8_t* place = device_stage_.take(padded);
+  if (place == nullptr) device_stage_.more.push_back(buffer(padded)), place = device_stage_.more.back().bytes();
   if (is_input)
-    put(place, host, bytes);
+    put(place, host, bytes, padded);
   else
-    lent_.push_back({host, place, bytes, nullptr});
+    lent_.push_back({host, place, bytes, padded, nullptr});
   return place;
 }
 
-void Decoder::put(void* to, const void* host, size_t bytes) {
+void Decoder::put(void* to, const void* host, size_t bytes, size_t padded, int rest) {
   if (bytes == 0) return;
   if (!has_own_memory()) {
     std::memcpy(to, host, bytes);
     return;
   }
-  uint8_t* place = pinned(bytes);
+  padded = std::max(bytes, padded);
+  uint8_t* place = pinned(padded);
   std::memcpy(place, host, bytes);
-  ctx_.copy(to, place, bytes);
+  std::memset(place + bytes, rest, padded - bytes);
+  ctx_.copy(to, place, padded);
   pending_ = true;
 }
 
 void Decoder::get(void* host, const void* from, size_t bytes) {
   if (has_own_memory())
-    lent_.push_back({host, from, bytes, nullptr});
+    lent_.push_back({host, from, bytes, bytes, nullptr});
   else
     std::memcpy(host, from, bytes);
 }
@@ -445,8 +447,8 @@ void Decoder::reach(void* mark) {
 // What was lent comes back: first into pinned memory, in order; then, when it is there, to the caller.
 void Decoder::fetch() {
   for (Lent& l : lent_) {
-    uint8_t* place = pinned(l.bytes);
-    ctx_.copy(place, l.device, l.bytes);
+    uint8_t* place = pinned(l.padded);
+    ctx_.copy(place, l.device, l.padded);
     l.place = place;
   }
 }
@@ -464,9 +466,8 @@ void Decoder::deliver(Later& later) {
 void Decoder::leave(const std::shared_ptr<Later>& later) {
   if (!has_own_memory()) return settle();
   fetch();
-  later->lent.swap(lent_), later->stage = host_stage_;
   Stage& mine = host_stages_[host_stage_];
-  mine.later = later;
+  if (later) later->lent.swap(lent_), later->stage = host_stage_, mine.later = later;
   mine.more.empty() && device_stage_.more.empty() ? next_stage() : settle();  // which takes as much memory as this call needed
 }
 
@@ -492,7 +493,7 @@ void Decoder::settle() {
   fetch();
   launch();
   const char* error = device_->synchronize(&ctx_);
-  pending_ = false;
+  pending_ = false, host_stage_ = 0;  // so that equal steps are equal lists
   if (error == nullptr) deliver();
   for (Stage* s : {&device_stage_, &host_stages_[0], &host_stages_[1]}) {
     if (s->later) error == nullptr ? deliver(*s->later) : s->later->lent.clear(), s->later->error = error == nullptr ? "" : error;
@@ -513,7 +514,6 @@ void Decoder::next_stage() {
   launch();
   Stage& mine = host_stages_[host_stage_];
   device_->mark(&ctx_, mine.mark), mine.busy = true;
-  if (!lent_.empty()) reach(outputs_mark_), deliver();
   host_stage_ ^= 1;
   Stage& next = host_stages_[host_stage_];
   if (next.busy) reach(next.mark);
@@ -539,8 +539,23 @@ void Decoder::set_vocab_mask(const uint8_t* mask) {
 
 fd_tensor Decoder::mask() const { return vocab_mask_.size() == 0 ? absent() : view(vocab_mask_.bytes(), config_.vocab_size); }
 
+// Rows of a batch as ops get them: whole 16 below 1,024, then 32 sizes from one power of two to the next. Most of a step's time is
+// the rows', so a graph must not cost many.
+int64_t Decoder::padded_rows(int64_t n, int64_t most) {
+  int64_t step = 16;
+  while (64 * step <= n) step *= 2;
+  return std::min((n + step - 1) / step * step, most);
+}
+
+// Sequences: those behind the last are empty, which costs next to nothing.
+int64_t Decoder::padded_sequences(int64_t n, int64_t most) {
+  int64_t padded = 1;
+  while (padded < n) padded = padded < 16 ? 2 * padded : padded + 16;
+  return std::min(padded, most);
+}
+
 // Copies the batch in; the caller has checked ids, positions and cu_seqlens.
-void Decoder::accept(const BatchView& b) {
+void Decoder::accept(const BatchView& b, bool padded) {
   if (b.n_targets > max_targets_)
     throw std::invalid_argument("a batch with " + std::to_string(b.n_targets) +
                                 " targets a token exceeds this model's capacity: max_targets=" + std::to_string(max_targets_));
@@ -548,12 +563,21 @@ void Decoder::accept(const BatchView& b) {
     throw std::invalid_argument("batch of " + std::to_string(b.n_tokens) + " tokens in " + std::to_string(b.n_seqs) +
                                 " sequences exceeds the capacity of " + std::to_string(max_tokens_) + " tokens in " +
                                 std::to_string(max_seqs_) + " sequences this model was made with");
-  n_ = b.n_tokens, s_ = b.n_seqs, k_ = b.n_targets > 0 ? b.n_targets : 1, ++turn_;
-  put(tokens_, b.tokens, n_ * sizeof(int32_t));
-  put(positions_, b.positions, n_ * sizeof(int32_t));
-  put(cu_seqlens_, b.cu_seqlens, (s_ + 1) * sizeof(int32_t));
-  if (b.targets) put(targets_, b.targets, n_ * k_ * sizeof(int32_t));
-  plan_shared(b);
+  n_ = rows_ = b.n_tokens, s_ = b.n_seqs, k_ = b.n_targets > 0 ? b.n_targets : 1, ++turn_;
+  int64_t copies = n_;  // of rows, where sequences share some: those of one piece can be padded, too
+  for (int64_t s = 0; b.prefixes != nullptr && s < s_; ++s) copies += b.prefixes[2 * s + 1];
+  if (padded && has_own_memory() && (b.prefixes == nullptr || copies < max_tokens_)) {
+    n_ = padded_rows(rows_, max_tokens_), s_ = padded_sequences(s_, max_seqs_);
+    copies = padded_rows(copies + 1, max_tokens_);
+  }
+  const size_t bytes = n_ * sizeof(int32_t), used = rows_ * sizeof(int32_t);
+  put(tokens_, b.tokens, used, bytes);
+  put(positions_, b.positions, used, bytes);
+  std::vector<int32_t> cu_seqlens(s_ + 1, static_cast<int32_t>(rows_));
+  std::copy(b.cu_seqlens, b.cu_seqlens + b.n_seqs, cu_seqlens.begin());
+  put(cu_seqlens_, cu_seqlens.data(), cu_seqlens.size() * sizeof(int32_t));
+  if (b.targets) put(targets_, b.targets, used * k_, bytes * k_, 0xFF);  // -1
+  plan_shared(b, copies);
 }
 
 // The words of a block and a layer, and of it the scales' one.

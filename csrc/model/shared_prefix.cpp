@@ -29,14 +29,12 @@ fd_tensor flat(fd_tensor t) {
 }  // namespace
 
 // Which rows each piece copies; prefixes int32 [S, 2] = (sequence whose first rows come before this one's, how many), checked by
-// the caller.
-void Decoder::plan_shared(const BatchView& b) {
+// the caller. all: how many copies, padded where the batch is, which is one piece then: the copies behind its sequences are an
+// unused tail, whose attention is 0, and the batch's own unused rows have theirs in the last of them.
+void Decoder::plan_shared(const BatchView& b, int64_t all) {
   const int32_t *prefixes = b.prefixes, *cu = b.cu_seqlens;
   pieces_.clear();
   if (prefixes == nullptr) return;
-  int64_t all = 0;
-  for (int64_t s = 0; s < s_; ++s) all += prefixes[2 * s + 1];
-  all += n_;
   const size_t numbers = static_cast<size_t>(all + n_ + 2 * s_ + std::max(n_, max_tokens_));
   if (shared_rows_.size() < numbers * sizeof(int32_t)) finish(), shared_rows_ = buffer(numbers * sizeof(int32_t) * 5 / 4);
   shared_plan_.assign(numbers, 0);
@@ -45,9 +43,9 @@ void Decoder::plan_shared(const BatchView& b) {
   zeros_ = starts + 2 * s_;  // a piece has one start more than sequences, and at least one of these
   auto planned = [&, there = from](int32_t* p) -> int32_t& { return shared_plan_[static_cast<size_t>(p - there)]; };
   int64_t at = 0;
-  for (int64_t s = 0; s < s_;) {
+  for (int64_t s = 0; s < b.n_seqs;) {
     Piece p{cu[s], 0, 0, 0, from + at, own + cu[s], starts};
-    for (; s < s_ && p.seqs < max_seqs_; ++s) {
+    for (; s < b.n_seqs && p.seqs < max_seqs_; ++s) {
       const int64_t parent = prefixes[2 * s], before = prefixes[2 * s + 1], mine = cu[s + 1] - cu[s];
       if (p.seqs > 0 && p.copies + before + mine > max_tokens_) break;
       planned(starts++) = static_cast<int32_t>(p.copies);
@@ -59,6 +57,11 @@ void Decoder::plan_shared(const BatchView& b) {
       p.rows += mine, ++p.seqs;
     }
     planned(starts++) = static_cast<int32_t>(p.copies);
+    if (p.rows == rows_ && p.copies < all) {
+      for (; p.seqs < s_; ++p.seqs) planned(starts++) = static_cast<int32_t>(p.copies);
+      for (; p.rows < n_; ++p.rows) planned(own + p.rows) = static_cast<int32_t>(all - 1);
+      p.copies = all;
+    }
     at += p.copies;
     pieces_.push_back(p);
   }

@@ -337,3 +337,32 @@ def test_sums_of_integers_are_the_same_in_every_variant(device):
             results.append(arguments["out"])
         for other in results[1:]:
             np.testing.assert_array_equal(results[0], other, err_msg=case.name)
+
+
+@pytest.mark.parametrize("op", ["rmsnorm_backward", "layernorm_backward", "embedding_backward", "matmul_backward_weight"])
+@pytest.mark.parametrize("device", [d for d in ops.devices() if d != "cpu"])
+def test_rows_without_a_derivative_add_nothing(device, op):
+    """Behind the others, as in a padded batch: no sum over rows is cut elsewhere, so no bit of it changes (but a 0's sign)"""
+    r = np.random.Generator(np.random.Philox(key=[4, 31]))
+    for N, more in ((5, 11), (31, 1), (40, 24), (1000, 24)) + ((16_384 + 7, 25),) * (op == "rmsnorm_backward"):
+        D = 2 if N > 9000 else 9
+        x, dout, weight = (r.standard_normal((n, D), dtype=np.float32) for n in (N + more, N + more, 1))
+        dout[N:] = 0
+        stat, tokens = r.random(N + more, dtype=np.float32), r.integers(0, 7, N + more).astype(np.int32)
+
+        def sums(n, variant):
+            if op == "embedding_backward":
+                added = {"dwte": np.zeros((7, D), np.float32)}
+                ops.call(op, **added, dout=dout[:n], tokens=tokens[:n], variant=variant, device=device)
+            elif op == "matmul_backward_weight":
+                added = {"dweight": np.zeros((D, D), np.float32), "dbias": np.zeros(D, np.float32)}
+                ops.call(op, **added, dout=dout[:n], x=x[:n], variant=variant, device=device)
+            else:
+                added = {name: np.zeros(D, np.float32) for name in ("dweight", "dbias")[: 1 + (op == "layernorm_backward")]}
+                shape, rows = ((n, D), {"mean": stat[:n] / 9}) if len(added) == 2 else ((n, 1, D), {})
+                rows |= {"rstd": stat[:n].reshape(shape[:-1])}
+                ops.call(op, **added, **rows, dx=np.zeros(shape, np.float32), dout=dout[:n].reshape(shape), x=x[:n].reshape(shape), weight=weight[0], accumulate=0, variant=variant, device=device)
+            return [value + np.float32(0) for value in added.values()]
+
+        for variant in ops.variants(op, device):
+            assert [v.tobytes() for v in sums(N, variant)] == [v.tobytes() for v in sums(N + more, variant)], (variant, N)

@@ -22,13 +22,34 @@ from freedive.ops import cache_code, compute_code, fast_bf16
 from freedive.runs import UserError, available_memory, default_threads, human_bytes
 
 
-@dataclass(frozen=True)
 class Outputs:
-    """Per-token outputs of N tokens, indexed by the predicting position; rows without a target (-1) are 0."""
+    """Per-token outputs of N tokens, indexed by the predicting position; rows without a target (-1) are 0.
 
-    logprobs: np.ndarray  # float32 [N] or [N, K], nats: log p of the target at the given temperature
-    entropy: np.ndarray  # float32 [N], nats
-    lse: np.ndarray  # float32 [N], log-sum-exp of the logits divided by the temperature
+    Those of `forward_backward` come when they are looked at: who looks waits for the device, which is why a training loop does so after its step.
+    """
+
+    def __init__(self, come: Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray]]):
+        self._come, self._arrays = come, None
+
+    def _have(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if self._arrays is None:
+            self._arrays = self._come()
+        return self._arrays
+
+    @property
+    def logprobs(self) -> np.ndarray:
+        """float32 [N] or [N, K], nats: log p of the target at the given temperature"""
+        return self._have()[0]
+
+    @property
+    def entropy(self) -> np.ndarray:
+        """float32 [N], nats"""
+        return self._have()[1]
+
+    @property
+    def lse(self) -> np.ndarray:
+        """float32 [N], log-sum-exp of the logits divided by the temperature"""
+        return self._have()[2]
 
 
 def _positive(temperature: float) -> float:
@@ -272,11 +293,15 @@ class Model:
         temperature divides the logits; it must be positive and finite. Raises ValueError for a temperature or batch that cannot be,
         RuntimeError if the model is not trainable.
         """
-        return Outputs(*self._core.forward(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, _positive(temperature), True, batch.prefixes))
+        return self._forward(batch, temperature, True)
 
     def score(self, batch: Batch, temperature: float = 1.0) -> Outputs:
         """The same numbers as `forward`, bit for bit, keeping nothing: a `backward` that was due is no longer possible. Raises as `forward`."""
-        return Outputs(*self._core.forward(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, _positive(temperature), False, batch.prefixes))
+        return self._forward(batch, temperature, False)
+
+    def _forward(self, batch: Batch, temperature: float, keep: bool) -> Outputs:
+        got = self._core.forward(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, _positive(temperature), keep, batch.prefixes)
+        return Outputs(lambda: got)
 
     def hidden(self, batch: Batch) -> np.ndarray:
         """The final hidden states, after the last norm: float32 [N, d_model]. Targets are not read; keeps nothing. Raises as `score`."""
@@ -303,11 +328,11 @@ class Model:
     def forward_backward(self, batch: Batch, dlogprobs: np.ndarray, temperature: float = 1.0) -> Outputs:
         """`forward` and `backward` in one, for derivatives known beforehand (pretraining, SFT): the head's logits are computed once.
 
-        dlogprobs, float32 [N] or [N, K] like batch.targets: the loss's derivative by each log-prob. Returns the outputs; `gradients` get
-        the same bits added as by the two calls. Raises as they do.
+        dlogprobs, float32 [N] or [N, K] like batch.targets: the loss's derivative by each log-prob. Returns the outputs, for which a device is waited for when they are
+        looked at; `gradients` get the same bits added as by the two calls. Raises as they do.
         """
         d = np.ascontiguousarray(dlogprobs, np.float32)
-        return Outputs(*self._core.forward_backward(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, d, _positive(temperature), batch.prefixes))
+        return Outputs(self._core.forward_backward(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, d, _positive(temperature), batch.prefixes).wait)
 
     def zero_grad(self) -> None:
         """Set all gradients to 0. Raises ValueError if the model is not trainable."""

@@ -141,10 +141,10 @@ def supervised_loop(run: Artefact, model: Model, loader: SequenceLoader | Packed
         micro = loader.next_step()
         total = float(sum(m.weights.sum(dtype=np.float64) for m in micro))
         model.zero_grad()
+        outs = []
         for m in micro:
             d = sft_weights(m.weights, total) if total > 0 else np.zeros_like(m.weights)  # all masked: no gradient, and no NaN
-            out = model.forward_backward(m.batch, d)
-            loss_sum -= float(np.dot(out.logprobs.astype(np.float64), m.weights))
+            outs.append(model.forward_backward(m.batch, d))
             meter.count(m.batch)
         weight_sum += total
         lr = learning_rate(step, s.steps, s.lr, s.warmup, s.final_lr_fraction)
@@ -155,6 +155,8 @@ def supervised_loop(run: Artefact, model: Model, loader: SequenceLoader | Packed
                               weight_decay=s.weight_decay, max_norm=s.max_norm)  # fmt: skip
         else:
             norm = model.adamw(lr, s.beta1, s.beta2, weight_decay=s.weight_decay, max_norm=s.max_norm)
+        for out, m in zip(outs, micro):  # after the step: until here nobody has waited for a device
+            loss_sum -= float(np.dot(out.logprobs.astype(np.float64), m.weights))
         step += 1
         bad = 0 if np.isfinite(norm) else bad + 1
         if bad >= 10:
