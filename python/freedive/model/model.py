@@ -29,7 +29,8 @@ class Outputs:
     """
 
     def __init__(self, come: Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray]]):
-        self._come, self._arrays = come, None
+        self._come = come
+        self._arrays: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def _have(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if self._arrays is None:
