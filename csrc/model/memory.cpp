@@ -574,7 +574,7 @@ void Decoder::accept(const BatchView& b, bool padded) {
   put(tokens_, b.tokens, used, bytes);
   put(positions_, b.positions, used, bytes);
   std::vector<int32_t> cu_seqlens(s_ + 1, static_cast<int32_t>(rows_));
-  std::copy(b.cu_seqlens, b.cu_seqlens + b.n_seqs, cu_seqlens.begin());
+  std::copy(b.cu_seqlens, b.cu_seqlens + b.n_seqs + 1, cu_seqlens.begin());
   put(cu_seqlens_, cu_seqlens.data(), cu_seqlens.size() * sizeof(int32_t));
   if (b.targets) put(targets_, b.targets, used * k_, bytes * k_, 0xFF);  // -1
   plan_shared(b, copies);

@@ -1,7 +1,5 @@
 """One call of the model for everything that runs: the state of the batch, and what a step does with it.
 
-Several tokens may come of a call (a visit): then the device itself sees who has stopped, and on a device the next visit is asked for before the last is looked at.
-
 The state is a handful of arrays indexed by row. A step in which nobody ends touches no Python object per row, so Python costs tens of
 microseconds a step, whether it decodes one row or 256; requests that ask for more (sampler.py, drafts.py) pay for it.
 """
@@ -16,22 +14,13 @@ import numpy as np
 from freedive.model import Batch, Model
 from freedive.tokenizer import Tokenizer
 
+from . import visits
 from .block_manager import BLOCK, BlockManager, blocks_for
 from .drafts import NGrams
 from .params import Completion
 from .scheduler import Chunk, Request, Scheduler
 
 PREFILL_CHUNK = 512  # prompt tokens a call while others decode, so that they do not wait for a long prompt
-
-
-@dataclass(eq=False)
-class Visit:
-    """Steps of decoding that the model has been asked for; their tokens come when somebody waits."""
-
-    steps: Any  # of the core
-    rows: np.ndarray
-    number: int  # of steps
-    whole: bool = True  # no row has been given up since: it may go on
 
 
 @dataclass
@@ -53,13 +42,13 @@ class Loop:
     """The running batch of one model over one cache of `blocks` blocks. Made afresh, so a failed call leaves nothing behind."""
 
     def __init__(self, model: Model, tokenizer: Tokenizer | None, cache: Any, blocks: int, stats: Stats, steps: int = 1):
-        self.steps = steps  # tokens a visit where nothing wants fewer: _ahead
+        self.steps = steps  # tokens a visit where nothing wants fewer: visits.py
         self.model, self.tokenizer, self.stats, self._cache = model, tokenizer, stats, cache
         self.manager = BlockManager(blocks)
         rows = min(model.max_seqs, model.max_tokens)
         self.scheduler = Scheduler(self.manager, rows, model.max_tokens, PREFILL_CHUNK)
         self.at: dict[int, Request] = {}  # row -> request
-        self._visit: Visit | None = None  # asked for and not looked at: until then nobody comes in
+        self.visit: visits.Visit | None = None  # asked for and not looked at: until then nobody comes in
         self._drafting = False
         # Per row. `length` counts all ids, prompt included: it is the next token's position, hence its random number.
         self.ids = np.zeros((rows, model.config.max_positions), np.int32)
@@ -96,8 +85,8 @@ class Loop:
         if request.done is not None:
             return
         if request.allocation is not None:
-            if self._visit is not None:
-                self._visit.whole = False
+            if self.visit is not None:
+                self.visit.whole = False
             length = request.computed if request in self.scheduler.prefilling else int(self.length[request.row]) - 1
             ids = self.ids[request.row, :length].copy()
             request.done = self._completion(request, "cancelled")
@@ -111,7 +100,7 @@ class Loop:
     def step(self) -> list[Request]:
         """Run the next call; returns what ended with it."""
         s, stats = self.scheduler, self.stats
-        if self._visit is not None and ((ended := self._look()) or len(self.live)):
+        if self.visit is not None and ((ended := visits.look(self)) or len(self.live)):
             return ended
         if s.waiting:
             for request in s.admit():
@@ -125,13 +114,13 @@ class Loop:
             rows, sampled, tokens, logprobs = self._mixed(chunks, drafts)
         else:
             past = self.length[live] - 1
-            if (steps := self._ahead()) > 1:
-                self._visit = Visit(self.model.decode_steps(
+            if (steps := visits.ahead(self)) > 1:
+                self.visit = visits.Visit(self.model.decode_steps(
                     self._cache, steps, self.ids[live, past], past, self.live_table, temperature=self.temperature[live], top_k=self.top_k[live],
                     top_p=self.top_p[live], min_p=self.min_p[live], seeds=self.live_seed, counters=past + 1, stop_ids=self.stops[live],
                     remaining=self.limit[live] - self.length[live],
                 ), live, steps)  # fmt: skip
-                return self._look()
+                return visits.look(self)
             batch = Batch(self.ids[live, past], past[:0], past, self.count[: len(live) + 1])
             tokens, logprobs = self._call(batch, past, self.live_table, live, self.live_seed, past + 1, None)
             rows = sampled = live
@@ -161,67 +150,6 @@ class Loop:
             return []
         self._decode_rows(rows[~over])
         return [self._finish(self.at[row], stop) for row, stop in zip(rows[over].tolist(), stopped[over].tolist())]
-
-    # ---- several tokens a visit -------------------------------------------------------------------------------------
-
-    def _ahead(self) -> int:
-        """How many tokens each decoding row may sample before anybody looks. One where a request needs logits or text after each (grammar, stop
-        strings, logprobs, ..), or reads its prompt; else no more than one of the rows may want, and the blocks all have or can have allow."""
-        live = self.live
-        if self.steps == 1 or not len(live) or self.scheduler.prefilling or self.special[live].any():
-            return 1
-        steps = min(self.steps, int((self.limit[live] - self.length[live]).max()))
-        if (short := self._provide(steps)) is not None:
-            steps = int((self.blocks[short] * BLOCK - self.length[short]).min()) + 1
-        return steps
-
-    def _provide(self, steps: int) -> np.ndarray | None:
-        """Blocks for so many tokens more of every decoding row; None, or the rows for which there are none left."""
-        live = self.live
-        needed = -(-np.minimum(self.length[live] - 1 + steps, self.limit[live] - 1) // BLOCK)  # nobody asks for keys and values of the last
-        for row, blocks in zip(live.tolist(), needed.tolist()):
-            while self.blocks[row] < blocks and self._add_block(self.at[row]):
-                pass
-        self.live_table = self.table[live]
-        short = live[self.blocks[live] < needed]
-        return short if len(short) else None
-
-    def _look(self) -> list[Request]:
-        """At the tokens of the visit that is due; the next, if there can be one, runs meanwhile."""
-        visit = self._visit
-        assert visit is not None
-        self._visit = self._go_on(visit)
-        self.stats.calls += self._visit is not None
-        return self._append_steps(visit.rows, *visit.steps.wait())
-
-    def _go_on(self, visit: Visit) -> Visit | None:
-        """The same rows' next steps, asked of a device before anybody has seen these: where they stop, the device sees itself. None where somebody waits
-        to come in, a row was given up, half of them have ended, all end in this visit, guesses are made, or blocks are short."""
-        live, steps = self.live, self.steps
-        if self.model.device == "cpu" or self.scheduler.waiting or self._drafting or not visit.whole or visit.number != steps:
-            return None
-        if not len(live) or 2 * len(live) < len(visit.rows) or (self.limit[live] - self.length[live]).max() <= steps or self._provide(2 * steps) is not None:
-            return None
-        more = self.model.decode_on(visit.steps, self.table[visit.rows])
-        return None if more is None else Visit(more, visit.rows, steps)
-
-    def _append_steps(self, rows: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray) -> list[Request]:
-        """Several tokens (steps, rows), -1 behind a row's last, for those of the rows that decode still."""
-        going = np.isin(rows, self.live)
-        rows, tokens, logprobs = rows[going], tokens[:, going], logprobs[:, going]
-        drawn = tokens >= 0
-        count, begin = drawn.sum(axis=0), self.length[rows]
-        row_of, at = np.broadcast_to(rows, tokens.shape)[drawn], (begin + np.arange(len(tokens))[:, None])[drawn]
-        self.ids[row_of, at], self.logprobs[row_of, at] = tokens[drawn], logprobs[drawn]
-        self.length[rows] = begin + count
-        self.stats.sampled_tokens += int(count.sum())
-        stopped = (self.stops[rows] == self.ids[rows, begin + count - 1][:, None]).any(axis=1)
-        over = stopped | (self.length[rows] >= self.limit[rows])
-        if not over.any():
-            return []
-        self._decode_rows(rows[~over])
-        ended = sorted(zip(count[over].tolist(), rows[over].tolist(), stopped[over].tolist()))  # in the order they ended in
-        return [self._finish(self.at[row], stop) for _, row, stop in ended]
 
     def _mixed(self, chunks: list[Chunk], drafts: dict[int, list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """A call that also runs prompt chunks or guesses. Returns rows that got a token, the places in the batch it was sampled after, the
