@@ -7,10 +7,10 @@ Documents are pieces of about a thousand characters, so that nanochat's loader, 
 loses little; pieces of every 50th text are held out. Ours trains a tokenizer on them; nanochat gets the same one. Both are scored on the same
 rows: the begin-of-document token, then up to 256 tokens of a held-out piece; bits per byte of those tokens' bytes.
 
-Time is that of training steps, without start and compilation: a few short runs say what a step takes, then the number of steps is chosen,
-because both learning-rate schedules depend on it. One thread (the default) is timed in CPU-seconds, so that other programs on the machine
-count little: M minutes of --cores 2 are 120 M CPU-seconds. nanochat runs its d4 settings (depth 4, heads of 64, rows of 256, batches of 4,096)
-in the faster of compiled and not, float32 and bfloat16, found by the short runs; --lr scales all its learning rates.
+Time is that of training steps, without start and compilation: short runs, both sides in turns, say what a step takes on a quiet machine; they are kept
+in WORK/steps.json, and the number of steps follows from them, because both learning-rate schedules depend on it. So a long run may share the
+machine: its quality depends on its steps alone. nanochat runs its d4 settings (depth 4, heads of 64, rows of 256, batches of 4,096)
+compiled, in the faster of float32 and bfloat16; --lr scales all its learning rates.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import gzip
 import json
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -36,7 +35,7 @@ PIECE = 1000  # characters
 NANOCHAT = ["--device-type=cpu", "--depth=4", "--head-dim=64", "--window-pattern=L", "--max-seq-len=256", "--device-batch-size=16",
             "--total-batch-size=4096", "--eval-every=-1", "--core-metric-every=-1", "--sample-every=-1", "--save-every=-1"]  # fmt: skip
 RATES = {"embedding-lr": 0.3, "unembedding-lr": 0.008, "matrix-lr": 0.02, "scalar-lr": 0.5}  # its defaults
-MODES = {"compiled, bfloat16": ("0", "bfloat16"), "compiled, float32": ("0", "float32"), "float32": ("1", "float32"), "bfloat16": ("1", "bfloat16")}
+MODES = ["bfloat16", "float32"]  # compiled: its optimizer asks torch for whole graphs, so it does not run without
 
 
 def pieces(text: str) -> list[str]:
@@ -132,8 +131,7 @@ def our_bits(work: Path, out: Path, threads: int) -> float:
 
 
 def their_environment(work: Path, mode: str, threads: int) -> dict[str, str]:
-    eager, dtype = MODES[mode]
-    own = {"NANOCHAT_BASE_DIR": str(work / "nanochat"), "NANOCHAT_DTYPE": dtype, "TORCH_COMPILE_DISABLE": eager, "OMP_NUM_THREADS": str(threads),
+    own = {"NANOCHAT_BASE_DIR": str(work / "nanochat"), "NANOCHAT_DTYPE": mode, "OMP_NUM_THREADS": str(threads),
            "PYTHONPATH": os.environ["NANOCHAT"], "MALLOC_TRIM_THRESHOLD_": "20000000000", "MALLOC_MMAP_MAX_": "0", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # fmt: skip
     return {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | own
 
@@ -158,21 +156,31 @@ def their_bits(work: Path, mode: str, threads: int, steps: int) -> float:
 
 
 def timed(command: list[str], environment: dict[str, str], log: Path, folder: str | None = None) -> float:
-    """CPU-seconds of a program and its children."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    """Seconds of a program."""
+    began = time.perf_counter()
     with open(log, "w") as file:
         if subprocess.run(command, env=environment, cwd=folder, stdout=file, stderr=subprocess.STDOUT).returncode:
             sys.exit(f"{' '.join(command[:4])} ... failed; see {log}\n{log.read_text()[-2000:]}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return time.perf_counter() - began
 
 
-def step_time(run: Any, few: int = 6, more: int = 26) -> tuple[float, float]:
-    """(CPU-seconds of start and end, of a step), from a short and a longer run; the first run of all is not counted: it compiles."""
-    run(few)
-    short, long = run(few), run(more)
-    step = (long - short) / (more - few)
-    return short - few * step, step
+def step_seconds(work: Path, runs: dict[str, Any], rounds: int, few: int = 10) -> dict[str, dict[str, Any]]:
+    """What a step of each takes: medians of `rounds` turns of a short and a longer run, whose difference has no start in it. Before the first, a run that compiles."""
+    kept = work / "steps.json"
+    known = json.loads(kept.read_text()) if kept.is_file() else {}
+    new = [name for name in runs if name not in known]
+    found: dict[str, list[float]] = {name: [] for name in new}
+    for name in new:
+        runs[name](few)
+    for _ in range(rounds if new else 0):
+        for name in new:
+            more = 50 if name.startswith("nanochat") else 150
+            short, long = runs[name](few), runs[name](more)
+            found[name].append((long - short) / (more - few))
+    for name, each in found.items():
+        known[name] = {"step_seconds": round(float(np.median(each)), 5), "least": round(min(each), 5), "most": round(max(each), 5)}
+    kept.write_text(json.dumps(known, indent=1))
+    return {name: known[name] for name in runs}
 
 
 def say(**line: Any) -> None:
@@ -185,8 +193,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for what is trained; prepared once")
     parser.add_argument("--minutes", type=float, nargs="*", default=[], help="of ours")
     parser.add_argument("--nanochat", type=float, nargs="*", default=[], help="minutes of nanochat")
-    parser.add_argument("--cores", type=int, default=2, help="a minute is 60 CPU-seconds times this")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--run-threads", type=int, help="threads of the long runs, where they are not to be those that were timed")
+    parser.add_argument("--time-only", action="store_true", help="only the short runs")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of the short runs")
     parser.add_argument("--vocabulary", type=int, default=4096)
     parser.add_argument("--lr", type=float, nargs="*", default=[1.0], help="factors of nanochat's learning rates")
     parser.add_argument("--mode", choices=MODES, help="nanochat's, instead of the fastest")
@@ -194,37 +204,34 @@ def main() -> None:
     c = parser.parse_args()
     work = c.work.resolve()
     prepare(c.text, work, c.vocabulary)
-    settings = dict(item.split("=", 1) for item in c.set)
-    if c.minutes:
-        start, step = step_time(lambda n: our_run(work, work / "ours-short", n, c.threads, settings))
-    for minutes in c.minutes:
-        steps = round(60 * c.cores * minutes / step)
-        out = work / ("ours-" + "-".join([f"{minutes:g}", *c.set]).replace("=", "_"))
-        began = time.time()
-        seconds = our_run(work, out, steps, c.threads, settings)
-        params = json.loads((out / "run.json").read_text())["metrics"]["parameters"]
-        say(who="freedive", minutes=minutes, bits_per_byte=round(our_bits(work, out, c.threads), 4), steps=steps, step_seconds=round(step, 4), start_seconds=round(start, 1),
-            cpu_minutes=round((seconds - start) / 60 / c.cores, 2), wall=round(time.time() - began), parameters=params, settings=settings)  # fmt: skip
-    if not c.nanochat:
-        return
-    if not (work / "nanochat").is_dir():
+    settings = dict((item.split("=", 1) + [""])[:2] for item in c.set)
+    ours = " ".join(["freedive", *c.set, f"threads={c.threads}"])
+    modes = {f"nanochat, {mode}, threads={c.threads}": mode for mode in ([c.mode] if c.mode else MODES)} if c.nanochat else {}
+    if modes and not (work / "nanochat").is_dir():
         their_helper(work, "float32", c.threads, "prepare", str(work))
-    found = {mode: step_time(lambda n, mode=mode: their_run(work, mode, c.threads, n, 1.0)) for mode in ([c.mode] if c.mode else MODES)}
-    mode = min(found, key=lambda m: found[m][1])
-    say(
-        who="nanochat",
-        step_seconds={m: round(s, 4) for m, (_, s) in found.items()},
-        start_seconds={m: round(s, 1) for m, (s, _) in found.items()},
-        mode=mode,
-    )
-    start, step = found[mode]
+    runs: dict[str, Any] = {ours: lambda n: our_run(work, work / "ours-short", n, c.threads, settings)} if c.minutes else {}
+    runs |= {name: lambda n, mode=mode: their_run(work, mode, c.threads, n, 1.0) for name, mode in modes.items()}
+    steps_of = step_seconds(work, runs, c.rounds)
+    for name, found in steps_of.items():
+        say(who=name, **found)
+    if c.time_only:
+        return
+    threads = c.run_threads or c.threads
+    for minutes in c.minutes:
+        steps = round(60 * minutes / steps_of[ours]["step_seconds"])
+        out = work / ("ours-" + "-".join([f"{minutes:g}", *c.set]).replace("=", "_"))
+        wall = our_run(work, out, steps, threads, settings)
+        params = json.loads((out / "run.json").read_text())["metrics"]["parameters"]
+        say(who="freedive", minutes=minutes, bits_per_byte=round(our_bits(work, out, threads), 4), steps=steps, wall_minutes=round(wall / 60, 2), parameters=params, settings=settings)  # fmt: skip
+    if not modes:
+        return
+    best = min(modes, key=lambda name: steps_of[name]["step_seconds"])
     for minutes in c.nanochat:
         for scale in c.lr:
-            steps = round(60 * c.cores * minutes / step)
-            began = time.time()
-            seconds = their_run(work, mode, c.threads, steps, scale)
-            say(who="nanochat", minutes=minutes, bits_per_byte=round(their_bits(work, mode, c.threads, steps), 4), lr_scale=scale, steps=steps,
-                cpu_minutes=round((seconds - start) / 60 / c.cores, 2), wall=round(time.time() - began), mode=mode)  # fmt: skip
+            steps = round(60 * minutes / steps_of[best]["step_seconds"])
+            wall = their_run(work, modes[best], threads, steps, scale)
+            bits = their_bits(work, modes[best], threads, steps)
+            say(who="nanochat", minutes=minutes, bits_per_byte=round(bits, 4), lr_scale=scale, steps=steps, wall_minutes=round(wall / 60, 2), mode=modes[best])  # fmt: skip
 
 
 if __name__ == "__main__":
