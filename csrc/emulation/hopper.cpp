@@ -192,8 +192,8 @@ struct Product {
   Accumulator* d;
   uint64_t a, b;
   int n, group;
-  bool a_by_k, b_by_k, add;
-  const uint32_t* registers[WARP];  // of A, where it is not in shared memory; else null
+  bool a_by_k, b_by_k, add, of_registers;
+  const uint32_t* registers[WARP];  // of A, where it is not in shared memory
   uint32_t held[WARP][4];           // what was in them
 };
 struct Same {  // what the first warp of the group said of its i-th product; the others must say it too
@@ -265,6 +265,16 @@ void for_registers(int n, Visit visit) {
     for (int e = 0; e < n / 2; ++e) visit(lane, e, lane / 4 + e / 2 % 2 * 8, e / 4 * 8 + lane % 4 * 2 + e % 2);
 }
 
+// Member by member: as a whole it would be a memcpy, which ThreadSanitizer sees (emulator.cpp).
+void copy(Product& to, const Product& from) {
+  to.d = from.d, to.a = from.a, to.b = from.b, to.n = from.n, to.group = from.group;
+  to.a_by_k = from.a_by_k, to.b_by_k = from.b_by_k, to.add = from.add, to.of_registers = from.of_registers;
+  for (int lane = 0; lane < WARP && from.of_registers; ++lane) {
+    to.registers[lane] = from.registers[lane];
+    for (int i = 0; i < 4; ++i) to.held[lane][i] = from.held[lane][i];
+  }
+}
+
 // A's 16 x 16 of a warp from its lanes' registers.
 void read_registers(const Product& p, float (*out)[16]) {
   for (int lane = 0; lane < WARP; ++lane)
@@ -281,7 +291,7 @@ void carry_out(WarpState& w, unsigned warp, const Product& p) {
   enter_engine(1 + static_cast<int>(warp));
   acquire(&w.edge_in);
   const uint32_t window = warp / static_cast<unsigned>(warps_of_block) * WINDOW;
-  if (p.registers[0] != nullptr)
+  if (p.of_registers)
     read_registers(p, A);
   else
     read_operand(p.a, p.a_by_k, window, static_cast<int>(warp % GROUP_WARPS) * 16, 16, A);
@@ -304,7 +314,7 @@ void carry_out(WarpState& w, unsigned warp, const Product& p) {
 void carry_out_all(WarpState& w, unsigned warp, int before_group) {
   int done = 0;
   while (done < w.n && w.pending[done].group < before_group) carry_out(w, warp, w.pending[done++]);
-  for (int i = done; i < w.n; ++i) w.pending[i - done] = w.pending[i];
+  for (int i = done; i < w.n; ++i) copy(w.pending[i - done], w.pending[i]);
   w.n -= done;
 }
 
@@ -342,8 +352,10 @@ void issue(void** lanes, unsigned mask) {
   ++d->under_way;
   if (w.n == MOST_PRODUCTS) fail("more than %d wgmma of one warp under way", MOST_PRODUCTS);
   Product& p = w.pending[w.n++];
-  p = {d, first.a, first.b, first.n, w.groups, first.a_by_k, first.b_by_k, first.add, {}, {}};
-  for (int lane = 0; lane < WARP && first.registers != nullptr; ++lane) {
+  // Not to begin with zeros, by memset: see copy().
+  p.d = d, p.a = first.a, p.b = first.b, p.n = first.n, p.group = w.groups;
+  p.a_by_k = first.a_by_k, p.b_by_k = first.b_by_k, p.add = first.add, p.of_registers = first.registers != nullptr;
+  for (int lane = 0; lane < WARP && p.of_registers; ++lane) {
     p.registers[lane] = static_cast<Request*>(lanes[lane])->registers;
     for (int i = 0; i < 4; ++i) p.held[lane][i] = p.registers[lane][i];
   }

@@ -24,9 +24,9 @@ __global__ void doubled(float* out, const float* x, int n) {
 }
 template <bool BUG>
 bool out_of_bounds() {
-  Device<float> x(300, number), out(300);
+  Device<float> x(300, sample), out(300);
   launch_threads(nullptr, "doubled", 300, doubled<BUG>, out.data, x.data, 300);
-  return out.is([](size_t i) { return 2.0 * number(i); });
+  return out.is([](size_t i) { return 2.0 * sample(i); });
 }
 
 template <bool BUG>
@@ -38,9 +38,9 @@ __global__ void reversed(float* out, const float* x) {
 }
 template <bool BUG>
 bool shared_array_too_small() {
-  Device<float> x(THREADS, number), out(THREADS);
+  Device<float> x(THREADS, sample), out(THREADS);
   launch(nullptr, "reversed", 1, THREADS, reversed<BUG>, out.data, x.data);
-  return out.is([](size_t i) { return number(THREADS - 1 - i); });
+  return out.is([](size_t i) { return sample(THREADS - 1 - i); });
 }
 
 template <bool BUG>
@@ -51,9 +51,9 @@ __global__ void copied_by_fours(float* out, const float* x) {
 }
 template <bool BUG>
 bool misaligned_load() {
-  Device<float> x(4 * WARP + 4, number), out(WARP);
+  Device<float> x(4 * WARP + 4, sample), out(WARP);
   launch(nullptr, "copied_by_fours", 1, WARP, copied_by_fours<BUG>, out.data, x.data);
-  return out.is([](size_t i) { return number(4 * i) + number(4 * i + 1) + number(4 * i + 2) + number(4 * i + 3); });
+  return out.is([](size_t i) { return sample(4 * i) + sample(4 * i + 1) + sample(4 * i + 2) + sample(4 * i + 3); });
 }
 
 template <bool BUG>
@@ -78,19 +78,19 @@ bool uninitialised_shared() {
 template <bool BUG>
 bool host_pointer() {
   std::vector<float> host(300, 1.0f);
-  Device<float> x(300, number), out(300);
+  Device<float> x(300, sample), out(300);
   // BUG: memory that a GPU cannot see
   launch_threads(nullptr, "doubled", 300, doubled<false>, out.data, BUG ? host.data() : x.data, 300);
-  return BUG || out.is([](size_t i) { return 2.0 * number(i); });
+  return BUG || out.is([](size_t i) { return 2.0 * sample(i); });
 }
 
 template <bool BUG>
 bool workspace_read_before_it_is_written() {
-  Device<float> x(300, number), partial(300), out(300);
+  Device<float> x(300, sample), partial(300), out(300);
   // BUG: the first of two kernels is forgotten
   if (!BUG) launch_threads(nullptr, "doubled", 300, doubled<false>, partial.data, x.data, 300);
   launch_threads(nullptr, "doubled", 300, doubled<false>, out.data, partial.data, 300);
-  return out.is([](size_t i) { return 4.0 * number(i); });
+  return out.is([](size_t i) { return 4.0 * sample(i); });
 }
 
 // ---- barriers ------------------------------------------------------------------------------------------------------
@@ -103,9 +103,9 @@ __global__ void neighbours(float* out, const float* x) {
 }
 template <bool BUG>
 bool no_barrier_after_writing() {
-  Device<float> x(THREADS, number), out(THREADS);
+  Device<float> x(THREADS, sample), out(THREADS);
   launch(nullptr, "neighbours", 1, THREADS, neighbours<BUG>, out.data, x.data);
-  return out.is([](size_t i) { return number((i + 100) % THREADS); });
+  return out.is([](size_t i) { return sample((i + 100) % THREADS); });
 }
 
 template <bool BUG>
@@ -122,12 +122,12 @@ __global__ void sum_of_tiles(float* out, const float* x, int tiles) {
 }
 template <bool BUG>
 bool no_barrier_before_overwriting() {
-  Device<float> x(5 * THREADS, number), out(THREADS);
+  Device<float> x(5 * THREADS, sample), out(THREADS);
   launch(nullptr, "sum_of_tiles", 1, THREADS, sum_of_tiles<BUG>, out.data, x.data, 5);
   return out.is([](size_t thread) {
     double sum = 0;
     for (size_t t = 0; t < 5; ++t)
-      for (size_t i = 0; i < 8; ++i) sum += number(t * THREADS + (thread + 37 * i) % THREADS);
+      for (size_t i = 0; i < 8; ++i) sum += sample(t * THREADS + (thread + 37 * i) % THREADS);
     return sum;
   });
 }
@@ -148,9 +148,9 @@ __global__ void halves(float* out, const float* x) {
 }
 template <bool BUG>
 bool divergent_barrier() {
-  Device<float> x(THREADS, number), out(THREADS);
+  Device<float> x(THREADS, sample), out(THREADS);
   launch(nullptr, "halves", 1, THREADS, halves<BUG>, out.data, x.data);
-  return out.is([](size_t i) { return number(THREADS - 1 - i); });
+  return out.is([](size_t i) { return sample(THREADS - 1 - i); });
 }
 
 template <bool BUG>
@@ -162,9 +162,9 @@ __global__ void lane_exchange(float* out, const float* x) {
 }
 template <bool BUG>
 bool no_syncwarp() {
-  Device<float> x(WARP, number), out(WARP);
+  Device<float> x(WARP, sample), out(WARP);
   launch(nullptr, "lane_exchange", 1, WARP, lane_exchange<BUG>, out.data, x.data);
-  return out.is([](size_t i) { return number((i + 5) % WARP); });
+  return out.is([](size_t i) { return sample((i + 5) % WARP); });
 }
 
 template <bool BUG>
@@ -223,9 +223,9 @@ __global__ void from_lane(float* out, const float* x) {
 }
 template <bool BUG>
 bool shuffle_outside_of_its_mask() {
-  Device<float> x(WARP, number), out(WARP);
+  Device<float> x(WARP, sample), out(WARP);
   launch(nullptr, "from_lane", 1, WARP, from_lane<BUG>, out.data, x.data);
-  return out.is([](size_t i) { return number(i < 16 ? 7 : i); });
+  return out.is([](size_t i) { return sample(i < 16 ? 7 : i); });
 }
 
 template <bool BUG>
@@ -262,10 +262,10 @@ bool blocks_race() {
 
 template <bool BUG>
 bool block_too_large() {
-  Device<float> x(2048, number), out(2048);
+  Device<float> x(2048, sample), out(2048);
   // BUG: no GPU has such blocks
   launch(nullptr, "doubled", BUG ? 1 : 2, BUG ? 2048 : 1024, doubled<false>, out.data, x.data, 2048);
-  return BUG || out.is([](size_t i) { return 2.0 * number(i); });
+  return BUG || out.is([](size_t i) { return 2.0 * sample(i); });
 }
 
 __global__ void most_shared(float* out) {
@@ -311,12 +311,12 @@ __global__ void pipelined(float* out, const float* x, int tiles) {
 template <int KIND>
 bool pipeline() {
   constexpr size_t ROW = 4 * WARP;
-  Device<float> x(6 * ROW, number), out(WARP);
+  Device<float> x(6 * ROW, sample), out(WARP);
   launch(nullptr, "pipelined", 1, WARP, pipelined<KIND>, out.data, x.data, 5);
   return out.is([](size_t t) {
     double sum = 0;
     for (size_t tile = 0; tile < 5; ++tile)
-      for (size_t i = 0; i < 4; ++i) sum += number(tile * ROW + (4 * t + 33 * i + 5) % ROW);
+      for (size_t i = 0; i < 4; ++i) sum += sample(tile * ROW + (4 * t + 33 * i + 5) % ROW);
     return sum;
   });
 }
@@ -365,8 +365,8 @@ __global__ void one_product_transposed(float* out, const uint16_t* a, const uint
 }
 template <bool BUG, bool TRANSPOSED>
 bool tensor_core() {
-  const auto A = [](size_t i, size_t k) { return number(16 * i + k); };
-  const auto B = [](size_t n, size_t k) { return number(300 + 16 * n + k); };
+  const auto A = [](size_t i, size_t k) { return sample(16 * i + k); };
+  const auto B = [](size_t n, size_t k) { return sample(300 + 16 * n + k); };
   Device<uint16_t> a(256, [&](size_t i) { return bf16(A(i / 16, i % 16)); });
   Device<uint16_t> b(256, [&](size_t i) { return bf16(TRANSPOSED ? B(i % 16, i / 16) : B(i / 16, i % 16)); });
   Device<float> out(256);

@@ -31,7 +31,7 @@ struct Device {
   }
 };
 
-inline float number(size_t i) { return static_cast<float>((i * 2654435761u >> 7) % 97) / 16.0f - 3.0f; }
+inline float sample(size_t i) { return static_cast<float>((i * 2654435761u >> 7) % 97) / 16.0f - 3.0f; }
 inline uint16_t bf16(float x) { return __bfloat16_as_ushort(__float2bfloat16_rn(x)); }
 inline double rounded(float x) { return static_cast<double>(__bfloat162float(__float2bfloat16_rn(x))); }
 

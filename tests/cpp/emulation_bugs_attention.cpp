@@ -103,7 +103,7 @@ __global__ void two_products(float* out, const uint16_t* q, const __grid_constan
 
 template <int KIND>
 bool two_products_are_right() {
-  const auto value = [](size_t i) { return number(i) / 16.0f; };
+  const auto value = [](size_t i) { return sample(i) / 16.0f; };
   const auto K = [&](size_t t, size_t j, size_t d) { return rounded(value(5000 + (t * TILE + j) * TILE + d)); };
   const auto V = [&](size_t t, size_t j, size_t d) { return rounded(value(90000 + (t * TILE + j) * TILE + d)); };
   Device<uint16_t> q(TILE * TILE, [&](size_t i) { return bf16(value(i)); });

@@ -97,8 +97,8 @@ __global__ void ring(float* out, const __grid_constant__ CUtensorMap a, const __
 template <int KIND, bool B_BY_K = true>
 bool ring_is_right() {
   constexpr int K = 5 * TILE - 20, ROW = 304;  // rows of whole 16 bytes
-  const auto A = [](size_t i, size_t k) { return number(ROW * i + k); };
-  const auto B = [](size_t j, size_t k) { return number(40000 + ROW * j + k); };
+  const auto A = [](size_t i, size_t k) { return sample(ROW * i + k); };
+  const auto B = [](size_t j, size_t k) { return sample(40000 + ROW * j + k); };
   Device<uint16_t> a(TILE * ROW, [&](size_t i) { return bf16(A(i / ROW, i % ROW)); });
   Device<uint16_t> b(TILE * ROW, [&](size_t i) { return bf16(B_BY_K ? B(i / ROW, i % ROW) : B(i % TILE, i / TILE)); });
   Device<float> out(TILE * TILE + 1, [](size_t) { return 0.0f; });
@@ -144,14 +144,14 @@ __global__ void doubled_by_tiles(const __grid_constant__ CUtensorMap out, const 
 template <int KIND>
 bool stores_are_right() {
   constexpr int ROWS = 50, COLUMNS = 150, ROW = 152;
-  Device<uint16_t> x(ROWS * COLUMNS, [](size_t i) { return bf16(number(i)); }),
+  Device<uint16_t> x(ROWS * COLUMNS, [](size_t i) { return bf16(sample(i)); }),
       out(ROWS * ROW, [](size_t) { return bf16(-1.0f); });
   CUtensorMap map;
   if (!ptx::tensor_map_2d(&map, out.data, ROWS, COLUMNS, ROW, TILE, TILE)) return false;
   launch_shared(nullptr, "doubled_by_tiles", 1, THREADS, TILE_BYTES, doubled_by_tiles<KIND>, map, x.data, ROWS, COLUMNS, 3);
   for (size_t i = 0; i < ROWS * ROW; ++i) {
     const size_t r = i / ROW, c = i % ROW;
-    if (out.data[i] != (c < COLUMNS ? bf16(static_cast<float>(2 * rounded(number(r * COLUMNS + c)))) : bf16(-1.0f))) return false;
+    if (out.data[i] != (c < COLUMNS ? bf16(static_cast<float>(2 * rounded(sample(r * COLUMNS + c)))) : bf16(-1.0f))) return false;
   }
   return true;
 }
@@ -217,7 +217,7 @@ __global__ void tiles_of_a_cluster(float* sums, const __grid_constant__ CUtensor
 }
 template <int KIND>
 bool cluster_is_right() {
-  Device<uint16_t> x(CLUSTER_TILES * CLUSTER_STEPS * TILE_NUMBERS, [](size_t i) { return bf16(number(i)); });
+  Device<uint16_t> x(CLUSTER_TILES * CLUSTER_STEPS * TILE_NUMBERS, [](size_t i) { return bf16(sample(i)); });
   Device<float> sums(CLUSTER_TILES * 2 * TILE_NUMBERS, [](size_t) { return 0.0f; });
   CUtensorMap map;
   if (!ptx::tensor_map_2d(&map, x.data, CLUSTER_TILES * CLUSTER_STEPS * TILE, TILE, TILE, TILE / 2, TILE)) return false;
@@ -226,7 +226,7 @@ bool cluster_is_right() {
     const size_t t = i / (2 * TILE_NUMBERS), r = i % TILE_NUMBERS / TILE, c = i % TILE;
     double sum = 0;
     for (size_t step = 0; step < CLUSTER_STEPS; ++step)
-      sum += rounded(number(((t * CLUSTER_STEPS + step) * TILE + r) * TILE + (c / 8 ^ r % 8) * 8 + c % 8));
+      sum += rounded(sample(((t * CLUSTER_STEPS + step) * TILE + r) * TILE + (c / 8 ^ r % 8) * 8 + c % 8));
     return sum;
   });
 }
