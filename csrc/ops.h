@@ -19,11 +19,11 @@
 //  * compute = FD_F32 or FD_BF16 says how products multiply: FD_BF16 lets a variant round their operands to bfloat16 (to nearest,
 //    ties to even), which is where a processor with such instructions doubles its speed; sums are float32. The chain is then over
 //    pairs of k. A packed weight is packed for one `compute`.
-//  * a tensor is float32 in memory, or where FD_OPS says "f32|bf16" bfloat16: outputs are then rounded as operands are (denormals
-//    may become 0). What only products read may so be stored as what they take of it: half the bytes, the same bits. gate and up
-//    are of one dtype, and so are q, k, v and out of attention_backward.
 //    On tensor cores (csrc/cuda) it is over steps of 16 k, and a long k of a product of few columns is cut into parts, each a chain,
 //    added in order; how many follows from the weight's shape alone (in matmul_backward_weight from all sizes), so rows change no bit.
+//  * numbers are float32 in memory, or where FD_OPS says "f32|bf16" bfloat16: outputs are then rounded as operands are (denormals
+//    may become 0). What only products read may so be stored as what they take of it: half the bytes, the same bits. gate and up
+//    are of one dtype, and so are q, k, v and out of attention_backward.
 //  * quantized_*: a weight in the type its file holds it in, rearranged by quantized_pack. FD_F32 and FD_BF16 give the bits of the float op on
 //    the dequantised weight; FD_I8 rounds the rows of x to int8 in blocks of 32 and multiplies integers: sum over blocks, in order, of
 //    fma(exact integer sum, scale_w scale_x, .), the same bits from every variant of a tier, for one row or many.

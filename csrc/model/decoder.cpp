@@ -9,8 +9,9 @@
 // and as wide as what they come from: they are computed again (a third of the memory for under 1 % of the time); of what else,
 // Recompute says. With compute = FD_BF16 q, k, v and the outputs of attention are kept as bfloat16, which is what products take
 // of them: the same bits but for attention's sum of dout out. So are the outputs of W_up, and q and k before QK-norm: of these
-// the backward pass sees the rounded numbers, the forward pass the exact ones. The residual stream stays float32. Everything lives in buffers taken once (memory.cpp), so a step allocates nothing. Scoring and decoding
-// (decoding.cpp) reuse the buffers of layer 0 for every layer.
+// the backward pass sees the rounded numbers, the forward pass the exact ones. The residual stream stays float32. Everything
+// lives in buffers taken once (memory.cpp), so a step allocates nothing. Scoring and decoding (decoding.cpp) reuse the buffers
+// of layer 0 for every layer.
 #include "decoder.h"
 
 #include <cstring>
