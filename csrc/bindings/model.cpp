@@ -483,6 +483,7 @@ void bind_model(py::module_& m) {
       .def("decode_on",
            [](py::object self, const PyVisit& before, const I32& table) -> std::unique_ptr<PyVisit> {
              auto& d = self.cast<PyDecoder&>();
+             if (!before.decoder.is(self)) throw py::value_error("decode_on: the visit is another model's");
              std::vector<int32_t> lengths = before.visit->lengths;
              for (size_t s = 0; s < lengths.size(); ++s)
                lengths[s] = static_cast<int32_t>(std::min<int64_t>(lengths[s] + before.visit->steps, before.visit->limits[s]));

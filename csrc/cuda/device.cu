@@ -49,6 +49,7 @@ void* taken(cudaError_t e, void* memory) {
 void release(void* memory) {
   cudaPointerAttributes of;
   const bool hosts = cudaPointerGetAttributes(&of, memory) == cudaSuccess && of.type == cudaMemoryTypeHost;
+  if (!hosts) cudaGetLastError();  // of a pointer that it does not know, and not once more of the next kernel
   hosts ? cudaFreeHost(memory) : cudaFree(memory);
 }
 

@@ -221,14 +221,16 @@ __global__ void vector_forward_kernel(NormForward a) {
   if (LAYER) row(a.mean, n)[h] = m;
 }
 
-// How the rows of a backward pass are cut: `chunks` chunks of `each` rows, the last perhaps short. Rows without a derivative behind
-// the others (a padded batch) move no border, so they change no bit.
+// How the rows of a backward pass, N tokens of H heads, are cut: `chunks` chunks of `each` rows, the last perhaps short. `each` follows
+// from powers of two, which no batch is padded across (Decoder::padded_rows): rows without a derivative behind the others change no bit.
 struct Chunks {
   int64_t chunks, each, stride;  // stride: floats from one chunk's sums to the next one's (of one gradient)
-  __host__ __device__ Chunks(int64_t rows, int64_t D) {
+  __host__ __device__ Chunks(int64_t N, int64_t H, int64_t D) {
+    int64_t most = 1;
+    while (most < N) most *= 2;
     each = CHUNK_ROWS;
-    while (rows > each * MOST_CHUNKS) each *= 2;
-    chunks = (rows + each - 1) / each;
+    while (most * H > each * MOST_CHUNKS) each *= 2;
+    chunks = (N * H + each - 1) / each;
     stride = (D + VECTOR - 1) / VECTOR * VECTOR;
   }
 };
@@ -241,7 +243,7 @@ __global__ void vector_backward_kernel(NormBackward a, float* partial) {
   FD_SHARED(float, weights, [COLUMNS]);
   FD_SHARED(float, biases, [LAYER ? COLUMNS : 1]);
   const int lane = static_cast<int>(threadIdx.x) % LANES, slot = static_cast<int>(threadIdx.x) / LANES;
-  const Chunks cut(a.N * a.H, a.D);
+  const Chunks cut(a.N, a.H, a.D);
   const int64_t begin = blockIdx.x * cut.each, end = begin + cut.each < a.N * a.H ? begin + cut.each : a.N * a.H;
   Four dw[FOURS] = {}, db[LAYER ? FOURS : 1] = {};
   for (int64_t first = begin; first < end; first += SLOTS) {
@@ -344,7 +346,7 @@ void vector_forward(fd_context* ctx, const char* op, const NormForward& a) {
 
 template <bool LAYER>
 void vector_backward(fd_context* ctx, const char* op, const NormBackward& a) {
-  const Chunks cut(a.N * a.H, a.D);
+  const Chunks cut(a.N, a.H, a.D);
   float* partial = scratch(ctx);
   const auto go = [&](auto* kernel) { launch(ctx, op, cut.chunks, THREADS, kernel, a, partial); };
   if (a.D <= 64)
@@ -368,7 +370,7 @@ void vector_backward(fd_context* ctx, const char* op, const NormBackward& a) {
 }
 
 size_t chunk_bytes(int64_t rows, int64_t D, int64_t gradients) {
-  const Chunks cut(rows, D);
+  const Chunks cut(rows, 1, D);
   return static_cast<size_t>(std::min(blocks_for(rows, CHUNK_ROWS), MOST_CHUNKS) * cut.stride * gradients) * sizeof(float);
 }
 size_t rmsnorm_workspace(const void* arguments, int32_t) {

@@ -323,6 +323,7 @@ class Decoder {
   void zero(void* memory, size_t bytes);
   uint8_t* pinned(size_t bytes);
   void told(const char* error);
+  std::string failed();
   void reach(void* mark);
   void fetch();
   void deliver();

@@ -439,9 +439,21 @@ void Decoder::told(const char* error) {
   throw std::runtime_error(error);
 }
 
-// All that was launched is waited for where something went wrong: synchronize takes the error, reach leaves it.
+// All that was launched is waited for where something went wrong: synchronize takes the error, reach leaves it. No outputs come any more.
+std::string Decoder::failed() {
+  const char* error = device_->synchronize(&ctx_);
+  const std::string why = error != nullptr ? error : "an earlier call failed";
+  lent_.clear();
+  for (Stage& s : host_stages_) {
+    if (s.later && !s.later->lent.empty()) s.later->lent.clear(), s.later->error = why;
+    s.later.reset();
+    s.busy = false;
+  }
+  return why;
+}
+
 void Decoder::reach(void* mark) {
-  if (device_->reach(mark) != nullptr) told(device_->synchronize(&ctx_));
+  if (device_->reach(mark) != nullptr) throw std::runtime_error(failed());
 }
 
 // What was lent comes back: first into pinned memory, in order; then, when it is there, to the caller.
@@ -473,12 +485,9 @@ void Decoder::leave(const std::shared_ptr<Later>& later) {
 
 void Decoder::wait(Later& later) {
   if (!later.lent.empty()) {
-    const char* error = device_->reach(host_stages_[later.stage].mark);
-    if (error == nullptr) return deliver(later);
-    error = device_->synchronize(&ctx_);
-    const std::string why = error != nullptr ? error : "an earlier call failed";
-    for (Stage& s : host_stages_)
-      if (s.later && !s.later->lent.empty()) s.later->lent.clear(), s.later->error = why;
+    if (device_->reach(host_stages_[later.stage].mark) == nullptr) return deliver(later);
+    const std::string why = failed();
+    if (!later.lent.empty()) later.lent.clear(), later.error = why;
   }
   if (!later.error.empty()) throw std::runtime_error(later.error);
 }

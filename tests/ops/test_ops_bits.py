@@ -339,6 +339,21 @@ def test_sums_of_integers_are_the_same_in_every_variant(device):
             np.testing.assert_array_equal(results[0], other, err_msg=case.name)
 
 
+@pytest.mark.parametrize("device", [d for d in ops.devices() if d != "cpu"])
+def test_rows_of_many_heads_without_a_derivative_add_nothing(device):
+    """1,360 tokens of 12 heads are 16,320 rows, with 16 more tokens over 16,384, where the rows of a chunk double"""
+    r = np.random.Generator(np.random.Philox(key=[5, 31]))
+    N, H, D = 1376, 12, 4
+    x, dout, rstd, weight = (r.standard_normal(shape, dtype=np.float32) for shape in ((N, H, D), (N, H, D), (N, H), (D,)))
+    dout[1360:] = 0
+    for variant in ops.variants("rmsnorm_backward", device):
+        sums = []
+        for n in (1360, N):
+            sums.append(np.zeros(D, np.float32))
+            ops.call("rmsnorm_backward", dweight=sums[-1], dx=np.zeros((n, H, D), np.float32), dout=dout[:n], x=x[:n], weight=weight, rstd=rstd[:n], accumulate=0, variant=variant, device=device)
+        assert sums[0].tobytes() == sums[1].tobytes(), variant
+
+
 @pytest.mark.parametrize("op", ["rmsnorm_backward", "layernorm_backward", "embedding_backward", "matmul_backward_weight"])
 @pytest.mark.parametrize("device", [d for d in ops.devices() if d != "cpu"])
 def test_rows_without_a_derivative_add_nothing(device, op):

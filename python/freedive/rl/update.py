@@ -210,8 +210,9 @@ class Learner:
             other = self.ptx.next_step()
             total = float(sum(m.weights.sum(dtype=np.float64) for m in other))
             outs = [(m, model.forward_backward(m.batch, (c.ptx_coef * sft_weights(m.weights, total)).astype(np.float32))) for m in other]
-            merged["loss/ptx"] = -sum(float(np.dot(out.logprobs.astype(np.float64), m.weights)) for m, out in outs) / total
         merged["grad_norm"] = norm = model.adamw(lr, beta2=0.95, weight_decay=0.0, max_norm=c.max_grad_norm)
+        if self.ptx is not None:  # looked at when the step is under way
+            merged["loss/ptx"] = -sum(float(np.dot(out.logprobs.astype(np.float64), m.weights)) for m, out in outs) / total
         if self.value is not None and np.isfinite(norm):
             peak = c.peak_lr(model.config.d_model)
             rate = lr if c.value_lr is None else c.value_lr * (lr / peak if peak else 1.0)  # the same schedule
