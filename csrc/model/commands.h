@@ -31,7 +31,8 @@ class Commands : public fd_context {
   void copy(void* to, const void* from, size_t bytes);
   void clear(void* memory, size_t bytes);
   void run(bool passing);
-  // Bytes for all graphs there may be: 2 KB a node, 64 nodes a layer (at most 60 in a step under emulation; a visit of decoding has more, but few are held). What CUDA takes for a node was not measured.
+  // Bytes for all graphs there may be: 2 KB a node, 64 nodes a layer (at most 60 in a step under emulation; a visit of decoding has
+  // more, but few are held). What CUDA takes for a node was not measured.
   static size_t planned(int64_t layers) { return MOST * static_cast<size_t>(64 * layers + 32) * 2048; }
   // How many lists were launched as a graph, and how many op by op.
   int64_t launched() const { return launched_; }

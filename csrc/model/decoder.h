@@ -322,15 +322,12 @@ class Decoder {
   void move(void* to, const void* from, size_t bytes);   // within it
   void zero(void* memory, size_t bytes);
   uint8_t* pinned(size_t bytes);
-  void told(const char* error);
   std::string failed();
   void reach(void* mark);
   void fetch();
-  void deliver();
   void settle();
   void next_stage();
   void leave(const std::shared_ptr<Later>& later);  // the end of a call whose outputs, if it has some, come later
-  void deliver(Later& later);
   void launch();  // what ctx_ holds
   void let_snapshot_pass();
   Buffer buffer(size_t bytes, bool huge_pages = true, Buffer::Kind kind = Buffer::PRIVATE) const {
@@ -389,7 +386,8 @@ class Decoder {
     bool busy = false;
     std::shared_ptr<Later> later;  // whose outputs come through it
     uint8_t* take(size_t bytes);  // null: it does not fit
-    void next() { most = std::max(most, wanted), used = wanted = 0; }
+    void end(const std::string& error);
+    void next() { most = std::max(most, wanted), used = wanted = 0, more.clear(); }
   };
   Stage device_stage_, host_stages_[2];
   int host_stage_ = 0;
