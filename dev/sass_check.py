@@ -91,12 +91,14 @@ def main() -> int:
                     key = (arch, pattern, part)
                     somewhere[key] = somewhere.get(key, False) or many(part) > 0
         for pattern, (part, least) in BESIDE_WGMMA.items():
-            if arch == "sm_90a" and re.search(pattern, short) and beside_wgmma(kernel, part) < least:
-                wrong.append(f"{arch} {short} has {beside_wgmma(kernel, part)} {part} beside a wgmma, not {least}")
+            if arch == "sm_90a" and re.search(pattern, short):
+                seen.add((pattern, arch))
+                if beside_wgmma(kernel, part) < least:
+                    wrong.append(f"{arch} {short} has {beside_wgmma(kernel, part)} {part} beside a wgmma, not {least}")
         if any(map(many, LOCAL)):
             wrong.append(f"{arch} {short} has {many('LDL')} loads and {many('STL')} stores of local memory")
     architectures = {arch for arch, _ in found}
-    for pattern, only in REQUIRED.keys() - seen:
+    for pattern, only in (REQUIRED.keys() | {(pattern, "sm_90a") for pattern in BESIDE_WGMMA}) - seen:
         if only is None or only in architectures:
             wrong.append(f"no kernel {'' if only is None else f'of {only} '}is called {pattern}")
     wrong += [f"{arch}: no {pattern} has {part}" for (arch, pattern, part), there in somewhere.items() if not there]

@@ -29,33 +29,30 @@ __device__ float gelu_slope(float x) {
 __device__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 __device__ float swiglu(float gate, float up) { return gate * sigmoid(gate) * up; }
 
-// Where element f of row n is.
-__device__ int64_t place(const fd_tensor& t, int64_t n, int64_t f) { return n * t.stride[0] + f; }
-
 __global__ void gelu_forward_kernel(fd_tensor out, fd_tensor in) {
   const int64_t N = in.shape[0], F = in.shape[1], i = global_thread();
   if (i >= N * F) return;
-  set_number(out, place(out, i / F, i % F), gelu(number(in, place(in, i / F, i % F))));
+  set_number(out, row_at(out, i / F) + i % F, gelu(number(in, row_at(in, i / F) + i % F)));
 }
 
 __global__ void gelu_backward_kernel(fd_tensor dx, fd_tensor dout, fd_tensor in) {
   const int64_t N = in.shape[0], F = in.shape[1], i = global_thread();
   if (i >= N * F) return;
-  row(dx, i / F)[i % F] = row(dout, i / F)[i % F] * gelu_slope(number(in, place(in, i / F, i % F)));
+  row(dx, i / F)[i % F] = row(dout, i / F)[i % F] * gelu_slope(number(in, row_at(in, i / F) + i % F));
 }
 
 __global__ void swiglu_forward_kernel(fd_tensor out, fd_tensor gate, fd_tensor up) {
   const int64_t N = out.shape[0], F = out.shape[1], i = global_thread();
   if (i >= N * F) return;
   const int64_t n = i / F, f = i % F;
-  set_number(out, place(out, n, f), swiglu(number(gate, place(gate, n, f)), number(up, place(up, n, f))));
+  set_number(out, row_at(out, n) + f, swiglu(number(gate, row_at(gate, n) + f), number(up, row_at(up, n) + f)));
 }
 
 __global__ void swiglu_backward_kernel(fd_tensor dgate, fd_tensor dup, fd_tensor dout, fd_tensor gate, fd_tensor up) {
   const int64_t N = dout.shape[0], F = dout.shape[1], i = global_thread();
   if (i >= N * F) return;
   const int64_t n = i / F, f = i % F;
-  const float g = number(gate, place(gate, n, f)), u = number(up, place(up, n, f)), d = row(dout, n)[f], s = sigmoid(g);
+  const float g = number(gate, row_at(gate, n) + f), u = number(up, row_at(up, n) + f), d = row(dout, n)[f], s = sigmoid(g);
   row(dgate, n)[f] = d * u * s * (1.0f + g * (1.0f - s));
   row(dup, n)[f] = d * g * s;
 }
@@ -63,7 +60,7 @@ __global__ void swiglu_backward_kernel(fd_tensor dgate, fd_tensor dup, fd_tensor
 __global__ void cast_kernel(fd_tensor out, fd_tensor in) {
   const int64_t N = in.shape[0], F = in.shape[1], i = global_thread();
   if (i >= N * F) return;
-  set_number(out, place(out, i / F, i % F), number(in, place(in, i / F, i % F)));
+  set_number(out, row_at(out, i / F) + i % F, number(in, row_at(in, i / F) + i % F));
 }
 
 void gelu_forward(fd_context* ctx, const void* arguments) {
@@ -92,25 +89,25 @@ void cast(fd_context* ctx, const void* arguments) {
 // ---- vector ----------------------------------------------------------------------------------------------------------------
 __global__ void gelu_forward_vector_kernel(fd_tensor out, fd_tensor in, unsigned blocks_of_row) {
   const RowPiece p = row_piece(in.shape[1], blocks_of_row);
-  store4(out, place(out, p.n, p.at), map4(gelu, load4(in, place(in, p.n, p.at), p.left)), p.left);
+  store4(out, row_at(out, p.n) + p.at, map4(gelu, load4(in, row_at(in, p.n) + p.at, p.left)), p.left);
 }
 
 __global__ void gelu_backward_vector_kernel(fd_tensor dx, fd_tensor dout, fd_tensor in, unsigned blocks_of_row) {
   const RowPiece p = row_piece(in.shape[1], blocks_of_row);
-  const Four x = load4(in, place(in, p.n, p.at), p.left), d = load4(row(dout, p.n) + p.at, p.left);
+  const Four x = load4(in, row_at(in, p.n) + p.at, p.left), d = load4(row(dout, p.n) + p.at, p.left);
   store4(row(dx, p.n) + p.at, map4([](float dy, float v) { return dy * gelu_slope(v); }, d, x), p.left);
 }
 
 __global__ void swiglu_forward_vector_kernel(fd_tensor out, fd_tensor gate, fd_tensor up, unsigned blocks_of_row) {
   const RowPiece p = row_piece(out.shape[1], blocks_of_row);
-  store4(out, place(out, p.n, p.at),
-         map4(swiglu, load4(gate, place(gate, p.n, p.at), p.left), load4(up, place(up, p.n, p.at), p.left)), p.left);
+  store4(out, row_at(out, p.n) + p.at,
+         map4(swiglu, load4(gate, row_at(gate, p.n) + p.at, p.left), load4(up, row_at(up, p.n) + p.at, p.left)), p.left);
 }
 
 __global__ void swiglu_backward_vector_kernel(fd_tensor dgate, fd_tensor dup, fd_tensor dout, fd_tensor gate, fd_tensor up,
                                               unsigned blocks_of_row) {
   const RowPiece p = row_piece(dout.shape[1], blocks_of_row);
-  const Four g = load4(gate, place(gate, p.n, p.at), p.left), u = load4(up, place(up, p.n, p.at), p.left),
+  const Four g = load4(gate, row_at(gate, p.n) + p.at, p.left), u = load4(up, row_at(up, p.n) + p.at, p.left),
              d = load4(row(dout, p.n) + p.at, p.left);
   const Four s = map4(sigmoid, g);
   store4(row(dgate, p.n) + p.at,
@@ -120,7 +117,7 @@ __global__ void swiglu_backward_vector_kernel(fd_tensor dgate, fd_tensor dup, fd
 
 __global__ void cast_vector_kernel(fd_tensor out, fd_tensor in, unsigned blocks_of_row) {
   const RowPiece p = row_piece(in.shape[1], blocks_of_row);
-  store4(out, place(out, p.n, p.at), load4(in, place(in, p.n, p.at), p.left), p.left);
+  store4(out, row_at(out, p.n) + p.at, load4(in, row_at(in, p.n) + p.at, p.left), p.left);
 }
 
 // The views [N, F] of one call, as [1, N F] if the rows of all of them follow each other.

@@ -6,7 +6,7 @@
 // weights go to shared memory, and the lanes turn to the dimensions of the output, which are kept in `out` between blocks.
 // Training, prefill and decode are this one function with another source of keys, so their bits are equal.
 // Every key and value is read once per query and head; attention_tiled.cu reads them once for a block of queries and heads, with
-// the same bits; attention_sm80.cu multiplies bfloat16 on tensor cores, in an order of its own.
+// the same bits; attention_sm80.cu multiplies bfloat16 on tensor cores, in an order of its own, and attention_sm90.cu by wgmma.
 #include "attention.cuh"
 #include "int8.cuh"
 #include "sequences.cuh"
@@ -26,10 +26,6 @@ struct Rows {
   __device__ float value_scale(int64_t) const { return 1.0f; }
 };
 
-__device__ inline float number(float x) { return x; }
-__device__ inline float number(int8_t x) { return static_cast<float>(x); }
-__device__ inline float number(__nv_bfloat16 x) { return __bfloat162float(x); }
-
 // Keys and values in the cache's blocks; T = float, __nv_bfloat16 or int8_t.
 template <class T>
 struct Cached {
@@ -38,11 +34,11 @@ struct Cached {
   int64_t g;
   static constexpr int P = 4 / static_cast<int>(sizeof(T));
   __device__ float key(int64_t j, int64_t d) const {
-    return number(row<T>(k, blocks[j / FD_KV_BLOCK], g)[d / P * k.shape[3] + j % FD_KV_BLOCK * P + d % P]);
+    return widened(row<T>(k, blocks[j / FD_KV_BLOCK], g)[d / P * k.shape[3] + j % FD_KV_BLOCK * P + d % P]);
   }
   __device__ float value(int64_t j, int64_t d) const {
     const int64_t slot = j % FD_KV_BLOCK;
-    return number(row<T>(v, blocks[j / FD_KV_BLOCK], g)[slot / P * v.shape[3] + d * P + slot % P]);
+    return widened(row<T>(v, blocks[j / FD_KV_BLOCK], g)[slot / P * v.shape[3] + d * P + slot % P]);
   }
   __device__ float scale_of(const fd_tensor& scales, int64_t j) const {
     return P == 4 ? row(scales, blocks[j / FD_KV_BLOCK], g)[j % FD_KV_BLOCK] : 1.0f;

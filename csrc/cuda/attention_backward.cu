@@ -14,9 +14,6 @@
 namespace freedive::cuda {
 namespace {
 
-// Where row (n, h) begins.
-__device__ int64_t place(const fd_tensor& t, int64_t n, int64_t h) { return n * t.stride[0] + h * t.stride[1]; }
-
 // Of numbers from a_at and b_at on.
 template <bool BF16>
 __device__ float dot(const fd_tensor& a, int64_t a_at, const fd_tensor& b, int64_t b_at, int64_t D) {
@@ -31,7 +28,7 @@ __global__ void delta_kernel(float* delta, fd_tensor dout, fd_tensor out) {
   const int64_t H = out.shape[1], i = global_thread();
   if (i >= out.shape[0] * H) return;
   const float* a = row(dout, i / H, i % H);
-  const int64_t b = place(out, i / H, i % H);
+  const int64_t b = row_at(out, i / H, i % H);
   float sum = 0.0f;
   for (int64_t d = 0; d < out.shape[2]; ++d) sum = fmaf(operand<BF16>(a[d]), number(out, b + d), sum);
   delta[i] = sum;
@@ -42,9 +39,9 @@ template <bool BF16>
 __device__ void weights_of(const fd_attention_backward_args& a, const float* delta, int64_t n, int64_t h, int64_t j, int64_t g,
                            float* p, float* ds) {
   const int64_t D = a.q.shape[2];
-  const float score = dot<BF16>(a.q, place(a.q, n, h), a.k, place(a.k, j, g), D) * static_cast<float>(a.scale);
+  const float score = dot<BF16>(a.q, row_at(a.q, n, h), a.k, row_at(a.k, j, g), D) * static_cast<float>(a.scale);
   *p = expf(score - row(a.lse, n)[h]);
-  *ds = *p * (dot<BF16>(a.dout, place(a.dout, n, h), a.v, place(a.v, j, g), D) - delta[n * a.q.shape[1] + h]);
+  *ds = *p * (dot<BF16>(a.dout, row_at(a.dout, n, h), a.v, row_at(a.v, j, g), D) - delta[n * a.q.shape[1] + h]);
 }
 
 template <bool BF16>
@@ -66,7 +63,7 @@ __global__ void query_kernel(fd_attention_backward_args a, const float* delta) {
     __syncwarp();
     for (int64_t d = lane; d < D; d += WARP) {
       float x = dq[d];
-      for (int i = 0; i < here; ++i) x = fmaf(operand<BF16>(mine[i]), operand<BF16>(number(a.k, place(a.k, first + i, g) + d)), x);
+      for (int i = 0; i < here; ++i) x = fmaf(operand<BF16>(mine[i]), operand<BF16>(number(a.k, row_at(a.k, first + i, g) + d)), x);
       dq[d] = x;
     }
     __syncwarp();
@@ -94,7 +91,7 @@ __global__ void key_kernel(fd_attention_backward_args a, const float* delta) {
       for (int64_t d = lane; d < D; d += WARP) {
         float x = dk[d], y = dv[d];
         for (int i = 0; i < here; ++i) {
-          x = fmaf(operand<BF16>(ds[warp][i]), operand<BF16>(number(a.q, place(a.q, first + i, h) + d)), x);
+          x = fmaf(operand<BF16>(ds[warp][i]), operand<BF16>(number(a.q, row_at(a.q, first + i, h) + d)), x);
           y = fmaf(operand<BF16>(p[warp][i]), operand<BF16>(row(a.dout, first + i, h)[d]), y);
         }
         dk[d] = x, dv[d] = y;

@@ -14,9 +14,9 @@
 // on S and dP as they lie or transposed, and so it is one kernel. 16 rows to a warp; theirs come 32 rows at a time by cp.async
 // into a ring; sums of S go to the next products' operand in registers.
 //
-// Bytes: rounding dout, and of q, k and v what is not bfloat16 in memory, reads 4 and writes 2 a number, delta reads 6 or 8; then a tile of 64 rows reads 4 for each (row, d)
-// of the other side that it sees, from the L2 cache. With keys mine and heads of 128 their fragments are read from shared memory
-// at every step, for the sums take 128 registers.
+// Bytes: rounding dout, and of q, k and v what is not bfloat16 in memory, reads 4 and writes 2 a number, delta reads 6 or 8; then
+// a tile of 64 rows reads 4 for each (row, d) of the other side that it sees, from the L2 cache. With keys mine and heads of 128
+// their fragments are read from shared memory at every step, for the sums take 128 registers.
 #include "attention.cuh"
 #include "attention_sm80.cuh"
 #include "vector.cuh"
@@ -26,7 +26,8 @@ namespace {
 
 constexpr int MINE = 64, THEIRS = 32, TILE_WARPS = MINE / 16, TILE_THREADS = TILE_WARPS * WARP, STAGES = 3;
 
-// Rounded rows [N, heads, D], from one row to the next as said, and for every place of 32 rows and each head the rows' lse in powers of two, then their deltas.
+// Rounded rows [N, heads, D], from one row to the next as said, and for every place of 32 rows and each head the rows' lse in
+// powers of two, then their deltas.
 struct Arguments {
   fd_tensor dq, dk, dv, cu_seqlens;
   const uint16_t *q, *dout, *k, *v;
@@ -37,10 +38,7 @@ struct Arguments {
 };
 #ifdef FREEDIVE_CUDA_EMULATION
 void visit_pointers(const Arguments& a, int argument) {
-  for (const fd_tensor* t : {&a.dq, &a.dk, &a.dv, &a.cu_seqlens}) ::visit_pointers(*t, argument);
-  for (const void* p : {static_cast<const void*>(a.q), static_cast<const void*>(a.dout), static_cast<const void*>(a.k),
-                        static_cast<const void*>(a.v), static_cast<const void*>(a.statistics)})
-    if (p != nullptr) emu::require_device_memory(p, argument);
+  emu::visit_parts(argument, a.dq, a.dk, a.dv, a.cu_seqlens, a.q, a.dout, a.k, a.v, a.statistics);
 }
 #endif
 
@@ -48,7 +46,7 @@ void visit_pointers(const Arguments& a, int argument) {
 __global__ void round_heads_kernel(uint16_t* out, fd_tensor x) {
   const int64_t e = global_thread(), per_head = x.shape[2] / PIECE, at = e / per_head, n = at / x.shape[1], h = at % x.shape[1];
   if (n >= x.shape[0]) return;
-  const int64_t from = n * x.stride[0] + h * x.stride[1] + e % per_head * PIECE;
+  const int64_t from = row_at(x, n, h) + e % per_head * PIECE;
   *reinterpret_cast<uint4*>(out + e * PIECE) = rounded8(load4(x, from, VECTOR), load4(x, from + VECTOR, VECTOR));
 }
 
@@ -64,7 +62,7 @@ __global__ void statistics_kernel(float* statistics, fd_tensor dout, fd_tensor o
     float sum = 0.0f, l = 0.0f;
     if (r < left) {
       const float* a = row(dout, begin + r, h);
-      const int64_t b = (begin + r) * out.stride[0] + h * out.stride[1];
+      const int64_t b = row_at(out, begin + r, h);
       for (int64_t d = lane_id(); d < D; d += WARP) sum = fmaf(operand<true>(a[d]), number(out, b + d), sum);
       l = row(lse, begin + r)[h] * LOG2_E;
     }

@@ -16,7 +16,7 @@ struct PairTiles {
 };
 #ifdef FREEDIVE_CUDA_EMULATION
 inline void visit_pointers(const PairTiles& a, int argument) {
-  for (const fd_tensor* t : {&a.out, &a.lse, &a.q, &a.cu_seqlens}) ::visit_pointers(*t, argument);
+  emu::visit_parts(argument, a.out, a.lse, a.q, a.cu_seqlens);
 }
 #endif
 inline PairTiles pair_tiles(const fd_tensor& out, const fd_tensor& lse, const fd_tensor& q, const fd_tensor& cu_seqlens, double scale,

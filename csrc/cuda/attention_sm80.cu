@@ -49,11 +49,7 @@ struct Arguments : PairTiles {
 };
 #ifdef FREEDIVE_CUDA_EMULATION
 void visit_pointers(const Arguments& a, int argument) {
-  visit_pointers(static_cast<const PairTiles&>(a), argument);
-  for (const fd_tensor* t : {&a.past_lens, &a.block_table}) ::visit_pointers(*t, argument);
-  for (const void* p : {static_cast<const void*>(a.keys.k), static_cast<const void*>(a.keys.v),
-                        static_cast<const void*>(a.parts)})
-    if (p != nullptr) emu::require_device_memory(p, argument);
+  emu::visit_parts(argument, static_cast<const PairTiles&>(a), a.past_lens, a.block_table, a.keys.k, a.keys.v, a.parts);
 }
 #endif
 

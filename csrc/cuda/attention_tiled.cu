@@ -38,9 +38,7 @@ struct Arguments {
 };
 #ifdef FREEDIVE_CUDA_EMULATION
 void visit_pointers(const Arguments& a, int argument) {
-  for (const fd_tensor* t :
-       {&a.out, &a.lse, &a.q, &a.k, &a.v, &a.k_scale, &a.v_scale, &a.cu_seqlens, &a.past_lens, &a.block_table})
-    ::visit_pointers(*t, argument);
+  emu::visit_parts(argument, a.out, a.lse, a.q, a.k, a.v, a.k_scale, a.v_scale, a.cu_seqlens, a.past_lens, a.block_table);
 }
 #endif
 
@@ -76,7 +74,7 @@ struct Source {
   int64_t first_row, g, D;
 
   __device__ const unsigned* words(const fd_tensor& t, int64_t block) const {
-    return flat<unsigned>(t) + (blocks[block] * t.stride[0] + g * t.stride[1]) / numbers_per_word(KIND);
+    return flat<unsigned>(t) + row_at(t, blocks[block], g) / numbers_per_word(KIND);
   }
   __device__ float scale_of(const fd_tensor& scales, int64_t j) const {
     return KIND == CACHE_I8 ? row(scales, blocks[j / BLOCK], g)[j % BLOCK] : 1.0f;

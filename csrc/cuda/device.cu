@@ -2,8 +2,8 @@
 // first use (csrc/core/plugin.h), so that nothing of CUDA is needed to import it.
 #include "device.h"
 
-#include <cstdlib>
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <memory>

@@ -20,9 +20,7 @@ struct HeadArguments {
 };
 #ifdef FREEDIVE_CUDA_EMULATION
 inline void visit_pointers(const HeadArguments& a, int argument) {
-  for (const fd_tensor* t :
-       {&a.logprobs, &a.entropy, &a.lse, &a.targets, &a.temperature, &a.vocab_mask, &a.dlogprobs, &a.dentropy, &a.dlse})
-    ::visit_pointers(*t, argument);
+  emu::visit_parts(argument, a.logprobs, a.entropy, a.lse, a.targets, a.temperature, a.vocab_mask, a.dlogprobs, a.dentropy, a.dlse);
 }
 #endif
 
@@ -118,9 +116,7 @@ struct SampleArguments {
 };
 #ifdef FREEDIVE_CUDA_EMULATION
 inline void visit_pointers(const SampleArguments& a, int argument) {
-  for (const fd_tensor* t :
-       {&a.tokens, &a.logprobs, &a.vocab_mask, &a.temperature, &a.top_k, &a.top_p, &a.min_p, &a.seeds, &a.counters})
-    ::visit_pointers(*t, argument);
+  emu::visit_parts(argument, a.tokens, a.logprobs, a.vocab_mask, a.temperature, a.top_k, a.top_p, a.min_p, a.seeds, a.counters);
 }
 #endif
 void sample_rows(fd_context* ctx, const char* op, const SampleArguments& a, const float* logits, int64_t begin, int64_t rows,

@@ -133,21 +133,27 @@ __device__ inline int64_t global_warp() { return global_thread() / WARP; }
 __device__ inline int lane_id() { return static_cast<int>(threadIdx.x) % WARP; }
 __device__ inline int warp_of_block() { return static_cast<int>(threadIdx.x) / WARP; }
 
-// Row n of a view, or element [n, h, 0] of one with heads: they lie D apart, only the first dimension is strided.
-template <class T = float>
-__device__ T* row(const fd_tensor& t, int64_t n) {
-  return static_cast<T*>(t.data) + n * t.stride[0];
-}
-template <class T = float>
-__device__ T* row(const fd_tensor& t, int64_t n, int64_t h) {
-  return static_cast<T*>(t.data) + n * t.stride[0] + h * t.stride[1];
-}
 template <class T = float>
 __device__ T* flat(const fd_tensor& t) {
   return static_cast<T*>(t.data);
 }
+// Row n of a view, or element [n, h, 0] of one with heads: they lie D apart, only the first dimension is strided. row_at: its number.
+__device__ inline int64_t row_at(const fd_tensor& t, int64_t n) { return n * t.stride[0]; }
+__device__ inline int64_t row_at(const fd_tensor& t, int64_t n, int64_t h) { return n * t.stride[0] + h * t.stride[1]; }
+template <class T = float>
+__device__ T* row(const fd_tensor& t, int64_t n) {
+  return flat<T>(t) + row_at(t, n);
+}
+template <class T = float>
+__device__ T* row(const fd_tensor& t, int64_t n, int64_t h) {
+  return flat<T>(t) + row_at(t, n, h);
+}
+// A number as it lies in memory; uint16_t: the bits of a bfloat16.
+__device__ inline float widened(float x) { return x; }
+__device__ inline float widened(int8_t x) { return static_cast<float>(x); }
+__device__ inline float widened(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ inline float widened(uint16_t x) { return widened(__ushort_as_bfloat16(x)); }
 // Number i of a tensor that is of floats or of bfloat16; and stored, rounded, as what it is.
-__device__ inline float widened(uint16_t x) { return __bfloat162float(__ushort_as_bfloat16(x)); }
 __device__ inline float number(const fd_tensor& t, int64_t i) {
   return t.dtype == FD_BF16 ? widened(flat<const uint16_t>(t)[i]) : flat<const float>(t)[i];
 }

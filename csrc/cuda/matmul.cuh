@@ -20,10 +20,7 @@ struct Product {
 };
 #ifdef FREEDIVE_CUDA_EMULATION
 inline void visit_pointers(const Product& p, int argument) {
-  for (const void* x : {static_cast<const void*>(p.a.data), static_cast<const void*>(p.b.data), static_cast<const void*>(p.a.half),
-                        static_cast<const void*>(p.b.half), static_cast<const void*>(p.out), static_cast<const void*>(p.bias),
-                        static_cast<const void*>(p.residual)})
-    if (x != nullptr) emu::require_device_memory(x, argument);
+  emu::visit_parts(argument, p.a.data, p.b.data, p.a.half, p.b.half, p.out, p.bias, p.residual);
 }
 #endif
 

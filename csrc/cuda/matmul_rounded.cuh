@@ -28,10 +28,7 @@ struct RoundedProduct {
 };
 #ifdef FREEDIVE_CUDA_EMULATION
 inline void visit_pointers(const RoundedProduct& p, int argument) {
-  for (const void* x : {static_cast<const void*>(p.a), static_cast<const void*>(p.b), static_cast<const void*>(p.out),
-                        static_cast<const void*>(p.bias), static_cast<const void*>(p.residual),
-                        static_cast<const void*>(p.partial)})
-    if (x != nullptr) emu::require_device_memory(x, argument);
+  emu::visit_parts(argument, p.a, p.b, p.out, p.bias, p.residual, p.partial);
 }
 #endif
 

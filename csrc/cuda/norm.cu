@@ -25,7 +25,7 @@ __global__ void rmsnorm_forward_kernel(fd_tensor out, fd_tensor rstd, fd_tensor 
   const int64_t H = x.shape[1], D = x.shape[2], i = global_warp();
   if (i >= x.shape[0] * H) return;  // whole warps leave together
   const float* from = row(x, i / H, i % H);
-  const int64_t to = i / H * out.stride[0] + i % H * out.stride[1];
+  const int64_t to = row_at(out, i / H, i % H);
   double sum = 0.0;
   for (int64_t d = lane_id(); d < D; d += WARP) sum = fma(static_cast<double>(from[d]), static_cast<double>(from[d]), sum);
   const float r = static_cast<float>(1.0 / sqrt(warp_sum(sum) / static_cast<double>(D) + eps));
@@ -72,7 +72,7 @@ __global__ void layernorm_forward_kernel(fd_tensor out, fd_tensor mean, fd_tenso
   }
   const float m = static_cast<float>(mu), r = static_cast<float>(1.0 / sqrt(warp_sum(squares) / static_cast<double>(C) + eps));
   for (int64_t c = lane_id(); c < C; c += WARP)
-    set_number(out, n * out.stride[0] + c, fmaf((from[c] - m) * r, flat(weight)[c], bias.data != nullptr ? flat(bias)[c] : 0.0f));
+    set_number(out, row_at(out, n) + c, fmaf((from[c] - m) * r, flat(weight)[c], bias.data != nullptr ? flat(bias)[c] : 0.0f));
   if (lane_id() == 0) flat(mean)[n] = m, flat(rstd)[n] = r;
 }
 
@@ -148,11 +148,10 @@ struct NormBackward {
 };
 #ifdef FREEDIVE_CUDA_EMULATION
 void visit_pointers(const NormForward& a, int argument) {
-  for (const fd_tensor* t : {&a.out, &a.mean, &a.rstd, &a.x, &a.weight, &a.bias}) ::visit_pointers(*t, argument);
+  emu::visit_parts(argument, a.out, a.mean, a.rstd, a.x, a.weight, a.bias);
 }
 void visit_pointers(const NormBackward& a, int argument) {
-  for (const fd_tensor* t : {&a.dx, &a.dweight, &a.dbias, &a.dout, &a.x, &a.weight, &a.mean, &a.rstd})
-    ::visit_pointers(*t, argument);
+  emu::visit_parts(argument, a.dx, a.dweight, a.dbias, a.dout, a.x, a.weight, a.mean, a.rstd);
 }
 #endif
 
@@ -205,7 +204,7 @@ __global__ void vector_forward_kernel(NormForward a) {
     sum = row_sum<LANES>(sum, shared);
   }
   const float m = static_cast<float>(mu), r = static_cast<float>(1.0 / sqrt(sum / static_cast<double>(a.D) + a.eps));
-  const int64_t to = n * a.out.stride[0] + h * a.out.stride[1];
+  const int64_t to = row_at(a.out, n, h);
 #pragma unroll
   for (int q = 0; q < FOURS; ++q) {
     const int64_t d = (lane + q * LANES) * VECTOR;
@@ -369,9 +368,10 @@ void vector_backward(fd_context* ctx, const char* op, const NormBackward& a) {
          cut.stride, gradients);
 }
 
+// Of so many rows or fewer, which may be more chunks.
 size_t chunk_bytes(int64_t rows, int64_t D, int64_t gradients) {
-  const Chunks cut(rows, 1, D);
-  return static_cast<size_t>(std::min(blocks_for(rows, CHUNK_ROWS), MOST_CHUNKS) * cut.stride * gradients) * sizeof(float);
+  const int64_t most = std::min(blocks_for(rows, CHUNK_ROWS), MOST_CHUNKS);
+  return static_cast<size_t>(most * Chunks(rows, 1, D).stride * gradients) * sizeof(float);
 }
 size_t rmsnorm_workspace(const void* arguments, int32_t) {
   const auto& a = *static_cast<const fd_rmsnorm_backward_args*>(arguments);

@@ -122,7 +122,7 @@ __device__ inline int quant_at(const Weight& w, int64_t o, int64_t g, int i) {
 __device__ inline float value_at(const Weight& w, int64_t o, int64_t c) {
   if (w.type == F32) return reinterpret_cast<const float*>(w.data)[o * w.C + c];
   if (w.type == F16) return half_at(w.data + (o * w.C + c) * 2);
-  if (w.type == BF16) return __bfloat162float(__ushort_as_bfloat16(word_at(w.data + (o * w.C + c) * 2)));
+  if (w.type == BF16) return widened(word_at(w.data + (o * w.C + c) * 2));
   const Shared32 s = shared32(w, o, c / 32);
   const float x = s.scale * static_cast<float>(quant_at(w, o, c / 32, static_cast<int>(c % 32)) - offset_of(w.type));
   return has_minimum(w.type) ? x + s.minimum : x;
@@ -152,7 +152,7 @@ struct Target {
 };
 #ifdef FREEDIVE_CUDA_EMULATION
 inline void visit_pointers(const Target& t, int argument) {
-  for (const fd_tensor* x : {&t.out, &t.bias, &t.residual}) ::visit_pointers(*x, argument);
+  emu::visit_parts(argument, t.out, t.bias, t.residual);
 }
 #endif
 

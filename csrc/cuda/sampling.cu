@@ -111,28 +111,14 @@ __global__ void sample_kernel(SampleArguments a, const float* logits, int64_t be
     });
     masses[me] = mine;
     __syncthreads();
-    double total = 0.0, before = 0.0;
-#pragma unroll 8  // all 256 at once would not fit the registers
-    for (int t = 0; t < THREADS; ++t) total += masses[t];
-    const float u = uniform(flat<uint64_t>(a.seeds)[s], STREAM_SAMPLE, flat<uint64_t>(a.counters)[s]);
-    const double aim = static_cast<double>(u) * total;
-    int owner = -1, last = -1;
-#pragma unroll 1
-    for (int t = 0; t < THREADS && owner < 0; ++t) {
-      if (chosen[t] < 0) continue;
-      last = t;
-      if (before + masses[t] > aim)
-        owner = t;
-      else
-        before += masses[t];
-    }
-    if (me != (owner >= 0 ? owner : last >= 0 ? last : 0)) return;
+    const Draw drawn = draw(a, s, masses, chosen);
+    if (me != drawn.part) return;
     token = chosen[me] >= 0 ? chosen[me] : 0;  // no candidate at all: logits that are no numbers
-    if (owner == me) {
-      double sum = before;
+    if (drawn.found) {
+      double sum = drawn.before;
       each_kept([&](int64_t v, float w) {
         sum += static_cast<double>(w);
-        if (!(sum > aim)) return true;
+        if (!(sum > drawn.aim)) return true;
         token = v;
         return false;
       });

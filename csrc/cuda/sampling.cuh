@@ -31,6 +31,33 @@ struct Kept {
   int64_t ties = INT64_MAX;
 };
 
+// A draw among parts of a row whose ids follow each other, of each of which there is what its candidates weigh and the last of them
+// (-1: it has none): the part that holds the drawn number, and what lies before it. found: false where sums rounded past it, or
+// without any candidate; then it is the last part that has one.
+struct Draw {
+  int part;
+  bool found;
+  double aim, before;
+};
+template <int PARTS>
+__device__ Draw draw(const SampleArguments& a, int64_t s, const double (&masses)[PARTS], const int64_t (&last)[PARTS]) {
+  double total = 0.0;
+#pragma unroll 8  // 256 at once would not fit the registers
+  for (int t = 0; t < PARTS; ++t) total += masses[t];
+  const float u = uniform(flat<uint64_t>(a.seeds)[s], STREAM_SAMPLE, flat<uint64_t>(a.counters)[s]);
+  Draw drawn{0, false, static_cast<double>(u) * total, 0.0};
+#pragma unroll 1
+  for (int t = 0; t < PARTS && !drawn.found; ++t) {
+    if (last[t] < 0) continue;
+    drawn.part = t;
+    if (drawn.before + masses[t] > drawn.aim)
+      drawn.found = true;
+    else
+      drawn.before += masses[t];
+  }
+  return drawn;
+}
+
 // sampling_select.cu: a token for each of the rows begin, begin + 1, .. of the batch.
 void select_rows(fd_context* ctx, const char* op, const SampleArguments& a, const float* logits, int64_t begin, int64_t rows);
 

@@ -198,23 +198,12 @@ __global__ void select_kernel(SampleArguments a, const float* logits, int64_t be
     mine = warp_sum(mine), last = warp_max(last);
     if (lane == 0) masses[warp] = mine, ids[warp] = last;
     __syncthreads();
-    double total = 0.0, before = 0.0;
-    for (int w = 0; w < WARPS; ++w) total += masses[w];
-    const double aim =
-        static_cast<double>(uniform(flat<uint64_t>(a.seeds)[s], STREAM_SAMPLE, flat<uint64_t>(a.counters)[s])) * total;
-    int owner = -1, fallback = 0;
-    for (int w = 0; w < WARPS && owner < 0; ++w) {
-      if (ids[w] < 0) continue;
-      fallback = w;
-      if (before + masses[w] > aim)
-        owner = w;
-      else
-        before += masses[w];
-    }
-    if (warp != (owner >= 0 ? owner : fallback)) return;  // whole warps
-    token = last >= 0 ? last : 0;                         // no candidate at all: logits that are no numbers
-    if (owner >= 0) {
+    const Draw drawn = draw(a, s, masses, ids);
+    if (warp != drawn.part) return;  // whole warps
+    token = last >= 0 ? last : 0;    // no candidate at all: logits that are no numbers
+    if (drawn.found) {
       ties = ties_before;
+      double before = drawn.before;
 #pragma unroll 1
       for (int64_t first = from; first < to; first += STRIP) {
         const int64_t v = first + lane * VECTOR;
@@ -227,7 +216,7 @@ __global__ void select_kernel(SampleArguments a, const float* logits, int64_t be
 #pragma unroll
         for (int i = 0; i < VECTOR; ++i) {
           sum += static_cast<double>(w.at[i]);
-          if (w.at[i] > 0.0f && sum > aim && found == INT64_MAX) found = v + i;
+          if (w.at[i] > 0.0f && sum > drawn.aim && found == INT64_MAX) found = v + i;
         }
         found = -warp_max(-found);
         if (found != INT64_MAX) {

@@ -29,10 +29,7 @@ struct Source {
   __device__ int digit(int32_t key) const { return static_cast<int>(static_cast<unsigned>(key) >> shift & (DIGITS - 1)); }
 };
 #ifdef FREEDIVE_CUDA_EMULATION
-void visit_pointers(const Source& s, int argument) {
-  emu::visit_pointers(s.ids, argument);
-  emu::visit_pointers(s.pairs, argument);
-}
+void visit_pointers(const Source& s, int argument) { emu::visit_parts(argument, s.ids, s.pairs); }
 #endif
 
 // The lanes of the warp that hold this digit; 0 of a lane that holds none.

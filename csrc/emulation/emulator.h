@@ -1,9 +1,9 @@
 // emulator.h: a machine that runs CUDA kernels on the processor, so that every one of them is executed and checked without a GPU.
 //
 // Every CUDA thread is a fiber, all of them on one thread of the system; blocks run one after another, those of a cluster
-// together, each with its own shared memory. A thread runs until it waits: at a barrier, in a warp's collective, or at its end. Which runs
-// next is the schedule's choice, and the schedules are the test: what a kernel may not rely on (the order of warps, when a copy
-// arrives) is drawn anew. See README.md.
+// together, each with its own shared memory. A thread runs until it waits: at a barrier, in a warp's collective, or at its end.
+// Which runs next is the schedule's choice, and the schedules are the test: what a kernel may not rely on (the order of warps,
+// when a copy arrives) is drawn anew. See README.md.
 //
 // This file is what include/cuda_runtime.h and csrc/cuda/ptx.cuh are made of; kernels include those, never this.
 #pragma once
@@ -42,11 +42,11 @@ extern dim3 block_dim, grid_dim;
 enum class Vote { NONE, COUNT, ALL, ANY };
 // bar.sync id, threads (0: every thread of the block that has not ended). Returns the vote of the predicates.
 int barrier(int id, int threads, Vote vote, int predicate, const char* file, int line);
+// barrier.cluster.arrive and .wait in one: all threads of all blocks of the cluster.
+void cluster_barrier(const char* file, int line);
 // The lanes of `mask` bring one argument each; the last to come runs the operation for all of them, indexed by lane. Lanes whose
 // kind or line differ have diverged, which is an error. A shuffle orders no memory (nor does CUDA's); __syncwarp does.
 using Operation = void (*)(void** arguments, unsigned mask);
-// barrier.cluster.arrive and .wait in one: all threads of all blocks of the cluster.
-void cluster_barrier(const char* file, int line);
 void collective(unsigned mask, int kind, void* argument, Operation operation, bool orders_memory, const char* file, int line);
 // Each lane of the mask gets the 4 or 8 bytes of one of them.
 void shuffle_bytes(unsigned mask, const void* value, void* got, int bytes, unsigned from, const char* file, int line);
@@ -122,6 +122,11 @@ void visit_pointers(T* pointer, int argument) {
 }
 template <class T>
 std::enable_if_t<std::is_arithmetic<T>::value> visit_pointers(const T&, int) {}
+// The parts of an argument that have pointers: what a struct's own visit_pointers calls.
+template <class... Parts>
+void visit_parts(int argument, const Parts&... parts) {
+  (visit_pointers(parts, argument), ...);
+}
 
 template <class... Parameters, class... Arguments>
 void launch(const Launch& geometry, void (*kernel)(Parameters...), Arguments&&... arguments) {

@@ -16,7 +16,7 @@
 namespace emu {
 namespace {
 
-constexpr int WARP = 32, MAX_THREADS = 1024, MAX_WARPS = MAX_THREADS / WARP, GROUP_WARPS = 4;
+constexpr int GROUP_WARPS = 4;
 constexpr unsigned FULL = 0xffffffffu;
 constexpr int FENCE = 80, COMMIT = 81, WAIT = 82, WGMMA = 83, REGISTERS = 84;  // kinds of collectives
 constexpr int TMA_ENGINE = 0;                                                 // warp w's tensor cores are engine 1 + w
@@ -192,8 +192,8 @@ struct Product {
   Accumulator* d;
   uint64_t a, b;
   int n, group;
-  bool a_by_k, b_by_k, add, of_registers;
-  const uint32_t* registers[WARP];  // of A, where it is not in shared memory
+  bool a_by_k, b_by_k, add;
+  const uint32_t* registers[WARP];  // of A, where it is not in shared memory; else null
   uint32_t held[WARP][4];           // what was in them
 };
 struct Same {  // what the first warp of the group said of its i-th product; the others must say it too
@@ -203,8 +203,8 @@ struct Same {  // what the first warp of the group said of its i-th product; the
 constexpr int MOST_PRODUCTS = 128, ACCUMULATORS = 4, REMEMBERED = 256;
 struct WarpState {
   Accumulator accumulators[ACCUMULATORS];
-  Product pending[MOST_PRODUCTS];
-  int n = 0, groups = 0, registers = 0;
+  Product pending[MOST_PRODUCTS];  // a ring: n from `first` on
+  int first = 0, n = 0, groups = 0, registers = 0;
   uint64_t issued = 0;
   bool fenced = false;
   char edge_in, edge_out;
@@ -215,9 +215,10 @@ int n_warps = 0, warps_of_block = 0;  // n_warps: of the whole cluster
 struct Request {
   float* d;
   uint64_t a, b;
-  int n, flags;
+  const uint32_t* registers;  // instead of a, or null
+  int n;
   bool a_by_k, b_by_k, add;
-  const uint32_t* registers;
+  int flags() const { return a_by_k + 2 * b_by_k + 4 * add + 8 * (registers != nullptr); }
 };
 
 float widened(uint16_t bits) {
@@ -265,16 +266,6 @@ void for_registers(int n, Visit visit) {
     for (int e = 0; e < n / 2; ++e) visit(lane, e, lane / 4 + e / 2 % 2 * 8, e / 4 * 8 + lane % 4 * 2 + e % 2);
 }
 
-// Member by member: as a whole it would be a memcpy, which ThreadSanitizer sees (emulator.cpp).
-void copy(Product& to, const Product& from) {
-  to.d = from.d, to.a = from.a, to.b = from.b, to.n = from.n, to.group = from.group;
-  to.a_by_k = from.a_by_k, to.b_by_k = from.b_by_k, to.add = from.add, to.of_registers = from.of_registers;
-  for (int lane = 0; lane < WARP && from.of_registers; ++lane) {
-    to.registers[lane] = from.registers[lane];
-    for (int i = 0; i < 4; ++i) to.held[lane][i] = from.held[lane][i];
-  }
-}
-
 // A's 16 x 16 of a warp from its lanes' registers.
 void read_registers(const Product& p, float (*out)[16]) {
   for (int lane = 0; lane < WARP; ++lane)
@@ -291,7 +282,7 @@ void carry_out(WarpState& w, unsigned warp, const Product& p) {
   enter_engine(1 + static_cast<int>(warp));
   acquire(&w.edge_in);
   const uint32_t window = warp / static_cast<unsigned>(warps_of_block) * WINDOW;
-  if (p.of_registers)
+  if (p.registers[0] != nullptr)
     read_registers(p, A);
   else
     read_operand(p.a, p.a_by_k, window, static_cast<int>(warp % GROUP_WARPS) * 16, 16, A);
@@ -312,10 +303,10 @@ void carry_out(WarpState& w, unsigned warp, const Product& p) {
 }
 
 void carry_out_all(WarpState& w, unsigned warp, int before_group) {
-  int done = 0;
-  while (done < w.n && w.pending[done].group < before_group) carry_out(w, warp, w.pending[done++]);
-  for (int i = done; i < w.n; ++i) copy(w.pending[i - done], w.pending[i]);
-  w.n -= done;
+  for (; w.n > 0 && w.pending[w.first].group < before_group; --w.n) {
+    carry_out(w, warp, w.pending[w.first]);
+    w.first = (w.first + 1) % MOST_PRODUCTS;
+  }
 }
 
 void issue(void** lanes, unsigned mask) {
@@ -326,17 +317,17 @@ void issue(void** lanes, unsigned mask) {
   if (static_cast<int>(warp / GROUP_WARPS * GROUP_WARPS + GROUP_WARPS) > n_warps) fail("wgmma needs a warpgroup of four warps");
   for (int lane = 0; lane < WARP; ++lane) {
     const auto& r = *static_cast<Request*>(lanes[lane]);
-    if (r.a != first.a || r.b != first.b || r.n != first.n || r.flags != first.flags)
+    if (r.a != first.a || r.b != first.b || r.n != first.n || r.flags() != first.flags())
       fail("wgmma: the lanes of a warp bring different operands");
   }
   Same& same = remembered[warp / GROUP_WARPS][w.issued % REMEMBERED];
-  if (same.index == w.issued + 1 && (same.a != first.a || same.b != first.b || same.n != first.n || same.flags != first.flags))
+  if (same.index == w.issued + 1 && (same.a != first.a || same.b != first.b || same.n != first.n || same.flags != first.flags()))
     fail("wgmma: the warps of a group bring different operands");
-  same = {++w.issued, first.a, first.b, first.n, first.flags};
+  same = {++w.issued, first.a, first.b, first.n, first.flags()};
   if (!w.fenced) fail("wgmma without a wgmma.fence before it");
   Accumulator* d = nullptr;
   for (Accumulator& x : w.accumulators)
-    if (x.under_way > 0 && x.registers[0] == static_cast<Request*>(lanes[0])->d) d = &x;
+    if (x.under_way > 0 && x.registers[0] == first.d) d = &x;
   if (d == nullptr) {
     for (Accumulator& x : w.accumulators)
       if (x.under_way == 0) d = &x;
@@ -351,13 +342,13 @@ void issue(void** lanes, unsigned mask) {
   if (d->n != first.n) fail("wgmma: two products of different shapes add to the same registers");
   ++d->under_way;
   if (w.n == MOST_PRODUCTS) fail("more than %d wgmma of one warp under way", MOST_PRODUCTS);
-  Product& p = w.pending[w.n++];
-  // Not to begin with zeros, by memset: see copy().
+  Product& p = w.pending[(w.first + w.n++) % MOST_PRODUCTS];
+  // Member by member: as a whole it would be a memset, which ThreadSanitizer sees (emulator.cpp).
   p.d = d, p.a = first.a, p.b = first.b, p.n = first.n, p.group = w.groups;
-  p.a_by_k = first.a_by_k, p.b_by_k = first.b_by_k, p.add = first.add, p.of_registers = first.registers != nullptr;
-  for (int lane = 0; lane < WARP && p.of_registers; ++lane) {
+  p.a_by_k = first.a_by_k, p.b_by_k = first.b_by_k, p.add = first.add;
+  for (int lane = 0; lane < WARP; ++lane) {
     p.registers[lane] = static_cast<Request*>(lanes[lane])->registers;
-    for (int i = 0; i < 4; ++i) p.held[lane][i] = p.registers[lane][i];
+    for (int i = 0; i < 4 && first.registers != nullptr; ++i) p.held[lane][i] = p.registers[lane][i];
   }
   if (copies_are_early()) carry_out_all(w, warp, w.groups + 1);
 }
@@ -366,6 +357,11 @@ void issue(void** lanes, unsigned mask) {
 template <class Do>
 void of_the_warp(int kind, void* argument, Do operation, const char* file, int line) {
   collective(FULL, kind, argument, operation, false, file, line);
+}
+
+void ask(Request mine, const char* file, int line) {
+  release_edge(&warps[current->warp].edge_in);
+  of_the_warp(WGMMA, &mine, issue, file, line);
 }
 
 }  // namespace
@@ -477,15 +473,11 @@ void bulk_wait(int n, const char*, int) {
 
 // ---- wgmma ----------------------------------------------------------------------------------------------------------------
 void wgmma(float* d, int n, uint64_t a, uint64_t b, bool a_by_k, bool b_by_k, bool add, const char* file, int line) {
-  release_edge(&warps[current->warp].edge_in);
-  Request mine{d, a, b, n, a_by_k + 2 * b_by_k + 4 * add, a_by_k, b_by_k, add, nullptr};
-  of_the_warp(WGMMA, &mine, issue, file, line);
+  ask({d, a, b, nullptr, n, a_by_k, b_by_k, add}, file, line);
 }
 
 void wgmma_rs(float* d, int n, const uint32_t* a, uint64_t b, bool b_by_k, bool add, const char* file, int line) {
-  release_edge(&warps[current->warp].edge_in);
-  Request mine{d, 0, b, n, 8 + 2 * b_by_k + 4 * add, true, b_by_k, add, a};
-  of_the_warp(WGMMA, &mine, issue, file, line);
+  ask({d, 0, b, a, n, true, b_by_k, add}, file, line);
 }
 
 void wgmma_fence(const char* file, int line) {

@@ -7,6 +7,7 @@ namespace emu {
 
 constexpr size_t DEFAULT_SHARED = 48 << 10, MOST_SHARED = 227 << 10;
 
+constexpr int WARP = 32, MAX_THREADS = 1024, MAX_WARPS = MAX_THREADS / WARP;
 constexpr unsigned MOST_RANKS = 8;            // blocks of a cluster
 constexpr uint32_t WINDOW = 512 << 10;        // block r of a cluster has the addresses of shared memory from r WINDOW on
 
@@ -19,7 +20,6 @@ void adopt(void* memory, size_t bytes);  // memory of streams.cpp becomes the de
 void disown(void* memory);
 bool is_device_memory(const void* pointer, size_t bytes);
 bool copies_are_early();              // drawn for each, or as the options say
-
 
 // The same place in the shared memory of block `rank` of the cluster, whose threads must live.
 uint32_t address_in(uint32_t address, unsigned rank, const char* file, int line);

@@ -6,8 +6,6 @@
 
 namespace emu {
 
-constexpr int MAX_THREADS = 1024, WARP = 32, MAX_WARPS = MAX_THREADS / WARP;
-
 enum class State { NEW, READY, WAITING, ENDED };
 
 struct FiberThread : Thread {
