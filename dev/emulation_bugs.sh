@@ -20,9 +20,10 @@ setarch -R true 2>/dev/null && fixed=(setarch -R)
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 TSAN_OPTIONS="halt_on_error=1 history_size=0"
 # notices KIND NAME bug|correct: true when something is noticed
 notices() { ! "${fixed[@]}" "$root/emulation-$1/emulation_bugs" "$2" "$3" >"$log" 2>&1; }
+names=$("$root/emulation-plain/emulation_bugs" list) && [[ -n $names ]] || { echo "no list of planted bugs"; exit 1; }
 failed=0
 printf '%-38s %-7s %-8s %-7s\n' bug plain address thread
-for name in $("$root/emulation-plain/emulation_bugs" list); do
+for name in $names; do
   row=()
   for kind in plain address thread; do
     if notices "$kind" "$name" correct; then
@@ -36,4 +37,5 @@ for name in $("$root/emulation-plain/emulation_bugs" list); do
   # Blocks that race run one after the other here: that one is ThreadSanitizer's. All others the emulator itself must notice.
   [[ ${row[$([[ $name == blocks_race ]] && echo 2 || echo 0)]} == yes ]] || { echo "$name: not noticed by whom it should be"; failed=1; }
 done
+echo "$(wc -w <<<"$names") planted bugs"
 exit $failed

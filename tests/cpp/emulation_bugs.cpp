@@ -408,10 +408,11 @@ const std::vector<Case> GENERAL = {
 }  // namespace
 
 int main_of(int argc, char** argv) {
-  std::vector<Case> CASES = GENERAL;
-  for (const Case& c : sm90_cases()) CASES.push_back(c);
-  for (const Case& c : attention_cases()) CASES.push_back(c);
-  for (const Case& c : graph_cases()) CASES.push_back(c);
+  std::vector<Case> CASES;
+  for (const std::vector<Case>& file : {GENERAL, sm90_cases(), attention_cases(), graph_cases()}) {
+    if (file.empty()) return std::fprintf(stderr, "a file has no planted bugs\n"), 2;
+    CASES.insert(CASES.end(), file.begin(), file.end());
+  }
   if (argc == 2 && std::strcmp(argv[1], "list") == 0) {
     for (const Case& c : CASES) std::printf("%s\n", c.name);
     return 0;
