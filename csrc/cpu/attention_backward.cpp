@@ -35,10 +35,6 @@ namespace {
 
 // ---- naive -----------------------------------------------------------------------------------------------------
 
-float number_at(const fd_tensor& t, int64_t n, int64_t h, int64_t d) {
-  return is_half(t) ? value_of(row_of<bf16>(t, n, h)[d]) : row_of(t, n, h)[d];
-}
-
 void backward_naive(fd_context* ctx, const void* p) {
   const auto& a = *static_cast<const fd_attention_backward_args*>(p);
   const int64_t H = a.q.shape[1], D = a.q.shape[2], G = a.k.shape[1], S = a.cu_seqlens.shape[0] - 1, group = H / G;
@@ -53,15 +49,18 @@ void backward_naive(fd_context* ctx, const void* p) {
     for (int64_t i = start; i < end; ++i) {
       for (int64_t h = g * group; h < (g + 1) * group; ++h) {
         const float* dout = row_of(a.dout, i, h);
+        const auto number = [](const fd_tensor& t, int64_t n, int64_t head, int64_t d) {
+          return number_at(t, n * t.stride[0] + head * t.stride[1] + d);
+        };
         const auto operand = [&a](double x) { return static_cast<double>(taken(static_cast<float>(x), a.compute)); };
         double delta = 0;
-        for (int64_t d = 0; d < D; ++d) delta += operand(dout[d]) * number_at(a.out, i, h, d);
+        for (int64_t d = 0; d < D; ++d) delta += operand(dout[d]) * number(a.out, i, h, d);
         for (int64_t j = start; j <= i; ++j) {
-          const auto q = [&](int64_t d) { return operand(number_at(a.q, i, h, d)); };
-          const auto k = [&](int64_t d) { return operand(number_at(a.k, j, g, d)); };
+          const auto q = [&](int64_t d) { return operand(number(a.q, i, h, d)); };
+          const auto k = [&](int64_t d) { return operand(number(a.k, j, g, d)); };
           double score = 0, dp = 0;
           for (int64_t d = 0; d < D; ++d) score += q(d) * k(d);
-          for (int64_t d = 0; d < D; ++d) dp += operand(dout[d]) * operand(number_at(a.v, j, g, d));
+          for (int64_t d = 0; d < D; ++d) dp += operand(dout[d]) * operand(number(a.v, j, g, d));
           const double probability = exp(score * a.scale - *row_of(a.lse, i, h)), ds = operand(probability * (dp - delta));
           for (int64_t d = 0; d < D; ++d) {
             row_of(a.dv, j, g)[d] += static_cast<float>(operand(probability) * operand(dout[d]));

@@ -44,9 +44,6 @@ constexpr int64_t UNIT_M = 1536;    // rows for which a block of B is packed onc
 constexpr int64_t SMALL = 1 << 18;  // multiply-adds: about 10 us, below which waking the other threads costs more than it brings
 
 FD_INLINE float* row(const fd_tensor& t, int64_t n) { return f32(t) + n * t.stride[0]; }
-FD_INLINE float number_at(const fd_tensor& t, int64_t n, int64_t c) {
-  return is_half(t) ? value_of(b16(t)[n * t.stride[0] + c]) : row(t, n)[c];
-}
 
 // ---- naive -----------------------------------------------------------------------------------------------------
 
@@ -56,7 +53,10 @@ void forward_naive(fd_context* ctx, const void* p) {
   parallel_units(ctx, N, [&](int64_t n, int) {
     for (int64_t o = 0; o < O; ++o) {
       float sum = a.accumulate ? row(a.out, n)[o] : 0.0f;
-      for (int64_t c = 0; c < C; ++c) sum = fma1(taken(number_at(a.x, n, c), a.compute), taken(row(a.weight, o)[c], a.compute), sum);
+      for (int64_t c = 0; c < C; ++c) {
+        const float x = number_at(a.x, n * a.x.stride[0] + c);
+        sum = fma1(taken(x, a.compute), taken(row(a.weight, o)[c], a.compute), sum);
+      }
       if (f32(a.bias) != nullptr) sum = sum + f32(a.bias)[o];
       if (f32(a.residual) != nullptr) sum = sum + row(a.residual, n)[o];
       row(a.out, n)[o] = sum;
@@ -82,7 +82,10 @@ void backward_weight_naive(fd_context* ctx, const void* p) {
   parallel_units(ctx, O, [&](int64_t o, int) {
     for (int64_t c = 0; c < C; ++c) {
       float sum = row(a.dweight, o)[c];
-      for (int64_t n = 0; n < N; ++n) sum = fma1(taken(row(a.dout, n)[o], a.compute), taken(number_at(a.x, n, c), a.compute), sum);
+      for (int64_t n = 0; n < N; ++n) {
+        const float x = number_at(a.x, n * a.x.stride[0] + c);
+        sum = fma1(taken(row(a.dout, n)[o], a.compute), taken(x, a.compute), sum);
+      }
       row(a.dweight, o)[c] = sum;
     }
     for (int64_t n = 0; f32(a.dbias) != nullptr && n < N; ++n) f32(a.dbias)[o] += row(a.dout, n)[o];

@@ -419,6 +419,7 @@ FD_INLINE void for_lanes(int64_t D, const Body& body) {
 FD_INLINE float* f32(const fd_tensor& t) { return static_cast<float*>(t.data); }
 FD_INLINE bf16* b16(const fd_tensor& t) { return static_cast<bf16*>(t.data); }
 FD_INLINE bool is_half(const fd_tensor& t) { return t.dtype == FD_BF16; }
+FD_INLINE float number_at(const fd_tensor& t, int64_t offset) { return is_half(t) ? value_of(b16(t)[offset]) : f32(t)[offset]; }
 // body(data) with a tensor's numbers as what they are, float* or bf16*.
 template <class Body>
 FD_INLINE void with_numbers(const fd_tensor& t, const Body& body) {
