@@ -298,8 +298,16 @@ void bind_model(py::module_& m) {
              d.decoder.finish();
            })
       .def("launches", [](const PyDecoder& d) { return d.decoder.launches(); })  // lists of commands: as graphs, op by op
-      .def("touch", [](PyDecoder& d) { d.decoder.touch(); })
-      .def("reserve_packed", [](PyDecoder& d, size_t bytes) { d.decoder.reserve_packed(bytes); })
+      .def("touch",
+           [](PyDecoder& d) {
+             Alone alone(d);
+             d.decoder.touch();
+           })
+      .def("reserve_packed",
+           [](PyDecoder& d, size_t bytes) {
+             Alone alone(d);
+             d.decoder.reserve_packed(bytes);
+           })
       .def("add_packed",
            [](PyDecoder& d, const std::string& name, const py::array_t<uint8_t, py::array::c_style>& rows, int64_t type) {
              if (rows.ndim() != 2) throw py::value_error("rows must be uint8[O, bytes of a row]");
@@ -309,6 +317,7 @@ void bind_model(py::module_& m) {
       .def("set_vocab_mask",
            [](PyDecoder& d, const py::array_t<uint8_t, py::array::c_style>& mask) {
              if (mask.size() != d.config.vocab_size) throw py::value_error("vocab_mask must be uint8[vocab_size]");
+             Alone alone(d);
              d.decoder.set_vocab_mask(mask.data());
            })
       .def(

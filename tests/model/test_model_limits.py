@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 from model_cases import CONFIGS, make_batch, make_model
@@ -52,6 +54,30 @@ def test_more_candidates_than_planned():
 def test_temperature_must_be_positive(temperature: float):
     with pytest.raises(ValueError, match="temperature"):
         make_model(QWEN).score(make_batch(QWEN), temperature)
+
+
+def test_a_vocabulary_mask_set_by_another_thread_waits_for_the_call_that_runs():
+    """Every batch is of one mask, or the other, not of both; the memory of a mask in use is not given back."""
+    model, batch = make_model(QWEN), make_batch(QWEN)
+    masks = [np.ones(QWEN.vocab_size, np.uint8), np.array([1] * 40 + [0] * (QWEN.vocab_size - 40), np.uint8)]
+    wanted = []
+    for mask in masks:
+        model.set_vocab_mask(mask)
+        wanted.append(model.score(batch).lse.tobytes())
+    over = threading.Event()
+
+    def change() -> None:
+        while not over.is_set():
+            for mask in masks:
+                model.set_vocab_mask(mask)
+
+    other = threading.Thread(target=change)
+    other.start()
+    try:
+        assert {model.score(batch).lse.tobytes() for _ in range(300)} <= set(wanted)
+    finally:
+        over.set()
+        other.join()
 
 
 def test_derivatives_must_fit_the_last_forward():
