@@ -7,7 +7,7 @@ import pytest
 from engine_cases import CONFIG, GPT2, TOKENIZER, make_engine, make_model, make_prompts, rescored, same
 
 from freedive.inference import Engine
-from freedive.model import Batch
+from freedive.model import Batch, Model
 from freedive.runs import UserError
 
 
@@ -85,13 +85,17 @@ def test_shared_blocks_save_prompt_tokens():
     assert ran[1:] == [4]  # and are still there later
 
 
-def test_weights_changed_between_calls_are_seen():
-    model, prompts = make_model(), make_prompts()
+def written(model: Model) -> None:
+    model.trained()[...] *= 1.25
+    model.touch()
+
+
+@pytest.mark.parametrize("change", [written, lambda model: model.adamw(0.1), lambda model: model.muon(0.1, adamw_lr=0.1)], ids=["by hand", "adamw", "muon"])
+def test_weights_changed_between_calls_are_seen(change):
+    model, prompts = make_model(trainable=True), make_prompts()
     engine = Engine(model, TOKENIZER)
     before = engine.generate(prompts, max_new_tokens=10)
-    for view in model.parameters.values():
-        view *= 1.25
-    model.touch()
+    change(model)
     after = engine.generate(prompts, max_new_tokens=10)
     assert not same(before, after)
     assert all(np.array_equal(o.logprobs, again) for o, again in zip(after, rescored(model, prompts, after, 1.0)))

@@ -370,6 +370,7 @@ class Model:
         rest = np.array([[rate, beta1, beta2, eps, weight_decay, max_norm, 1 - beta1**t, 1 - beta2**t] for rate in rates], np.float32)
         hyper = np.array([lr, momentum, float(nesterov), weight_decay, max_norm], np.float32)
         norm = float(self._core.muon(hyper, scale, rest))
+        self.weight_version += 1
         if np.isfinite(norm):
             self.step_count = t
         return norm
