@@ -59,6 +59,7 @@ class Buffer {
 
 // How the length of a Muon step follows from a matrix's shape [rows, columns]; see muon.cpp.
 enum class MuonScale { MATCH_RMS_ADAMW, ORIGINAL, SPECTRAL };
+struct MuonRoom;
 
 // What the forward pass keeps of a layer for the backward pass; the rest is computed again there, by the same ops on the same
 // rows, so gradients have the same bits. NONE: everything. FFN: not the outputs of W_up, the widest rows; costs that product.
@@ -127,6 +128,10 @@ struct Visit : Later {
   std::vector<float> logprobs;
   uint64_t turn = 0;
 };
+
+// Bytes that the best variant of an op asks for, and the most that any op of a Muon step does.
+size_t workspace_of(const fd_device_table* device, const char* op, const void* args, int threads);
+size_t muon_workspace(const ParameterTable& table, const fd_device_table* device, int threads);
 
 class Decoder {
  public:
@@ -337,7 +342,10 @@ class Decoder {
   KVCache::Layer cache_layer(const KVCache& cache, int64_t layer) const;
   void gather_hidden(const int32_t* rows, int64_t n_rows);  // to sampled_hidden_
   void adamw_range(int64_t begin, int64_t size, const float hyper[8], bool decay);
-  float* orthogonalize(const Parameter& matrix);
+  float* orthogonalize(fd_context* ctx, const Parameter& matrix, const MuonRoom& room);
+  void muon_step(fd_context* ctx, const Parameter& matrix, const MuonRoom& room, MuonScale rule);
+  void muon_steps_apart(const std::vector<const Parameter*>& matrices, MuonRoom room, float* memory, size_t workspace,
+                        MuonScale rule);
   fd_tensor packed(const float* weight, int64_t O, int64_t C, uint64_t version);
   const AdapterGroup* adapters(int64_t weight, bool on) const;
   void adapter_down(const AdapterGroup& group, const fd_tensor& x);
@@ -408,7 +416,6 @@ class Decoder {
   int32_t *tokens_, *targets_, *positions_, *cu_seqlens_;
   float* scalars_;  // temperature, norm, a matrix's norm, Muon's hyper[5], AdamW's hyper[8]
   Buffer muon_;     // scratch of its step, taken at the first
-  int64_t muon_matrix_ = 0, muon_square_ = 0;
   std::vector<Piece> pieces_;  // of the batch at work; none: nothing is shared
   Buffer shared_, shared_rows_;
   std::vector<int32_t> shared_plan_;  // as shared_rows_ has it

@@ -97,20 +97,26 @@ Sizes sizes_of(const DecoderConfig& c, const fd_device_table* device, int64_t ma
           half};
 }
 
+}  // namespace
+
+size_t workspace_of(const fd_device_table* device, const char* op, const void* args, int threads) {
+  int32_t best = -1;
+  size_t bytes = 0;
+  for (int i = 0; i < device->n_variants; ++i) {
+    const fd_variant& v = device->variants[i];
+    if (std::strcmp(v.op, op) == 0 && v.priority > best)
+      best = v.priority, bytes = v.workspace ? v.workspace(args, threads) : 0;
+  }
+  return bytes;
+}
+
+namespace {
+
 // The most workspace any op of this model asks for, at capacity.
 size_t workspace_bytes(const DecoderConfig& c, const fd_device_table* device, int threads, int64_t N, int64_t S, int64_t K,
                        bool trainable, bool frozen) {
   size_t most = 0;
-  auto ask = [&](const char* op, const void* args) {
-    int32_t best = -1;
-    size_t bytes = 0;
-    for (int i = 0; i < device->n_variants; ++i) {
-      const fd_variant& v = device->variants[i];
-      if (std::strcmp(v.op, op) == 0 && v.priority > best)
-        best = v.priority, bytes = v.workspace ? v.workspace(args, threads) : 0;
-    }
-    most = std::max(most, bytes);
-  };
+  auto ask = [&](const char* op, const void* args) { most = std::max(most, workspace_of(device, op, args, threads)); };
   float* f = nullptr;
   int32_t* i32 = nullptr;
   const int64_t C = c.d_model, H = c.n_head, G = c.n_kv_head, D = c.head_dim, V = c.vocab_size;
@@ -187,24 +193,7 @@ size_t workspace_bytes(const DecoderConfig& c, const fd_device_table* device, in
   fd_global_norm_args gn{one, view(f, table.total_floats)};
   ask("global_norm", &gn);
   if (!trainable || frozen) return most;
-  for (const Parameter& p : table.rows) {  // Muon's products (muon.cpp)
-    if (!p.matrix || p.name.rfind("layers.", 0) != 0) continue;
-    const int64_t O = p.shape[0], I = p.shape[1], r = std::min(O, I);
-    const fd_tensor X = view(f, O, I), G = view(f, r, r);
-    for (auto [out, x, w] : {std::tuple{G, X, X}, std::tuple{G, G, G}, std::tuple{X, X, G}}) {
-      fd_matmul_forward_args mf{out, x, w, absent(), absent(), absent(), 1, FD_F32};
-      ask("matmul_forward", &mf);
-      mf.compute = FD_BF16;
-      ask("matmul_forward", &mf);
-    }
-    for (int64_t compute : {int64_t{FD_F32}, int64_t{FD_BF16}}) {
-      fd_matmul_backward_weight_args mw{G, absent(), X, X, compute};
-      ask("matmul_backward_weight", &mw);
-      fd_matmul_backward_input_args mi{X, G, X, 1, compute};
-      ask("matmul_backward_input", &mi);
-    }
-  }
-  return most;
+  return std::max(most, muon_workspace(table, device, threads));
 }
 
 }  // namespace

@@ -359,11 +359,12 @@ class Model:
         embeddings (a tied head with them) with embedding_lr, a head of its own with head_lr (both adamw_lr if not given). Returns the gradient
         norm before clipping.
 
-        Each logical matrix (q, k, v, o, gate, up, down) steps by its momentum with all singular values made about 1, times lr and a factor
-        of its shape [rows, columns]: "match_rms_adamw", 0.2 sqrt(max(rows, columns)), steps as long as AdamW's, so its lr fits (arXiv:2502.16982);
+        Each logical matrix (q, k, v, o, gate, up, down) steps by its momentum with all singular values made about 1 (four iterations of
+        Polar Express, arXiv:2505.16932), times lr and a factor of its shape [rows, columns]: "match_rms_adamw", 0.2 sqrt(max(rows, columns)), steps as long as AdamW's, so its lr fits (arXiv:2502.16982);
         "original", sqrt(max(1, rows / columns)), lr about 0.02; "spectral", sqrt(rows / columns). A zero gradient without momentum moves nothing
         but the decay. A non-finite norm changes nothing. The momentum is the moment "m" of `state`; "v" stays 0 for these matrices. The
-        first step takes scratch memory of two matrices of the largest size. Raises ValueError if the model is not trainable or for another scale.
+        first step takes scratch memory of two matrices of the largest size and two squares of its smaller side; on the CPU every thread has such of its own,
+        for matrices of at most a million numbers. Raises ValueError if the model is not trainable or for another scale.
         """
         t = self.step_count + 1
         rates = (adamw_lr, adamw_lr if embedding_lr is None else embedding_lr, adamw_lr if head_lr is None else head_lr)

@@ -1,5 +1,5 @@
 """Optimizers over named parameters, with global-norm clipping: AdamW (Loshchilov and Hutter, arXiv:1711.05101), as written in csrc/ops.h, and
-Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon)."""
+Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon), its iteration by Polar Express."""
 
 from __future__ import annotations
 
@@ -57,12 +57,18 @@ class AdamW:
         return norm
 
 
-def newton_schulz(x: np.ndarray, steps: int = 5) -> np.ndarray:
-    """x with its singular values made about 1 (0.7 to 1.2 where they were not tiny): what U V^T of x = U S V^T is, roughly. 0 stays 0."""
+# Of a x + b x^3 + c x^5, one step after the other: the polynomial nearest to 1 on what the one before left of [0.003, 1]
+# (Polar Express, Amsel et al. 2025, arXiv:2505.16932; dev/newton_schulz.py computes them).
+NEWTON_SCHULZ = ((8.3837, -24.7659, 18.3571), (4.0434, -3.0114, 0.5695), (3.5056, -2.6267, 0.5257), (2.4901, -1.8343, 0.4368))
+
+
+def newton_schulz(x: np.ndarray) -> np.ndarray:
+    """x with its singular values made about 1 (0.80 to 1.20 where they were more than 0.003 of its norm): what U V^T of x = U S V^T is,
+    roughly. 0 stays 0."""
     x = x / max(float(np.linalg.norm(x)), 1e-7)
-    for _ in range(steps):
+    for a, b, c in NEWTON_SCHULZ:
         gram = x @ x.T
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        x = a * x + (b * gram + c * gram @ gram) @ x
     return x
 
 
