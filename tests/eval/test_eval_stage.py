@@ -61,6 +61,11 @@ def test_accuracy_by_group(tmp_path, folder):
     assert metrics["accuracy"] == 0.7
 
 
+def test_a_prompt_may_be_called_a_question(tmp_path, folder):
+    rows = [{"question": f"q{i}", "answer": "e"} for i in range(3)]
+    assert evaluate(tmp_path, folder, rows)[1] == evaluate(tmp_path, folder, [{"prompt": r["question"], "answer": "e"} for r in rows], out=tmp_path / "prompts")[1]
+
+
 def test_samples_are_reproducible_and_give_pass_at_k(tmp_path, folder):
     rows = [{"prompt": f"q{i}", "answer": "e"} for i in range(5)]
     settings = dict(samples=4, temperature=1.0, seed=3)

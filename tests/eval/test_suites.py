@@ -230,6 +230,7 @@ def test_bad_input_is_told(tmp_path, folder, capsys):
         (["eval", str(folder), *out, "--suite", f"mmlu:{file}", "--shots", "-1"], "at least 0"),
         (["eval", str(folder), *out, "--suite", f"multiple_choice:{file}", "--chat"], "no --chat"),
         (["eval", str(folder), *out, "--suite", f"mmlu:{file}", "--examples", "none.jsonl"], "is no file"),
+        (["eval", "compare"], "no evaluation to compare"),
         (["eval", "compare", str(tmp_path)], "one evaluation alone"),
         (["eval", "compare", str(tmp_path), str(tmp_path)], "holds no eval.json"),
     ]:

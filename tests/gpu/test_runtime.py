@@ -16,7 +16,7 @@ import pytest
 
 import freedive
 from freedive import _core
-from freedive.model import Batch, DecoderConfig, Model, plan
+from freedive.model import Batch, DecoderConfig, Model, check_checkpoint_fits, plan
 from freedive.runs import UserError, human_bytes
 
 DEVICE = os.environ.get("FREEDIVE_GPU_DEVICE", "cuda")
@@ -155,11 +155,13 @@ def test_the_plan_is_the_devices():
 
 @emulated
 def test_a_checkpoint_has_its_place_in_the_plan(monkeypatch: pytest.MonkeyPatch):
-    """Beside the device's memory: a copy of all that is trained, in the host's"""
+    """Beside the device's memory: a copy of all that is trained, in the host's. A model that nobody saves needs none"""
     planned = plan(CONFIG, 64, 4, device="cuda-emu")
     taken = sum(array.nbytes for name, array in made("cuda-emu").snapshot()().items() if name != "step_count")
     assert planned.snapshot == taken and human_bytes(taken) in str(planned)
     assert plan(CONFIG, 64, 4, trainable=False).snapshot == 0
     monkeypatch.setattr("freedive.model.model.available_memory", lambda: taken - 1)
+    model = made("cuda-emu")
     with pytest.raises(UserError, match="a checkpoint of this model is .* of the host's memory, but"):
-        made("cuda-emu")
+        check_checkpoint_fits(model.plan)
+    check_checkpoint_fits(plan(CONFIG, 64, 4))  # the CPU's own is not kept

@@ -122,8 +122,9 @@ def test_what_packed_weights_cannot_do_is_told(tmp_path: Path):
     ):  # fmt: skip
         with pytest.raises(UserError, match=match):
             freedive.load(path, **bad)
-    with pytest.raises(UserError, match="8 or 4 bits"):
-        Model(FAMILIES["qwen3"], dtype="int8")
+    for trainable, match in ((False, "8 or 4 bits"), (True, "int8 is for inference")):
+        with pytest.raises(UserError, match=match):
+            Model(FAMILIES["qwen3"], dtype="int8", trainable=trainable)
 
 
 def test_less_memory_is_planned(tmp_path: Path):

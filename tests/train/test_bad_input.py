@@ -78,8 +78,9 @@ def test_pretrain_on_too_little_text(tmp_path: Path):
 @pytest.mark.parametrize("changes, says", [
     ({"tokenizer": "bpe", "vocab_size": 100}, "256|vocab"), ({"tokenizer": "gpt9"}, "gpt9"), ({"preset": "gpt9"}, "gpt9"),
     ({"depth": 0}, "depth is 0"),
-    ({"context": 1}, "context 1"), ({"batch_tokens": 16}, "batch_tokens 16"), ({"micro_tokens": 16}, "micro_tokens 16"),
-    ({"d_model": 33, "head_dim": 7}, "must be even"), ({"device": "abacus"}, "abacus"),
+    ({"context": 1}, "context is 1, it must be at least 2"), ({"batch_tokens": 16}, "batch_tokens is 16, less than one context of 32"),
+    ({"micro_tokens": 16}, "micro_tokens is 16, less than"), ({"d_model": 33, "head_dim": 7}, "must be even"), ({"device": "abacus"}, "abacus"),
+    ({"dtype": "float64"}, "float64"), ({"dtype": "int8"}, "int8 is for inference"), ({"recompute": "all"}, "recompute is 'all'"),
 ])  # fmt: skip
 def test_pretrain_with_settings_that_cannot_be(tmp_path: Path, changes: dict[str, Any], says: str):
     for dry_run in (True, False):

@@ -25,7 +25,7 @@ class CompareConfig:
 def run(c: CompareConfig) -> None:
     """Print the comparison. UserError for a folder that holds no evaluation."""
     if len(c.folders) < 2:
-        raise UserError("one evaluation alone cannot be compared", hint="freedive eval compare runs/eval-base runs/eval-sft")
+        raise UserError("one evaluation alone cannot be compared" if c.folders else "there is no evaluation to compare", hint="freedive eval compare runs/eval-base runs/eval-sft")
     found = comparison(c.folders)
     if c.json:
         print(json.dumps(found, indent=2))

@@ -158,6 +158,7 @@ def _questions(c: EvalConfig, path: Path) -> list[tuple[int, Row]]:
     """(line number, row) of each question to ask."""
     questions: list[tuple[int, Row]] = []
     for line, row in iter_rows(path):
+        row = {"prompt": row["question"], **row} if "question" in row else row
         if "prompt" not in row or "answer" not in row:
             raise UserError(f"{path}, line {line}: a question needs 'prompt' and 'answer'; it has {sorted(row)[:6]}")
         meta = row.get("meta") or {}

@@ -60,8 +60,10 @@ def run(c: GenerateConfig) -> int:
     if c.json_schema is not None:
         try:
             grammar = Grammar("json_schema", c.json_schema.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{c.json_schema} could not be read: {error}") from None
+        except OSError as error:
+            raise UserError(f"{c.json_schema} could not be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise UserError(f"{c.json_schema} is not UTF-8 text") from None
     more: dict[str, Any] = dict(min_new_tokens=c.min_new_tokens, repetition_penalty=c.repetition_penalty, frequency_penalty=c.frequency_penalty,
                                 presence_penalty=c.presence_penalty, stop=tuple(c.stop), grammar=grammar, speculate=c.speculate,
                                 logprobs=max(c.logprobs, 0))  # fmt: skip

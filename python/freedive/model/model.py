@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,7 @@ class Plan:
     """Bytes a model will take, by use."""
 
     rows: tuple[tuple[str, int], ...]
+    own_memory: bool = False  # of a device that has its own: a checkpoint is then the host's
 
     @property
     def total(self) -> int:
@@ -71,11 +72,12 @@ class Plan:
 
     @property
     def snapshot(self) -> int:
-        """Of the host, beside these: what a checkpoint copies, parameters and moments. On a GPU pinned, and kept for the next one; else while it is written."""
+        """Beside these: what a checkpoint copies, parameters and moments. On a GPU of the host, pinned, and kept for the next one; else while it is written."""
         return 3 * dict(self.rows)["gradients"]
 
     def __str__(self) -> str:
-        beside = f", and {human_bytes(self.snapshot)} of the host's for a checkpoint" if self.snapshot else ""
+        whose = "of the host's for a checkpoint" if self.own_memory else "while a checkpoint is written"
+        beside = f", and {human_bytes(self.snapshot)} {whose}" if self.snapshot else ""
         return ", ".join(f"{name} {human_bytes(b)}" for name, b in self.rows if b) + f"; in all {human_bytes(self.total)}{beside}"
 
 
@@ -99,7 +101,7 @@ def plan(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable: bool 
     keeps half of what float32 keeps of most activations."""
     adapter = None if lora is None else lora.core_dict()
     capacities = (threads or default_threads(), max_tokens, max_seqs, trainable, adapter, device, check_recompute(recompute), compute_code(check_dtype(dtype, device)))
-    return Plan(tuple(_core.plan(config.core_dict(), *capacities)))
+    return Plan(tuple(_core.plan(config.core_dict(), *capacities)), _core.free_memory(device) is not None)
 
 
 def check_fits(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable: bool = True, threads: int | None = None,
@@ -109,15 +111,12 @@ def check_fits(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable:
     the weights where they are not float32."""
     def planned(tokens: int) -> Plan:
         p = plan(config, tokens, max_seqs, trainable, threads, lora, recompute, device, dtype)
-        return p if packed_bytes is None else Plan(tuple((name, packed_bytes if name == "parameters" else size) for name, size in p.rows))
+        return p if packed_bytes is None else replace(p, rows=tuple((name, packed_bytes if name == "parameters" else size) for name, size in p.rows))
 
     if threads is not None and threads > MOST_THREADS:
         raise UserError(f"threads is {threads}; it must be at most {MOST_THREADS}", hint="more threads than cores make nothing faster")
     p = planned(max_tokens)
-    own = _core.free_memory(device)  # a GPU's
-    free = own or available_memory()
-    if own and p.snapshot > (hosts := available_memory()):
-        raise UserError(f"a checkpoint of this model is {human_bytes(p.snapshot)} of the host's memory, but {human_bytes(hosts)} are available", hint="choose a smaller model (a lower --depth)")
+    free = _core.free_memory(device) or available_memory()  # a GPU's or the host's
     if p.total <= free:
         return p
     tokens = max_tokens
@@ -128,6 +127,12 @@ def check_fits(config: DecoderConfig, max_tokens: int, max_seqs: int, trainable:
     if trainable and recompute != "block" and plan(config, max_tokens, max_seqs, trainable, threads, lora, "block", device, dtype).total <= free:
         hint = f'{hint}, and this one with recompute "block"'
     raise UserError(f"this model needs {human_bytes(p.total)} of memory ({p}), but {human_bytes(free)} are available", hint=hint)
+
+
+def check_checkpoint_fits(p: Plan) -> None:
+    """For a run that writes checkpoints: UserError where the host has no memory for what one copies of a device's."""
+    if p.own_memory and p.snapshot > (free := available_memory()):
+        raise UserError(f"a checkpoint of this model is {human_bytes(p.snapshot)} of the host's memory, but {human_bytes(free)} are available", hint="choose a smaller model (a lower --depth)")
 
 
 def check_device(device: str) -> None:
@@ -142,6 +147,14 @@ def check_dtype(dtype: str, device: str = "cpu") -> str:
     if dtype not in ("float32", "bfloat16", "auto", "int8"):
         raise UserError(f"dtype is {dtype!r}", hint="float32, bfloat16 (products of bfloat16 numbers, sums in float32), auto, or for inference int8")
     return ("bfloat16" if fast_bf16(device) else "float32") if dtype == "auto" else dtype
+
+
+def check_training(device: str, dtype: str, recompute: str) -> None:
+    """UserError for a device, a dtype or a level of recompute with which nothing is trained; asks for none of the data, so it comes first."""
+    check_device(device)
+    check_recompute(recompute)
+    if check_dtype(dtype, device) == "int8":
+        raise UserError("dtype int8 is for inference", hint="train in float32 or bfloat16")
 
 
 def check_kv_cache_dtype(kv_cache_dtype: str, dtype: str) -> str:
@@ -178,6 +191,8 @@ class Model:
                  device: str = "cpu", trainable: bool = True, dtype: str = "float32", packed_bytes: int | None = None,
                  lora: LoRA | None = None, recompute: str = "none"):  # fmt: skip
         check_device(device)
+        if trainable:
+            check_training(device, dtype, recompute)
         dtype = check_dtype(dtype, device)
         if threads is not None and threads < 1:
             raise ValueError(f"threads is {threads}; it must be at least 1")
@@ -186,9 +201,7 @@ class Model:
         self.lora = None if lora is None else check_lora(lora, config)
         if packed_bytes is None and dtype == "int8":
             raise UserError("dtype int8 needs weights of 8 or 4 bits, and these are float32", hint='load the model with weights="int8" (on the command line: --weights int8)')
-        if dtype == "int8" and trainable:
-            raise UserError("dtype int8 is for inference", hint="train in float32 or bfloat16")
-        check_fits(config, max_tokens, max_seqs, trainable, threads, packed_bytes, self.lora, check_recompute(recompute), device, dtype)
+        self.plan = check_fits(config, max_tokens, max_seqs, trainable, threads, packed_bytes, self.lora, check_recompute(recompute), device, dtype)
         self.packed: tuple[str, ...] = ()  # types of the matrices where they are packed, e.g. ("Q4_1", "Q8_0")
         self.config, self.max_tokens, self.max_seqs, self.trainable = config, max_tokens, max_seqs, trainable
         self.device, self.threads, self.dtype = device, threads or default_threads(), dtype

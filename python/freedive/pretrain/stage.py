@@ -12,7 +12,7 @@ import numpy as np
 
 from freedive.inference import load_model, load_tokenizer, save_model_folder
 from freedive.inference.samples import draw_samples
-from freedive.model import DecoderConfig, Model, check_device, check_fits, from_depth, open_weights, plan, preset
+from freedive.model import PRESETS, DecoderConfig, Model, check_checkpoint_fits, check_fits, check_training, from_depth, open_weights, plan, preset
 from freedive.model.model import RECOMPUTE_HELP
 from freedive.runs import Artefact, UserError, check_at_least, option, stage, write_json_atomic
 from freedive.runs.reporting import REPORT_HELP
@@ -33,7 +33,7 @@ class PretrainConfig:
     vocab_size: int = option(2048, "of the tokenizer trained when --tokenizer bpe")
     out: Path = option(Path("runs/pretrain"), "folder to write")
     depth: int | None = option(None, "layers; width, heads and learning rate follow from it (default 4; with --preset: the preset's)")
-    preset: str | None = option(None, "instead of --depth: gpt2, llama3, qwen3, smollm2, ... (see docs)")
+    preset: str | None = option(None, f"instead of --depth: {', '.join(PRESETS)}")
     d_model: int | None = option(None, "override the width")
     n_head: int | None = option(None, "override the number of heads")
     n_kv_head: int | None = option(None, "override the number of key-value heads")
@@ -109,9 +109,11 @@ def run(c: PretrainConfig) -> Path:
         if c.tokenizer != "bpe" or chosen:
             name = (chosen or ["tokenizer"])[0].replace("_", "-")
             raise UserError(f"--{name} is the model's own when --model is given", hint=f"leave --{name} out")
-    if c.context < 2 or c.batch_tokens < c.context or c.micro_tokens < c.context:
-        raise UserError(f"context {c.context}, batch_tokens {c.batch_tokens}, micro_tokens {c.micro_tokens}: a batch must hold one context of at least 2")
-    check_device(c.device)
+    check_at_least(c, 2, "context")
+    for name in ("batch_tokens", "micro_tokens"):
+        if getattr(c, name) < c.context:
+            raise UserError(f"{name} is {getattr(c, name)}, less than one context of {c.context}", hint=f"lower --context, or raise --{name.replace('_', '-')}")
+    check_training(c.device, c.dtype, c.recompute)
     inputs: dict[str, Path | None] = {"data": c.data, "text": c.text, "model": c.model}
     if Path(c.tokenizer).is_dir():
         inputs["tokenizer"] = Path(c.tokenizer)
@@ -144,7 +146,7 @@ def _start(c: PretrainConfig, source: Path, artefact: Artefact | None) -> None:
           f"({config.n_layer} layers of {config.d_model}, {config.n_head} heads, {config.n_kv_head} for keys and values)")  # fmt: skip
     print(f"{steps:,} steps of {c.batch_tokens:,} tokens, context {c.context}, learning rate {lr:.2g}; memory: {plan(config, micro, max_seqs, threads=c.threads, recompute=c.recompute, device=c.device, dtype=c.dtype)}")
     if artefact is None:
-        check_fits(config, micro, max_seqs, threads=c.threads, recompute=c.recompute, device=c.device, dtype=c.dtype)
+        check_checkpoint_fits(check_fits(config, micro, max_seqs, threads=c.threads, recompute=c.recompute, device=c.device, dtype=c.dtype))
         return
 
     how: dict[str, Any] = dict(max_tokens=micro, max_seqs=max_seqs, threads=c.threads, device=c.device, dtype=c.dtype, recompute=c.recompute)

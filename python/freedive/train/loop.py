@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from freedive.model import Batch, Model
+from freedive.model import Batch, Model, check_checkpoint_fits
 from freedive.objectives import sft_weights
 from freedive.ops import compute_code
 from freedive.runs import Artefact, UserError, progress
@@ -73,7 +73,8 @@ def _save(run: Artefact, model: Model, state: dict[str, Any], best: Best, backgr
 
 
 def restore(run: Artefact, model: Model) -> dict[str, Any] | None:
-    """The state of the last checkpoint, its arrays loaded into the model; None at a fresh start."""
+    """The state of the last checkpoint, its arrays loaded into the model; None at a fresh start. UserError where there is no memory for the next one."""
+    check_checkpoint_fits(model.plan)
     if run.resume is None:
         return None
     model.load_state(run.arrays)
