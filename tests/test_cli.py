@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -60,6 +61,16 @@ def test_help_and_version(capsys):
         assert all(name in out for name in cli.VERBS)
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"freedive {freedive.__version__}\n"
+
+
+@pytest.mark.parametrize("name", [*cli.VERBS, *cli.WORDS])
+def test_every_verbs_help(name: str, capsys):
+    """Its example has no flag that the verb has not, and no option a default that is nothing."""
+    assert cli.main([*name.split(), "--help"]) == 0
+    out = capsys.readouterr().out
+    example = (cli.VERBS | cli.WORDS)[name].example
+    assert example.startswith(f"freedive {name}") and all(f"{word} " in out.partition("options")[2] for word in example.split() if word.startswith("--"))
+    assert not re.search(r"\(default: *(None|''|)\)", " ".join(out.replace("│", " ").split()))
 
 
 def test_unknown_verb(capsys):

@@ -308,7 +308,7 @@ def _command(arguments: list[str]) -> int:
 def overview() -> str:
     """What `freedive --help` prints."""
     rows = "\n".join(f"  {name:<10} {verb.help}" for name, verb in VERBS.items())
-    words = "\n".join(f"  {name:<14} {verb.help}" for name, verb in WORDS.items())
+    words = "\n".join(f"  {name:<{max(map(len, WORDS))}} {verb.help}" for name, verb in WORDS.items())
     return f"""freedive: the whole ChatGPT stack on your own machine
 
 usage: freedive COMMAND [--config FILE.toml] [options]
@@ -365,8 +365,10 @@ def _flags(cls: type, names: Sequence[str], settings: dict[str, Any], arguments:
         if f.metadata.get("positional"):
             kind = typing.Annotated[kind, tyro.conf.Positional]
         if text := f.metadata.get("help"):
-            # Not "(default: None)" where nothing is given: the text says what that means.
-            hint: dict[str, Any] = {"help_behavior_hint": ""} if f.default is None and f.name not in settings else {}
+            # Not "(default: None)" or "(default: )" where nothing is given: the text says what that means.
+            several = typing.get_origin(hints[f.name]) in (list, tuple)
+            unset = f.default_factory() if f.default_factory is not dataclasses.MISSING else [] if several and f.default is dataclasses.MISSING else f.default
+            hint: dict[str, Any] = {"help_behavior_hint": ""} if unset in (None, "", (), []) and f.name not in settings else {}
             kind = typing.Annotated[kind, tyro.conf.arg(help=text, **hint)]
         if f.name in settings:
             default: Any = dataclasses.field(default_factory=functools.partial(settings.get, f.name))
