@@ -59,6 +59,14 @@ typedef struct { fd_tensor out, tokens, positions, wte, wpe; } fd_embedding_forw
 // dwte[tokens[n]] += dout[n]; dwpe[positions[n]] += dout[n], in the order n = 0..N-1
 typedef struct { fd_tensor dwte, dwpe, dout, tokens, positions; } fd_embedding_backward_args;
 
+// The row of a table of pairs for each token and the one before it in its sequence (csrc/core/bigram.h), to be wpe's positions:
+//   pairs[n] = bigram_row(before, tokens[n], rows), rows >= 2; before is tokens[n-1], of a sequence's first row
+//   with prefixes (without a cache) the row cu_seqlens[from] + count - 1, (from, count) = prefixes[s], where count > 0;
+//   with a cache what `seen` holds of position past_lens[s] - 1; else none, -1.
+// seen int32 [B, FD_KV_BLOCK]: the id at each position of the cache, by block and slot as in kv_cache_write; the batch's are noted there.
+// Rows of an unused tail get 0.
+typedef struct { fd_tensor pairs, tokens, cu_seqlens, prefixes, seen, past_lens, block_table; int64_t rows; } fd_bigram_ids_args;
+
 // ---- norms -----------------------------------------------------------------------------------------------------
 // out = x * rstd * weight, rstd = 1/sqrt(mean(x^2) + eps) over the last dimension. H = 1 for the residual stream,
 // H = heads for QK-norm. out may be x.
@@ -182,6 +190,7 @@ typedef struct { fd_tensor out, x, y; double alpha, beta; } fd_linear_combinatio
 #define FD_OPS(OP) \
   OP(embedding_forward, "out:f32[N,C]= tokens:i32[N] positions:i32[N]? wte:f32[V,C] wpe:f32[T,C]?") \
   OP(embedding_backward, "dwte:f32[V,C]+ dwpe:f32[T,C]+? dout:f32[N,C] tokens:i32[N] positions:i32[N]?") \
+  OP(bigram_ids, "pairs:i32[N]= tokens:i32[N] cu_seqlens:i32[S1] prefixes:i32[S,Y]? seen:i32[B,T]+? past_lens:i32[S]? block_table:i32[S,M]? rows:i") \
   OP(rmsnorm_forward, "out:f32|bf16[N,H,D]= rstd:f32[N,H]= x:f32[N,H,D] weight:f32[D] eps:f") \
   OP(rmsnorm_backward, "dx:f32[N,H,D]+ dweight:f32[D]+ dout:f32[N,H,D] x:f32[N,H,D] weight:f32[D] rstd:f32[N,H] accumulate:i") \
   OP(layernorm_forward, "out:f32|bf16[N,C]= mean:f32[N]= rstd:f32[N]= x:f32[N,C] weight:f32[C] bias:f32[C]? eps:f") \

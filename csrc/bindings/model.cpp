@@ -29,6 +29,7 @@ static DecoderConfig config_from(const py::dict& d) {
   c.d_model = i("d_model"), c.head_dim = i("head_dim"), c.d_ff = i("d_ff"), c.max_positions = i("max_positions");
   c.layernorm = b("layernorm"), c.norm_eps = d["norm_eps"].cast<double>(), c.learned_positions = b("learned_positions"),
   c.gelu = b("gelu");
+  c.bigram_rows = i("bigram_rows");
   c.attention_bias = b("attention_bias"), c.attention_out_bias = b("attention_out_bias"), c.mlp_bias = b("mlp_bias");
   c.qk_norm = b("qk_norm"), c.tie_embeddings = b("tie_embeddings");
   return c;

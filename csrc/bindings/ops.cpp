@@ -218,6 +218,23 @@ static void check_cache(const std::string& op, const std::map<std::string, fd_te
     throw py::value_error(op + ": k_scale and v_scale must be [B,G," + std::to_string(T) + "]");
 }
 
+static void check_bigrams(const std::map<std::string, fd_tensor>& t, const std::map<std::string, int64_t>& sizes, int64_t rows) {
+  if (rows < 2 || rows > INT32_MAX) throw py::value_error("bigram_ids: rows is " + std::to_string(rows) + ", it must be at least 2");
+  if (t.count("seen") != t.count("past_lens") || t.count("seen") != t.count("block_table"))
+    throw py::value_error("bigram_ids: seen, past_lens and block_table are given together or not at all");
+  if (t.count("seen") && (sizes.at("T") != FD_KV_BLOCK || t.count("prefixes")))
+    throw py::value_error("bigram_ids: seen must be int32[B, " + std::to_string(FD_KV_BLOCK) + "], and excludes prefixes");
+  if (!t.count("prefixes")) return;
+  const fd_tensor& x = t.at("prefixes");
+  const auto* cu = static_cast<const int32_t*>(t.at("cu_seqlens").data);
+  if (x.shape[1] != 2) throw py::value_error("bigram_ids: prefixes must be int32[S, 2]");
+  for (int64_t s = 0; s < x.shape[0]; ++s) {
+    const int32_t* p = static_cast<const int32_t*>(x.data) + s * x.stride[0];
+    if (p[1] > 0 && (p[0] < 0 || p[0] >= x.shape[0] || p[1] > cu[p[0] + 1] - cu[p[0]]))
+      throw py::value_error("bigram_ids: the prefix of sequence " + std::to_string(s) + " is not in the rows of another");
+  }
+}
+
 template <class T>
 static T scalar_of(const std::string& op, const Field& f, const py::handle& value) {
   try {
@@ -238,7 +255,7 @@ CheckedCall check_call(const std::string& name, const py::object& variant, int t
   std::map<std::string, fd_tensor> tensors;
   uint8_t* at = args.data();
   size_t used = 0;
-  int64_t compute = FD_F32, type = -1;
+  int64_t compute = FD_F32, type = -1, rows = 0;
   for (const Field& f : schema->fields) {
     const bool given = arguments.contains(f.name.c_str()) && !arguments[f.name.c_str()].is_none();
     used += arguments.contains(f.name.c_str());
@@ -253,6 +270,7 @@ CheckedCall check_call(const std::string& name, const py::object& variant, int t
         const int64_t x = scalar_of<int64_t>(name, f, arguments[f.name.c_str()]);
         if (f.name == "compute") compute = x;
         if (f.name == "type") type = x;
+        if (f.name == "rows") rows = x;
         if (f.name == "vocab") check_vocab(name, sizes, x);
         std::memcpy(at, &x, 8);
       }
@@ -317,6 +335,7 @@ CheckedCall check_call(const std::string& name, const py::object& variant, int t
   if (name == "embedding_backward" && tensors.count("dwpe") && !tensors.count("positions"))
     throw py::value_error("embedding_backward: dwpe needs positions");
   check_indices(name, tensors, sizes);
+  if (name == "bigram_ids") check_bigrams(tensors, sizes, rows);
 
   const std::string wanted = variant.is_none() ? "" : variant.cast<std::string>();
   const fd_variant* chosen = find_variant(device, name.c_str(), variant.is_none() ? nullptr : wanted.c_str());

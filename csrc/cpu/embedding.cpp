@@ -3,6 +3,8 @@
 // Memory: forward reads one row (two with wpe) and writes one: 8 to 12 bytes an element, nothing else matters.
 // Backward is a scatter where rows collide. Threads own columns, not tokens: every thread walks n = 0..N-1 in order,
 // so a row's sum has one order whatever the number of threads, and no atomics.
+// bigram_ids: 8 bytes a token; not worth a second thread.
+#include "../core/bigram.h"
 #include "stream.h"
 #include "tier.h"
 
@@ -47,9 +49,34 @@ void backward(fd_context* ctx, const void* p) {
   });
 }
 
+// A row of a two-dimensional tensor of ids.
+int32_t* ids_row(const fd_tensor& t, int64_t r) { return static_cast<int32_t*>(t.data) + r * t.stride[0]; }
+
+void bigram_ids(fd_context*, const void* p) {
+  const auto& a = *static_cast<const fd_bigram_ids_args*>(p);
+  const int64_t N = a.tokens.shape[0], S = a.cu_seqlens.shape[0] - 1;
+  const int32_t *tokens = i32(a.tokens), *cu = i32(a.cu_seqlens);
+  int32_t* out = ids_row(a.pairs, 0);
+  for (int64_t s = 0; s < S; ++s) {
+    const int64_t past = a.seen.data == nullptr ? 0 : i32(a.past_lens)[s];
+    const auto seen = [&](int64_t position) -> int32_t& {
+      return ids_row(a.seen, ids_row(a.block_table, s)[position / FD_KV_BLOCK])[position % FD_KV_BLOCK];
+    };
+    int32_t before = past > 0 ? seen(past - 1) : -1;
+    if (const int32_t* prefix = a.prefixes.data == nullptr ? nullptr : ids_row(a.prefixes, s); prefix && prefix[1] > 0)
+      before = tokens[cu[prefix[0]] + prefix[1] - 1];
+    for (int64_t n = cu[s]; n < cu[s + 1]; before = tokens[n++]) {
+      out[n] = bigram_row(before, tokens[n], a.rows);
+      if (a.seen.data != nullptr) seen(past + n - cu[s]) = tokens[n];
+    }
+  }
+  for (int64_t n = S < 1 ? 0 : cu[S]; n < N; ++n) out[n] = 0;
+}
+
 }  // namespace
 
-FD_VARIANT_LIST(embedding, {"embedding_forward", "naive", 0, forward, nullptr},
+FD_VARIANT_LIST(embedding, {"bigram_ids", "naive", 0, bigram_ids, nullptr},
+                {"embedding_forward", "naive", 0, forward, nullptr},
                 {"embedding_backward", "naive", 0, backward, nullptr})
 
 }  // namespace FREEDIVE_TIER_NAMESPACE

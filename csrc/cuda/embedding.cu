@@ -9,7 +9,11 @@
 // one id each, in order, with the sum in registers: the same chain and bits as naive. Reads C floats a token, and reads and
 // writes C for every different id, where naive moves 3 C for each token; and as many blocks as there are ids. What stays serial
 // is the commonest id: its rows are added one after another, loads running eight ahead.
+//
+// bigram_ids: a thread to a token; 12 bytes each and a search for its sequence.
+#include "../core/bigram.h"
 #include "launch.cuh"
+#include "sequences.cuh"
 #include "sort.cuh"
 #include "vector.cuh"
 
@@ -108,9 +112,37 @@ void backward_sorted(fd_context* ctx, const void* arguments) {
   if (a.dwpe.data != nullptr) add_rows(ctx, a.dwpe, a.dout, a.positions);
 }
 
+// ---- pairs -----------------------------------------------------------------------------------------------------------------
+__global__ void bigram_kernel(fd_bigram_ids_args a) {
+  const int64_t n = global_thread();
+  if (n >= a.tokens.shape[0]) return;
+  const auto *tokens = flat<int32_t>(a.tokens), *cu = flat<int32_t>(a.cu_seqlens);
+  const int64_t s = sequence_of(a.cu_seqlens, n);
+  if (s < 0) return void(flat<int32_t>(a.pairs)[n] = 0);
+  const int64_t position = n - cu[s] + (a.seen.data != nullptr ? flat<int32_t>(a.past_lens)[s] : 0);
+  const auto seen = [&](int64_t p) -> int32_t& {
+    return row<int32_t>(a.seen, row<int32_t>(a.block_table, s)[p / FD_KV_BLOCK])[p % FD_KV_BLOCK];
+  };
+  int32_t before = -1;
+  if (n > cu[s])
+    before = tokens[n - 1];
+  else if (a.prefixes.data != nullptr && row<int32_t>(a.prefixes, s)[1] > 0)
+    before = tokens[cu[row<int32_t>(a.prefixes, s)[0]] + row<int32_t>(a.prefixes, s)[1] - 1];
+  else if (position > 0)
+    before = seen(position - 1);
+  flat<int32_t>(a.pairs)[n] = bigram_row(before, tokens[n], a.rows);
+  if (a.seen.data != nullptr) seen(position) = tokens[n];
+}
+
+void bigram_ids(fd_context* ctx, const void* arguments) {
+  const auto& a = *static_cast<const fd_bigram_ids_args*>(arguments);
+  launch_threads(ctx, "bigram_ids", a.tokens.shape[0], bigram_kernel, a);
+}
+
 }  // namespace
 
-FD_VARIANT_LIST(embedding, {"embedding_forward", "naive", 0, forward, nullptr},
+FD_VARIANT_LIST(embedding, {"bigram_ids", "naive", 0, bigram_ids, nullptr},
+                {"embedding_forward", "naive", 0, forward, nullptr},
                 {"embedding_forward", "vector", 1, forward_vector, nullptr},
                 {"embedding_backward", "naive", 0, backward, nullptr},
                 {"embedding_backward", "sorted", 1, backward_sorted, sorted_workspace})

@@ -1,6 +1,6 @@
 // The decoder, forward and backward, one line of maths per call.
 //
-//   x = wte[tokens] (+ wpe[positions])
+//   x = wte[tokens] (+ wpe[positions], or + bigrams[row of the token and the one before it])
 //   per layer:  x2 = x  + W_o attention(rope(norm_q(W_q n)), rope(norm_k(W_k n)), W_v n),   n = norm1(x)
 //               x  = x2 + W_down act(W_up m),                                               m = norm2(x2)
 //   head:       logprobs, entropy, lse of W_head norm(x)
@@ -333,17 +333,39 @@ void Decoder::trunk_forward(const BatchView& b, bool keep, const Cached* cached,
   trunk(keep, cached, trace);
 }
 
+// Each token and the one before it: which row of their table.
+void Decoder::find_bigrams(const Cached* cached) {
+  fd_bigram_ids_args a{view(bigrams_, n_), view(tokens_, n_), view(cu_seqlens_, s_ + 1), absent(), absent(), absent(), absent(),
+                       config_.bigram_rows};
+  if (has_prefixes_) a.prefixes = view(prefixes_, s_, 2);
+  if (cached) {
+    const KVCache& c = *cached->cache;
+    a.seen = view(reinterpret_cast<int32_t*>(c.seen.bytes()), c.blocks, FD_KV_BLOCK);
+    a.past_lens = view(cached->past_lens, s_), a.block_table = view(cached->block_table, s_, cached->blocks_per_seq);
+  }
+  ops_.bigram_ids(&ctx_, &a);
+}
+
+// What is added to the embedding, of parameters or gradients, and by which ids: learned positions or pairs of tokens, if any.
+std::pair<fd_tensor, const int32_t*> Decoder::second_table(float* base) const {
+  const int64_t C = config_.d_model;
+  if (config_.bigram_rows > 0) return {view(base + embed_bigrams_, config_.bigram_rows, C), bigrams_};
+  if (config_.learned_positions) return {view(base + embed_positions_, config_.max_positions, C), positions_};
+  return {absent(), positions_};
+}
+
 // Of the batch that was accepted.
 void Decoder::trunk(bool keep, const Cached* cached, const Trace* trace) {
   const int64_t C = config_.d_model, last = config_.n_layer - 1;
-  const fd_tensor table = config_.learned_positions ? view(param(embed_positions_), config_.max_positions, C) : absent();
+  if (config_.bigram_rows > 0) find_bigrams(cached);
+  const auto [table, ids] = second_table(params_.floats());
   if (const auto* parts = packed_rows(embed_, config_.vocab_size)) {
     fd_quantized_embedding_args e{
-        view(act_[0].x, n_, C), view(tokens_, n_),  view(positions_, n_), packed_view(parts->front()), table,
+        view(act_[0].x, n_, C), view(tokens_, n_),  view(ids, n_), packed_view(parts->front()), table,
         config_.vocab_size,     parts->front().type};
     ops_.quantized_embedding(&ctx_, &e);
   } else {
-    fd_embedding_forward_args e{view(act_[0].x, n_, C), view(tokens_, n_), view(positions_, n_),
+    fd_embedding_forward_args e{view(act_[0].x, n_, C), view(tokens_, n_), view(ids, n_),
                                 view(param(embed_), config_.vocab_size, C), table};
     ops_.embedding_forward(&ctx_, &e);
   }
@@ -378,9 +400,8 @@ void Decoder::trunk_backward(const float* dhidden) {
   kept_ = false;
   if (frozen()) return;
   float* g = grads_.floats();
-  fd_embedding_backward_args e{view(g + embed_, config_.vocab_size, C),
-                               config_.learned_positions ? view(g + embed_positions_, config_.max_positions, C) : absent(),
-                               view(dx_, n_, C), view(tokens_, n_), view(positions_, n_)};
+  const auto [table, ids] = second_table(g);
+  fd_embedding_backward_args e{view(g + embed_, config_.vocab_size, C), table, view(dx_, n_, C), view(tokens_, n_), view(ids, n_)};
   ops_.embedding_backward(&ctx_, &e);
 }
 

@@ -74,6 +74,7 @@ struct KVCache {
   int32_t dtype = FD_F32;
   Buffer keys, values;              // all layers, each as in ops.h
   Buffer key_scales, value_scales;  // of int8
+  Buffer seen;                      // ids, of a model with a table of pairs
 };
 
 // Trained parameters and, where there are some, the optimizer's two moments as they were at one time, of the same number of
@@ -277,6 +278,8 @@ class Decoder {
   void mlp_backward(int64_t layer, Activations& a);
   void compute_again(int64_t layer);
   void trunk_forward(const BatchView& b, bool keep, const Cached* cached, const Trace* trace = nullptr);
+  void find_bigrams(const Cached* cached);
+  std::pair<fd_tensor, const int32_t*> second_table(float* base) const;
   void trunk(bool keep, const Cached* cached, const Trace* trace = nullptr);
   void sample(const float* hidden, int64_t n_rows, const Sampling& p, int32_t* tokens, float* logprobs);
   // Decoding between two visits of the host: by sequence what is in the cache and how many tokens may come yet; by row how to
@@ -380,7 +383,7 @@ class Decoder {
   size_t packed_used_ = 0;
   std::map<int64_t, std::vector<PackedRows>> packed_rows_;  // by offset of the weight; the same for all of them or none
   std::vector<Layer> layers_;
-  int64_t embed_, embed_positions_, final_norm_, final_norm_bias_, head_;
+  int64_t embed_, embed_positions_, embed_bigrams_, final_norm_, final_norm_bias_, head_;
   Buffer vocab_mask_;  // empty: every id is allowed
 
   std::vector<Lent> lent_;  // to be copied back
@@ -414,6 +417,8 @@ class Decoder {
   float *x_last_, *final_, *final_stat_, *final_mean_, *final_lse_, *final_entropy_;
   float *dx_, *dnorm_, *dqkv_, *dqk_, *dattention_, *dup_, *dact_, *sampled_hidden_;
   int32_t *tokens_, *targets_, *positions_, *cu_seqlens_;
+  int32_t *bigrams_, *prefixes_;  // of a model with a table of pairs: rows of it; the batch's prefixes, which it has or not
+  bool has_prefixes_ = false;
   float* scalars_;  // temperature, norm, a matrix's norm, Muon's hyper[5], AdamW's hyper[8]
   Buffer muon_;     // scratch of its step, taken at the first
   std::vector<Piece> pieces_;  // of the batch at work; none: nothing is shared

@@ -11,7 +11,8 @@ static int64_t value_words(const DecoderConfig& c, int64_t P) { return c.n_kv_he
 
 size_t Decoder::cache_block_bytes(int32_t dtype) const {
   const int64_t P = fd_numbers_per_word(dtype), scales = dtype == FD_I8 ? 2 * config_.n_kv_head * FD_KV_BLOCK : 0;
-  return static_cast<size_t>(config_.n_layer) * (key_words(config_, P) + value_words(config_, P) + scales) * sizeof(float);
+  const int64_t seen = config_.bigram_rows > 0 ? FD_KV_BLOCK : 0;
+  return static_cast<size_t>(config_.n_layer * (key_words(config_, P) + value_words(config_, P) + scales) + seen) * sizeof(float);
 }
 
 KVCache Decoder::new_cache(int64_t blocks, int32_t dtype) const {
@@ -26,19 +27,22 @@ KVCache Decoder::new_cache(int64_t blocks, int32_t dtype) const {
     c.key_scales = buffer(words * config_.n_kv_head * FD_KV_BLOCK);
     c.value_scales = buffer(words * config_.n_kv_head * FD_KV_BLOCK);
   }
+  if (config_.bigram_rows > 0) c.seen = buffer(blocks * FD_KV_BLOCK * sizeof(int32_t));
   return c;
 }
 
 void Decoder::copy_block(KVCache& c, int64_t from, int64_t to) {
   const int64_t P = fd_numbers_per_word(c.dtype), scales = config_.n_kv_head * FD_KV_BLOCK;
-  auto copy = [&](Buffer& b, int64_t words) {
-    for (int64_t layer = 0; layer < config_.n_layer; ++layer) {
+  auto copy = [&](Buffer& b, int64_t words, int64_t layers) {
+    for (int64_t layer = 0; layer < layers; ++layer) {
       float* at = b.floats() + layer * c.blocks * words;
       move(at + to * words, at + from * words, words * sizeof(float));
     }
   };
-  copy(c.keys, key_words(config_, P)), copy(c.values, value_words(config_, P));
-  if (c.dtype == FD_I8) copy(c.key_scales, scales), copy(c.value_scales, scales);
+  const int64_t L = config_.n_layer;
+  copy(c.keys, key_words(config_, P), L), copy(c.values, value_words(config_, P), L);
+  if (c.dtype == FD_I8) copy(c.key_scales, scales, L), copy(c.value_scales, scales, L);
+  if (config_.bigram_rows > 0) copy(c.seen, FD_KV_BLOCK, 1);
   settle();
 }
 

@@ -120,7 +120,7 @@ size_t workspace_bytes(const DecoderConfig& c, const fd_device_table* device, in
   float* f = nullptr;
   int32_t* i32 = nullptr;
   const int64_t C = c.d_model, H = c.n_head, G = c.n_kv_head, D = c.head_dim, V = c.vocab_size;
-  fd_embedding_backward_args eb{view(f, c.vocab_size, C), view(f, c.max_positions, C), view(f, N, C), view(i32, N), view(i32, N)};
+  fd_embedding_backward_args eb{view(f, c.vocab_size, C), view(f, std::max(c.max_positions, c.bigram_rows), C), view(f, N, C), view(i32, N), view(i32, N)};
   ask("embedding_backward", &eb);
   fd_rmsnorm_forward_args rf{view(f, N, H, D), view(f, N, H), view(f, N, H, D), view(f, D), 0};
   ask("rmsnorm_forward", &rf);
@@ -218,6 +218,7 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
   auto at = [&](const std::string& name) { return table_.offset(name); };
   embed_ = at("embed_tokens.weight");
   embed_positions_ = at("embed_positions.weight");
+  embed_bigrams_ = at("embed_bigrams.weight");
   final_norm_ = at("final_norm.weight");
   final_norm_bias_ = at("final_norm.bias");
   head_ = config.tie_embeddings ? embed_ : at("lm_head.weight");
@@ -291,7 +292,7 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
       {&sin_, angles},
       {&activations_, count.used * sizeof(float)},
       {&gradients_of_activations_, count_gradients.used * sizeof(float)},
-      {&batch_, (max_tokens * (2 + max_targets) + max_seqs + 1) * sizeof(int32_t)},
+      {&batch_, (max_tokens * (2 + max_targets) + max_seqs + 1 + (config.bigram_rows > 0 ? max_tokens + 2 * max_seqs : 0)) * sizeof(int32_t)},
       {&running_, running_bytes(std::min(max_tokens, max_seqs))},
       {&workspace_, workspace_bytes(config, device, threads, max_tokens, max_seqs, max_targets, trainable, frozen())}};
   size_t all = 0;
@@ -310,6 +311,7 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
   positions_ = tokens_ + max_tokens;
   targets_ = positions_ + max_tokens;
   cu_seqlens_ = targets_ + max_tokens * max_targets;
+  bigrams_ = cu_seqlens_ + max_seqs + 1, prefixes_ = bigrams_ + max_tokens;  // of a model that has such a table
 
   static_cast<fd_context&>(ctx_) = fd_context{pool_.get(), nullptr, workspace_.bytes(), workspace_.size(), threads};
   fill_ops(device, &ops_);

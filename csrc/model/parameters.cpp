@@ -17,6 +17,7 @@ ParameterTable::ParameterTable(const DecoderConfig& c) {
 
   add("embed_tokens.weight", {c.vocab_size, C});
   if (c.learned_positions) align(), add("embed_positions.weight", {c.max_positions, C});
+  if (c.bigram_rows > 0) align(), add("embed_bigrams.weight", {c.bigram_rows, C});
   for (int64_t i = 0; i < c.n_layer; ++i) {
     const std::string p = "layers." + std::to_string(i) + ".";
     align();

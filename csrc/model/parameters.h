@@ -9,6 +9,7 @@ namespace freedive {
 
 struct DecoderConfig {
   int64_t vocab_size = 0, n_layer = 0, n_head = 0, n_kv_head = 0, d_model = 0, head_dim = 0, d_ff = 0, max_positions = 0;
+  int64_t bigram_rows = 0;  // of a table of pairs of tokens beside the embedding; 0: there is none
   bool layernorm = false;  // else RMSNorm
   double norm_eps = 1e-6;
   bool learned_positions = false;  // else rotary

@@ -214,6 +214,8 @@ void Decoder::accept(const BatchView& b, bool padded) {
   std::copy(b.cu_seqlens, b.cu_seqlens + b.n_seqs + 1, cu_seqlens.begin());
   put(cu_seqlens_, cu_seqlens.data(), cu_seqlens.size() * sizeof(int32_t));
   if (b.targets) put(targets_, b.targets, used * k_, bytes * k_, 0xFF);  // -1
+  has_prefixes_ = b.prefixes != nullptr;
+  if (has_prefixes_ && config_.bigram_rows > 0) put(prefixes_, b.prefixes, 2 * b.n_seqs * sizeof(int32_t), 2 * s_ * sizeof(int32_t));
   plan_shared(b, copies);
 }
 

@@ -118,6 +118,15 @@ def zeros_like_rows(x: Array) -> Array:
 # ---- embedding ---------------------------------------------------------------------------------------------------
 
 
+def bigram_ids(tokens: Array, cu_seqlens: Array, rows: int, prefixes: Array | None = None, seen: Array | None = None, past_lens: Array | None = None,
+               block_table: Array | None = None, **how: Any) -> Array:  # fmt: skip
+    """Which of `rows` rows of a table of pairs each token and the one before it have, see ops.h. tokens [N] -> int32 [N]; seen int32 [B,32] is updated in place"""
+    out = np.full(len(tokens), -1, np.int32)
+    cache: dict[str, Any] = {"seen": seen, "past_lens": past_lens, "block_table": block_table}
+    call("bigram_ids", pairs=out, tokens=tokens, cu_seqlens=cu_seqlens, prefixes=prefixes, rows=rows, **cache, **how)
+    return out
+
+
 def embedding_forward(tokens: Array, wte: Array, positions: Array | None = None, wpe: Array | None = None, **how: Any) -> Array:
     """out[n] = wte[tokens[n]] (+ wpe[positions[n]]). tokens, positions [N], wte [V,C], wpe [T,C] -> [N,C]"""
     out = poisoned(len(tokens), wte.shape[1])

@@ -15,6 +15,8 @@ CONFIG = DecoderConfig(TOKENIZER.vocab_size, 2, 4, 2, 32, 8, 48, 160)
 GPT2 = DecoderConfig(TOKENIZER.vocab_size, 2, 3, 3, 24, 8, 40, 160, norm="layernorm", norm_eps=1e-5, position="learned", mlp="gelu_tanh",
                      attention_bias=True, attention_out_bias=True, mlp_bias=True, qk_norm=False)  # fmt: skip
 
+BIGRAMS = DecoderConfig(TOKENIZER.vocab_size, 2, 4, 2, 32, 8, 48, 160, bigram_rows=701)
+
 
 def make_model(config: DecoderConfig = CONFIG, **arguments: Any) -> Model:
     model = Model(config, **({"max_tokens": 512, "max_seqs": 16, "threads": 2, "trainable": False} | arguments))

@@ -9,7 +9,7 @@ import threading
 
 import numpy as np
 import pytest
-from engine_cases import CONFIG, GPT2, TOKENIZER, make_engine, make_model, make_prompts, same
+from engine_cases import BIGRAMS, CONFIG, GPT2, TOKENIZER, make_engine, make_model, make_prompts, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -91,7 +91,7 @@ def test_keys_and_values_as_they_are_kept():
 
 
 @pytest.mark.parametrize("kept", CACHES)
-@pytest.mark.parametrize("config", [CONFIG, GPT2], ids=["qwen3", "gpt2"])
+@pytest.mark.parametrize("config", [CONFIG, GPT2, BIGRAMS], ids=["qwen3", "gpt2", "bigrams"])
 def test_a_cache_too_small_for_all_sends_some_back_and_changes_nothing(config, kept):
     prompts = make_prompts((70, 33, 64, 90, 5, 31, 100, 12))
     wanted = Engine(make_model(config), TOKENIZER, kv_cache_dtype=kept).generate(prompts, max_new_tokens=50, temperature=0.9)
@@ -127,16 +127,16 @@ def test_changed_weights_are_never_read_from_the_cache():
     assert same(out, Engine(model, TOKENIZER).generate(prompts, max_new_tokens=10))
 
 
-@pytest.mark.parametrize("kept", CACHES)
+@pytest.mark.parametrize("config,kept", [*((CONFIG, kept) for kept in CACHES), (BIGRAMS, "float32")], ids=[*CACHES, "bigrams"])
 @pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0])
-def test_guessing_ahead_changes_nothing_but_the_number_of_calls(temperature, kept):
+def test_guessing_ahead_changes_nothing_but_the_number_of_calls(temperature, config, kept):
     loop = make_prompts((5,))[0] * 12
     prompts = [loop, *make_prompts((40, 3)), loop[7:]]
-    wanted = Engine(make_model(), TOKENIZER, kv_cache_dtype=kept).generate(prompts, max_new_tokens=60, temperature=temperature, stop_ids=(3, 9))
-    engine = Engine(make_model(), TOKENIZER, kv_cache_dtype=kept)
+    wanted = Engine(make_model(config), TOKENIZER, kv_cache_dtype=kept).generate(prompts, max_new_tokens=60, temperature=temperature, stop_ids=(3, 9))
+    engine = Engine(make_model(config), TOKENIZER, kv_cache_dtype=kept)
     assert same(engine.generate(prompts, max_new_tokens=60, temperature=temperature, stop_ids=(3, 9), speculate=5), wanted)
     assert engine.stats.drafted_tokens >= engine.stats.accepted_tokens
-    if temperature == 0.0:  # this model repeats itself
+    if temperature == 0.0 and config is CONFIG:  # this model repeats itself
         assert engine.stats.accepted_tokens > 20
 
 

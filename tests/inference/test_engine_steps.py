@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_cases import CONFIG, GPT2, TOKENIZER, make_model, make_prompts, same
+from engine_cases import BIGRAMS, CONFIG, GPT2, TOKENIZER, make_model, make_prompts, same
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -28,7 +28,8 @@ def engine(steps: int, device: str = "cpu", config: DecoderConfig = CONFIG, mode
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("config,model,cache", [(CONFIG, {}, "auto"), (CONFIG, {"dtype": "bfloat16"}, "auto"), (GPT2, {}, "int8")], ids=["llama", "bf16", "gpt2-int8"])
+@pytest.mark.parametrize("config,model,cache", [(CONFIG, {}, "auto"), (CONFIG, {"dtype": "bfloat16"}, "auto"), (GPT2, {}, "int8"), (BIGRAMS, {}, "auto")],
+                         ids=["llama", "bf16", "gpt2-int8", "bigrams"])  # fmt: skip
 def test_steps_change_nothing(device: str, config: DecoderConfig, model: dict, cache: str):
     """More prompts than rows, ends in the midst of a visit: by a stop id, by max_new_tokens, by the context; greedy and drawn"""
     one, many = engine(1, device, config, model, kv_cache_dtype=cache), engine(5, device, config, model, kv_cache_dtype=cache)

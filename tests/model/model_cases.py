@@ -23,6 +23,7 @@ CONFIGS: dict[str, DecoderConfig] = {
     "odd": DecoderConfig(37, 2, 5, 1, 21, 6, 29, 77),
     "swiglu_biases": DecoderConfig(33, 1, 3, 3, 18, 10, 19, 40, attention_bias=True, attention_out_bias=True, mlp_bias=True, tie_embeddings=False),
     "learned_qk_norm": DecoderConfig(41, 2, 4, 4, 20, 5, 23, 40, position="learned", mlp="gelu_tanh"),  # odd head_dim, nothing rotates
+    "bigrams": DecoderConfig(43, 2, 4, 2, 32, 8, 48, 64, bigram_rows=211),
 }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ class Case:
     def arguments(self, device: str = "cpu") -> dict[str, Any]:
         """Fresh copies of the inputs, and outputs nobody has written: NaN. Weights are packed as the device packs them"""
         outputs = {key: np.full(value.shape, np.nan, np.float32) for key, value in self.expected.items() if key not in self.inputs}
-        outputs |= {key: np.full(outputs[key].shape, -7, np.int32) for key in ("tokens", "out_tokens") if key in outputs}
+        outputs |= {key: np.full(outputs[key].shape, -7, np.int32) for key in ("tokens", "out_tokens", "pairs") if key in outputs}
         copies = {key: value.copy() if isinstance(value, np.ndarray) else value for key, value in self.inputs.items()}
         if device != "cpu" and copies.get("packed") is not None:
             copies["packed"] = ops.matmul_pack(copies["weight"], compute=copies.get("compute"), device=device)

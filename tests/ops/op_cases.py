@@ -386,6 +386,22 @@ def head_sample(r):
             yield Case(f"{S}x{C}x{V}{'+mask' * masked} {compute}", x, {"tokens": logp.argmax(1), "logprobs": logp.max(1)})
 
 
+@cases("bigram_ids")
+def bigram_ids(r):
+    """Without and with shared beginnings, with a cache; empty sequences, an unused tail, more tokens than threads of a block"""
+    for lengths, rows, tail in (((1,), 2, 0), ((3, 0, 5), 1000, 2), ((300, 1, 280), 2**31 - 1, 0), ((0,), 7, 3)):
+        cu = lengths_to_cu(lengths)
+        x = {"tokens": ids(r, 50_000, sum(lengths) + tail), "cu_seqlens": cu, "rows": rows}
+        yield Case(f"{lengths} of {rows}", x, {"pairs": reference.bigram_ids(**x)[0]})
+    x = {"tokens": ids(r, 9, 14), "cu_seqlens": lengths_to_cu((6, 3, 4)), "rows": 50, "prefixes": np.array([[0, 0], [0, 6], [0, 2]], np.int32)}
+    yield Case("prefixes", x, {"pairs": reference.bigram_ids(**x)[0]})
+    for past, new in (((0, 31, 32, 40), (33, 1, 2, 1)), ((0, 5), (1, 0))):
+        table = r.permutation(len(past) * 3 + 1)[: len(past) * 3].reshape(len(past), 3).astype(np.int32)
+        x = {"tokens": ids(r, 9, sum(new) + 1), "cu_seqlens": lengths_to_cu(new), "rows": 50, "seen": ids(r, 9, len(past) * 3 + 1, 32)}
+        x |= {"past_lens": np.array(past, np.int32), "block_table": table}
+        yield Case(f"cache {past}", x, dict(zip(("pairs", "seen"), reference.bigram_ids(**x))))
+
+
 @cases("decode_advance")
 def decode_advance(r):
     """Sequences that have stopped before, stop now by an id or by their limit, and go on; more of them than threads of a block; an unused tail"""

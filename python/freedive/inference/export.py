@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from freedive.model import Weights, open_weights, read_adapter
-from freedive.model.config import family, to_hf
+from freedive.model.config import check_exportable, family, to_hf
 from freedive.model.gguf_write import FILE_TYPES, gguf_metadata, gguf_tensors, write_gguf
 from freedive.model.pretrained import to_hf_tensors
 from freedive.model.weights import parameter_shapes
@@ -56,6 +56,7 @@ def run(c: ExportConfig) -> Path:
     tok, weights = load_tokenizer(base, adapter), open_weights(base)
     if adapter is not None:
         weights = read_adapter(adapter, weights.config).merged(weights)
+    check_exportable(weights.config)
     family(weights.config)  # refuses what nobody else computes
     if c.to == "gguf":
         rows = tok.vocab_size

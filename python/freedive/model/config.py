@@ -38,6 +38,7 @@ class DecoderConfig:
     mlp_bias: bool = False
     qk_norm: bool = True
     tie_embeddings: bool = True
+    bigram_rows: int = 0  # of a table of pairs of tokens that is added to the embedding (a hash: pairs may share a row); 0: none
 
     def __post_init__(self) -> None:
         def need(ok: bool, what: str, hint: str = "") -> None:
@@ -52,11 +53,13 @@ class DecoderConfig:
         need(self.position in ("rope", "learned"), f"position is {self.position!r}, allowed: rope, learned")
         need(self.mlp in ("swiglu", "gelu_tanh"), f"mlp is {self.mlp!r}, allowed: swiglu, gelu_tanh")
         need(self.norm == "rmsnorm" or not self.qk_norm, "qk_norm needs norm = rmsnorm")
+        need(self.bigram_rows == 0 or 2 <= self.bigram_rows < 2**31, f"bigram_rows is {self.bigram_rows}, it must be at least 2, or 0 for none")
+        need(self.bigram_rows == 0 or self.position == "rope", "bigram_rows needs position = rope")
 
     def core_dict(self) -> dict[str, Any]:
         """The form the compiled core takes."""
         names = ("vocab_size n_layer n_head n_kv_head d_model head_dim d_ff max_positions norm_eps attention_bias attention_out_bias "
-                 "mlp_bias qk_norm tie_embeddings").split()  # fmt: skip
+                 "mlp_bias qk_norm tie_embeddings bigram_rows").split()  # fmt: skip
         d = {name: getattr(self, name) for name in names}
         return d | {"layernorm": self.norm == "layernorm", "learned_positions": self.position == "learned", "gelu": self.mlp == "gelu_tanh"}
 
@@ -151,7 +154,7 @@ def from_depth(depth: int, vocab_size: int, max_positions: int = 1024) -> Decode
 
 
 def family(c: DecoderConfig) -> str:
-    """Which transformers architecture computes exactly this configuration: "gpt2", "qwen3", "qwen2" or "llama". UserError if none does."""
+    """Which transformers architecture computes exactly this configuration, but for bigram_rows: "gpt2", "qwen3", "qwen2" or "llama". UserError if none does."""
     if c.norm == "layernorm" and c.position == "learned" and c.mlp == "gelu_tanh" and c.attention_bias and c.attention_out_bias and c.mlp_bias:
         if c.n_head == c.n_kv_head and c.n_head * c.head_dim == c.d_model and not c.qk_norm:
             return "gpt2"
@@ -165,11 +168,24 @@ def family(c: DecoderConfig) -> str:
     raise UserError("this configuration has no Hugging Face equivalent", hint=f"use a preset ({', '.join(PRESETS)}) or --depth to export")
 
 
+def check_exportable(c: DecoderConfig) -> None:
+    """UserError for a model that no other program runs."""
+    if c.bigram_rows:
+        raise UserError("this model has a table of pairs of tokens, which is freedive's own: no other program runs it",
+                        hint="train one without --bigram-rows to export it")  # fmt: skip
+
+
 _CLASSES = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
 
 
 def to_hf(c: DecoderConfig, vocab_size: int | None = None, special: dict[str, Any] | None = None) -> dict[str, Any]:
-    """config.json of the transformers class named by `family`. `special` may give bos_token_id and eos_token_id."""
+    """config.json of the transformers class named by `family`. `special` may give bos_token_id and eos_token_id.
+
+    A model with bigram_rows gets the model_type "freedive", which transformers does not know and so refuses.
+    """
+    if c.bigram_rows:
+        ours = {"family": family(c), "bigram_rows": c.bigram_rows}
+        return to_hf(c.replace(bigram_rows=0), vocab_size, special) | {"architectures": ["FreediveForCausalLM"], "model_type": "freedive", "freedive": ours}
     kind = family(c)
     vocab = vocab_size or c.vocab_size
     ids: dict[str, Any] = dict(special or {})
@@ -207,6 +223,11 @@ def from_hf(d: dict[str, Any]) -> DecoderConfig:
     if not isinstance(d, dict):
         raise UserError("config.json is not a JSON object")
     kind = d.get("model_type")
+    if kind == "freedive":
+        ours = d.get("freedive")
+        if not isinstance(ours, dict) or ours.get("family") not in _CLASSES or type(ours.get("bigram_rows")) is not int:
+            raise UserError("config.json of model_type 'freedive' lacks its family or bigram_rows")
+        return from_hf(d | {"model_type": ours["family"]}).replace(bigram_rows=ours["bigram_rows"])
     _refuse_other_maths(kind, d)
     try:
         if kind == "gpt2":

@@ -275,7 +275,7 @@ class Model:
         self._core.touch()
 
     def init(self, seed: int = 0, zero_outputs: bool = False) -> Model:
-        """Normal weights of std 0.02, those that write into the residual stream divided by sqrt(2 n_layer) (GPT-2); norms 1, biases 0.
+        """Normal weights of std 0.02, those that write into the residual stream divided by sqrt(2 n_layer) (GPT-2); norms 1, biases and the table of pairs 0.
 
         zero_outputs: those that write into the residual stream are 0 and a head of its own has std 0.001, so that every block begins as
         the identity and all tokens as likely; matrices which read have std 1/sqrt(columns) then.
@@ -284,7 +284,7 @@ class Model:
         for name, view in self.parameters.items():
             if name.endswith("norm.weight"):
                 view[...] = 1.0
-            elif name.endswith(".bias"):
+            elif name.endswith(".bias") or name == "embed_bigrams.weight":
                 view[...] = 0.0
             else:
                 into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))

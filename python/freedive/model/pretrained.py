@@ -20,7 +20,7 @@ from freedive.model.model import Model
 from freedive.model.weights import Weights, parameter_shapes
 from freedive.runs import UserError, write_json_atomic
 
-_LLAMA = {"embed_tokens": "model.embed_tokens", "final_norm": "model.norm", "lm_head": "lm_head", "input_norm": "input_layernorm",
+_LLAMA = {"embed_tokens": "model.embed_tokens", "embed_bigrams": "model.embed_bigrams", "final_norm": "model.norm", "lm_head": "lm_head", "input_norm": "input_layernorm",
           "mlp_norm": "post_attention_layernorm"}  # fmt: skip
 _GPT2 = {"embed_tokens": "transformer.wte", "embed_positions": "transformer.wpe", "final_norm": "transformer.ln_f", "lm_head": "lm_head",
          "input_norm": "ln_1", "mlp_norm": "ln_2", "o_proj": "attn.c_proj", "up_proj": "mlp.c_fc", "down_proj": "mlp.c_proj"}  # fmt: skip

@@ -40,6 +40,7 @@ class PretrainConfig:
     head_dim: int | None = option(None, "override the width of a head")
     d_ff: int | None = option(None, "override the width of the MLP")
     tie_embeddings: bool | None = option(None, "share the embedding with the output head (default: the preset's)")
+    bigram_rows: int | None = option(None, "add a table of so many rows for pairs of tokens to the embedding: learns in 3/4 of the steps, but no other program runs the model")
     context: int = option(256, "tokens of a training sequence")
     max_positions: int | None = option(None, "longest sequence the model can be used with (default: 4 x context)")
     steps: int | None = option(None, "optimizer steps (default: --epochs)")
@@ -77,7 +78,7 @@ def model_config(c: PretrainConfig, vocab_size: int) -> DecoderConfig:
     """The architecture: a preset or the depth dial, then what was overridden."""
     longest = c.max_positions or 4 * c.context
     base = preset(c.preset, vocab_size=vocab_size) if c.preset else from_depth(4 if c.depth is None else c.depth, vocab_size)
-    changes = {k: getattr(c, k) for k in ("d_model", "n_head", "n_kv_head", "head_dim", "d_ff", "tie_embeddings") if getattr(c, k) is not None}
+    changes = {k: getattr(c, k) for k in ("d_model", "n_head", "n_kv_head", "head_dim", "d_ff", "tie_embeddings", "bigram_rows") if getattr(c, k) is not None}
     if c.preset is None or c.max_positions:
         changes["max_positions"] = longest
     if c.preset and c.depth is not None:
@@ -105,7 +106,7 @@ def run(c: PretrainConfig) -> Path:
     source = c.data or c.text
     assert source is not None
     if c.model is not None:
-        chosen = [n for n in ("depth", "preset", "d_model", "n_head", "n_kv_head", "head_dim", "d_ff", "tie_embeddings", "max_positions") if getattr(c, n) is not None]
+        chosen = [n for n in ("depth", "preset", "d_model", "n_head", "n_kv_head", "head_dim", "d_ff", "tie_embeddings", "bigram_rows", "max_positions") if getattr(c, n) is not None]
         if c.tokenizer != "bpe" or chosen:
             name = (chosen or ["tokenizer"])[0].replace("_", "-")
             raise UserError(f"--{name} is the model's own when --model is given", hint=f"leave --{name} out")

@@ -59,6 +59,8 @@ def parameter_shapes(config: Any) -> dict[str, tuple[int, ...]]:
 
     if config.position == "learned":
         shapes["embed_positions.weight"] = (config.max_positions, C)
+    if getattr(config, "bigram_rows", 0):
+        shapes["embed_bigrams.weight"] = (config.bigram_rows, C)
     for i in range(config.n_layer):
         layer = f"layers.{i}."
         norm(layer + "input_norm")
@@ -157,11 +159,19 @@ class Decoder:
 
     # -- the model --
 
+    def second_table(self, batch: Any) -> tuple[str | None, Array]:
+        """What is added to the embedding, and by which ids: learned positions or pairs of tokens, if any"""
+        rows = getattr(self.config, "bigram_rows", 0)
+        if rows:
+            return "embed_bigrams.weight", ops.bigram_ids(batch.tokens, batch.cu_seqlens, rows, getattr(batch, "prefixes", None))[0]
+        return "embed_positions.weight" if self.config.position == "learned" else None, batch.positions
+
     def hidden(self, batch: Any) -> tuple[Array, list[dict[str, Any]]]:
         """The residual stream after the last layer [N, C], and what each layer keeps"""
         c, p = self.config, self.p
         N, H, G, D = len(batch.tokens), c.n_head, c.n_kv_head, c.head_dim
-        x = ops.embedding_forward(batch.tokens, batch.positions, p["embed_tokens.weight"], p.get("embed_positions.weight"))
+        name, ids = self.second_table(batch)
+        x = ops.embedding_forward(batch.tokens, ids, p["embed_tokens.weight"], p[name] if name else None)
         kept: list[dict[str, Any]] = []
         for i in range(c.n_layer):
             layer = f"layers.{i}."
@@ -246,11 +256,9 @@ class Decoder:
             dnormed = dnormed + self.linear_backward(layer + "v_proj", dv.reshape(N, -1), keep["normed"], g)
             dx = dx + self.norm_backward(layer + "input_norm", dnormed, keep["input_norm"], g)
 
-        wpe = p.get("embed_positions.weight")
-        dwte, dwpe = ops.embedding_backward(
-            dx, batch.tokens, batch.positions, len(p["embed_tokens.weight"]), None if wpe is None else len(wpe)
-        )
+        name, ids = self.second_table(batch)
+        dwte, dwpe = ops.embedding_backward(dx, batch.tokens, ids, len(p["embed_tokens.weight"]), len(p[name]) if name else None)
         g["embed_tokens.weight"] += dwte
         if dwpe is not None:
-            g["embed_positions.weight"] += dwpe
+            g[name] += dwpe
         return g

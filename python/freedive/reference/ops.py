@@ -22,6 +22,36 @@ def f64(x: ArrayLike) -> Array:
 # ---- embedding -------------------------------------------------------------------------------------------------
 
 
+def bigram_row(before: int, token: int, rows: int) -> int:
+    """csrc/core/bigram.h: the row that two tokens in a row have in a table of pairs; 0 where there is none before (-1)"""
+    if before < 0:
+        return 0
+    h = ((before * 0x9E3779B1) ^ (token * 0x85EBCA77)) & 0xFFFFFFFF
+    h ^= h >> 15
+    h = h * 0x2C1B3C6D & 0xFFFFFFFF
+    h ^= h >> 12
+    return 1 + h % (rows - 1)
+
+
+def bigram_ids(tokens: Array, cu_seqlens: Array, rows: int, prefixes: Array | None = None, seen: Array | None = None, past_lens: Array | None = None,
+               block_table: Array | None = None) -> tuple[Array, Array | None]:  # fmt: skip
+    """ops.h: the row of each token and the one before it -> [N], and with a cache its ids [B, 32] with the batch's noted"""
+    out, seen = np.zeros(len(tokens), int), None if seen is None else seen.copy()
+    for s, (begin, end) in enumerate(zip(cu_seqlens[:-1], cu_seqlens[1:])):
+        past, before = 0, -1
+        if seen is not None and past_lens is not None and block_table is not None:
+            past = past_lens[s]
+            places = [(block_table[s, p // 32], p % 32) for p in range(past + end - begin)]
+            before = seen[places[past - 1]] if past else -1
+            for n in range(begin, end):
+                seen[places[past + n - begin]] = tokens[n]
+        if prefixes is not None and prefixes[s, 1]:
+            before = tokens[cu_seqlens[prefixes[s, 0]] + prefixes[s, 1] - 1]
+        for n in range(begin, end):
+            out[n] = bigram_row(int(tokens[n - 1] if n > begin else before), int(tokens[n]), rows)
+    return out, seen
+
+
 def embedding_forward(tokens: Array, positions: Array | None, wte: Array, wpe: Array | None = None) -> Array:
     """out[n] = wte[tokens[n]] (+ wpe[positions[n]])  -> [N, C]"""
     out = f64(wte)[tokens]
