@@ -259,6 +259,6 @@ class Decoder:
         name, ids = self.second_table(batch)
         dwte, dwpe = ops.embedding_backward(dx, batch.tokens, ids, len(p["embed_tokens.weight"]), len(p[name]) if name else None)
         g["embed_tokens.weight"] += dwte
-        if dwpe is not None:
+        if name is not None and dwpe is not None:
             g[name] += dwpe
         return g
