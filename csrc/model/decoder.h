@@ -11,7 +11,9 @@
 #include "../core/context.h"
 #include "../core/thread_pool.h"
 #include "../ops.h"
+#include "buffer.h"
 #include "commands.h"
+#include "later.h"
 #include "lora.h"
 #include "parameters.h"
 
@@ -32,29 +34,6 @@ struct TokenOutputs {
 struct PlanRow {
   std::string name;
   size_t bytes;
-};
-
-// Zero-filled, 64-byte aligned memory. Of a device with memory of its own: PRIVATE to the kernels, SHARED with the host
-// (parameters, gradients, moments: Python's arrays), or the HOST's, for copies (not zero). Elsewhere page-lazy memory of the
-// process.
-class Buffer {
- public:
-  enum Kind { PRIVATE, SHARED, HOST };
-  Buffer() = default;
-  explicit Buffer(size_t bytes, bool huge_pages = true, const fd_device_table* device = nullptr, Kind kind = PRIVATE);
-  Buffer(void* part, size_t bytes) : data_(part), size_(bytes), borrowed_(true) {}  // of another buffer
-  ~Buffer();
-  Buffer(Buffer&& o) noexcept;
-  Buffer& operator=(Buffer&& o) noexcept;
-  float* floats() const { return static_cast<float*>(data_); }
-  uint8_t* bytes() const { return static_cast<uint8_t*>(data_); }
-  size_t size() const { return size_; }
-
- private:
-  void* data_ = nullptr;
-  size_t size_ = 0;
-  bool borrowed_ = false;
-  void (*release_)(void*) = nullptr;  // the device's
 };
 
 // How the length of a Muon step follows from a matrix's shape [rows, columns]; see muon.cpp.
@@ -96,38 +75,6 @@ struct PackedRows {
   int64_t rows, type;  // ggml's number of the type
   uint8_t* data;
   int64_t bytes;
-};
-
-// What is to be copied to the caller's memory when it has come.
-struct Lent {
-  void* host;
-  const void* device;
-  size_t bytes, padded;  // that the caller has, and that are copied: the same for all batches of a padded size
-  const uint8_t* place;  // pinned, on the way
-};
-
-// Outputs of a call that did not wait for them: Decoder::wait gives them, or a later call that needs the pinned memory they come through. What owns
-// the memory they are copied to is derived from this.
-struct Later {
-  virtual ~Later() = default;
-  std::vector<Lent> lent;  // empty: they are there
-  int stage = 0;
-  std::string error;
-};
-
-// Of each token of a batch; see TokenOutputs.
-struct Scores : Later {
-  std::vector<float> logprobs, entropy, lse;
-};
-
-// Several steps of decoding; see Decoder::decode_steps.
-struct Visit : Later {
-  int64_t steps = 0, seqs = 0, padded = 0, blocks_per_seq = 0, n_stop_ids = 0, done = 0;
-  KVCache* cache = nullptr;
-  std::vector<int32_t> stop_ids, lengths, limits;  // lengths: the most that can be in the cache after it; limits: ever
-  std::vector<int32_t> tokens;                     // [steps, padded], -1 where a sequence had stopped before
-  std::vector<float> logprobs;
-  uint64_t turn = 0;
 };
 
 // Bytes that the best variant of an op asks for, and the most that any op of a Muon step does.
