@@ -30,7 +30,7 @@ def config_of(m: dict[str, int]) -> DecoderConfig:
 
 def new_model(r: dict[str, Any], **capacities: Any) -> Model:
     dtype = {} if r["mode"] == "float32" else {"dtype": r["mode"]}
-    return Model(config_of(r["model"]), threads=THREADS, device=r.get("device", "cpu"), **capacities, **dtype).init(0)
+    return Model(config_of(r["model"]), threads=THREADS, device=r.get("device", "cpu"), recompute=r.get("recompute", "none"), **capacities, **dtype).init(0)
 
 
 def train_step(model: Model, batch: Batch) -> float:

@@ -79,7 +79,7 @@ def compare(case: str, request: dict[str, Any], peers: dict[str, Callable[[], tu
             workers["torch"] = worker
         for dtype in DTYPES:
             workers[dtype] = ours(threads)
-            workers[dtype].ask("make", mode=dtype, **request)
+            workers[dtype].ask("make", mode=dtype, recompute=options.recompute, **request)
         turns = {name: steps_of(w, w.ask("work", n=1)["seconds"][0]) for name, w in workers.items()}
         memory: dict[str, int] = {}
         sides = {name: (lambda w=w, name=name: rate(w, turns[name], tokens, memory, name)) for name, w in workers.items()}
@@ -92,6 +92,7 @@ def compare(case: str, request: dict[str, Any], peers: dict[str, Callable[[], tu
         peak = {d: max(found[f"peak {d}"]) for d in DTYPES}  # a probe that lost its core to another program finds less than there is
         per_token = flops / tokens
         line: dict[str, Any] = {"benchmark": "train", "case": case, "peer": peer, "threads": threads, "tokens": tokens}
+        line |= {"recompute": options.recompute} if options.recompute != "none" else {}
         if "torch" in found:
             for dtype in DTYPES:
                 ratios = [mine / theirs for mine, theirs in zip(found[dtype], found["torch"], strict=True)]
@@ -190,6 +191,7 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=MODES, help="torch's modes to choose among (default: all)")
     parser.add_argument("--data", type=Path, help="conversations for the case `unequal`")
     parser.add_argument("--conversations", type=int, default=96)
+    parser.add_argument("--recompute", choices=["none", "ffn", "block"], default="none", help="of ours: computed again for the backward pass, for less memory")
     parser.add_argument("--quick", action="store_true", help="the two small cases, two rounds")
     options = parser.parse_args()
     if options.quick:

@@ -48,10 +48,10 @@ class PretrainConfig:
     max_steps: int | None = option(None, "at most this many steps, however long --epochs is")
     batch_tokens: int = option(4096, "tokens of an optimizer step")
     micro_tokens: int = option(4096, "tokens of one forward pass; less needs less memory and changes nothing but rounding")
-    lr: float | None = option(None, "peak learning rate (default: from the width; with --model a tenth of that)")
+    lr: float | None = option(None, "peak learning rate (default: from the width, of muon's other parameters 1e-2; with --model a tenth of that)")
     optimizer: str = option("adamw", "adamw; muon: Muon on the layers' matrices, AdamW on embeddings, head and vectors")
-    muon_lr: float | None = option(None, "peak learning rate of Muon's matrices (default: --lr; steps are as long as AdamW's)")
-    embedding_lr: float | None = option(None, "with muon: peak learning rate of the embeddings (default: --lr)")
+    muon_lr: float | None = option(None, "peak learning rate of Muon's matrices (default: 0.4 of --lr; steps are as long as AdamW's)")
+    embedding_lr: float | None = option(None, "with muon: peak learning rate of the embeddings (default: twice --lr)")
     head_lr: float | None = option(None, "with muon: peak learning rate of a head of its own (default: --lr)")
     zero_outputs: bool = option(False, "begin with blocks that add nothing and a head that gives all tokens alike")
     warmup: int | None = option(None, "warm-up steps (default: 2 %)")
@@ -84,6 +84,9 @@ def model_config(c: PretrainConfig, vocab_size: int) -> DecoderConfig:
     if c.preset and c.depth is not None:
         changes["n_layer"] = c.depth
     return base.replace(**changes)
+
+
+MUON_LR = 1e-2  # with it 0.4 of it for Muon's matrices and twice for embeddings: what did best at 4 layers of 128 to 256 (dev/LOG.md)
 
 
 def peak_lr(config: DecoderConfig) -> float:
@@ -141,7 +144,7 @@ def _start(c: PretrainConfig, source: Path, artefact: Artefact | None) -> None:
     steps = c.steps if c.steps is not None else max(1, round(c.epochs * documents.n_targets / c.batch_tokens))
     steps = min(steps, c.max_steps or steps)
     micro, max_seqs = min(c.micro_tokens, c.batch_tokens), 512
-    lr = c.lr or peak_lr(config) * (0.1 if c.model else 1)
+    lr = c.lr or (MUON_LR if c.optimizer == "muon" else peak_lr(config)) * (0.1 if c.model else 1)
     warmup = c.warmup if c.warmup is not None else max(1, min(200, steps // 50 + 5))
     print(f"{documents.n_targets:,} training tokens, vocabulary {tok.vocab_size:,}; model: {config.n_params():,} parameters "
           f"({config.n_layer} layers of {config.d_model}, {config.n_head} heads, {config.n_kv_head} for keys and values)")  # fmt: skip
@@ -160,8 +163,9 @@ def _start(c: PretrainConfig, source: Path, artefact: Artefact | None) -> None:
         if not np.all(tok.vocab_mask):
             model.set_vocab_mask(tok.vocab_mask)
     loader = SequenceLoader(documents, c.batch_tokens, micro, max_seqs, c.seed)
-    muon_lr = lr if c.muon_lr is None else c.muon_lr
-    settings = Settings(steps, lr, warmup, beta2=c.beta2, weight_decay=c.weight_decay, optimizer=c.optimizer, muon_lr=muon_lr, embedding_lr=c.embedding_lr, head_lr=c.head_lr,
+    muon_lr = 0.4 * lr if c.muon_lr is None else c.muon_lr
+    embedding_lr = 2 * lr if c.embedding_lr is None else c.embedding_lr
+    settings = Settings(steps, lr, warmup, beta2=c.beta2, weight_decay=c.weight_decay, optimizer=c.optimizer, muon_lr=muon_lr, embedding_lr=embedding_lr, head_lr=c.head_lr,
                         log_every=c.log_every, eval_every=c.eval_every, save_every=c.save_every)  # fmt: skip
     evaluate = (lambda step: held_out_loss(model, corpus.val, c.context, bos, corpus.val_bytes)) if corpus.val else None
     supervised_loop(artefact, model, loader, settings, "pretrain", evaluate)
