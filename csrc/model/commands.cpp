@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "../core/dispatch.h"
 
@@ -105,22 +106,27 @@ void Commands::hand_over() {
   }
 }
 
-// The graph of this list, captured if the list comes for the second time; null: there is none.
+// The graph of this list, captured if the list comes for the second time; null: there is none. Where MOST are held, one that has come
+// since this list came last is worth more than this list's would be: of more lists in turn than there are graphs MOST have theirs,
+// and nothing is captured only to be thrown away.
 void* Commands::held() {
   for (Held& h : graphs_)
     if (h.list == list_) return h.used = calls_, h.graph;
   const uint64_t hash = hash_of(list_);
-  if (std::find(seen_.begin(), seen_.end(), hash) == seen_.end()) {
-    if (seen_.size() < SEEN) seen_.push_back(0);
-    seen_[next_seen_++ % SEEN] = hash;
+  const auto seen = std::find_if(seen_.begin(), seen_.end(), [&](const Seen& s) { return s.hash == hash; });
+  if (seen == seen_.end()) {
+    if (seen_.size() < SEEN) seen_.push_back({});
+    seen_[next_seen_++ % SEEN] = {hash, calls_};
     return nullptr;
   }
+  const uint64_t before = std::exchange(seen->call, calls_);
+  auto oldest = std::min_element(graphs_.begin(), graphs_.end(), [](const Held& a, const Held& b) { return a.used < b.used; });
+  if (graphs_.size() == MOST && oldest->used > before) return nullptr;
   if (!device_->begin_graph(this)) return graphs_wanted_ = false, nullptr;
   hand_over();
   void* graph = device_->end_graph(this);
   if (graph == nullptr) return graphs_wanted_ = false, nullptr;
   if (graphs_.size() == MOST) {
-    auto oldest = std::min_element(graphs_.begin(), graphs_.end(), [](const Held& a, const Held& b) { return a.used < b.used; });
     device_->close_graph(oldest->graph);
     graphs_.erase(oldest);
   }

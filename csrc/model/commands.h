@@ -8,7 +8,7 @@
 //
 // Lists are run as they are, without a graph, where they are short, come for the first time, name memory that is given back after
 // the call (`passing`), or where the device takes none: FREEDIVE_CUDA_GRAPHS=0, FREEDIVE_CUDA_SYNC=1, or a launch that cannot be
-// captured. At most MOST graphs are held, those used last. Batches of any number of tokens come padded to sizes that come again
+// captured. At most MOST graphs are held; a list gets the place of one that has not come since the list itself did. Batches of any number of tokens come padded to sizes that come again
 // (Decoder::accept), so MOST is enough for those near a run's capacity.
 #pragma once
 #include <cstdint>
@@ -58,7 +58,10 @@ class Commands : public fd_context {
   std::vector<uint64_t> list_;  // of each command its number, then its arguments
   int commands_ = 0;
   std::vector<Held> graphs_;
-  std::vector<uint64_t> seen_;  // in turn
+  struct Seen {
+    uint64_t hash, call;  // of the list, and when it came last
+  };
+  std::vector<Seen> seen_;  // in turn
   size_t next_seen_ = 0;
   uint64_t calls_ = 0;
   int64_t launched_ = 0, plain_ = 0;

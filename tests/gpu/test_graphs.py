@@ -77,6 +77,24 @@ def without(monkeypatch: pytest.MonkeyPatch, device: str, run, **more: object) -
 
 
 @pytest.mark.parametrize("device", HERE)
+def test_more_lists_in_turn_than_graphs(device: str):
+    """Batches of 40 shapes in turn: 32 keep their graphs, and nothing is captured to be thrown away. Others that come for good take the places."""
+    model = Model(DecoderConfig(8, 1, 1, 1, 4, 4, 4, 128), max_tokens=128, max_seqs=16, threads=1, device=device).init(3)
+    shapes = [(rows, seqs) for rows in range(16, 129, 16) for seqs in (1, 2, 4, 8, 16)]
+
+    def turn(some: list[tuple[int, int]]) -> tuple[int, int]:
+        before = launched(model)
+        for rows, seqs in some:
+            sequence = np.zeros(rows // seqs, np.int32)
+            d = np.zeros(rows // seqs * seqs, np.float32)
+            model.forward_backward(Batch.pack([(sequence, sequence)] * seqs), d)
+        return launched(model)[0] - before[0], launched(model)[1] - before[1]
+
+    assert [turn(shapes) for _ in range(4)][-1] == (32, 8)
+    assert [turn(shapes[-6:]) for _ in range(5)][-1] == (6, 0)
+
+
+@pytest.mark.parametrize("device", HERE)
 @pytest.mark.parametrize("more", [{}, {"config": GPT}, {"dtype": "bfloat16"}, {"recompute": "block"}], ids=["llama", "gpt2", "bf16", "recompute"])
 def test_graphs_change_no_bit(monkeypatch: pytest.MonkeyPatch, device: str, more: dict):
     """Tokens, temperature, derivatives, learning rate: all differ from step to step, and none is an argument of a kernel"""
