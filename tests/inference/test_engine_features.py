@@ -290,6 +290,12 @@ def test_a_bad_grammar_is_an_error_of_that_request_alone(llguidance, kind, text)
     assert len(running.done.ids) == 20
 
 
+def test_what_is_wrong_with_a_regex_is_one_line(llguidance):
+    with pytest.raises(UserError) as caught:
+        make_engine().generate([[1, 2]], grammar=Grammar("regex", "[a-z"))
+    assert caught.value.message == "the regex cannot be used: unclosed character class"
+
+
 def test_the_text_fits_the_grammar_whatever_stops_were_given(llguidance):
     """The token that ends an answer is no part of it, asked for as a stop or not."""
     engine = make_engine()

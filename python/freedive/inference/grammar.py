@@ -59,10 +59,15 @@ def _compile(kind: str, text: str) -> str:
             made = matcher.grammar_from_lark(text)
         wrong = matcher.validate_grammar(made, None)
     except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"the {kind} cannot be used: {str(error)[:500]}") from None
+        raise UserError(f"the {kind} cannot be used: {_sentence(str(error))}") from None
     if wrong:
-        raise UserError(f"the {kind} cannot be used: {str(wrong)[:500]}")
+        raise UserError(f"the {kind} cannot be used: {_sentence(str(wrong))}")
     return made
+
+
+def _sentence(error: str) -> str:
+    """Of what a parser draws over several lines, what is wrong."""
+    return next((line.removeprefix("error: ") for line in error.splitlines() if line.startswith("error: ")), error)[:500]
 
 
 def _llguidance() -> Any:
@@ -108,7 +113,7 @@ class Matcher:
         self._stops = set(tok.stop_ids)
         self._matcher = library.LLMatcher(vocabulary, _compile(grammar.kind, grammar.text), log_level=0)
         if self._matcher.is_error():
-            raise UserError(f"the {grammar.kind} cannot be used: {self._matcher.get_error()[:500]}")
+            raise UserError(f"the {grammar.kind} cannot be used: {_sentence(self._matcher.get_error())}")
 
     def mask(self, vocab_size: int) -> np.ndarray:
         """uint8 [vocab_size]: ids that may come next. Every stop id of the tokenizer may where the grammar allows an end."""
