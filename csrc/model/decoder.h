@@ -11,6 +11,7 @@
 #include "../core/context.h"
 #include "../core/thread_pool.h"
 #include "../ops.h"
+#include "activations.h"
 #include "buffer.h"
 #include "commands.h"
 #include "later.h"
@@ -81,7 +82,7 @@ struct PackedRows {
 size_t workspace_of(const fd_device_table* device, const char* op, const void* args, int threads);
 size_t muon_workspace(const ParameterTable& table, const fd_device_table* device, int threads);
 
-class Decoder {
+class Decoder : Places {
  public:
   static constexpr int64_t MLP_ROWS = 1472;  // of the batch go through an MLP at once, on the CPU; see in_chunks
 
@@ -178,12 +179,6 @@ class Decoder {
   struct Layer {  // parameters of one layer, as offsets into the flat buffer (-1 = absent)
     int64_t input_norm, input_norm_bias, qkv, qkv_bias, q_norm, k_norm, o, o_bias, mlp_norm, mlp_norm_bias, up, up_bias, down,
         down_bias;
-  };
-  // Of one layer: [N, width] each. Of a model that computes in bfloat16 what only its products and its attention read again is
-  // kept as bfloat16 (kept_*, else null), and qkv, qk, attention and up are places where all layers work.
-  struct Activations {
-    float *x, *stat1, *mean1, *qkv, *qk, *qk_stat, *attention, *lse, *x2, *stat2, *mean2, *up;
-    uint16_t *kept_qkv, *kept_qk, *kept_attention, *kept_up;
   };
   struct Rows {  // of the batch
     int64_t begin, count;
@@ -356,17 +351,10 @@ class Decoder {
   Buffer arena_;          // of a device: all that the constructor plans, but what is shared with the host
 
   Buffer adapter_params_;
-  float *lora_h_ = nullptr, *lora_dh_ = nullptr, *unread_ = nullptr;
   Buffer params_, grads_, m_, v_, cos_, sin_, activations_, gradients_of_activations_, workspace_, batch_, running_;
-  std::vector<Activations> act_;
-  // Of the layer at work: outputs of its norms and of its activation, computed again for the backward pass. See operand().
-  float *norm_, *act_out_;
-  float *x_last_, *final_, *final_stat_, *final_mean_, *final_lse_, *final_entropy_;
-  float *dx_, *dnorm_, *dqkv_, *dqk_, *dattention_, *dup_, *dact_, *sampled_hidden_;
   int32_t *tokens_, *targets_, *positions_, *cu_seqlens_;
   int32_t *bigrams_, *prefixes_;  // of a model with a table of pairs: rows of it; the batch's prefixes, which it has or not
   bool has_prefixes_ = false;
-  float* scalars_;  // temperature, norm, a matrix's norm, Muon's hyper[5], AdamW's hyper[8]
   Buffer muon_;     // scratch of its step, taken at the first
   std::vector<Piece> pieces_;  // of the batch at work; none: nothing is shared
   Buffer shared_, shared_rows_;

@@ -57,6 +57,56 @@ size_t workspace_of(const fd_device_table* device, const char* op, const void* a
 
 namespace {
 
+// What besides the sizes says which places there are.
+struct Setting {
+  bool trainable, frozen;
+  int64_t widest;  // of an adapter's rows
+  Recompute recompute;
+};
+
+// Gradients first: one of their places serves the forward pass too.
+void lay_out(Places& at, Arena& a, Arena& g, const DecoderConfig& c, const Sizes& z, const Setting& s) {
+  if (s.trainable) {
+    at.dx_ = g.take(z.N * z.C), at.dnorm_ = g.take(z.N * z.C), at.dqkv_ = g.take(z.N * z.E), at.dqk_ = g.take(z.N * z.QK);
+    at.dattention_ = g.take(z.N * z.HD), at.dup_ = g.take(z.M * z.U), at.dact_ = g.take(z.M * z.F);
+  }
+  at.act_.assign(s.trainable ? c.n_layer : 1, {});
+  for (auto& l : at.act_) {
+    // What is computed again has one place for all layers, the first one's; so has, of a model that keeps bfloat16, what is kept so.
+    const bool first = &l == &at.act_[0], again = !first && s.recompute == Recompute::BLOCK,
+               up_again = !first && s.recompute != Recompute::NONE, one_place = !first && z.half;
+    if (!first) l = at.act_[0];
+    l.x = a.take(z.N * z.C);
+    if (!again) {
+      l.stat1 = a.take(z.N), l.mean1 = a.take(z.N);
+      if (!one_place) {
+        l.qkv = a.take(z.N * z.E);
+        l.qk = z.QK > 0 ? a.take(z.N * z.QK) : nullptr;
+        l.attention = a.take(z.N * z.HD);
+      }
+      if (z.half && s.trainable) {
+        l.kept_qkv = a.take_half(z.N * z.E);
+        l.kept_qk = z.QK > 0 ? a.take_half(z.N * z.QK) : nullptr;
+        l.kept_attention = a.take_half(z.N * z.HD);
+      }
+      l.qk_stat = a.take(z.QK > 0 ? z.N * z.heads : 0);
+      l.lse = a.take(z.N * c.n_head);
+      l.x2 = a.take(z.N * z.C), l.stat2 = a.take(z.N), l.mean2 = a.take(z.N);
+    }
+    if (z.half) {
+      if (first) l.up = s.trainable ? at.dup_ : a.take(z.M * z.U);  // dup_ is written after the last look at it
+      if (s.trainable && !up_again) l.kept_up = a.take_half(z.N * z.U);
+    } else if (!up_again) {
+      l.up = a.take(z.N * z.U);
+    }
+  }
+  at.norm_ = a.take((z.N * z.C + 1) / z.per_operand), at.act_out_ = a.take((z.M * z.F + 1) / z.per_operand);
+  at.lora_h_ = a.take(z.N * s.widest), at.lora_dh_ = a.take(s.trainable ? z.N * s.widest : 0);
+  at.unread_ = a.take(s.trainable && s.frozen ? 2 * std::max(z.C, c.head_dim) : 0);
+  at.x_last_ = a.take(z.N * z.C), at.final_ = a.take(z.N * z.C), at.final_stat_ = a.take(z.N), at.final_mean_ = a.take(z.N);
+  at.final_lse_ = a.take(z.N), at.final_entropy_ = a.take(z.N), at.sampled_hidden_ = a.take(z.S * z.C), at.scalars_ = a.take(16);
+}
+
 // The most workspace any op of this model asks for, at capacity.
 size_t workspace_bytes(const DecoderConfig& c, const fd_device_table* device, int threads, int64_t N, int64_t S, int64_t K,
                        bool trainable, bool frozen) {
@@ -184,51 +234,9 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
   if (frozen()) adapter_params_ = shared(trained);
 
   const Sizes z = sizes_of(config, device, max_tokens, max_seqs, trainable, frozen(), compute_);
-  const int64_t kept_layers = trainable ? config.n_layer : 1;
-  auto lay_out = [&](Arena& a) {
-    act_.assign(kept_layers, {});
-    for (auto& l : act_) {
-      // What is computed again has one place for all layers, the first one's; so has, of a model that keeps bfloat16, what is kept so.
-      const bool first = &l == &act_[0], again = !first && recompute == Recompute::BLOCK,
-                 up_again = !first && recompute != Recompute::NONE, one_place = !first && z.half;
-      if (!first) l = act_[0];
-      l.x = a.take(z.N * z.C);
-      if (!again) {
-        l.stat1 = a.take(z.N), l.mean1 = a.take(z.N);
-        if (!one_place) {
-          l.qkv = a.take(z.N * z.E);
-          l.qk = z.QK > 0 ? a.take(z.N * z.QK) : nullptr;
-          l.attention = a.take(z.N * z.HD);
-        }
-        if (z.half && trainable) {
-          l.kept_qkv = a.take_half(z.N * z.E);
-          l.kept_qk = z.QK > 0 ? a.take_half(z.N * z.QK) : nullptr;
-          l.kept_attention = a.take_half(z.N * z.HD);
-        }
-        l.qk_stat = a.take(z.QK > 0 ? z.N * z.heads : 0);
-        l.lse = a.take(z.N * config.n_head);
-        l.x2 = a.take(z.N * z.C), l.stat2 = a.take(z.N), l.mean2 = a.take(z.N);
-      }
-      if (z.half) {
-        if (first) l.up = trainable ? dup_ : a.take(z.M * z.U);  // dup_ is written after the last look at it
-        if (trainable && !up_again) l.kept_up = a.take_half(z.N * z.U);
-      } else if (!up_again) {
-        l.up = a.take(z.N * z.U);
-      }
-    }
-    norm_ = a.take((z.N * z.C + 1) / z.per_operand), act_out_ = a.take((z.M * z.F + 1) / z.per_operand);
-    lora_h_ = a.take(z.N * adapter_table_.widest), lora_dh_ = a.take(trainable ? z.N * adapter_table_.widest : 0);
-    unread_ = a.take(trainable && frozen() ? 2 * std::max(z.C, config.head_dim) : 0);
-    x_last_ = a.take(z.N * z.C), final_ = a.take(z.N * z.C), final_stat_ = a.take(z.N), final_mean_ = a.take(z.N);
-    final_lse_ = a.take(z.N), final_entropy_ = a.take(z.N), sampled_hidden_ = a.take(z.S * z.C), scalars_ = a.take(16);
-  };
-  auto lay_out_gradients = [&](Arena& a) {
-    if (!trainable) return;
-    dx_ = a.take(z.N * z.C), dnorm_ = a.take(z.N * z.C), dqkv_ = a.take(z.N * z.E), dqk_ = a.take(z.N * z.QK);
-    dattention_ = a.take(z.N * z.HD), dup_ = a.take(z.M * z.U), dact_ = a.take(z.M * z.F);
-  };
+  const Setting setting{trainable, frozen(), adapter_table_.widest, recompute};
   Arena count{nullptr}, count_gradients{nullptr};
-  lay_out_gradients(count_gradients), lay_out(count);
+  lay_out(*this, count, count_gradients, config, z, setting);
 
   // A buffer each; on a device with memory of its own they are pieces of one.
   const size_t angles = config.learned_positions ? 0 : config.max_positions * (config.head_dim / 2) * sizeof(float);
@@ -250,7 +258,7 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
     at_byte += rounded(bytes);
   }
   Arena place{activations_.floats()}, place_gradients{gradients_of_activations_.floats()};
-  lay_out_gradients(place_gradients), lay_out(place);
+  lay_out(*this, place, place_gradients, config, z, setting);
 
   tokens_ = reinterpret_cast<int32_t*>(batch_.bytes());
   positions_ = tokens_ + max_tokens;
@@ -284,27 +292,16 @@ std::vector<PlanRow> Decoder::plan(const DecoderConfig& c, const fd_device_table
   const bool frozen = adapter.rank > 0;
   const Sizes z = sizes_of(c, device, max_tokens, max_seqs, trainable, frozen, compute);
   const size_t p = static_cast<size_t>(table.total_floats) * sizeof(float);
-  const size_t layers = trainable ? c.n_layer : 1, blocks = recompute == Recompute::BLOCK ? 1 : layers,
-               ups = recompute == Recompute::NONE ? layers : 1;
-  // Halves of a float, so that a bfloat16 number is one. Of a token and layer: what is float32 always, and what products read.
-  const size_t stays = 2 * (z.C + 4 + (z.QK > 0 ? z.heads : 0) + c.n_head), read = z.E + z.QK + z.HD;
-  size_t halves = 2 * z.C * layers * z.N + stays * blocks * z.N;
-  if (z.half) {
-    halves += 2 * read * z.N + (trainable ? (read * blocks + z.U * ups) * z.N : 2 * z.U * z.M);
-  } else {
-    halves += 2 * (read * blocks + z.U * ups) * z.N;
-  }
-  const size_t lora = (trainable ? 2 : 1) * adapters.widest;
-  const size_t act = (halves / 2 + z.C * z.N / z.per_operand + (2 * z.C + 4 + lora) * z.N + z.F * z.M / z.per_operand) * sizeof(float);
+  Places nowhere;
+  Arena count{nullptr}, count_gradients{nullptr};
+  lay_out(nowhere, count, count_gradients, c, z, {trainable, frozen, adapters.widest, recompute});
   const size_t pairs = static_cast<size_t>(adapters.total_floats) * sizeof(float), trained = frozen ? pairs : p;
-  const size_t grad_rows = (2 * z.C + z.E + z.QK + z.HD) * z.N + (z.U + z.F) * z.M;
-  const size_t grad = trainable ? grad_rows * sizeof(float) : 0;
   return {{"parameters", p},
           {"adapter", pairs},
           {"gradients", trainable ? trained : 0},
           {"AdamW moments", trainable ? 2 * trained : 0},
-          {"activations", act},
-          {"activation gradients", grad},
+          {"activations", count.used * sizeof(float)},
+          {"activation gradients", count_gradients.used * sizeof(float)},
           {"workspace", workspace_bytes(c, device, threads, max_tokens, max_seqs, 1, trainable, frozen)},
           {"graphs", device->begin_graph == nullptr ? 0 : Commands::planned(c.n_layer)}};
 }

@@ -140,6 +140,11 @@ def test_plan_allocates_nothing_and_says_what_fits(monkeypatch: pytest.MonkeyPat
     assert "tokens at a time would fit" in caught.value.hint
 
 
+def test_rows_to_sample_from_are_planned():
+    few, many = (dict(plan(QWEN, 256, seqs, trainable=False).rows)["activations"] for seqs in (16, 256))
+    assert many - few == 240 * QWEN.d_model * 4
+
+
 def test_what_fits_depends_on_the_threads(monkeypatch: pytest.MonkeyPatch):
     """Each thread has work space of its own: with memory for exactly the plan of k threads, k fit and k + 1 do not."""
     config = from_depth(4, 2048)
