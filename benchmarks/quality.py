@@ -1,6 +1,6 @@
-"""Bits per byte after equal time: `freedive pretrain`'s default recipe beside nanochat's, same documents, same tokens, one evaluator.
+"""Bits per byte after equal time: `freedive pretrain` beside nanochat, same documents, same tokens, one evaluator.
 
-    python benchmarks/quality.py --text ../shared/data/text/{children_stories,openstax,eltec_eng}.jsonl.gz --work WORK --minutes 10
+    python benchmarks/quality.py --text ../shared/data/text/{children_stories,openstax,eltec_eng}.jsonl.gz --work WORK --minutes 10 --set preset=pairs optimizer=muon
     NANOCHAT=/path/to/nanochat FREEDIVE_TORCH_PYTHON=/its/python python benchmarks/quality.py ... --nanochat 10 20    # minutes for it
 
 Documents are pieces of about a thousand characters, so that nanochat's loader, which crops every document to what its rows have room for,

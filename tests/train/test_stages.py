@@ -17,6 +17,7 @@ import pytest
 import train_cases
 from train_cases import chat_file, pretrain_config, problem_file, rl_config, sft_config, text_file
 
+from freedive.inference import export
 from freedive.model import load_pretrained
 from freedive.objectives import PRESETS
 from freedive.pretrain import stage as pretrain
@@ -182,6 +183,20 @@ def test_muon_takes_a_learning_rate_of_its_own(room: Path, tmp_path: Path):
     with pytest.raises(sft.UserError, match="--head-lr is a rate of --optimizer muon"):
         pretrain.run(pretrain_config(room / "text.jsonl", tmp_path / "bad", head_lr=0.1))
     assert not (tmp_path / "bad").exists()
+
+
+def test_every_stage_takes_a_model_with_pairs_but_export(room: Path, tmp_path: Path):
+    """A table of pairs of tokens (--bigram-rows): trained on, SFT, RL with its rows that share a beginning; its files are refused to others and nothing is written"""
+    base = pretrain.run(pretrain_config(room / "text.jsonl", tmp_path / "base", bigram_rows=500, tie_embeddings=False, optimizer="muon"))
+    again = pretrain.run(pretrain_config(room / "text.jsonl", tmp_path / "again", model=base, tokenizer="bpe", depth=None, max_positions=None))
+    chat = sft.run(sft_config(again, room / "chats.jsonl", tmp_path / "chat"))
+    solver = rl.run(rl_config(chat, room / "problems.jsonl", tmp_path / "solver"))
+    tables = [load_pretrained(f, max_tokens=64, max_seqs=4).parameters["embed_bigrams.weight"] for f in (base, again, chat, solver)]
+    assert all(len(t) == 500 and np.isfinite(t).all() for t in tables) and all(not np.array_equal(a, b) for a, b in zip(tables, tables[1:]))
+    for to in ("gguf", "hf"):
+        with pytest.raises(sft.UserError, match="freedive's own"):
+            export.run(export.ExportConfig(model=solver, out=tmp_path / to, to=to))
+        assert not (tmp_path / to).exists()
 
 
 def test_a_changed_setting_is_named(room: Path, tmp_path: Path):
