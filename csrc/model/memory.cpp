@@ -240,12 +240,13 @@ Decoder::Decoder(const DecoderConfig& config, const fd_device_table* device, int
 
   // A buffer each; on a device with memory of its own they are pieces of one.
   const size_t angles = config.learned_positions ? 0 : config.max_positions * (config.head_dim / 2) * sizeof(float);
+  const int64_t pairs = config.bigram_rows > 0 ? max_tokens + 2 * max_seqs : 0;
   const std::pair<Buffer*, size_t> planned[] = {
       {&cos_, angles},
       {&sin_, angles},
       {&activations_, count.used * sizeof(float)},
       {&gradients_of_activations_, count_gradients.used * sizeof(float)},
-      {&batch_, (max_tokens * (2 + max_targets) + max_seqs + 1 + (config.bigram_rows > 0 ? max_tokens + 2 * max_seqs : 0)) * sizeof(int32_t)},
+      {&batch_, (max_tokens * (2 + max_targets) + max_seqs + 1 + pairs) * sizeof(int32_t)},
       {&running_, running_bytes(std::min(max_tokens, max_seqs))},
       {&workspace_, workspace_bytes(config, device, threads, max_tokens, max_seqs, max_targets, trainable, frozen())}};
   size_t all = 0;
