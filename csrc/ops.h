@@ -99,6 +99,11 @@ typedef struct { fd_tensor out, x; } fd_cast_args;
 // packed: the result of matmul_pack on the same weight, or absent (the op then packs into its workspace).
 // residual may be out.
 typedef struct { fd_tensor out, x, weight, packed, bias, residual; int64_t accumulate; int64_t compute; } fd_matmul_forward_args;
+// The product that an activation follows, by which it is stored: aux = x W^T + bias, for the backward pass, and out = gelu(aux); or, of a weight
+// whose first half of rows is the gate's and whose second is up's (O = 2 F), out = silu(aux[:, :F]) aux[:, F:]. Either may be absent. The bits of
+// matmul_forward and the activation after it: out is of the sums, not of what aux rounds them to.
+typedef struct { fd_tensor out, aux, x, weight, packed, bias; int64_t compute; } fd_matmul_gelu_forward_args;
+typedef struct { fd_tensor out, aux, x, weight, packed, bias; int64_t compute; } fd_matmul_swiglu_forward_args;
 // dx[n,c] = (accumulate ? dx : 0) + sum_o dout[n,o] weight[o,c]
 typedef struct { fd_tensor dx, dout, weight; int64_t accumulate; int64_t compute; } fd_matmul_backward_input_args;
 // dweight[o,c] += sum_n dout[n,o] x[n,c]; dbias[o] += sum_n dout[n,o]   (always accumulates)
@@ -202,6 +207,8 @@ typedef struct { fd_tensor out, x, y; double alpha, beta; } fd_linear_combinatio
   OP(swiglu_backward, "dgate:f32[N,F]= dup:f32[N,F]= dout:f32[N,F] gate:f32|bf16[N,F] up:f32|bf16[N,F]") \
   OP(cast, "out:f32|bf16[N,F]= x:f32|bf16[N,F]") \
   OP(matmul_forward, "out:f32[N,O]+ x:f32|bf16[N,C] weight:f32[O,C] packed:f32[P]? bias:f32[O]? residual:f32[N,O]? accumulate:i compute:i?") \
+  OP(matmul_gelu_forward, "out:f32|bf16[N,O]=? aux:f32|bf16[N,O]=? x:f32|bf16[N,C] weight:f32[O,C] packed:f32[P]? bias:f32[O]? compute:i?") \
+  OP(matmul_swiglu_forward, "out:f32|bf16[N,F]=? aux:f32|bf16[N,O]=? x:f32|bf16[N,C] weight:f32[O,C] packed:f32[P]? bias:f32[O]? compute:i?") \
   OP(matmul_backward_input, "dx:f32[N,C]+ dout:f32[N,O] weight:f32[O,C] accumulate:i compute:i?") \
   OP(matmul_backward_weight, "dweight:f32[O,C]+ dbias:f32[O]+? dout:f32[N,O] x:f32|bf16[N,C] compute:i?") \
   OP(matmul_pack, "packed:f32[P]= weight:f32[O,C] compute:i?") \

@@ -63,7 +63,7 @@ def sm80(rows: int, columns: int, depth: int, down: int, across: int, stages: in
     """down x across warps; each reads its rows of a and its columns of b"""
     operands = down * across * (rows // down + columns // across) * depth * 2
     name = f"{rows} x {columns}{', k in parts' if parts else ''}"
-    kernel = rf"product_kernel<.*Tile<{rows}, {columns}, {depth}, .*{'true' if parts else 'false'}>$"
+    kernel = rf"product_kernel<.*Tile<{rows}, {columns}, {depth}, .*{'true' if parts else 'false'}, \(Epilogue\)\d>$"  # whatever follows
     size = (rows + columns) * depth * 2
     return Tile(name, kernel, 2 * rows * columns * depth, depth, stages, operands, size, size)
 

@@ -16,7 +16,7 @@ LAYOUTS = ("matmul_forward", "matmul_backward_input", "matmul_backward_weight")
 @dataclass(frozen=True)
 class Case:
     name: str
-    kind: str  # product, attention, cached, quantized, memory, head, train, decode
+    kind: str  # product, activated, attention, cached, quantized, memory, head, train, decode
     op: str  # of ops.h; "" of a model
     sizes: dict[str, Any]
     work: float  # FLOP where the tensor cores bound it, bytes where memory does; tokens of a model
@@ -57,6 +57,16 @@ def products(s: Sizes, model: str, only_head: bool = False) -> Iterator[Case]:
         N = s.tokens // 4 if only_head else s.tokens
         for op in LAYOUTS:
             yield Case(f"{op} {model} {which}", "product", op, {"N": N, "C": inputs, "O": outputs}, 2.0 * N * inputs * outputs, "bf16", ("cublaslt", "cublas"))
+
+
+ACTIVATED = ("matmul_gelu_forward", "matmul_swiglu_forward")
+
+
+def activated(s: Sizes, model: str) -> Iterator[Case]:
+    """A layer's first product with its activation; the peer's are two calls"""
+    C, N = s.models[model][0], s.tokens
+    for op in ACTIVATED:
+        yield Case(f"{op} {model} up", "activated", op, {"N": N, "C": C, "O": 4 * C}, 8.0 * N * C * C, "bf16", ("cublaslt", "cublas"))
 
 
 def attention(s: Sizes) -> Iterator[Case]:
@@ -141,6 +151,8 @@ def ladders(s: Sizes) -> Iterator[Case]:
     N = s.tokens // 4
     for op in LAYOUTS:
         yield Case(f"{op} ladder", "product", op, {"N": N, "C": C, "O": 4 * C}, 8.0 * N * C * C, "bf16", ladder=True)
+    for op in ACTIVATED:
+        yield Case(f"{op} ladder", "activated", op, {"N": N, "C": C, "O": 4 * C}, 8.0 * N * C * C, "bf16", ladder=True)
     B, T, H, D = s.attention[0]
     B = max(1, B // 4)
     for op, products_ in (("attention_forward", 2), ("attention_backward", 5)):
@@ -152,7 +164,7 @@ def ladders(s: Sizes) -> Iterator[Case]:
 
 def all_cases(s: Sizes) -> list[Case]:
     main, *others = s.models
-    parts: list[Iterator[Case]] = [products(s, main), attention(s), train(s, "compile_flash"), memory(s), decode(s), cached(s), quantized(s),
+    parts: list[Iterator[Case]] = [products(s, main), activated(s, main), attention(s), train(s, "compile_flash"), memory(s), decode(s), cached(s), quantized(s),
                                    products(s, main, only_head=True), head(s)]  # fmt: skip
     for model in others:
         parts += [products(s, model), products(s, model, only_head=True)]

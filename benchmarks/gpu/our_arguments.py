@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from freedive import ops
@@ -13,6 +14,7 @@ from freedive.bench.ops import memory_cases
 
 Arguments = dict[str, Any]
 NOISE = 1 << 22
+BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
 @lru_cache(maxsize=1)
@@ -44,6 +46,8 @@ def arguments_of(case: Arguments, device: str) -> tuple[Arguments, Callable[[], 
         given = shared_memory_cases(z["megabytes"])[op]
     elif case["kind"] == "product":
         given = product(op, z, device)
+    elif case["kind"] == "activated":
+        given = activated(op, z, device)
     elif case["kind"] == "attention":
         given = attention(op, z, device)
     elif case["kind"] == "cached":
@@ -72,6 +76,14 @@ def product(op: str, z: Arguments, device: str) -> Arguments:
     if op == "matmul_backward_input":
         return {"dx": x, "dout": dout, "weight": weight, "accumulate": 0, "compute": "bfloat16"}
     return {"dweight": weight, "dout": dout, "x": x, "compute": "bfloat16"}
+
+
+def activated(op: str, z: Arguments, device: str) -> Arguments:
+    """As in training: what the backward pass keeps and what the next product reads are bfloat16"""
+    given = product("matmul_forward", z, device)
+    N, O = z["N"], z["O"]
+    written = {"aux": np.empty((N, O), BF16), "out": np.empty((N, O // 2 if "swiglu" in op else O), BF16)}
+    return written | {key: given[key] for key in ("weight", "packed", "compute")} | {"x": given["x"].astype(BF16), "bias": normal(4, O)}
 
 
 def attention(op: str, z: Arguments, device: str) -> Arguments:

@@ -44,6 +44,27 @@ def product(case: dict, way: str, device: str):
     return make, 2 * (N * C + O * C + N * O)
 
 
+def activated(case: dict, way: str, device: str):
+    """The product, by torch.addmm, and the activation after it"""
+    N, C, O = (case["sizes"][letter] for letter in "NCO")
+
+    def make():
+        x, weight, bias = (torch.randn(*shape, device=device, dtype=BF16) for shape in ((N, C), (O, C), (O,)))
+
+        def call():
+            if device == "cuda":
+                torch.backends.cuda.preferred_blas_library(way)
+            up = torch.addmm(bias, x, weight.t())
+            if "swiglu" in case["op"]:
+                gate, up = up.chunk(2, dim=1)
+                return F.silu(gate) * up
+            return F.gelu(up, approximate="tanh")
+
+        return call
+
+    return make, 2 * (N * C + O * C + 2 * N * O)
+
+
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 
 
@@ -166,4 +187,4 @@ def head(case: dict, way: str, device: str):
     return make, 2 * (N * C + V * C + N * V)
 
 
-WAYS = {"product": product, "quantized": product, "attention": attention, "cached": cached, "memory": memory, "head": head}
+WAYS = {"product": product, "activated": activated, "quantized": product, "attention": attention, "cached": cached, "memory": memory, "head": head}

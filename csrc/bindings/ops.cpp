@@ -313,6 +313,8 @@ CheckedCall check_call(const std::string& name, const py::object& variant, int t
       if (tensors.at(n).dtype != tensors.at(*names.begin()).dtype) throw py::value_error(name + ": " + what + " must be of one dtype");
   };
   if (name.rfind("swiglu", 0) == 0) one_dtype({"gate", "up"}, "gate and up");
+  if (name == "matmul_swiglu_forward" && (sizes["O"] % 2 != 0 || (tensors.count("out") && sizes["O"] != 2 * sizes["F"])))
+    throw py::value_error(name + ": the weight has a gate's rows and as many of up, so O must be 2 F");
   if (name == "attention_backward") one_dtype({"q", "k", "v", "out"}, "q, k, v and out");
   if (name == "rope" && sizes["D"] != 2 * sizes["R"]) throw py::value_error("rope: D must be 2 R");
   if (name.rfind("kv_cache", 0) == 0 || name == "attention_cached")

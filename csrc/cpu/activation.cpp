@@ -6,14 +6,13 @@
 // (out) and what is kept for backward (x, gate, up) are bfloat16. Large outputs go past the
 // cache (stream.h). With AVX-512 the exponential is nine instructions, because the processor scales by a power of two itself;
 // with the thirty of simd.h's vexp gelu is bound by arithmetic on one thread. How fast: benchmarks/ops.py.
+#include "activation.h"
 #include "stream.h"
 #include "tier.h"
 
 namespace freedive {
 namespace FREEDIVE_TIER_NAMESPACE {
 namespace {
-
-constexpr float SQRT_2_OVER_PI = 0.7978845608028654f, CUBIC = 0.044715f;
 
 FD_INLINE float* row(const fd_tensor& t, int64_t n) { return f32(t) + n * t.stride[0]; }
 // Rows of tensors that are of floats or of bfloat16: from(x, n) is row n of any input (two are of one kind), to(out, n) of the output.
@@ -39,8 +38,7 @@ void gelu_forward_naive(fd_context* ctx, const void* p) {
     parallel_rows(ctx, a.x.shape[0], F, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         for (int64_t f = 0; f < F; ++f) {
-          const double x = value_of(from(a.x, n)[f]);
-          store_one(to(a.out, n) + f, static_cast<float>(0.5 * x * (1.0 + tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x)))));
+          store_one(to(a.out, n) + f, gelu_one(value_of(from(a.x, n)[f])));
         }
       }
     });
@@ -70,8 +68,7 @@ void swiglu_forward_naive(fd_context* ctx, const void* p) {
     parallel_rows(ctx, a.gate.shape[0], F, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         for (int64_t f = 0; f < F; ++f) {
-          const double gate = value_of(from(a.gate, n)[f]);
-          store_one(to(a.out, n) + f, static_cast<float>(gate / (1.0 + exp(-gate)) * value_of(from(a.up, n)[f])));
+          store_one(to(a.out, n) + f, swiglu_one(value_of(from(a.gate, n)[f]), value_of(from(a.up, n)[f])));
         }
       }
     });
@@ -97,31 +94,6 @@ void swiglu_backward_naive(fd_context* ctx, const void* p) {
 
 // ---- simd: polynomial exp -------------------------------------------------------------------------
 
-// 1 / (1 + 2^-z). Relative error about 2e-7; 0 and 1 at the far ends; NaN stays NaN.
-#ifdef FREEDIVE_AVX512
-FD_INLINE vf sigmoid2(vf z) {
-  const __m512 y =
-      _mm512_min_ps(_mm512_set1_ps(200), _mm512_max_ps(_mm512_set1_ps(-200), reinterpret_cast<__m512>(-z)));  // NaN passes
-  const __m512 n = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), f = _mm512_sub_ps(y, n);
-  __m512 e = _mm512_set1_ps(1.5403530393e-4f);  // 2^f on [-1/2, 1/2]: the series of exp(f ln 2)
-  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(1.3333558146e-3f));
-  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(9.6181291076e-3f));
-  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(5.5504108665e-2f));
-  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(2.4022650696e-1f));
-  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(6.9314718056e-1f));
-  e = _mm512_scalef_ps(_mm512_fmadd_ps(e, f, _mm512_set1_ps(1.0f)), n);
-  return reinterpret_cast<vf>(_mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_add_ps(_mm512_set1_ps(1.0f), e)));
-}
-#else
-FD_INLINE vf sigmoid2(vf z) { return vset(1.0f) / (vset(1.0f) + vexp(z * vset(-0.6931471805599453f))); }
-#endif
-constexpr float LOG2_E = 1.4426950408889634f;
-FD_INLINE vf sigmoid(vf x) { return sigmoid2(x * vset(LOG2_E)); }
-// gelu(x) = x sigmoid(2u); 2u / ln 2 in three operations
-FD_INLINE vf gelu_sigmoid(vf x, vf xx) {
-  return sigmoid2(x * vfma(vset(2.0f * LOG2_E * SQRT_2_OVER_PI * CUBIC), xx, vset(2.0f * LOG2_E * SQRT_2_OVER_PI)));
-}
-
 void gelu_forward_simd(fd_context* ctx, const void* p) {
   const auto& a = *static_cast<const fd_gelu_forward_args*>(p);
   const int64_t F = a.x.shape[1];
@@ -132,8 +104,7 @@ void gelu_forward_simd(fd_context* ctx, const void* p) {
         const auto* in = from(a.x, n);
         auto* out = to(a.out, n);
         for_lanes_to(stream, F, [&](int64_t f, auto load, auto store) {
-          const vf x = load(in + f);
-          store(out + f, x * gelu_sigmoid(x, x * x));
+          store(out + f, gelu_lanes(load(in + f)));
         });
       }
       stream_end(stream);
@@ -172,8 +143,7 @@ void swiglu_forward_simd(fd_context* ctx, const void* p) {
         const auto *gate = from(a.gate, n), *up = from(a.up, n);
         auto* out = to(a.out, n);
         for_lanes_to(stream, F, [&](int64_t f, auto load, auto store) {
-          const vf g = load(gate + f);
-          store(out + f, g / (vset(1.0f) + vexp(-g)) * load(up + f));
+          store(out + f, swiglu_lanes(load(gate + f), load(up + f)));
         });
       }
       stream_end(stream);

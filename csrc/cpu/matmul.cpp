@@ -47,7 +47,9 @@ FD_INLINE float* row(const fd_tensor& t, int64_t n) { return f32(t) + n * t.stri
 
 // ---- naive -----------------------------------------------------------------------------------------------------
 
-void forward_naive(fd_context* ctx, const void* p) {
+}  // namespace
+
+void matmul_forward_naive(fd_context* ctx, const void* p) {
   const auto& a = *static_cast<const fd_matmul_forward_args*>(p);
   const int64_t N = a.x.shape[0], C = a.x.shape[1], O = a.weight.shape[0];
   parallel_units(ctx, N, [&](int64_t n, int) {
@@ -63,6 +65,8 @@ void forward_naive(fd_context* ctx, const void* p) {
     }
   });
 }
+
+namespace {
 
 void backward_input_naive(fd_context* ctx, const void* p) {
   const auto& a = *static_cast<const fd_matmul_backward_input_args*>(p);
@@ -481,15 +485,11 @@ void pack_weight(fd_context* ctx, float* packed, const float* weight, int64_t we
 
 // ---- the ops ---------------------------------------------------------------------------------------------------
 
-namespace {
-
-size_t blocked_workspace(const void*, int32_t threads) { return gemm_workspace(threads); }
-size_t forward_workspace(const void* p, int32_t threads) {
-  const auto& a = *static_cast<const fd_matmul_forward_args*>(p);
-  return gemm_workspace(threads) + bytes64(matmul_packed_size(a.weight.shape[0], a.weight.shape[1], FD_F32), sizeof(float));
+size_t matmul_forward_workspace(const fd_tensor& weight, int32_t threads) {
+  return gemm_workspace(threads) + bytes64(matmul_packed_size(weight.shape[0], weight.shape[1], FD_F32), sizeof(float));
 }
 
-void forward_simd(fd_context* ctx, const void* p) {
+void matmul_forward_simd(fd_context* ctx, const void* p) {
   const auto& a = *static_cast<const fd_matmul_forward_args*>(p);
   const int64_t N = a.x.shape[0], C = a.x.shape[1], O = a.weight.shape[0];
   const float* packed = f32(a.packed);
@@ -501,6 +501,14 @@ void forward_simd(fd_context* ctx, const void* p) {
   gemm(ctx, ctx->workspace,
        {N, O, C, f32(a.x), a.x.stride[0], 1, f32(a.weight), 1, a.weight.stride[0], packed, f32(a.out), a.out.stride[0],
         a.accumulate != 0, f32(a.bias), f32(a.residual), a.residual.stride[0], a.compute, is_half(a.x) ? b16(a.x) : nullptr});
+}
+
+namespace {
+
+size_t blocked_workspace(const void*, int32_t threads) { return gemm_workspace(threads); }
+size_t forward_workspace(const void* p, int32_t threads) {
+  const auto& a = *static_cast<const fd_matmul_forward_args*>(p);
+  return matmul_forward_workspace(a.weight, threads);
 }
 
 void backward_input_simd(fd_context* ctx, const void* p) {
@@ -525,8 +533,8 @@ void pack(fd_context* ctx, const void* p) {
 
 }  // namespace
 
-FD_VARIANT_LIST(matmul, {"matmul_forward", "naive", 0, forward_naive, nullptr},
-                {"matmul_forward", "simd", 10, forward_simd, forward_workspace},
+FD_VARIANT_LIST(matmul, {"matmul_forward", "naive", 0, matmul_forward_naive, nullptr},
+                {"matmul_forward", "simd", 10, matmul_forward_simd, forward_workspace},
                 {"matmul_backward_input", "naive", 0, backward_input_naive, nullptr},
                 {"matmul_backward_input", "simd", 10, backward_input_simd, blocked_workspace},
                 {"matmul_backward_weight", "naive", 0, backward_weight_naive, nullptr},

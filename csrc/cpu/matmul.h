@@ -1,4 +1,4 @@
-// matmul.h: the blocked product, as matmul.cpp lends it to the head.
+// matmul.h: the blocked product, as matmul.cpp lends it to the head, and matmul_forward to the products that an activation follows.
 #pragma once
 #include "simd.h"
 
@@ -28,6 +28,11 @@ size_t gemm_workspace(int32_t threads);  // bytes, whatever the shape
 void gemm(fd_context* ctx, uint8_t* workspace, const Gemm& g);
 
 int64_t matmul_packed_size(int64_t O, int64_t C, int64_t compute);  // words of 32 bits
+// The variants of matmul_forward.
+void matmul_forward_naive(fd_context* ctx, const void* arguments);
+void matmul_forward_simd(fd_context* ctx, const void* arguments);
+size_t matmul_forward_workspace(const fd_tensor& weight, int32_t threads);  // of the second
+
 void pack_weight(fd_context* ctx, float* packed, const float* weight, int64_t weight_row, int64_t O, int64_t C, int64_t compute);
 
 }  // namespace FREEDIVE_TIER_NAMESPACE

@@ -41,6 +41,7 @@ const fd_device_table* assemble() {
   append(activation_variants());
   append(cast_variants());
   append(matmul_variants());
+  append(matmul_activation_variants());
   append(attention_variants());
   append(attention_backward_variants());
   append(head_variants());

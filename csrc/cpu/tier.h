@@ -15,6 +15,7 @@ VariantList rope_variants();
 VariantList activation_variants();
 VariantList cast_variants();
 VariantList matmul_variants();
+VariantList matmul_activation_variants();
 VariantList attention_variants();
 VariantList attention_backward_variants();
 VariantList head_variants();

@@ -9,15 +9,12 @@
 // vector: one per four, by loads and stores of 128 bits; the same formulas, the same bits and bytes. A quarter of the
 // instructions that move them, no 64-bit division for every element, and four times as much under way for each thread. Views
 // whose rows follow each other are taken as one row.
+#include "activation.cuh"
 #include "launch.cuh"
 #include "vector.cuh"
 
 namespace freedive::cuda {
 namespace {
-
-constexpr float GELU_SCALE = 0.7978845608028654f, GELU_CUBIC = 0.044715f;  // sqrt(2/pi)
-
-__device__ float gelu(float x) { return 0.5f * x * (1.0f + tanhf(GELU_SCALE * (x + GELU_CUBIC * x * x * x))); }
 
 __device__ float gelu_slope(float x) {
   const float square = x * x, t = tanhf(GELU_SCALE * (x + GELU_CUBIC * square * x));
@@ -25,9 +22,6 @@ __device__ float gelu_slope(float x) {
   const float slope = (1.0f - t) * (1.0f + t), inner = GELU_SCALE * (1.0f + 3.0f * GELU_CUBIC * square);
   return 0.5f * (1.0f + t) + (slope == 0.0f ? 0.0f : 0.5f * x * slope * inner);
 }
-
-__device__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
-__device__ float swiglu(float gate, float up) { return gate * sigmoid(gate) * up; }
 
 __global__ void gelu_forward_kernel(fd_tensor out, fd_tensor in) {
   const int64_t N = in.shape[0], F = in.shape[1], i = global_thread();

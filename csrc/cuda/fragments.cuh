@@ -17,7 +17,7 @@ __device__ __forceinline__ int swizzled(int r, int q) {
 }
 
 // The 16 rows from `row` on of a [rows, K] and its 16 columns from `k` on, as mma.sync wants them of its first operand (A) and
-// its second (two of 8 rows). BY_K: the tile is [rows][K], else [K][rows].
+// its second (two of 8 rows). BY_K: the tile is [rows][K], else [K][rows]. APART: the second 8 rows of b are so many below the first.
 template <bool BY_K, int WIDTH>
 __device__ __forceinline__ void load_a(uint32_t (&fragment)[4], const uint16_t* tile, int row, int k) {
   const int lane = lane_id();
@@ -26,11 +26,12 @@ __device__ __forceinline__ void load_a(uint32_t (&fragment)[4], const uint16_t* 
   else
     ptx::ldmatrix_x4_trans(fragment, tile + swizzled<WIDTH>(k + lane % 8 + lane / 16 * 8, row / 8 + lane / 8 % 2));
 }
-template <bool BY_K, int WIDTH>
+template <bool BY_K, int WIDTH, int APART = 8>
 __device__ __forceinline__ void load_b(uint32_t (&fragment)[4], const uint16_t* tile, int row, int k) {
+  static_assert(BY_K || APART == 8, "of tiles by k alone");
   const int lane = lane_id();
   if (BY_K)
-    ptx::ldmatrix_x4(fragment, tile + swizzled<WIDTH>(row + lane % 8 + lane / 16 * 8, k / 8 + lane / 8 % 2));
+    ptx::ldmatrix_x4(fragment, tile + swizzled<WIDTH>(row + lane % 8 + lane / 16 * APART, k / 8 + lane / 8 % 2));
   else
     ptx::ldmatrix_x4_trans(fragment, tile + swizzled<WIDTH>(k + lane % 16, row / 8 + lane / 16));
 }

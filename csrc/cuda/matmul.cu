@@ -3,6 +3,8 @@
 //   forward         out[n,o]     = (out +) sum_c x[n,c] weight[o,c] (+ bias[o]) (+ residual[n,o])
 //   backward_input  dx[n,c]      = (dx +)  sum_o dout[n,o] weight[o,c]
 //   backward_weight dweight[o,c] +=        sum_n dout[n,o] x[n,c],   dbias[o] += sum_n dout[n,o]
+//   gelu_forward    aux = x weight^T (+ bias), out = gelu(aux)
+//   swiglu_forward  the same aux, out = silu(aux[:, :F]) aux[:, F:]
 //
 // naive: one thread per output element, one chain of fused multiply-adds in order, both operands read from memory (2 loads a
 // step: the caches, not the arithmetic, are the limit).
@@ -11,6 +13,7 @@
 // sm80 (matmul_sm80.cu): on tensor cores when `compute` is bfloat16, tiled else. sm80_128x256: always its largest tile.
 // sm90 (matmul_sm90.cu): by TMA and wgmma, with the rungs of a ladder of its own. They stand below sm80, in whose place nothing
 // takes them until a GPU has measured them: a step of decode needs its chains' order too, and their tiles have 128 rows.
+#include "activation.cuh"
 #include "matmul.cuh"
 #include "vector.cuh"
 
@@ -23,20 +26,36 @@ __device__ float taken(const Operand& x, int64_t e) {
   return x.half != nullptr ? widened(x.half[e]) : operand<BF16>(x.data[e]);
 }
 
-__device__ void store(const Product& p, int64_t i, int64_t j, float sum) {
-  if (p.bias != nullptr) sum += p.bias[j];
-  if (p.residual != nullptr) sum += p.residual[i * p.residual_row + j];
-  p.out[i * p.out_row + j] = sum;
+// Column j of out, whose sums these are.
+template <Epilogue E>
+__device__ void store(const Product& p, int64_t i, int64_t j, float (&sum)[SUMS_OF<E>]) {
+  const int64_t outputs = p.columns / SUMS_OF<E>;
+  for (int s = 0; s < SUMS_OF<E>; ++s)
+    if (p.bias != nullptr) sum[s] += p.bias[j + s * outputs];
+  if constexpr (E == Epilogue::SUM) {
+    if (p.residual != nullptr) sum[0] += p.residual[i * p.residual_row + j];
+    p.out[i * p.out_row + j] = sum[0];
+  } else {
+    const fd_tensor &out = p.activated.out, &aux = p.activated.aux;
+    for (int s = 0; s < SUMS_OF<E>; ++s)
+      if (aux.data != nullptr) set_number(aux, row_at(aux, i) + j + s * outputs, sum[s]);
+    if (out.data != nullptr)
+      set_number(out, row_at(out, i) + j, E == Epilogue::SWIGLU ? swiglu(sum[0], sum[SUMS_OF<E> - 1]) : gelu(sum[0]));
+  }
 }
 
-template <bool BF16>
+template <bool BF16, Epilogue E>
 __global__ void naive_kernel(Product p) {
-  const int64_t e = global_thread(), i = e / p.columns, j = e % p.columns;
+  const int64_t outputs = p.columns / SUMS_OF<E>, e = global_thread(), i = e / outputs, j = e % outputs;
   if (i >= p.rows) return;
-  float sum = p.add ? p.out[i * p.out_row + j] : 0.0f;
-  for (int64_t k = 0; k < p.depth; ++k)
-    sum = fmaf(taken<BF16>(p.a, i * p.a.row + k * p.a.step), taken<BF16>(p.b, j * p.b.row + k * p.b.step), sum);
-  store(p, i, j, sum);
+  float sum[SUMS_OF<E>];
+  for (int s = 0; s < SUMS_OF<E>; ++s) {
+    sum[s] = E == Epilogue::SUM && p.add ? p.out[i * p.out_row + j] : 0.0f;
+    const int64_t b = (j + s * outputs) * p.b.row;
+    for (int64_t k = 0; k < p.depth; ++k)
+      sum[s] = fmaf(taken<BF16>(p.a, i * p.a.row + k * p.a.step), taken<BF16>(p.b, b + k * p.b.step), sum[s]);
+  }
+  store<E>(p, i, j, sum);
 }
 
 constexpr int TILE = 32, TILE_ROWS = THREADS / TILE, PER_THREAD = TILE / TILE_ROWS;
@@ -52,35 +71,49 @@ __device__ void load_tile(float (&tile)[TILE][TILE + 1], const Operand& x, int64
   }
 }
 
-template <bool BF16>
+template <bool BF16, Epilogue E>
 __global__ void tiled_kernel(Product p) {
+  constexpr int SUMS = SUMS_OF<E>;
   FD_SHARED(float, a, [TILE][TILE + 1]);  // a column more than is used: columns do not share a bank
-  FD_SHARED(float, b, [TILE][TILE + 1]);
-  const int64_t across = (p.columns + TILE - 1) / TILE;
+  FD_SHARED(float, b, [SUMS][TILE][TILE + 1]);
+  const int64_t outputs = p.columns / SUMS, across = (outputs + TILE - 1) / TILE;
   const int64_t i0 = blockIdx.x / across * TILE, j0 = blockIdx.x % across * TILE;
   const int column = static_cast<int>(threadIdx.x) % TILE, first = static_cast<int>(threadIdx.x) / TILE;
   const int64_t j = j0 + column;
-  float sum[PER_THREAD];
+  float sum[PER_THREAD][SUMS];
   for (int t = 0; t < PER_THREAD; ++t) {
     const int64_t i = i0 + first + t * TILE_ROWS;
-    sum[t] = p.add && i < p.rows && j < p.columns ? p.out[i * p.out_row + j] : 0.0f;
+    for (int s = 0; s < SUMS; ++s)
+      sum[t][s] = E == Epilogue::SUM && p.add && i < p.rows && j < outputs ? p.out[i * p.out_row + j] : 0.0f;
   }
   for (int64_t k0 = 0; k0 < p.depth; k0 += TILE) {
     load_tile<BF16>(a, p.a, i0, p.rows, k0, p.depth);
-    load_tile<BF16>(b, p.b, j0, p.columns, k0, p.depth);
+    for (int s = 0; s < SUMS; ++s) load_tile<BF16>(b[s], p.b, j0 + s * outputs, (s + 1) * outputs, k0, p.depth);
     __syncthreads();
     const int steps = p.depth - k0 < TILE ? static_cast<int>(p.depth - k0) : TILE;
     for (int k = 0; k < steps; ++k)
-      for (int t = 0; t < PER_THREAD; ++t) sum[t] = fmaf(a[first + t * TILE_ROWS][k], b[column][k], sum[t]);
+      for (int t = 0; t < PER_THREAD; ++t)
+        for (int s = 0; s < SUMS; ++s) sum[t][s] = fmaf(a[first + t * TILE_ROWS][k], b[s][column][k], sum[t][s]);
     __syncthreads();  // before the next tiles overwrite these
   }
   for (int t = 0; t < PER_THREAD; ++t) {
     const int64_t i = i0 + first + t * TILE_ROWS;
-    if (i < p.rows && j < p.columns) store(p, i, j, sum[t]);
+    if (i < p.rows && j < outputs) store<E>(p, i, j, sum[t]);
   }
 }
 
 enum Rung { NAIVE, TILED, SM80, SM80_WIDE, SM90_PLAIN, SM90_PERSISTENT, SM90_MULTICAST, SM90 };  // of the ladder
+
+template <Epilogue E>
+void multiply_in_order(fd_context* ctx, const char* op, const Product& p, int64_t compute, bool tiled) {
+  const int64_t outputs = p.columns / SUMS_OF<E>;
+  if (tiled) {
+    const int64_t blocks = blocks_for(p.rows, TILE) * blocks_for(outputs, TILE);
+    launch(ctx, op, blocks, THREADS, compute == FD_BF16 ? tiled_kernel<true, E> : tiled_kernel<false, E>, p);
+  } else {
+    launch_threads(ctx, op, p.rows * outputs, compute == FD_BF16 ? naive_kernel<true, E> : naive_kernel<false, E>, p);
+  }
+}
 
 template <Rung RUNG>
 void multiply(fd_context* ctx, const char* op, const Product& p, Split split, int64_t compute, const void* packed_b = nullptr) {
@@ -90,11 +123,12 @@ void multiply(fd_context* ctx, const char* op, const Product& p, Split split, in
     multiply_sm90(ctx, op, p, split, packed_b, ctx->workspace, OF[RUNG >= SM90_PLAIN ? RUNG - SM90_PLAIN : 0]);
   } else if (RUNG >= SM80 && compute == FD_BF16) {
     multiply_sm80(ctx, op, p, split, packed_b, ctx->workspace, RUNG == SM80_WIDE);
-  } else if (RUNG >= TILED) {
-    const int64_t blocks = blocks_for(p.rows, TILE) * blocks_for(p.columns, TILE);
-    launch(ctx, op, blocks, THREADS, compute == FD_BF16 ? tiled_kernel<true> : tiled_kernel<false>, p);
+  } else if (p.epilogue == Epilogue::GELU) {
+    multiply_in_order<Epilogue::GELU>(ctx, op, p, compute, RUNG >= TILED);
+  } else if (p.epilogue == Epilogue::SWIGLU) {
+    multiply_in_order<Epilogue::SWIGLU>(ctx, op, p, compute, RUNG >= TILED);
   } else {
-    launch_threads(ctx, op, p.rows * p.columns, compute == FD_BF16 ? naive_kernel<true> : naive_kernel<false>, p);
+    multiply_in_order<Epilogue::SUM>(ctx, op, p, compute, RUNG >= TILED);
   }
 }
 
@@ -105,6 +139,23 @@ void forward(fd_context* ctx, const void* arguments) {
                   a.out.shape[1], a.x.shape[1], a.accumulate != 0, static_cast<const float*>(a.bias.data),
                   static_cast<const float*>(a.residual.data), a.residual.stride[0]};
   multiply<RUNG>(ctx, "matmul_forward", p, Split::BY_SHAPE, a.compute, a.packed.data);
+}
+
+// x weight^T, and what follows.
+template <class Args>
+Product activated(const Args& a, Epilogue epilogue) {
+  return {by_rows(a.x), by_rows(a.weight), nullptr, 0, a.x.shape[0], a.weight.shape[0], a.x.shape[1], false,
+          static_cast<const float*>(a.bias.data), nullptr, 0, epilogue, {a.out, a.aux}};
+}
+template <Rung RUNG>
+void gelu_forward(fd_context* ctx, const void* arguments) {
+  const auto& a = *static_cast<const fd_matmul_gelu_forward_args*>(arguments);
+  multiply<RUNG>(ctx, "matmul_gelu_forward", activated(a, Epilogue::GELU), Split::BY_SHAPE, a.compute, a.packed.data);
+}
+template <Rung RUNG>
+void swiglu_forward(fd_context* ctx, const void* arguments) {
+  const auto& a = *static_cast<const fd_matmul_swiglu_forward_args*>(arguments);
+  multiply<RUNG>(ctx, "matmul_swiglu_forward", activated(a, Epilogue::SWIGLU), Split::BY_SHAPE, a.compute, a.packed.data);
 }
 
 template <Rung RUNG>
@@ -194,6 +245,14 @@ size_t forward_workspace(const void* arguments, int32_t) {  // for either `compu
   const auto& a = *static_cast<const fd_matmul_forward_args*>(arguments);
   return sm80_workspace(Split::BY_SHAPE, a.out.shape[0], a.out.shape[1], a.x.shape[1]);
 }
+size_t gelu_forward_workspace(const void* arguments, int32_t) {
+  const auto& a = *static_cast<const fd_matmul_gelu_forward_args*>(arguments);
+  return sm80_workspace(Split::BY_SHAPE, a.x.shape[0], a.weight.shape[0], a.x.shape[1]);
+}
+size_t swiglu_forward_workspace(const void* arguments, int32_t) {
+  const auto& a = *static_cast<const fd_matmul_swiglu_forward_args*>(arguments);
+  return sm80_workspace(Split::BY_SHAPE, a.x.shape[0], a.weight.shape[0] + 2, a.x.shape[1]);  // either half's sums in pairs
+}
 size_t backward_input_workspace(const void* arguments, int32_t) {
   const auto& a = *static_cast<const fd_matmul_backward_input_args*>(arguments);
   return sm80_workspace(Split::BY_SHAPE, a.dx.shape[0], a.dx.shape[1], a.dout.shape[1]);
@@ -228,7 +287,8 @@ void multiply_tiled(fd_context* ctx, const char* op, const Product& p, int64_t c
       {"matmul_" #op, "sm80_128x256", 6, op<SM80_WIDE>, op##_workspace},                                    \
       {"matmul_" #op, "sm80", 7, op<SM80>, op##_workspace}
 
-FD_VARIANT_LIST(matmul, FD_RUNGS(forward), FD_RUNGS(backward_input), FD_RUNGS(backward_weight),
+FD_VARIANT_LIST(matmul, FD_RUNGS(forward), FD_RUNGS(gelu_forward), FD_RUNGS(swiglu_forward), FD_RUNGS(backward_input),
+                FD_RUNGS(backward_weight),
                 {"matmul_pack", "naive", 0, pack, nullptr})
 
 }  // namespace freedive::cuda

@@ -10,6 +10,14 @@ struct Operand {
   int64_t row, step;
   const uint16_t* half = nullptr;  // instead of data: its elements are bfloat16
 };
+// What is stored of a product: its sums; or, where an activation follows, the sums (aux) and what it makes of them (out), each
+// where it is wanted. SWIGLU: columns are the gate's and then up's, and a column of out comes from one of both.
+enum class Epilogue { SUM, GELU, SWIGLU };
+template <Epilogue E>
+constexpr int SUMS_OF = E == Epilogue::SWIGLU ? 2 : 1;  // a column of out
+struct Activated {
+  fd_tensor out, aux;
+};
 struct Product {
   Operand a, b;
   float* out;
@@ -17,10 +25,13 @@ struct Product {
   bool add;
   const float *bias, *residual;
   int64_t residual_row;
+  Epilogue epilogue = Epilogue::SUM;
+  Activated activated = {};  // instead of out, add and residual
 };
 #ifdef FREEDIVE_CUDA_EMULATION
 inline void visit_pointers(const Product& p, int argument) {
-  emu::visit_parts(argument, p.a.data, p.b.data, p.a.half, p.b.half, p.out, p.bias, p.residual);
+  emu::visit_parts(argument, p.a.data, p.b.data, p.a.half, p.b.half, p.out, p.bias, p.residual, p.activated.out.data,
+                   p.activated.aux.data);
 }
 #endif
 

@@ -1,6 +1,7 @@
 // matmul_rounded.cuh: what the tensor-core kernels (sm80, sm90) and the head share: operands rounded to bfloat16, and what is
 // done with a finished sum.
 #pragma once
+#include "activation.cuh"
 #include "fragments.cuh"
 #include "matmul.cuh"
 #include "vector.cuh"
@@ -25,10 +26,12 @@ struct RoundedProduct {
   bool apart = false;
   float* partial = nullptr;
   int64_t partial_row = 0;
+  Epilogue epilogue = Epilogue::SUM;
+  Activated activated = {};  // instead of out, add and residual
 };
 #ifdef FREEDIVE_CUDA_EMULATION
 inline void visit_pointers(const RoundedProduct& p, int argument) {
-  emu::visit_parts(argument, p.a, p.b, p.out, p.bias, p.residual, p.partial);
+  emu::visit_parts(argument, p.a, p.b, p.out, p.bias, p.residual, p.partial, p.activated.out.data, p.activated.aux.data);
 }
 #endif
 
@@ -57,13 +60,16 @@ __device__ __forceinline__ void place_of_tile(unsigned tile, int64_t rows, int64
   i0 = static_cast<int64_t>(first + within % height) * m, j0 = static_cast<int64_t>(within / height) * n;
 }
 
-// What comes after the chain of elements (i, j) and (i, j + 1): bias, then residual.
+// What comes after the chains of a row's elements j and j + 1: bias, then residual.
+__device__ __forceinline__ void add_bias(const RoundedProduct& p, int64_t j, bool both, float& x, float& y) {
+  if (p.bias == nullptr) return;
+  x += p.bias[j];
+  if (both) y += p.bias[j + 1];
+}
+
 __device__ __forceinline__ void add_last(const RoundedProduct& p, int64_t i, int64_t j, float& x, float& y) {
   const bool both = j + 1 < p.columns;
-  if (p.bias != nullptr) {
-    x += p.bias[j];
-    if (both) y += p.bias[j + 1];
-  }
+  add_bias(p, j, both, x, y);
   if (p.residual != nullptr) {
     const float* residual = p.residual + i * p.residual_row + j;
     x += residual[0];
@@ -80,6 +86,50 @@ __device__ __forceinline__ void finish(const RoundedProduct& p, int64_t i, int64
   } else {
     out[0] = x;
     if (both) out[1] = y;
+  }
+}
+
+// Two neighbours of a row, rounded where they are bfloat16, the second if it is there; nothing where the tensor is absent.
+__device__ __forceinline__ void store_two(const fd_tensor& t, int64_t i, int64_t j, float x, float y, bool both) {
+  if (t.data == nullptr) return;
+  if (t.dtype == FD_BF16) {
+    uint16_t* to = row<uint16_t>(t, i) + j;
+    const uint32_t pair = ptx::bf16_pair(x, y);
+    if (both && reinterpret_cast<uintptr_t>(to) % 4 == 0) {
+      *reinterpret_cast<uint32_t*>(to) = pair;
+    } else {
+      to[0] = static_cast<uint16_t>(pair);
+      if (both) to[1] = static_cast<uint16_t>(pair >> 16);
+    }
+  } else {
+    float* to = row(t, i) + j;
+    if (both && reinterpret_cast<uintptr_t>(to) % 8 == 0) {
+      *reinterpret_cast<float2*>(to) = make_float2(x, y);
+    } else {
+      to[0] = x;
+      if (both) to[1] = y;
+    }
+  }
+}
+
+// What becomes of the finished sums (x, y) of columns j and j + 1 of out; of SwiGLU they are the gate's, and up's are (up_x, up_y).
+template <Epilogue E>
+__device__ __forceinline__ void finish_two(const RoundedProduct& p, int64_t i, int64_t j, float x, float y, float up_x,
+                                           float up_y) {
+  if constexpr (E == Epilogue::SUM) {
+    finish(p, i, j, x, y);
+  } else {
+    constexpr bool GATED = E == Epilogue::SWIGLU;
+    const int64_t outputs = p.columns / SUMS_OF<E>;
+    const bool both = j + 1 < outputs;
+    add_bias(p, j, both, x, y);
+    store_two(p.activated.aux, i, j, x, y, both);
+    if (GATED) {
+      add_bias(p, outputs + j, both, up_x, up_y);
+      store_two(p.activated.aux, i, outputs + j, up_x, up_y, both);
+    }
+    if (p.activated.out.data == nullptr) return;
+    store_two(p.activated.out, i, j, GATED ? swiglu(x, up_x) : gelu(x), GATED ? swiglu(y, up_y) : gelu(y), both);
   }
 }
 

@@ -18,6 +18,10 @@
 // gradient of a small weight) the chain is cut into parts of k, added in order: p0 + p1 + .. Blocks compute parts apart and a
 // second kernel adds them; where there are tiles enough, one block computes them one after the other and adds them itself, so it
 // is the same sum. How many parts follows from the weight's shape alone, never from rows, but for gradients of weights.
+//
+// Where gelu or SwiGLU follows, a lane makes out of its finished sums, and rounds them to aux: they are not written to be read
+// again. Of SwiGLU a tile's b is N / 2 rows of the gate and the same N / 2 of up, one below the other, and an operand of mma.sync
+// takes 8 of each, so that a lane has both sums of a column. No bit of a sum changes.
 #include <algorithm>
 
 #include "fragments.cuh"
@@ -79,35 +83,38 @@ struct Fetcher {
     at = x + (first_row + row) * x_row + first_column + column * PIECE;
     rows_left = clipped(rows - first_row - row), columns_left = clipped(x_row - first_column - column * PIECE);
   }
-  __device__ __forceinline__ void fetch(uint16_t* tile) const {
+  __device__ __forceinline__ void fetch(uint16_t* tile, int64_t further = 0) const {  // numbers from its own place in x
 #pragma unroll
     for (int n = 0; n < ROWS / DOWN; ++n) {
       const bool inside = n * DOWN < rows_left && columns_left > 0;
-      ptx::cp_async_16(tile + swizzled<WIDTH>(row + n * DOWN, column), at + n * DOWN * x_row, inside ? 16 : 0);
+      ptx::cp_async_16(tile + swizzled<WIDTH>(row + n * DOWN, column), at + further + n * DOWN * x_row, inside ? 16 : 0);
     }
   }
   __device__ __forceinline__ void go_right(int columns) { at += columns, columns_left -= columns; }
   __device__ __forceinline__ void go_down(int rows) { at += rows * x_row, rows_left -= rows; }
 };
 
-template <class T, bool A_BY_K, bool B_BY_K, bool PARTS>
+template <class T, bool A_BY_K, bool B_BY_K, bool PARTS, Epilogue E>
 __global__ void __launch_bounds__(T::BLOCK_THREADS, T::BLOCKS) product_kernel(RoundedProduct p) {
   FD_DYNAMIC_SHARED(uint16_t, shared);
   constexpr int MS = T::WARP_M / 16, NS = T::WARP_N / 16;
   constexpr int A_WIDTH = A_BY_K ? T::K : T::M, B_WIDTH = B_BY_K ? T::K : T::N;
+  constexpr int SUMS = SUMS_OF<E>, ACROSS = T::N / SUMS;  // columns of out in a tile
+  static_assert(SUMS == 1 || B_BY_K, "rows of b are the gate's, and up's");
+  const int64_t outputs = p.columns / SUMS;
 
   int64_t i0, j0;
   unsigned tile = blockIdx.x, part = 0;
   if (PARTS && p.apart) {
-    const auto tiles = static_cast<unsigned>((p.rows + T::M - 1) / T::M * ((p.columns + T::N - 1) / T::N));
+    const auto tiles = static_cast<unsigned>((p.rows + T::M - 1) / T::M * ((outputs + ACROSS - 1) / ACROSS));
     part = tile / tiles, tile -= part * tiles;
   }
-  place_of_tile(tile, p.rows, p.columns, T::M, T::N, i0, j0);
+  place_of_tile(tile, p.rows, outputs, T::M, ACROSS, i0, j0);
   const int64_t k0 = PARTS ? static_cast<int64_t>(part) * p.part_depth : 0;  // of this block
   Fetcher<A_BY_K ? T::M : T::K, A_WIDTH, T::BLOCK_THREADS> a_tiles(
       p.a, p.a_row, A_BY_K ? i0 : k0, A_BY_K ? p.rows : p.depth, A_BY_K ? k0 : i0);
-  Fetcher<B_BY_K ? T::N : T::K, B_WIDTH, T::BLOCK_THREADS> b_tiles(
-      p.b, p.b_row, B_BY_K ? j0 : k0, B_BY_K ? p.columns : p.depth, B_BY_K ? k0 : j0);
+  Fetcher<B_BY_K ? ACROSS : T::K, B_WIDTH, T::BLOCK_THREADS> b_tiles(
+      p.b, p.b_row, B_BY_K ? j0 : k0, B_BY_K ? outputs : p.depth, B_BY_K ? k0 : j0);
   int steps = static_cast<int>((p.depth - k0 + T::K - 1) / T::K);
   const int steps_of_part = PARTS ? p.part_depth / T::K : 0;
   if (PARTS && p.apart && steps > steps_of_part) steps = steps_of_part;
@@ -115,6 +122,7 @@ __global__ void __launch_bounds__(T::BLOCK_THREADS, T::BLOCKS) product_kernel(Ro
     if (step < steps) {
       uint16_t* const stage = shared + step % T::STAGES * T::STAGE;
       a_tiles.fetch(stage), b_tiles.fetch(stage + T::M * T::K);
+      if (SUMS == 2) b_tiles.fetch(stage + (T::M + ACROSS) * T::K, outputs * p.b_row);
       A_BY_K ? a_tiles.go_right(T::K) : a_tiles.go_down(T::K);
       B_BY_K ? b_tiles.go_right(T::K) : b_tiles.go_down(T::K);
     }
@@ -123,10 +131,11 @@ __global__ void __launch_bounds__(T::BLOCK_THREADS, T::BLOCKS) product_kernel(Ro
 #pragma unroll
   for (int step = 0; step < T::STAGES - 1; ++step) fetch_step(step);
 
-  // A lane holds rows lane / 4 and 8 below it, columns 2 (lane % 4) and the next, of every 16 x 8 part.
-  const int warp_i = warp_of_block() / T::WARPS_N * T::WARP_M, warp_j = warp_of_block() % T::WARPS_N * T::WARP_N;
+  // A lane holds rows lane / 4 and 8 below it, columns 2 (lane % 4) and the next, of every 16 x 8 part; of SwiGLU every other part
+  // is of up, and columns are counted by those of out.
+  const int warp_i = warp_of_block() / T::WARPS_N * T::WARP_M, warp_j = warp_of_block() % T::WARPS_N * (T::WARP_N / SUMS);
   const int64_t lane_i = i0 + warp_i + lane_id() / 4, lane_j = j0 + warp_j + lane_id() % 4 * 2;
-  const int rows_left = clipped(p.rows - lane_i), columns_left = clipped(p.columns - lane_j);
+  const int rows_left = clipped(p.rows - lane_i), columns_left = clipped(outputs - lane_j);
   float sum[MS][2 * NS][4] = {};
   // Sums of a part, of this lane, two neighbours at a time: partial rows are of even length.
   const auto for_partial = [&](const auto& visit) {
@@ -138,11 +147,12 @@ __global__ void __launch_bounds__(T::BLOCK_THREADS, T::BLOCKS) product_kernel(Ro
         if (16 * m + 8 * half >= rows_left) continue;
 #pragma unroll
         for (int n = 0; n < 2 * NS; ++n)
-          if (8 * n < columns_left)
-            visit(*reinterpret_cast<float2*>(at + 8 * n), sum[m][n][2 * half], sum[m][n][2 * half + 1]);
+          if (n / SUMS * 8 < columns_left)
+            visit(*reinterpret_cast<float2*>(at + n / SUMS * 8 + n % SUMS * (p.partial_row / 2)), sum[m][n][2 * half],
+                  sum[m][n][2 * half + 1]);
       }
   };
-  if (p.add && part == 0) {
+  if (E == Epilogue::SUM && p.add && part == 0) {
     const float* from = p.out + lane_i * p.out_row + lane_j;
 #pragma unroll
     for (int m = 0; m < MS; ++m)
@@ -176,7 +186,7 @@ __global__ void __launch_bounds__(T::BLOCK_THREADS, T::BLOCKS) product_kernel(Ro
 #pragma unroll
       for (int m = 0; m < MS; ++m) load_a<A_BY_K, A_WIDTH>(fa[m], a, warp_i + 16 * m, k);
 #pragma unroll
-      for (int n = 0; n < NS; ++n) load_b<B_BY_K, B_WIDTH>(fb[n], b, warp_j + 16 * n, k);
+      for (int n = 0; n < NS; ++n) load_b<B_BY_K, B_WIDTH, SUMS == 2 ? ACROSS : 8>(fb[n], b, warp_j + 16 / SUMS * n, k);
 #pragma unroll
       for (int m = 0; m < MS; ++m)
 #pragma unroll
@@ -198,24 +208,32 @@ __global__ void __launch_bounds__(T::BLOCK_THREADS, T::BLOCKS) product_kernel(Ro
     for (int half = 0; half < 2; ++half) {
       if (16 * m + 8 * half >= rows_left) continue;
 #pragma unroll
-      for (int n = 0; n < 2 * NS; ++n)
+      for (int n = 0; n < 2 * NS / SUMS; ++n)
         if (8 * n < columns_left)
-          finish(p, lane_i + 16 * m + 8 * half, lane_j + 8 * n, sum[m][n][2 * half], sum[m][n][2 * half + 1]);
+          finish_two<E>(p, lane_i + 16 * m + 8 * half, lane_j + 8 * n, sum[m][SUMS * n][2 * half],
+                        sum[m][SUMS * n][2 * half + 1], sum[m][SUMS * n + SUMS - 1][2 * half],
+                        sum[m][SUMS * n + SUMS - 1][2 * half + 1]);
     }
 }
 
-// Parts computed apart, added in order. A thread has two neighbours.
+// Parts computed apart, added in order. A thread has two neighbours of out.
+template <Epilogue E>
 __global__ void add_parts_kernel(RoundedProduct p) {
-  const int64_t pairs = p.partial_row / 2, e = global_thread(), i = e / pairs, j = e % pairs * 2;
+  constexpr int SUMS = SUMS_OF<E>;
+  const int64_t pairs = p.partial_row / 2 / SUMS, e = global_thread(), i = e / pairs, j = e % pairs * 2;
   if (i >= p.rows) return;
-  const float* at = p.partial + i * p.partial_row + j;
-  float2 sum = *reinterpret_cast<const float2*>(at);
+  float2 sum[SUMS];
+#pragma unroll
+  for (int s = 0; s < SUMS; ++s) {
+    const float* at = p.partial + i * p.partial_row + s * (p.partial_row / 2) + j;
+    sum[s] = *reinterpret_cast<const float2*>(at);
 #pragma unroll 4
-  for (int part = 1; part < p.parts; ++part) {
-    const float2 x = *reinterpret_cast<const float2*>(at + part * p.rows * p.partial_row);
-    sum.x += x.x, sum.y += x.y;
+    for (int part = 1; part < p.parts; ++part) {
+      const float2 x = *reinterpret_cast<const float2*>(at + part * p.rows * p.partial_row);
+      sum[s].x += x.x, sum[s].y += x.y;
+    }
   }
-  finish(p, i, j, sum.x, sum.y);
+  finish_two<E>(p, i, j, sum[0].x, sum[0].y, sum[SUMS - 1].x, sum[SUMS - 1].y);
 }
 
 // ---- launching --------------------------------------------------------------------------------------------------------
@@ -244,21 +262,36 @@ void cut(RoundedProduct& p, Split split) {
   static_assert(STEP % Wide::K == 0 && STEP % Square::K == 0 && STEP % Small::K == 0 && STEP % Skinny::K == 0, "whole steps");
   p.part_depth = static_cast<int>(blocks_for(blocks_for(p.depth, n), STEP) * STEP);
   p.parts = static_cast<int>(blocks_for(p.depth, p.part_depth));
-  p.partial_row = even(p.columns);
+  const int64_t halves = p.epilogue == Epilogue::SWIGLU ? 2 : 1;
+  p.partial_row = even(p.columns / halves) * halves;
 }
 
-template <class T, bool PARTS>
+template <class T, bool PARTS, Epilogue E>
 void launch_tile(fd_context* ctx, const char* op, const RoundedProduct& p) {
-  const auto kernel = p.a_by_k ? (p.b_by_k ? product_kernel<T, true, true, PARTS> : product_kernel<T, true, false, PARTS>)
-                               : product_kernel<T, false, false, PARTS>;
+  auto kernel = product_kernel<T, true, true, PARTS, E>;
+  if constexpr (E == Epilogue::SUM) {
+    if (p.a_by_k && !p.b_by_k) kernel = product_kernel<T, true, false, PARTS, E>;
+    if (!p.a_by_k) kernel = product_kernel<T, false, false, PARTS, E>;
+  }
   launch_shared(ctx, op, tiles<T>(p.rows, p.columns) * (p.apart ? p.parts : 1), T::BLOCK_THREADS, T::SHARED, kernel, p);
 }
 
+template <class T, Epilogue E>
+void launch_product(fd_context* ctx, const char* op, const RoundedProduct& p) {
+  if (p.parts == 1) return launch_tile<T, false, E>(ctx, op, p);
+  launch_tile<T, true, E>(ctx, op, p);
+  if (p.apart) launch_threads(ctx, op, p.rows * (p.partial_row / 2 / SUMS_OF<E>), add_parts_kernel<E>, p);
+}
 template <class T>
 void launch_product(fd_context* ctx, const char* op, const RoundedProduct& p) {
-  if (p.parts == 1) return launch_tile<T, false>(ctx, op, p);
-  launch_tile<T, true>(ctx, op, p);
-  if (p.apart) launch_threads(ctx, op, p.rows * (p.partial_row / 2), add_parts_kernel, p);
+  switch (p.epilogue) {
+    case Epilogue::SUM:
+      return launch_product<T, Epilogue::SUM>(ctx, op, p);
+    case Epilogue::GELU:
+      return launch_product<T, Epilogue::GELU>(ctx, op, p);
+    case Epilogue::SWIGLU:
+      return launch_product<T, Epilogue::SWIGLU>(ctx, op, p);
+  }
 }
 
 // By rows or by columns: which dimension of an operand lies without gaps.
@@ -321,8 +354,10 @@ RoundedProduct round_operands(fd_context* ctx, const char* op, const Product& p,
   const uint16_t* b_given = packed_b != nullptr ? static_cast<const uint16_t*>(packed_b)
                                                 : rounded(p.b, b, workspace + bytes_of(a.rows, a.width));
   const bool pairs = reinterpret_cast<uintptr_t>(p.out) % 8 == 0 && p.out_row % 2 == 0;
-  return {a_given, b_given, padded(a.width), padded(b.width), a.by_k, b.by_k, p.out, p.out_row, p.rows, p.columns, p.depth,
-          p.add, pairs, p.bias, p.residual, p.residual_row};
+  RoundedProduct rounded_product{a_given, b_given, padded(a.width), padded(b.width), a.by_k, b.by_k, p.out, p.out_row, p.rows,
+                                 p.columns, p.depth, p.add, pairs, p.bias, p.residual, p.residual_row};
+  rounded_product.epilogue = p.epilogue, rounded_product.activated = p.activated;
+  return rounded_product;
 }
 
 void multiply_rounded(fd_context* ctx, const char* op, const RoundedProduct& product, Split split, void* partial, bool wide) {

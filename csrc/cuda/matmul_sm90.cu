@@ -16,6 +16,10 @@
 //                rows of out are whole 16 bytes, else as before. (stmatrix, which others use here, moves 16-bit numbers; ours
 //                have 32.)
 //
+// Where gelu or SwiGLU follows, lanes make out of their sums and store it, and the last rung is the one before it. Of SwiGLU half
+// of a tile's b are rows of the gate and half of up, a box each: of a cluster each block sends one. So a lane has both sums of a
+// column.
+//
 // Both layouts an operand can have are boxes of 128-byte rows, [rows][64 k] or [64 k][64 rows]; the descriptor and one bit of the
 // instruction tell wgmma which. Outside of a tensor TMA writes 0. Operands are rounded as for sm80, and an element's sum is one
 // chain over k = 0, 16, .. again; a GPU may add within a wgmma in another order than within an mma.sync, so a device uses one of
@@ -63,25 +67,26 @@ __device__ __forceinline__ uint64_t operand_at(uint32_t tile, int row, int k) {
 }
 
 // Tiles in the order in which clusters take them: CLUSTER tiles one below the other are one.
-template <class P>
+template <class P, int SUMS>
 struct Tiles {
+  static constexpr int ACROSS = P::N / SUMS;  // columns of out
   const RoundedProduct& p;
   unsigned n, next, by;
   int rank;
   __device__ Tiles(const RoundedProduct& product, int rank_) : p(product), rank(rank_) {
-    n = static_cast<unsigned>((p.rows + M * P::CLUSTER - 1) / (M * P::CLUSTER) * ((p.columns + P::N - 1) / P::N));
+    n = static_cast<unsigned>((p.rows + M * P::CLUSTER - 1) / (M * P::CLUSTER) * ((p.columns / SUMS + ACROSS - 1) / ACROSS));
     next = blockIdx.x / P::CLUSTER, by = gridDim.x / P::CLUSTER;
   }
   __device__ bool take(int64_t& i0, int64_t& j0) {
     if (next >= n) return false;
-    place_of_tile(next, p.rows, p.columns, M * P::CLUSTER, P::N, i0, j0);
+    place_of_tile(next, p.rows, p.columns / SUMS, M * P::CLUSTER, ACROSS, i0, j0);
     i0 += rank * M;
     next = P::PERSISTENT ? next + by : n;
     return true;
   }
 };
 
-template <class P, bool A_BY_K, bool B_BY_K>
+template <class P, bool A_BY_K, bool B_BY_K, Epilogue E>
 __global__ void __launch_bounds__(BLOCK_THREADS, 1)
     wgmma_kernel(const __grid_constant__ RoundedProduct p, const __grid_constant__ CUtensorMap a,
                  const __grid_constant__ CUtensorMap b, const __grid_constant__ CUtensorMap out) {
@@ -89,6 +94,8 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1)
   FD_DYNAMIC_SHARED(unsigned char, stages);
   FD_SHARED(uint64_t, full, [P::STAGES]);
   FD_SHARED(uint64_t, empty, [P::STAGES]);
+  constexpr int SUMS = SUMS_OF<E>, COLUMNS = P::N / 8 / SUMS;  // of out, eights
+  static_assert(E == Epilogue::SUM || (B_BY_K && !P::STORED), "an activation's columns are rows of a weight");
   const int thread = static_cast<int>(threadIdx.x), steps = static_cast<int>((p.depth + K - 1) / K);
   const int rank = P::CLUSTER > 1 ? static_cast<int>(ptx::cluster_rank()) : 0;
   if (thread == 0) {
@@ -101,7 +108,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1)
     ptx::cluster_sync();  // nobody sends to a block whose barriers are not there
   else
     __syncthreads();
-  Tiles<P> tiles(p, rank);
+  Tiles<P, SUMS> tiles(p, rank);
   int64_t i0, j0;
 
   if (thread < GROUP_THREADS) {
@@ -114,8 +121,16 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1)
         ptx::mbarrier_arrive_expect(&full[s], P::STAGE);  // of whoever sends it
         load<A_BY_K, 1>(stage, &a, &full[s], M, static_cast<int>(i0), step * K);
         constexpr int OWN = P::N / P::CLUSTER;  // rows of b that this block loads for all of its cluster
-        load<B_BY_K, P::CLUSTER>(stage + P::A_BYTES + rank * OWN * K * 2, &b, &full[s], OWN, static_cast<int>(j0) + rank * OWN,
-                                 step * K);
+        unsigned char* const to = stage + P::A_BYTES;
+        if constexpr (SUMS == 1) {
+          load<B_BY_K, P::CLUSTER>(to + rank * OWN * K * 2, &b, &full[s], OWN, static_cast<int>(j0) + rank * OWN, step * K);
+        } else {  // half of them the gate's, then as many of up: each block of a cluster one of these, or both
+          constexpr int HALF = P::N / 2;
+#pragma unroll
+          for (int half = rank; half < 2; half += P::CLUSTER)
+            load<true, P::CLUSTER>(to + half * HALF * K * 2, &b, &full[s], HALF,
+                                   static_cast<int>(j0 + half * (p.columns / 2)), step * K);
+        }
         if (++s == P::STAGES) s = 0, ++round;
       }
   } else {
@@ -125,9 +140,9 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1)
     int s = 0, round = 0;
     while (tiles.take(i0, j0)) {
       const int64_t lane_i = i0 + consumer * 64 + warp * 16 + lane / 4, lane_j = j0 + lane % 4 * 2;
-      const int rows_left = clipped(p.rows - lane_i), columns_left = clipped(p.columns - lane_j);
+      const int rows_left = clipped(p.rows - lane_i), columns_left = clipped(p.columns / SUMS - lane_j);
       float sum[P::N / 2] = {};
-      if (p.add) {
+      if (E == Epilogue::SUM && p.add) {
         const float* from = p.out + lane_i * p.out_row + lane_j;
 #pragma unroll
         for (int half = 0; half < 2; ++half, from += 8 * p.out_row)
@@ -183,9 +198,11 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1)
         for (int half = 0; half < 2; ++half) {
           if (8 * half >= rows_left) continue;
 #pragma unroll
-          for (int n = 0; n < P::N / 8; ++n)
-            if (8 * n < columns_left)
-              finish(p, lane_i + 8 * half, lane_j + 8 * n, sum[4 * n + 2 * half], sum[4 * n + 2 * half + 1]);
+          for (int n = 0; n < COLUMNS; ++n)
+            if (8 * n < columns_left) {
+              const int x = 4 * n + 2 * half, up = x + (SUMS - 1) * 4 * COLUMNS;
+              finish_two<E>(p, lane_i + 8 * half, lane_j + 8 * n, sum[x], sum[x + 1], sum[up], sum[up + 1]);
+            }
         }
       }
     }
@@ -202,34 +219,44 @@ bool map_of(CUtensorMap* map, const uint16_t* data, int64_t row, int64_t rows, i
               : ptx::tensor_map_2d(map, data, depth, row, row, K, 64);
 }
 
-template <class P>
+template <class P, Epilogue E>
 void launch_wgmma(fd_context* ctx, const char* op, const RoundedProduct& p, int multiprocessors) {
   CUtensorMap a, b, out{};
+  constexpr int B_ROWS = E == Epilogue::SWIGLU ? P::N / 2 : P::N / P::CLUSTER;  // of a box
   const bool mapped = map_of(&a, p.a, p.a_row, p.rows, p.depth, p.a_by_k, M) &&
-                      map_of(&b, p.b, p.b_row, p.columns, p.depth, p.b_by_k, P::N / P::CLUSTER) &&
+                      map_of(&b, p.b, p.b_row, p.columns, p.depth, p.b_by_k, B_ROWS) &&
                       (!P::STORED || ptx::tensor_map_2d(&out, p.out, p.rows, p.columns, p.out_row, 64, P::BOX_COLUMNS));
   if (!mapped) return record_error(ctx->stream, op, "the driver makes no tensor map of its operands");
-  const auto kernel =
-      p.a_by_k ? (p.b_by_k ? wgmma_kernel<P, true, true> : wgmma_kernel<P, true, false>) : wgmma_kernel<P, false, false>;
+  auto kernel = wgmma_kernel<P, true, true, E>;
+  if constexpr (E == Epilogue::SUM) {
+    if (p.a_by_k && !p.b_by_k) kernel = wgmma_kernel<P, true, false, E>;
+    if (!p.a_by_k) kernel = wgmma_kernel<P, false, false, E>;
+  }
   int64_t clusters = blocks_for(p.rows, M * P::CLUSTER) * blocks_for(p.columns, P::N);
   if (P::PERSISTENT && clusters > multiprocessors / P::CLUSTER) clusters = multiprocessors / P::CLUSTER;
   launch_cluster<P::CLUSTER>(ctx, op, clusters * P::CLUSTER, BLOCK_THREADS, P::SHARED, kernel, p, a, b, out);
 }
 
+template <int N, Epilogue E>
+void launch_rung(fd_context* ctx, const char* op, const RoundedProduct& p, Sm90 rung, int multiprocessors) {
+  if (rung == Sm90::PLAIN) return launch_wgmma<Plan<N, false, 1, false>, E>(ctx, op, p, multiprocessors);
+  if (rung == Sm90::PERSISTENT) return launch_wgmma<Plan<N, true, 1, false>, E>(ctx, op, p, multiprocessors);
+  if constexpr (E == Epilogue::SUM) {
+    // a store by TMA begins at addresses of 16 bytes
+    const bool whole = reinterpret_cast<uintptr_t>(p.out) % 16 == 0 && p.out_row % 4 == 0;
+    if (rung == Sm90::STORED && whole) return launch_wgmma<Plan<N, true, 2, true>, E>(ctx, op, p, multiprocessors);
+  }
+  launch_wgmma<Plan<N, true, 2, false>, E>(ctx, op, p, multiprocessors);
+}
 template <int N>
 void launch_rung(fd_context* ctx, const char* op, const RoundedProduct& p, Sm90 rung, int multiprocessors) {
-  // a store by TMA begins at addresses of 16 bytes
-  const bool whole = reinterpret_cast<uintptr_t>(p.out) % 16 == 0 && p.out_row % 4 == 0;
-  if (rung == Sm90::STORED && !whole) rung = Sm90::MULTICAST;
-  switch (rung) {
-    case Sm90::PLAIN:
-      return launch_wgmma<Plan<N, false, 1, false>>(ctx, op, p, multiprocessors);
-    case Sm90::PERSISTENT:
-      return launch_wgmma<Plan<N, true, 1, false>>(ctx, op, p, multiprocessors);
-    case Sm90::MULTICAST:
-      return launch_wgmma<Plan<N, true, 2, false>>(ctx, op, p, multiprocessors);
-    case Sm90::STORED:
-      return launch_wgmma<Plan<N, true, 2, true>>(ctx, op, p, multiprocessors);
+  switch (p.epilogue) {
+    case Epilogue::SUM:
+      return launch_rung<N, Epilogue::SUM>(ctx, op, p, rung, multiprocessors);
+    case Epilogue::GELU:
+      return launch_rung<N, Epilogue::GELU>(ctx, op, p, rung, multiprocessors);
+    case Epilogue::SWIGLU:
+      return launch_rung<N, Epilogue::SWIGLU>(ctx, op, p, rung, multiprocessors);
   }
 }
 

@@ -281,6 +281,20 @@ def matmul_forward(
     return into
 
 
+def matmul_gelu_forward(x: Array, weight: Array, bias: Array | None = None, *, packed: Array | None = None, **how: Any) -> tuple[Array, Array]:
+    """-> out = gelu(aux), aux = x weight^T + bias. x [N,C], weight [O,C], bias [O] -> [N,O] each"""
+    out, aux = poisoned(len(x), len(weight)), poisoned(len(x), len(weight))
+    call("matmul_gelu_forward", out=out, aux=aux, x=x, weight=weight, packed=packed, bias=bias, **how)
+    return out, aux
+
+
+def matmul_swiglu_forward(x: Array, weight: Array, bias: Array | None = None, *, packed: Array | None = None, **how: Any) -> tuple[Array, Array]:
+    """-> out = silu(aux[:, :F]) aux[:, F:], aux = x weight^T + bias. x [N,C], weight [2F,C] (the gate's rows, then up's), bias [2F] -> [N,F], [N,2F]"""
+    out, aux = poisoned(len(x), len(weight) // 2), poisoned(len(x), len(weight))
+    call("matmul_swiglu_forward", out=out, aux=aux, x=x, weight=weight, packed=packed, bias=bias, **how)
+    return out, aux
+
+
 def matmul_backward_input(dout: Array, weight: Array, *, dx: Array | None = None, **how: Any) -> Array:
     """dx = dout weight. dout [N,O], weight [O,C] -> [N,C]. A given dx is added to."""
     into = poisoned(len(dout), weight.shape[1]) if dx is None else dx

@@ -37,10 +37,10 @@ def run(*arguments: str, **environment: str) -> tuple[list[dict[str, Any]], str]
 
 def test_ours_alone(tmp_path: Path):
     """Every kind of op; each variant was right before it was timed"""
-    rows, out = run("--only", "forward 124M qkv", "weight 124M qkv", "attention_backward B2", "attention_cached S", "quantized_matmul Q8", "rmsnorm_backward",
+    rows, out = run("--only", "forward 124M qkv", "weight 124M qkv", "swiglu_forward 124M up", "attention_backward B2", "attention_cached S", "quantized_matmul Q8", "rmsnorm_backward",
                     "head_forward_backward 124M", "adamw ladder", "--out", str(tmp_path / "results.json"))  # fmt: skip
     timed = [row for row in rows if "variant" in row]
-    assert {row["kind"] for row in timed} == {"product", "attention", "cached", "quantized", "memory", "head"}
+    assert {row["kind"] for row in timed} == {"product", "activated", "attention", "cached", "quantized", "memory", "head"}
     for row in timed:
         assert FIELDS <= row.keys() and row["dry_run"] is True and row["seconds"]["median"] > 0 and row["value"] > 0
         assert 0 <= row["error"] <= (1e-4 if row["kind"] == "memory" else 0.02)

@@ -77,6 +77,7 @@ struct Call {
     sizes["K"] = 1 + random.below(3), sizes["J"] = 1 + random.below(3);
     sizes["Z"] = 1;
     for (const char* letter : {"C", "V", "O", "F"}) sizes[letter] = random.size(limit, limits.least);
+    if (has("aux") && schema.name != "matmul_gelu_forward") sizes["O"] = 2 * sizes["F"];
     const bool quantized = schema.name.rfind("quantized", 0) == 0;
     if (quantized) {
       static const int64_t types[] = {0, 1, 2, 3, 6, 7, 8, 12, 13, 30};

@@ -178,7 +178,8 @@ MATMUL_SHAPES = (
 
 
 # A long sum over k: on tensor cores it is cut into parts (N x C x O: forward cuts C, backward O and N)
-LONG = {"matmul_forward": ((5, 3100, 40), (70, 4700, 33)), "matmul_backward_input": ((5, 40, 3100), (70, 33, 4700)), "matmul_backward_weight": ((1100, 20, 31),)}
+LONG = {"matmul_forward": ((5, 3100, 40), (70, 4700, 33)), "matmul_gelu_forward": ((5, 3100, 40), (70, 4700, 33)), "matmul_swiglu_forward": ((5, 3100, 20), (70, 4700, 33)),
+        "matmul_backward_input": ((5, 40, 3100), (70, 33, 4700)), "matmul_backward_weight": ((1100, 20, 31),)}
 
 
 def matmul_inputs(op):
@@ -204,6 +205,32 @@ def matmul_forward(r):
                 x["out"] = normal(r, N, O)
                 out = out + x["out"]
             yield Case(f"{N}x{C}x{O} {extras} {compute}", x, {"out": out})
+
+
+def activated_inputs(r, op, per_output):
+    """O is the width of out: a weight has per_output rows for each. aux alone, as where it is computed again; out alone, as in inference"""
+    for (N, C, O), compute in matmul_inputs(op):
+        every = ("out", "aux+packed", "out+aux+packed+bias")
+        for extras in every[2:] if C > 3000 else every:
+            x = {"x": normal(r, N, C), "weight": normal(r, per_output * O, C) / np.float32(C**0.5), "compute": compute}
+            x["packed"] = ops.matmul_pack(x["weight"], compute=compute) if "packed" in extras else None
+            x["bias"] = normal(r, per_output * O) if "bias" in extras else None
+            operands = rounded(x["x"], compute), rounded(x["weight"], compute), x["bias"]
+            yield f"{N}x{C}x{O} {extras} {compute}", x, operands, extras.split("+")
+
+
+@cases("matmul_gelu_forward")
+def matmul_gelu_forward(r):
+    for name, x, operands, wanted in activated_inputs(r, "matmul_gelu_forward", 1):
+        expected = dict(zip(("out", "aux"), reference.matmul_gelu_forward(*operands)))
+        yield Case(name, x, {key: expected[key] for key in wanted if key in expected})
+
+
+@cases("matmul_swiglu_forward")
+def matmul_swiglu_forward(r):
+    for name, x, operands, wanted in activated_inputs(r, "matmul_swiglu_forward", 2):
+        expected = dict(zip(("out", "aux"), reference.matmul_swiglu_forward(*operands)))
+        yield Case(name, x, {key: expected[key] for key in wanted if key in expected})
 
 
 @cases("matmul_backward_input")

@@ -3,7 +3,7 @@
 import numpy as np
 import op_cases
 import pytest
-from op_case import COMPUTE, hows, lengths_to_cu, normal
+from op_case import BF16, COMPUTE, hows, lengths_to_cu, normal, tells_something
 from op_cases import CACHE_DTYPES
 
 from freedive import ops
@@ -33,12 +33,46 @@ def test_matmul_variants_agree(op, device):
                 np.testing.assert_array_equal(results[0][key], other[key], err_msg=case.name)
 
 
+ACTIVATED = {
+    "matmul_gelu_forward": ops.gelu_forward,
+    "matmul_swiglu_forward": lambda sums, **how: ops.swiglu_forward(*(half.copy() for half in np.split(sums, 2, axis=1)), **how),
+}
+
+
+def product_and_activation(op, x, variant, device):
+    """By matmul_forward and the activation, of the same rung"""
+    inputs = {key: x.get(key) for key in ("x", "weight", "bias", "packed", "compute")}
+    sums = ops.matmul_forward(**inputs, variant=variant, device=device)
+    return {"aux": sums, "out": ACTIVATED[op](sums, variant="naive" if variant == "naive" else None, device=device)}
+
+
+@pytest.mark.parametrize("device", ops.devices())
+@pytest.mark.parametrize("op", ACTIVATED)
+def test_a_product_and_its_activation_are_those_two_ops(op, device):
+    """Each of out and aux in either dtype, too: what one rounds changes nothing of the other"""
+    for variant in ops.variants(op, device):
+        for case in op_cases.CASES[op]:
+            if not tells_something(variant, case):
+                continue
+            plain = case.arguments(device)
+            want = product_and_activation(op, plain, variant, device)
+            ops.call(op, **plain, variant=variant, device=device)
+            for key in case.expected:
+                np.testing.assert_array_equal(plain[key], want[key], err_msg=f"{variant} {case.name}: {key}")
+            for half in ("out", "aux") if len(case.expected) == 2 else ():
+                mixed = case.arguments(device)
+                mixed[half] = mixed[half].astype(BF16)
+                ops.call(op, **mixed, variant=variant, device=device)
+                for key in case.expected:
+                    np.testing.assert_array_equal(np.asarray(mixed[key], np.float32), want[key].astype(mixed[key].dtype).astype(np.float32), err_msg=f"{variant} {case.name}: {key}")
+
+
 TENSOR_CORES = [device for device in ops.devices() if "sm80" in ops.variants("matmul_forward", device)]
 
 
 @pytest.mark.skipif(not TENSOR_CORES, reason="no device here has products on tensor cores")
 @pytest.mark.parametrize("device", TENSOR_CORES)
-@pytest.mark.parametrize("op", ["matmul_forward", "matmul_backward_input", "matmul_backward_weight"])
+@pytest.mark.parametrize("op", ["matmul_forward", "matmul_gelu_forward", "matmul_swiglu_forward", "matmul_backward_input", "matmul_backward_weight"])
 def test_the_tile_changes_no_bit(op, device):
     """Sixteen rows or a thousand take another tile; the chain over k is the same, and so is the sampler's log-prob the trainer's"""
     tiles = [variant for variant in ops.variants(op, device) if variant.startswith("sm80")]

@@ -45,6 +45,7 @@ def readonly(x):
 Z = np.zeros
 GOOD = {
     "matmul_forward": {"out": Z((2, 3), f32), "x": Z((2, 4), f32), "weight": Z((3, 4), f32), "accumulate": 0},
+    "matmul_swiglu_forward": {"out": Z((2, 3), f32), "x": Z((2, 4), f32), "weight": Z((6, 4), f32)},
     "embedding_forward": {"out": Z((2, 4), f32), "tokens": Z(2, i32), "wte": Z((5, 4), f32)},
     "rope": {
         "out": Z((2, 1, 4), f32),
@@ -113,6 +114,9 @@ BAD = [
     ("matmul_forward", {"accumulate": "yes"}, "accumulate"),
     ("matmul_forward", {"variant": "quick"}, "quick"),
     ("matmul_forward", {"threads": 0}, "threads"),
+    ("matmul_swiglu_forward", {"out": Z((2, 6), f32)}, "O must be 2 F"),
+    ("matmul_swiglu_forward", {"out": None, "aux": Z((2, 5), f32), "weight": Z((5, 4), f32)}, "O must be 2 F"),
+    ("matmul_swiglu_forward", {"aux": Z((2, 3), f32)}, "O = "),
     ("embedding_forward", {"tokens": np.array([0, 5], i32)}, "tokens holds 5"),
     ("embedding_forward", {"tokens": np.array([0, -1], i32)}, "tokens holds -1"),
     ("embedding_forward", {"tokens": np.array([0, 1])}, "tokens.*int64"),
@@ -176,8 +180,8 @@ def test_unknown_op():
 
 WRAPPED = (
     "embedding_forward layernorm_forward layernorm_backward rope gelu_forward gelu_backward swiglu_forward swiglu_backward "
-    "rmsnorm_forward rmsnorm_backward matmul_forward matmul_backward_input attention_forward attention_backward "
-    "attention_cached global_norm"
+    "rmsnorm_forward rmsnorm_backward matmul_forward matmul_gelu_forward matmul_swiglu_forward matmul_backward_input "
+    "attention_forward attention_backward attention_cached global_norm"
 )
 
 

@@ -3,7 +3,7 @@ One order of sums for training, prefill and decode, whatever the batch and the c
 
 import numpy as np
 import pytest
-from op_case import TOLERANCE, lengths_to_cu, normal
+from op_case import BF16, TOLERANCE, lengths_to_cu, normal
 from test_ops_attention import bf16, error, rounded_backward, rounded_forward
 
 from freedive import ops
@@ -174,3 +174,18 @@ def test_products_of_many_tiles(device, op, N, C, O):
         ops.call(op, **inputs, **scalars, **{key: got[-1]}, variant=variant, device=device)
         np.testing.assert_array_equal(got[-1], got[0])
     assert error(got[0], want()) < 1e-5
+
+
+@pytest.mark.parametrize("op", ["matmul_gelu_forward", "matmul_swiglu_forward"])
+@pytest.mark.parametrize(("N", "C", "O"), [(N, C, O) for name, N, C, O in LARGE if name == "matmul_forward"])
+def test_activations_of_many_tiles(device, op, N, C, O):
+    """Out and aux in bfloat16, as training has them, of the bits of the product alone"""
+    r = rng(9)
+    x, weight, bias, F = normal(r, N, C), normal(r, O, C) / np.float32(C**0.5), normal(r, O), O // 2 if "swiglu" in op else O
+    for variant in ("sm80", "sm80_128x256", *(["sm90_plain", "sm90"] if (N, C, O) == (150, 300, 200) else [])):
+        sums = ops.matmul_forward(x, weight, bias, device=device, variant=variant, compute="bfloat16")
+        want = ops.gelu_forward(sums, device=device) if F == O else ops.swiglu_forward(sums[:, :F].copy(), sums[:, F:].copy(), device=device)
+        out, aux = np.full((N, F), np.nan, BF16), np.full((N, O), np.nan, BF16)
+        ops.call(op, out=out, aux=aux, x=x, weight=weight, bias=bias, compute="bfloat16", device=device, variant=variant)
+        np.testing.assert_array_equal(bf16(sums), aux.astype(np.float32))
+        np.testing.assert_array_equal(bf16(want), out.astype(np.float32))

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from freedive import _core, ops
@@ -109,6 +110,11 @@ def product_cases(compute: str, tokens: int = 1024) -> Iterator[Case]:
             ("matmul_backward_weight", {"dweight": aligned(w.shape), "dout": dout, "x": x}),
         ):
             yield Case(f"{op} {name}", op, arguments | {"compute": compute}, gflop, False, compute)
+    x, w, bias = normal(tokens, C), normal(F, C), normal(F)
+    stored = lambda width: np.empty((tokens, width), ml_dtypes.bfloat16 if compute == "bfloat16" else np.float32)  # as a model in this dtype keeps it
+    for op, width in (("matmul_gelu_forward", F), ("matmul_swiglu_forward", F // 2)):
+        arguments = {"out": stored(width), "aux": stored(F), "x": x, "weight": w, "bias": bias, "compute": compute}
+        yield Case(f"{op.removesuffix('_forward')} up", op, arguments, 2e-9 * tokens * C * F, False, compute)
     B, T = 4, 1024
     q, k, v, dout = (normal(B * T, H, D) for _ in range(4))
     given = {"q": q, "k": k, "v": v, "cu_seqlens": np.arange(B + 1, dtype=np.int32) * T, "scale": D**-0.5, "compute": compute}

@@ -175,6 +175,18 @@ def matmul_forward(x: Array, weight: Array, bias: Array | None = None, residual:
     return out if residual is None else out + f64(residual)
 
 
+def matmul_gelu_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, Array]:
+    """-> out = gelu(aux), aux = x weight^T + bias"""
+    aux = matmul_forward(x, weight, bias)
+    return gelu_forward(aux), aux
+
+
+def matmul_swiglu_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, Array]:
+    """-> out = silu(aux[:, :F]) aux[:, F:] [N, F], aux = x weight^T + bias [N, 2 F]"""
+    aux = matmul_forward(x, weight, bias)
+    return swiglu_forward(*np.split(aux, 2, axis=1)), aux
+
+
 def rounded_int8(x: Array) -> Array:
     """What products in int8 take of x [N, C]: in blocks of 32, d * round(x / d), d = max|x| / 127 (ggml's Q8_0, d kept in float32), 0 below 1e-30. The
     rounding is decided in float32, as kernels do it."""
