@@ -86,6 +86,10 @@ class Decoder : Places {
  public:
   static constexpr int64_t MLP_ROWS = 1472;  // of the batch go through an MLP at once, on the CPU; see in_chunks
 
+  static int64_t mlp_rows(const fd_device_table* device, int64_t rows) {
+    return device->copy != nullptr ? rows : std::min(rows, MLP_ROWS);
+  }
+
   Decoder(const DecoderConfig& config, const fd_device_table* device, int threads, int64_t max_tokens, int64_t max_seqs,
           int64_t max_targets, bool trainable, int64_t compute, const float* cos, const float* sin,
           const AdapterConfig& adapter = {}, Recompute recompute = Recompute::NONE);
@@ -209,7 +213,7 @@ class Decoder : Places {
   void mlp_forward(int64_t layer, Activations& a, bool keep, float* x_next);
   template <class Body>
   void in_chunks(const Body& body);
-  float* up_forward(int64_t layer, Activations& a, bool keep, Rows r);
+  void up_forward(int64_t layer, Activations& a, bool keep, bool activate, Rows r);
   void activation_forward(const fd_tensor& up);
   fd_tensor kept_up(const Activations& a, Rows r) const;
   fd_tensor kept_attention(const Activations& a) const;
@@ -321,7 +325,7 @@ class Decoder : Places {
   Recompute recompute_;
   int64_t compute_;                                         // FD_F32 or FD_BF16: how products multiply
   int64_t packed_compute_;                                  // the same with packed rows: also FD_I8
-  Buffer packed_memory_;
+  Buffer packed_memory_, packed_up_;  // packed_up_: what W_up's products leave, of a model that plans no place for it
   size_t packed_used_ = 0;
   std::map<int64_t, std::vector<PackedRows>> packed_rows_;  // by offset of the weight; the same for all of them or none
   std::vector<Layer> layers_;

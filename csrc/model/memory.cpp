@@ -33,7 +33,7 @@ struct Sizes {
 
 Sizes sizes_of(const DecoderConfig& c, const fd_device_table* device, int64_t max_tokens, int64_t max_seqs, bool trainable,
                bool frozen, int64_t compute) {
-  const int64_t M = device->copy != nullptr ? max_tokens : std::min(max_tokens, Decoder::MLP_ROWS);
+  const int64_t M = Decoder::mlp_rows(device, max_tokens);
   const int64_t heads = c.n_head + c.n_kv_head;
   const bool half = compute == FD_BF16;
   return {max_tokens, M, max_seqs, c.d_model, c.qkv_width(), c.d_ff, c.up_width(), c.n_head * c.head_dim,
@@ -93,9 +93,11 @@ void lay_out(Places& at, Arena& a, Arena& g, const DecoderConfig& c, const Sizes
       l.lse = a.take(z.N * c.n_head);
       l.x2 = a.take(z.N * z.C), l.stat2 = a.take(z.N), l.mean2 = a.take(z.N);
     }
-    if (z.half) {
-      if (first) l.up = s.trainable ? at.dup_ : a.take(z.M * z.U);  // dup_ is written after the last look at it
-      if (s.trainable && !up_again) l.kept_up = a.take_half(z.N * z.U);
+    if (!s.trainable) {
+      l.up = s.frozen ? a.take(z.M * z.U) : nullptr;  // without an adapter nobody adds to it; packed rows: reserve_packed
+    } else if (z.half) {
+      if (first) l.up = at.dup_;  // written after the last look at it
+      if (!up_again) l.kept_up = a.take_half(z.N * z.U);
     } else if (!up_again) {
       l.up = a.take(z.N * z.U);
     }
@@ -144,16 +146,22 @@ size_t workspace_bytes(const DecoderConfig& c, const fd_device_table* device, in
     fd_quantized_matmul_backward_input_args mqb{view(f, N, I), view(f, N, O), absent(), 0, 0, FD_F32};
     if (trainable && frozen) ask("quantized_matmul_backward_input", &mqb);
   }
+  const int64_t M = Decoder::mlp_rows(device, N), U = c.up_width();
+  const fd_tensor rows = view(f, M, C), up_weight = view(f, U, C);
+  fd_matmul_gelu_forward_args mg{absent(), absent(), rows, up_weight, absent(), absent(), FD_F32};
+  if (c.gelu) ask("matmul_gelu_forward", &mg);
+  fd_matmul_swiglu_forward_args ms{absent(), absent(), rows, up_weight, absent(), absent(), FD_F32};
+  if (!c.gelu) ask("matmul_swiglu_forward", &ms);
   const fd_tensor q = view(f, N, H, D), k = view(f, N, G, D), cu = view(i32, S + 1);
   fd_attention_forward_args af{q, view(f, N, H), q, k, k, cu, 1, FD_F32};
   ask("attention_forward", &af);
   fd_attention_backward_args ab{q, k, k, q, q, view(f, N, H), q, k, k, cu, 1, FD_F32};
   ask("attention_backward", &ab);
-  const int64_t T = FD_KV_BLOCK, M = (c.max_positions + T - 1) / T;
-  const fd_tensor kc = view(f, M, G, D, T), vc = view(f, M, G, T, D);
-  fd_attention_cached_args ac{q, q, kc, vc, absent(), absent(), cu, view(i32, S), view(i32, S, M), 1, FD_F32};
+  const int64_t T = FD_KV_BLOCK, B = (c.max_positions + T - 1) / T;
+  const fd_tensor kc = view(f, B, G, D, T), vc = view(f, B, G, T, D);
+  fd_attention_cached_args ac{q, q, kc, vc, absent(), absent(), cu, view(i32, S), view(i32, S, B), 1, FD_F32};
   ask("attention_cached", &ac);  // says enough for a cache of any dtype
-  fd_kv_cache_write_args wr{kc, vc, absent(), absent(), k, k, cu, view(i32, S), view(i32, S, M)};
+  fd_kv_cache_write_args wr{kc, vc, absent(), absent(), k, k, cu, view(i32, S), view(i32, S, B)};
   ask("kv_cache_write", &wr);
   const fd_tensor x = view(f, N, C), w = view(f, V, C), n = view(f, N), lp = view(f, N, K), t = view(i32, N, K), one = view(f, 1);
   fd_head_forward_args hf{lp, n, n, x, w, absent(), t, one, absent(), FD_F32};

@@ -11,6 +11,9 @@ namespace freedive {
 void Decoder::reserve_packed(size_t bytes) {
   if (packed_used_ > 0) throw std::logic_error("packed weights are there already");
   packed_memory_ = buffer(bytes + 4096);  // what fetches ahead stays inside
+  if (act_[0].up != nullptr) return;
+  packed_up_ = buffer(mlp_rows(device_, max_tokens_) * config_.up_width() * sizeof(float));
+  act_[0].up = packed_up_.floats();
 }
 
 void Decoder::add_packed(const std::string& parameter, const uint8_t* data, int64_t rows, int64_t row_bytes, int64_t type) {
