@@ -22,7 +22,7 @@ from freedive.pretrain.stage import PretrainConfig
 from freedive.pretrain.stage import run as pretrain
 
 COPIES = (1, 2, 4, 8, 16, 32)
-RECIPE = dict(tokenizer="bpe", vocab_size=1024, depth=4, d_model=128, n_head=4, n_kv_head=2, head_dim=32, context=256, batch_tokens=1024, lr=3e-3, samples=0)
+RECIPE = dict(tokenizer="bpe", vocab_size=1024, depth=4, d_model=128, n_head=4, n_kv_head=2, head_dim=32, context=256, batch_tokens=1024, optimizer="adamw", lr=3e-3, samples=0)
 
 
 def main() -> None:

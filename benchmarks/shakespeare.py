@@ -33,7 +33,7 @@ def main() -> None:
             out = Path(folder) / "run"
             began = time.perf_counter()
             run(PretrainConfig(text=arguments.text, tokenizer="chars", document_edges=False, context=64, batch_tokens=12 * 64,
-                               steps=arguments.steps, samples=0, seed=arguments.seed, out=out, **model))  # fmt: skip
+                               steps=arguments.steps, optimizer="adamw", samples=0, seed=arguments.seed, out=out, **model))  # fmt: skip
             metrics = json.loads((out / "run.json").read_text())["metrics"]
             print(json.dumps({"benchmark": "shakespeare", "case": case, "steps": arguments.steps, "seconds": round(time.perf_counter() - began, 1),
                               "parameters": metrics["parameters"], "nanogpt_published": 1.88, "val_loss": round(metrics["val_loss"], 4)}), flush=True)  # fmt: skip

@@ -22,7 +22,7 @@ from typing import Any
 from freedive.pretrain.corpus import read_texts
 from freedive.pretrain.stage import PretrainConfig, run
 
-RECIPE = dict(tokenizer="bpe", vocab_size=1024, depth=4, d_model=128, n_head=4, n_kv_head=2, head_dim=32, context=256, batch_tokens=2048,
+RECIPE = dict(optimizer="adamw", tokenizer="bpe", vocab_size=1024, depth=4, d_model=128, n_head=4, n_kv_head=2, head_dim=32, context=256, batch_tokens=2048,
               epochs=6.0, lr=3e-3, weight_decay=0.3)  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def trained(tmp_path_factory) -> tuple[Path, Path, list[str]]:
     for split, part in (("train", rows), ("val", held)):
         (data / f"{split}-00000.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     config = PretrainConfig(data=data, out=folder / "base", tokenizer="bytes", depth=2, d_model=64, n_head=2, n_kv_head=2, head_dim=32, context=64,
-                            batch_tokens=1024, steps=300, lr=4e-3, samples=0, threads=2)  # fmt: skip
+                            batch_tokens=1024, optimizer="adamw", steps=300, lr=4e-3, samples=0, threads=2)  # fmt: skip
     pretrain(config)
     return folder / "base", data, repeated
 

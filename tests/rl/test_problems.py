@@ -62,7 +62,7 @@ def test_dynamic_sampling_in_a_run(tmp_path: Path):
     from freedive.rl import stage as rl
 
     (tmp_path / "t.txt").write_text("Some text to learn from, again and again. " * 200)
-    base = pretrain.run(pretrain.PretrainConfig(text=tmp_path / "t.txt", out=tmp_path / "base", tokenizer="bytes", depth=1, context=32,
+    base = pretrain.run(pretrain.PretrainConfig(text=tmp_path / "t.txt", out=tmp_path / "base", tokenizer="bytes", depth=1, context=32, optimizer="adamw",
                                                 batch_tokens=128, micro_tokens=128, steps=2, samples=0, max_positions=64, threads=1))  # fmt: skip
     (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": f"{a}", "sure": a % 2}) + "\n" for a in range(8)))
     (tmp_path / "r.py").write_text("def score(prompts, completions, completion_ids, sure):\n    return [-1.0 if s else -float(len(c) % 3) for s, c in zip(sure, completions)]\n")

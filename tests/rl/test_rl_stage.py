@@ -44,7 +44,7 @@ class Talk:
 def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rl")
     (folder / "t.txt").write_text("Some text to learn from, again and again. " * 200)
-    base = pretrain.run(pretrain.PretrainConfig(text=folder / "t.txt", out=folder / "base", tokenizer="bytes", depth=1, context=32, batch_tokens=128, micro_tokens=128, steps=4,
+    base = pretrain.run(pretrain.PretrainConfig(text=folder / "t.txt", out=folder / "base", tokenizer="bytes", depth=1, context=32, optimizer="adamw", batch_tokens=128, micro_tokens=128, steps=4,
                                                 samples=0, max_positions=512, threads=1))  # fmt: skip
     rows = [{"messages": [{"role": "user", "content": f"Say {a}"}, {"role": "assistant", "content": "ab"[: 1 + a % 2]}]} for a in range(8)]
     (folder / "chats.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))

@@ -16,7 +16,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """chat/: a model; pairs.jsonl: TRL's rows; lists.jsonl: three ranked answers each, with ties in some."""
     folder = tmp_path_factory.mktemp("rlhf")
     (folder / "t.txt").write_text("Some text to learn from, again and again. " * 200)
-    base = pretrain.run(pretrain.PretrainConfig(text=folder / "t.txt", out=folder / "base", tokenizer="bytes", depth=1, context=32, batch_tokens=128, micro_tokens=128, steps=4,
+    base = pretrain.run(pretrain.PretrainConfig(text=folder / "t.txt", out=folder / "base", tokenizer="bytes", depth=1, context=32, optimizer="adamw", batch_tokens=128, micro_tokens=128, steps=4,
                                                 samples=0, max_positions=256, threads=1))  # fmt: skip
     rows = [{"messages": [{"role": "user", "content": f"Say {a}"}, {"role": "assistant", "content": "abc"[a % 3] * (1 + a % 2)}]} for a in range(12)]
     write(folder / "chats.jsonl", rows)

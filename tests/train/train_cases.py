@@ -42,7 +42,7 @@ def problem_file(folder: Path) -> Path:
 
 
 def pretrain_config(text: Path, out: Path, **changes: Any) -> pretrain.PretrainConfig:
-    small = dict(text=text, out=out, tokenizer="bytes", depth=1, context=32, batch_tokens=128, micro_tokens=64, steps=14, save_every=3, log_every=2,
+    small = dict(text=text, out=out, tokenizer="bytes", depth=1, context=32, batch_tokens=128, micro_tokens=64, optimizer="adamw", steps=14, save_every=3, log_every=2,
                  samples=1, max_positions=256, threads=1)  # fmt: skip
     return pretrain.PretrainConfig(**(small | changes))  # type: ignore[arg-type]
 

@@ -196,7 +196,7 @@ def list_of_steps(c: DiveConfig, t: Tier) -> list[Step]:
             PretrainConfig(
                 data=at / "data", tokenizer=str(at / "tokenizer"), out=at / "pretrain", depth=t.depth, context=t.context,
                 epochs=t.pretrain_epochs, max_steps=t.max_pretrain_steps if own else None, batch_tokens=t.pretrain_batch,
-                micro_tokens=t.pretrain_batch, lr=t.pretrain_lr, eval_every=t.pretrain_eval_every,
+                micro_tokens=t.pretrain_batch, optimizer="adamw", lr=t.pretrain_lr, eval_every=t.pretrain_eval_every,
                 prompts=[] if own else ["def", "What is 12+34?"], **common,
             ),
             pretrain.run,

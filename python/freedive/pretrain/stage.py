@@ -48,8 +48,8 @@ class PretrainConfig:
     max_steps: int | None = option(None, "at most this many steps, however long --epochs is")
     batch_tokens: int = option(4096, "tokens of an optimizer step")
     micro_tokens: int = option(4096, "tokens of one forward pass; less needs less memory and changes nothing but rounding")
-    lr: float | None = option(None, "peak learning rate (default: from the width, of muon's other parameters 1e-2; with --model a tenth of that)")
-    optimizer: str = option("adamw", "adamw; muon: Muon on the layers' matrices, AdamW on embeddings, head and vectors")
+    lr: float | None = option(None, "peak learning rate (default: from the width; with --model a tenth of that)")
+    optimizer: str | None = option(None, "muon: Muon on the layers' matrices, AdamW on embeddings, head and vectors; or adamw for all (default: muon, with --model adamw)")
     muon_lr: float | None = option(None, "peak learning rate of Muon's matrices (default: 0.4 of --lr; steps are as long as AdamW's)")
     embedding_lr: float | None = option(None, "with muon: peak learning rate of the embeddings (default: twice --lr)")
     head_lr: float | None = option(None, "with muon: peak learning rate of a head of its own (default: --lr)")
@@ -74,6 +74,11 @@ class PretrainConfig:
     dry_run: bool = option(False, "print the plan and stop")
 
 
+def _optimizer(c: PretrainConfig) -> str:
+    """A model that has learned is gone on with as gently as it was made elsewhere."""
+    return c.optimizer or ("adamw" if c.model else "muon")
+
+
 def model_config(c: PretrainConfig, vocab_size: int) -> DecoderConfig:
     """The architecture: a preset or the depth dial, then what was overridden."""
     longest = c.max_positions or 4 * c.context
@@ -86,12 +91,10 @@ def model_config(c: PretrainConfig, vocab_size: int) -> DecoderConfig:
     return base.replace(**changes)
 
 
-MUON_LR = 1e-2  # with it 0.4 of it for Muon's matrices and twice for embeddings: what did best at 4 layers of 128 to 256 (dev/LOG.md)
-
-
-def peak_lr(config: DecoderConfig) -> float:
-    """3e-3 at width 128, falling as 1/width (the muP rule for matrices), at most 4e-3."""
-    return min(4e-3, 3e-3 * 128 / config.d_model)
+def peak_lr(config: DecoderConfig, optimizer: str = "adamw") -> float:
+    """adamw: 3e-3 at width 128, falling as 1/width (the muP rule for matrices), at most 4e-3. muon: 1e-2 up to width 256, then falling likewise; 0.4 of it is for
+    Muon's matrices and twice for embeddings, what did best at 4 layers of 128 to 256 (dev/LOG.md); wider ones were not tried."""
+    return min(1e-2, 1e-2 * 256 / config.d_model) if optimizer == "muon" else min(4e-3, 3e-3 * 128 / config.d_model)
 
 
 def run(c: PretrainConfig) -> Path:
@@ -100,9 +103,9 @@ def run(c: PretrainConfig) -> Path:
         raise UserError("give either --data or --text", hint="freedive pretrain --text book.txt --out my-model")
     check_at_least(c, 1, "steps", "max_steps", "batch_tokens", "micro_tokens", "save_every", "log_every", "vocab_size", "threads", "max_positions", "depth")
     check_at_least(c, 0, "epochs", "lr", "muon_lr", "embedding_lr", "head_lr", "warmup", "weight_decay", "eval_every", "samples")
-    if c.optimizer not in ("adamw", "muon"):
+    if c.optimizer not in (None, "adamw", "muon"):
         raise UserError(f"optimizer is {c.optimizer!r}", hint="adamw or muon")
-    if c.optimizer != "muon" and (given := [n for n in ("muon_lr", "embedding_lr", "head_lr") if getattr(c, n) is not None]):
+    if _optimizer(c) != "muon" and (given := [n for n in ("muon_lr", "embedding_lr", "head_lr") if getattr(c, n) is not None]):
         raise UserError(f"--{given[0].replace('_', '-')} is a rate of --optimizer muon", hint="adamw has one rate, --lr")
     if not 0 <= c.val_fraction < 1:
         raise UserError(f"val_fraction is {c.val_fraction}; it must be at least 0 and below 1")
@@ -144,7 +147,7 @@ def _start(c: PretrainConfig, source: Path, artefact: Artefact | None) -> None:
     steps = c.steps if c.steps is not None else max(1, round(c.epochs * documents.n_targets / c.batch_tokens))
     steps = min(steps, c.max_steps or steps)
     micro, max_seqs = min(c.micro_tokens, c.batch_tokens), 512
-    lr = c.lr or (MUON_LR if c.optimizer == "muon" else peak_lr(config)) * (0.1 if c.model else 1)
+    lr = c.lr or peak_lr(config, _optimizer(c)) * (0.1 if c.model else 1)
     warmup = c.warmup if c.warmup is not None else max(1, min(200, steps // 50 + 5))
     print(f"{documents.n_targets:,} training tokens, vocabulary {tok.vocab_size:,}; model: {config.n_params():,} parameters "
           f"({config.n_layer} layers of {config.d_model}, {config.n_head} heads, {config.n_kv_head} for keys and values)")  # fmt: skip
@@ -165,7 +168,7 @@ def _start(c: PretrainConfig, source: Path, artefact: Artefact | None) -> None:
     loader = SequenceLoader(documents, c.batch_tokens, micro, max_seqs, c.seed)
     muon_lr = 0.4 * lr if c.muon_lr is None else c.muon_lr
     embedding_lr = 2 * lr if c.embedding_lr is None else c.embedding_lr
-    settings = Settings(steps, lr, warmup, beta2=c.beta2, weight_decay=c.weight_decay, optimizer=c.optimizer, muon_lr=muon_lr, embedding_lr=embedding_lr, head_lr=c.head_lr,
+    settings = Settings(steps, lr, warmup, beta2=c.beta2, weight_decay=c.weight_decay, optimizer=_optimizer(c), muon_lr=muon_lr, embedding_lr=embedding_lr, head_lr=c.head_lr,
                         log_every=c.log_every, eval_every=c.eval_every, save_every=c.save_every)  # fmt: skip
     evaluate = (lambda step: held_out_loss(model, corpus.val, c.context, bos, corpus.val_bytes)) if corpus.val else None
     supervised_loop(artefact, model, loader, settings, "pretrain", evaluate)

@@ -72,7 +72,7 @@ def make_base(out: Path, size: Size, seed: int, threads: int | None) -> Path:
     tokenizer.run(TokenizerConfig(data=corpus, out=out / "tokenizer", vocab_size=size.vocab_size, seed=seed, threads=threads))
     pretrain.run(PretrainConfig(
         text=corpus, tokenizer=str(out / "tokenizer"), out=out / "base", depth=size.depth, context=size.context, epochs=size.epochs,
-        batch_tokens=size.batch, micro_tokens=size.batch, val_fraction=0.02, dtype="auto", seed=seed, threads=threads, samples=2, max_positions=1024,
+        batch_tokens=size.batch, micro_tokens=size.batch, optimizer="adamw", val_fraction=0.02, dtype="auto", seed=seed, threads=threads, samples=2, max_positions=1024,
     ))  # fmt: skip
     return out / "base"
 
