@@ -52,6 +52,7 @@ struct Call {
   int64_t compute = limits.compute >= 0 ? limits.compute : random.below(2);  // FD_I8 of the quantized ops, too
   int32_t cache_dtype = std::array<int32_t, 3>{FD_F32, FD_BF16, FD_I8}[random.below(3)];
   int32_t input_dtype = random.below(2) == 0 ? FD_F32 : FD_BF16, output_dtype = random.below(2) == 0 ? FD_F32 : FD_BF16;
+  bool cached = random.below(2) == 0;  // where an op goes without a cache, too
   int64_t type = 0;                   // of theirs, too: ggml's number
   std::map<std::string, int64_t> sizes;
   std::vector<std::vector<uint8_t>> memory;  // exactly as long as the tensor: what lies behind is the sanitizer's
@@ -61,14 +62,14 @@ struct Call {
   Call(const OpSchema& s, const fd_device_table* d, Random& r, const Limits& l) : schema(s), device(d), random(r), limits(l) {
     const bool head = schema.name.rfind("head", 0) == 0;
     const int64_t limit = limits.width;
-    sizes["T"] = has("k_cache") ? static_cast<int64_t>(FD_KV_BLOCK) : random.size(limit);
+    sizes["T"] = has("k_cache") || has("seen") ? static_cast<int64_t>(FD_KV_BLOCK) : random.size(limit);
     sizes["G"] = 1 + random.below(3);
     sizes["H"] = has("k") || has("k_cache") ? sizes["G"] * (1 + random.below(3)) : 1 + random.below(4);
     sizes["R"] = random.size(limit) / 2 + 1;
     sizes["D"] = schema.name == "rope" ? 2 * sizes["R"] : has("cu_seqlens") ? head_width() : random.size(limit);
     const int64_t P = fd_numbers_per_word(cache_dtype);
     sizes["W"] = (sizes["D"] + P - 1) / P, sizes["U"] = FD_KV_BLOCK * P;
-    sizes["X"] = FD_KV_BLOCK / P, sizes["Y"] = has("k_cache") ? sizes["D"] * P : 8;
+    sizes["X"] = FD_KV_BLOCK / P, sizes["Y"] = has("k_cache") ? sizes["D"] * P : has("prefixes") ? 2 : 8;
     sizes["N"] = random.below(20) == 0 && limits.least == 1 ? 0 : random.size(limits.rows, limits.least);
     sizes["S"] = 1 + random.below(head ? 40 : 5);
     sizes["S1"] = sizes["S"] + 1;
@@ -122,6 +123,7 @@ struct Call {
       const int64_t flag = f.name == "compute" ? compute
                            : f.name == "type"  ? type
                            : f.name == "vocab" ? sizes["V"]
+                           : f.name == "rows"  ? 2 + random.below(1000)
                                                : random.below(2);
       uint64_t word;
       std::memcpy(&word, f.scalar == 'f' ? static_cast<const void*>(&number) : &flag, 8);
@@ -134,7 +136,12 @@ struct Call {
     fd_tensor t{nullptr, {0, 0, 0, 0}, {0, 0, 0, 0}, 0, dtype};
     memory.emplace_back();
     const bool needed = f.name == "positions" || f.name == "wpe" || f.name == "dwpe";  // the last two need the first
-    if (cache_scale ? cache_dtype == FD_I8 : !f.optional || needed || random.below(2) == 0) {
+    const bool of_cache = has("seen") && (f.name == "seen" || f.name == "past_lens" || f.name == "block_table");  // all or none
+    const bool there = cache_scale                           ? cache_dtype == FD_I8
+                       : of_cache                            ? cached
+                       : f.name == "prefixes"                ? !cached
+                                                             : !f.optional || needed || random.below(2) == 0;
+    if (there) {
       t.ndim = static_cast<int32_t>(f.dims.size());
       int64_t inner = 1;
       for (int i = t.ndim - 1; i >= 0; --i) {
@@ -172,7 +179,7 @@ struct Call {
         static_cast<uint8_t*>(data)[i] = i == 0 || random.below(2) == 0;
       else if (t.dtype == FD_U64)
         static_cast<uint64_t*>(data)[i] = random.engine();
-      else if (f.name == "tokens")
+      else if (f.name == "tokens" || f.name == "seen")
         i32[i] = static_cast<int32_t>(random.below(sizes["V"]));
       else if (f.name == "targets")
         i32[i] = static_cast<int32_t>(random.below(sizes["V"] + 1)) - 1;
@@ -202,6 +209,8 @@ struct Call {
       auto* words = static_cast<uint32_t*>(data);
       for (int64_t i = 0; i < count; ++i) words[i] = (words[i] & 0xffff0000u) | words[i] >> 16;
     }
+    for (int64_t s = 1; f.name == "prefixes" && s < t.shape[0]; ++s)  // of the first sequence
+      i32[s * t.stride[0] + 1] = static_cast<int32_t>(random.below(cu_seqlens[1] + 1));
     if (f.name == "block_table") {  // every sequence has blocks of its own, in any order
       std::vector<int32_t> blocks;
       for (int32_t b = 0; b < sizes["B"]; ++b) blocks.push_back(b);
