@@ -137,7 +137,7 @@ def main() -> None:
             from freedive.pretrain.stage import PretrainConfig
             from freedive.pretrain.stage import run as pretrain
 
-            pretrain(PretrainConfig(text=labelled, out=work / "body", steps=a.body_steps, context=512, samples=0))
+            pretrain(PretrainConfig(text=labelled, out=work / "body", steps=a.body_steps, context=512, optimizer="adamw", samples=0))
             begun = time.process_time()
             edu_train.run(edu_train.EduTrainConfig((labelled,), work / "model", body=work / "body"))
             print(json.dumps({"case": "model", "cpu_seconds": round(time.process_time() - begun, 1)}))

@@ -64,7 +64,7 @@ def main() -> None:
         for _ in range(options.launches + 1):
             with tempfile.TemporaryDirectory() as folder:
                 out = Path(folder, "out")
-                command = [sys.executable, "-m", "freedive", "pretrain", "--text", text, "--tokenizer", options.tokenizer, "--log-every", "1", "--out", str(out)]
+                command = [sys.executable, "-m", "freedive", "pretrain", "--text", text, "--tokenizer", options.tokenizer, "--log-every", "1", "--optimizer", "adamw", "--out", str(out)]
                 runs.append(launch(command, Path(f"{out}.partial", "metrics.jsonl")))
         seconds, cpu = zip(*runs[1:])
         row = {"text": Path(text).name, "bytes": os.path.getsize(text), "tokenizer": options.tokenizer, "launches": options.launches}

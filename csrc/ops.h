@@ -63,7 +63,8 @@ typedef struct { fd_tensor dwte, dwpe, dout, tokens, positions; } fd_embedding_b
 //   pairs[n] = bigram_row(before, tokens[n], rows), rows >= 2; before is tokens[n-1], of a sequence's first row
 //   with prefixes (without a cache) the row cu_seqlens[from] + count - 1, (from, count) = prefixes[s], where count > 0;
 //   with a cache what `seen` holds of position past_lens[s] - 1; else none, -1.
-// seen int32 [B, FD_KV_BLOCK]: the id at each position of the cache, by block and slot as in kv_cache_write; the batch's are noted there.
+// seen int32 [B, FD_KV_BLOCK]: the id at each position of the cache, by block and slot as in kv_cache_write. The batch's are noted there before any
+// is read, so a sequence may go on in a block that another one fills in the same call.
 // Rows of an unused tail get 0.
 typedef struct { fd_tensor pairs, tokens, cu_seqlens, prefixes, seen, past_lens, block_table; int64_t rows; } fd_bigram_ids_args;
 

@@ -57,18 +57,17 @@ void bigram_ids(fd_context*, const void* p) {
   const int64_t N = a.tokens.shape[0], S = a.cu_seqlens.shape[0] - 1;
   const int32_t *tokens = i32(a.tokens), *cu = i32(a.cu_seqlens);
   int32_t* out = ids_row(a.pairs, 0);
+  const auto seen = [&](int64_t s, int64_t position) -> int32_t& {
+    return ids_row(a.seen, ids_row(a.block_table, s)[position / FD_KV_BLOCK])[position % FD_KV_BLOCK];
+  };
+  for (int64_t s = 0; a.seen.data != nullptr && s < S; ++s)
+    for (int64_t n = cu[s]; n < cu[s + 1]; ++n) seen(s, i32(a.past_lens)[s] + n - cu[s]) = tokens[n];
   for (int64_t s = 0; s < S; ++s) {
-    const int64_t past = a.seen.data == nullptr ? 0 : i32(a.past_lens)[s];
-    const auto seen = [&](int64_t position) -> int32_t& {
-      return ids_row(a.seen, ids_row(a.block_table, s)[position / FD_KV_BLOCK])[position % FD_KV_BLOCK];
-    };
-    int32_t before = past > 0 ? seen(past - 1) : -1;
+    int32_t before = -1;
+    if (a.seen.data != nullptr && i32(a.past_lens)[s] > 0 && cu[s] < cu[s + 1]) before = seen(s, i32(a.past_lens)[s] - 1);
     if (const int32_t* prefix = a.prefixes.data == nullptr ? nullptr : ids_row(a.prefixes, s); prefix && prefix[1] > 0)
       before = tokens[cu[prefix[0]] + prefix[1] - 1];
-    for (int64_t n = cu[s]; n < cu[s + 1]; before = tokens[n++]) {
-      out[n] = bigram_row(before, tokens[n], a.rows);
-      if (a.seen.data != nullptr) seen(past + n - cu[s]) = tokens[n];
-    }
+    for (int64_t n = cu[s]; n < cu[s + 1]; before = tokens[n++]) out[n] = bigram_row(before, tokens[n], a.rows);
   }
   for (int64_t n = S < 1 ? 0 : cu[S]; n < N; ++n) out[n] = 0;
 }

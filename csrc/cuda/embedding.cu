@@ -113,29 +113,39 @@ void backward_sorted(fd_context* ctx, const void* arguments) {
 }
 
 // ---- pairs -----------------------------------------------------------------------------------------------------------------
+// The id at a position of sequence s.
+__device__ inline int32_t& seen(const fd_bigram_ids_args& a, int64_t s, int64_t position) {
+  return row<int32_t>(a.seen, row<int32_t>(a.block_table, s)[position / FD_KV_BLOCK])[position % FD_KV_BLOCK];
+}
+
+__global__ void note_ids_kernel(fd_bigram_ids_args a) {
+  const int64_t n = global_thread();
+  if (n >= a.tokens.shape[0]) return;
+  const int64_t s = sequence_of(a.cu_seqlens, n);
+  if (s < 0) return;
+  seen(a, s, flat<int32_t>(a.past_lens)[s] + n - flat<int32_t>(a.cu_seqlens)[s]) = flat<int32_t>(a.tokens)[n];
+}
+
 __global__ void bigram_kernel(fd_bigram_ids_args a) {
   const int64_t n = global_thread();
   if (n >= a.tokens.shape[0]) return;
   const auto *tokens = flat<int32_t>(a.tokens), *cu = flat<int32_t>(a.cu_seqlens);
   const int64_t s = sequence_of(a.cu_seqlens, n);
   if (s < 0) return void(flat<int32_t>(a.pairs)[n] = 0);
-  const int64_t position = n - cu[s] + (a.seen.data != nullptr ? flat<int32_t>(a.past_lens)[s] : 0);
-  const auto seen = [&](int64_t p) -> int32_t& {
-    return row<int32_t>(a.seen, row<int32_t>(a.block_table, s)[p / FD_KV_BLOCK])[p % FD_KV_BLOCK];
-  };
   int32_t before = -1;
   if (n > cu[s])
     before = tokens[n - 1];
   else if (a.prefixes.data != nullptr && row<int32_t>(a.prefixes, s)[1] > 0)
     before = tokens[cu[row<int32_t>(a.prefixes, s)[0]] + row<int32_t>(a.prefixes, s)[1] - 1];
-  else if (position > 0)
-    before = seen(position - 1);
+  else if (a.seen.data != nullptr && flat<int32_t>(a.past_lens)[s] > 0)
+    before = seen(a, s, flat<int32_t>(a.past_lens)[s] - 1);
   flat<int32_t>(a.pairs)[n] = bigram_row(before, tokens[n], a.rows);
-  if (a.seen.data != nullptr) seen(position) = tokens[n];
 }
 
+// Ids are noted by a launch of its own: a block may be one that another sequence fills now.
 void bigram_ids(fd_context* ctx, const void* arguments) {
   const auto& a = *static_cast<const fd_bigram_ids_args*>(arguments);
+  if (a.seen.data != nullptr) launch_threads(ctx, "bigram_ids", a.tokens.shape[0], note_ids_kernel, a);
   launch_threads(ctx, "bigram_ids", a.tokens.shape[0], bigram_kernel, a);
 }
 

@@ -20,7 +20,7 @@ struct Places {
   float *lora_h_ = nullptr, *lora_dh_ = nullptr, *unread_ = nullptr;
   float *x_last_ = nullptr, *final_ = nullptr, *final_stat_ = nullptr, *final_mean_ = nullptr;
   float *final_lse_ = nullptr, *final_entropy_ = nullptr, *sampled_hidden_ = nullptr;
-  float* scalars_ = nullptr;  // temperature, norm, a matrix's norm, Muon's hyper[5], AdamW's hyper[8]
+  float* scalars_ = nullptr;  // temperature, norm, (one unused), Muon's hyper[5], AdamW's hyper[8]
   float *dx_ = nullptr, *dnorm_ = nullptr, *dqkv_ = nullptr, *dqk_ = nullptr, *dattention_ = nullptr;
   float *dup_ = nullptr, *dact_ = nullptr;
 };

@@ -78,9 +78,9 @@ struct PackedRows {
   int64_t bytes;
 };
 
-// Bytes that the best variant of an op asks for, and the most that any op of a Muon step does.
+// Bytes that the best variant of an op asks for, and the most that any op of a Muon step does, of matrices of at most so many numbers.
 size_t workspace_of(const fd_device_table* device, const char* op, const void* args, int threads);
-size_t muon_workspace(const ParameterTable& table, const fd_device_table* device, int threads);
+size_t muon_workspace(const ParameterTable& table, const fd_device_table* device, int threads, int64_t most_numbers = INT64_MAX);
 
 class Decoder : Places {
  public:

@@ -7,14 +7,15 @@
 //   W -= lr (scale X + weight_decay W)
 //
 // Each time by the odd polynomial of degree 5 that brings what the one before left of [0.003, 1] nearest to 1 (Amsel et al. 2025,
-// arXiv:2505.16932; dev/newton_schulz.py computes a_t, b_t, c_t). After four, singular values of 0.003 to 1 are 0.80 to 1.20; after
-// five times Jordan's (3.4445, -4.7750, 2.0315) they are 0.68 to 1.16.
+// arXiv:2505.16932; dev/newton_schulz.py computes a_t, b_t, c_t). All but the last are of x / 1.01: beyond 1 they are steep, and
+// rounding to bfloat16 takes a singular value there, of a gradient of rank 1 or nearly. After four, singular values of 0.003 to 1
+// are 0.78 to 1.20; after five times Jordan's (3.4445, -4.7750, 2.0315) they are 0.68 to 1.20.
 //
 // G lives on the matrix's smaller side: for more rows than columns it is X^T X and stands to the right of X, so nothing is turned
 // round. Products run in the decoder's own precision.
 //
 // State: one momentum for each matrix, where AdamW has its first moment. Memory of a step besides: two matrices of the largest
-// size, two squares of its smaller side, taken at the first step. FLOPs a matrix [O,C], r = min(O,C): 4 (4 O C r + 2 r^3).
+// size, two squares of its smaller side, taken at the first step; on the CPU every thread has such of its own for small ones. FLOPs a matrix [O,C], r = min(O,C): 4 (4 O C r + 2 r^3).
 // On the CPU a thread takes a matrix of at most a million numbers for itself: its products are too small to be shared, and stay in
 // its cache. 28 matrices of 256 x 256 and 256 x 704, two threads: 69 to 47 ms.
 #include <algorithm>
@@ -35,7 +36,7 @@ namespace {
 struct Step {
   double a, b, c;
 };
-constexpr Step STEPS[] = {{8.3837, -24.7659, 18.3571}, {4.0434, -3.0114, 0.5695}, {3.5056, -2.6267, 0.5257}, {2.4901, -1.8343, 0.4368}};
+constexpr Step STEPS[] = {{8.3007, -24.0375, 17.4662}, {4.0034, -2.9228, 0.5419}, {3.4709, -2.5494, 0.5002}, {2.4901, -1.8343, 0.4368}};
 constexpr int64_t OF_ONE_THREAD = int64_t{1} << 20;  // numbers
 
 bool takes_muon(const Parameter& p) { return p.matrix && p.name.rfind("layers.", 0) == 0; }
@@ -60,12 +61,12 @@ double scale_of(MuonScale rule, int64_t rows, int64_t columns) {
 
 }  // namespace
 
-size_t muon_workspace(const ParameterTable& table, const fd_device_table* device, int threads) {
+size_t muon_workspace(const ParameterTable& table, const fd_device_table* device, int threads, int64_t most_numbers) {
   size_t most = 0;
   const auto ask = [&](const char* op, const void* args) { most = std::max(most, workspace_of(device, op, args, threads)); };
   float* f = nullptr;
   for (const Parameter& p : table.rows) {
-    if (!takes_muon(p)) continue;
+    if (!takes_muon(p) || p.size > most_numbers) continue;
     const int64_t O = p.shape[0], C = p.shape[1], r = std::min(O, C);
     const fd_tensor X = view(f, O, C), G = view(f, r, r);
     fd_global_norm_args n{view(f, 1), view(f, p.size)};
@@ -172,7 +173,7 @@ float Decoder::muon(const float hyper[5], MuonScale rule, const float adamw_hype
     const bool own = !has_own_memory() && p.size <= OF_ONE_THREAD;
     (own ? apart : together).push_back(&p), (own ? small : large).hold(p);
   }
-  const size_t workspace = apart.empty() ? 0 : (muon_workspace(table_, device_, 1) + 63) / 64 * 64;
+  const size_t workspace = apart.empty() ? 0 : (muon_workspace(table_, device_, 1, OF_ONE_THREAD) + 63) / 64 * 64;
   if (muon_.size() == 0)
     muon_ = buffer(large.floats() * sizeof(float) + pool_->size() * (small.floats() * sizeof(float) + workspace));
   large.base = muon_.floats();

@@ -144,6 +144,23 @@ def test_the_moment_of_its_matrices_stays_zero_and_adamw_has_its_own():
     assert all((v[k] == 0).all() == takes_muon(k, p) for k, p in model.parameters.items())
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["of rank 1", "constant", "nearly of rank 1"])
+def test_a_gradient_of_rank_one_makes_no_long_step(dtype: str, kind: str):
+    """Its one singular value is all of the norm, so the iteration begins at the end of its interval, and rounding goes beyond"""
+    model, rng = make_model(DecoderConfig(64, 2, 4, 2, 64, 16, 96, 64), dtype=dtype, scale=0.1), np.random.default_rng(3)
+    before = {key: p.copy() for key, p in model.parameters.items()}
+    for g in (g for g in model.gradients.values() if g.ndim == 2):
+        g[...] = 1.0 if kind == "constant" else np.outer(rng.standard_normal(len(g)), rng.standard_normal(g.shape[1]))
+        if kind == "nearly of rank 1":
+            g += 0.01 * np.linalg.norm(g) / g.size**0.5 * rng.standard_normal(g.shape)
+    model.muon(1.0, adamw_lr=0.0, weight_decay=0.0, momentum=0.0)
+    for key, p in model.parameters.items():
+        if takes_muon(key, p):
+            step = (before[key].astype(np.float64) - p) / muon_scale("match_rms_adamw", *p.shape)
+            assert np.linalg.norm(step, 2) < 1.3, key
+
+
 def test_bad_arguments():
     model = make_model(CONFIGS["gpt2"])
     with pytest.raises(ValueError, match="match_rms_adamw, original or spectral"):

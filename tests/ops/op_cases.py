@@ -427,6 +427,13 @@ def bigram_ids(r):
         x = {"tokens": ids(r, 9, sum(new) + 1), "cu_seqlens": lengths_to_cu(new), "rows": 50, "seen": ids(r, 9, len(past) * 3 + 1, 32)}
         x |= {"past_lens": np.array(past, np.int32), "block_table": table}
         yield Case(f"cache {past}", x, dict(zip(("pairs", "seen"), reference.bigram_ids(**x))))
+    for first, (new, past, table) in enumerate((((33, 1), (0, 32), ((0, 1), (0, 2))), ((1, 300), (32, 0), ((0, 2), (0, *range(3, 12)))))):
+        blocks = np.zeros((2, 12), np.int32)  # one goes on in a block that the other fills in this call
+        for s, mine in enumerate(table):
+            blocks[s, : len(mine)] = mine
+        x = {"tokens": ids(r, 9, sum(new)), "cu_seqlens": lengths_to_cu(new), "rows": 50, "seen": ids(r, 9, 12, 32), "past_lens": np.array(past, np.int32)}
+        x["block_table"] = blocks
+        yield Case(f"a shared block, {'first' if first == 0 else 'second'} fills it", x, dict(zip(("pairs", "seen"), reference.bigram_ids(**x))))
 
 
 @cases("decode_advance")

@@ -168,7 +168,7 @@ def family(c: DecoderConfig) -> str:
             return "llama"
         if not c.qk_norm and c.attention_bias:
             return "qwen2"
-    raise UserError("this configuration has no Hugging Face equivalent", hint=f"use a preset ({', '.join(PRESETS)}) or --depth to export")
+    raise UserError("this configuration has no Hugging Face equivalent", hint=f"use a preset ({', '.join(n for n, p in PRESETS.items() if not p.bigram_rows)}) or --depth to export")
 
 
 def check_exportable(c: DecoderConfig) -> None:

@@ -173,7 +173,7 @@ def _start(c: PretrainConfig, source: Path, artefact: Artefact | None) -> None:
     evaluate = (lambda step: held_out_loss(model, corpus.val, c.context, bos, corpus.val_bytes)) if corpus.val else None
     supervised_loop(artefact, model, loader, settings, "pretrain", evaluate)
 
-    artefact.summary(parameters=config.n_params(), steps=steps, train_tokens=documents.n_targets)
+    artefact.summary(parameters=config.n_params(), optimizer=settings.optimizer, steps=steps, train_tokens=documents.n_targets)
     prompts = [[tok.bos_id]] * c.samples + [tok.document_ids(p) for p in c.prompts]
     write_json_atomic(artefact.work / "samples.json", draw_samples(model, tok, prompts, min(96, config.max_positions // 2), c.seed))
     save_model_folder(model, tok, artefact.work, tok.bos_id)

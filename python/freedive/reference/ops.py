@@ -37,14 +37,20 @@ def bigram_ids(tokens: Array, cu_seqlens: Array, rows: int, prefixes: Array | No
                block_table: Array | None = None) -> tuple[Array, Array | None]:  # fmt: skip
     """ops.h: the row of each token and the one before it -> [N], and with a cache its ids [B, 32] with the batch's noted"""
     out, seen = np.zeros(len(tokens), int), None if seen is None else seen.copy()
-    for s, (begin, end) in enumerate(zip(cu_seqlens[:-1], cu_seqlens[1:])):
-        past, before = 0, -1
-        if seen is not None and past_lens is not None and block_table is not None:
-            past = past_lens[s]
-            places = [(block_table[s, p // 32], p % 32) for p in range(past + end - begin)]
-            before = seen[places[past - 1]] if past else -1
+    sequences = list(enumerate(zip(cu_seqlens[:-1], cu_seqlens[1:])))
+
+    def place(s: int, position: int) -> tuple[int, int]:
+        assert block_table is not None
+        return block_table[s, position // 32], position % 32
+
+    if seen is not None and past_lens is not None:
+        for s, (begin, end) in sequences:
             for n in range(begin, end):
-                seen[places[past + n - begin]] = tokens[n]
+                seen[place(s, past_lens[s] + n - begin)] = tokens[n]
+    for s, (begin, end) in sequences:
+        before = -1
+        if seen is not None and past_lens is not None and past_lens[s] and end > begin:
+            before = seen[place(s, past_lens[s] - 1)]
         if prefixes is not None and prefixes[s, 1]:
             before = tokens[cu_seqlens[prefixes[s, 0]] + prefixes[s, 1] - 1]
         for n in range(begin, end):

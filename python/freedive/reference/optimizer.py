@@ -57,13 +57,13 @@ class AdamW:
         return norm
 
 
-# Of a x + b x^3 + c x^5, one step after the other: the polynomial nearest to 1 on what the one before left of [0.003, 1]
+# Of a x + b x^3 + c x^5, one step after the other: the polynomial nearest to 1 on what the one before left of [0.003, 1], all but the last of x / 1.01
 # (Polar Express, Amsel et al. 2025, arXiv:2505.16932; dev/newton_schulz.py computes them).
-NEWTON_SCHULZ = ((8.3837, -24.7659, 18.3571), (4.0434, -3.0114, 0.5695), (3.5056, -2.6267, 0.5257), (2.4901, -1.8343, 0.4368))
+NEWTON_SCHULZ = ((8.3007, -24.0375, 17.4662), (4.0034, -2.9228, 0.5419), (3.4709, -2.5494, 0.5002), (2.4901, -1.8343, 0.4368))
 
 
 def newton_schulz(x: np.ndarray) -> np.ndarray:
-    """x with its singular values made about 1 (0.80 to 1.20 where they were more than 0.003 of its norm): what U V^T of x = U S V^T is,
+    """x with its singular values made about 1 (0.78 to 1.20 where they were more than 0.003 of its norm): what U V^T of x = U S V^T is,
     roughly. 0 stays 0."""
     x = x / max(float(np.linalg.norm(x)), 1e-7)
     for a, b, c in NEWTON_SCHULZ:

@@ -64,11 +64,12 @@ def architecture_svg(c: DecoderConfig) -> str:
     d.wire((86, y1), (122, y1))
     end = d.matrix(126, y1, "embedding", c.vocab_size, c.d_model, vocab, "a row for each id")
     x = end + 14
-    if c.position == "learned":
+    if c.position == "learned" or c.bigram_rows:
+        name, rows = ("positions", c.max_positions) if c.position == "learned" else ("pairs of tokens", c.bigram_rows)
         d.wire((x, y1), (x + 34, y1))
         d.plus(x + 44, y1)
-        d.text(x + 44, y1 - 22, "positions", 12)
-        d.text(x + 44, y1 + 30, f"{c.max_positions:,} × {c.d_model:,}", 11, quiet=True)
+        d.text(x + 44, y1 - 22, name, 12)
+        d.text(x + 44, y1 + 30, f"{rows:,} × {c.d_model:,}", 11, quiet=True)
         x += 54
     d.wire((x, y1), (x + 60, y1))
     d.text(x + 70, y1 - 5, f"residual stream: {c.d_model:,} numbers a token", 13, anchor="start", bold=True)

@@ -71,7 +71,7 @@ def _numbers(pages: Pages) -> None:
 def parameter_groups(pages: Pages) -> list[tuple[str, int]]:
     """(name, parameters), tied ones counted once: the embedding, a block's parts times the blocks, the head."""
     c = pages.model.config
-    names = {"q_proj": "attention: query", "k_proj": "attention: key", "v_proj": "attention: value", "o_proj": "attention: out", "gate_proj": "MLP: gate",
+    names = {"embed_bigrams": "pairs of tokens", "q_proj": "attention: query", "k_proj": "attention: key", "v_proj": "attention: value", "o_proj": "attention: out", "gate_proj": "MLP: gate",
              "up_proj": "MLP: up", "down_proj": "MLP: down"}  # fmt: skip
     counts: dict[str, int] = {}
     for name, shape, _, _ in _core.parameter_table(c.core_dict()):
