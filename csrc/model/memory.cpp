@@ -117,7 +117,8 @@ size_t workspace_bytes(const DecoderConfig& c, const fd_device_table* device, in
   float* f = nullptr;
   int32_t* i32 = nullptr;
   const int64_t C = c.d_model, H = c.n_head, G = c.n_kv_head, D = c.head_dim, V = c.vocab_size;
-  fd_embedding_backward_args eb{view(f, c.vocab_size, C), view(f, std::max(c.max_positions, c.bigram_rows), C), view(f, N, C), view(i32, N), view(i32, N)};
+  const fd_tensor second = view(f, std::max(c.max_positions, c.bigram_rows), C);  // positions or pairs
+  fd_embedding_backward_args eb{view(f, c.vocab_size, C), second, view(f, N, C), view(i32, N), view(i32, N)};
   ask("embedding_backward", &eb);
   fd_rmsnorm_forward_args rf{view(f, N, H, D), view(f, N, H), view(f, N, H, D), view(f, D), 0};
   ask("rmsnorm_forward", &rf);

@@ -36,7 +36,7 @@ namespace {
 struct Step {
   double a, b, c;
 };
-constexpr Step STEPS[] = {{8.3007, -24.0375, 17.4662}, {4.0034, -2.9228, 0.5419}, {3.4709, -2.5494, 0.5002}, {2.4901, -1.8343, 0.4368}};
+constexpr Step STEPS[] = {{8.3007, -24.0375, 17.4661}, {4.0034, -2.9228, 0.5419}, {3.4709, -2.5494, 0.5002}, {2.4901, -1.8343, 0.4368}};
 constexpr int64_t OF_ONE_THREAD = int64_t{1} << 20;  // numbers
 
 bool takes_muon(const Parameter& p) { return p.matrix && p.name.rfind("layers.", 0) == 0; }

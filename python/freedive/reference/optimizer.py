@@ -59,7 +59,7 @@ class AdamW:
 
 # Of a x + b x^3 + c x^5, one step after the other: the polynomial nearest to 1 on what the one before left of [0.003, 1], all but the last of x / 1.01
 # (Polar Express, Amsel et al. 2025, arXiv:2505.16932; dev/newton_schulz.py computes them).
-NEWTON_SCHULZ = ((8.3007, -24.0375, 17.4662), (4.0034, -2.9228, 0.5419), (3.4709, -2.5494, 0.5002), (2.4901, -1.8343, 0.4368))
+NEWTON_SCHULZ = ((8.3007, -24.0375, 17.4661), (4.0034, -2.9228, 0.5419), (3.4709, -2.5494, 0.5002), (2.4901, -1.8343, 0.4368))
 
 
 def newton_schulz(x: np.ndarray) -> np.ndarray:
